@@ -1,0 +1,103 @@
+"""The Batch: everything the model and the loss need, with all randomness already in it."""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttt_dist.sequence.corruption import Corrupted, corrupt, draw
+from ttt_dist.sequence.objective import Objective
+from ttt_dist.sequence.sample import Sample
+from ttt_dist.sequence.tokens import TokenLayout
+
+
+@dataclass
+class Batch:
+    """Packs side by side. Tensors are [B, S]; weights are 0 where a position has no such target.
+
+    The loss of a global batch is the sum over its batches of ar_weights * CE(logits, ar_targets) +
+    nar_weights * CE(logits, nar_targets), divided by the sum of their `count`s. Targets stand at the position that
+    predicts them: the model shifts nothing.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    """Restart at 0 in each sample."""
+    sample_ids: Tensor
+    """1, 2, ... within a row; 0 is padding."""
+    span_ids: Tensor
+    """0 is causal; otherwise unique within a row."""
+    ar_targets: Tensor
+    ar_weights: Tensor
+    nar_targets: Tensor
+    nar_weights: Tensor
+    count: float
+    """This batch's part of the global count that the loss is divided by."""
+
+    @property
+    def ar_tokens(self) -> int:
+        return int((self.ar_weights != 0).sum())
+
+    @property
+    def nar_tokens(self) -> int:
+        return int((self.nar_weights != 0).sum())
+
+    @property
+    def useful_tokens(self) -> int:
+        """Tokens that are not padding."""
+        return int((self.sample_ids != 0).sum())
+
+    def to(self, device: torch.device | str) -> "Batch":
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in values.items()})
+
+
+def collate(
+    packs: list[list[Sample]], layout: TokenLayout, objective: Objective, seed: int, epochs: list[int], seq_len: int
+) -> Batch:
+    """Corrupt the samples of `packs` (one epoch number each) and lay them out as a Batch of [len(packs), seq_len].
+
+    A pack may be empty (all padding). Raises ValueError where a pack is longer than seq_len.
+    """
+    mix = _shared_mix(packs, objective, seed, epochs)
+    rows = [
+        [corrupt(sample, layout, objective, draw(sample, seed, epoch), mix) for sample in pack]
+        for pack, epoch in zip(packs, epochs, strict=True)
+    ]
+    integers = np.zeros((6, len(packs), seq_len), dtype=np.int64)
+    integers[0] = layout.pad
+    weights = np.zeros((2, len(packs), seq_len), dtype=np.float32)
+    for row, parts in enumerate(rows):
+        _fill_row(integers[:, row], weights[:, row], parts)
+    names = ("input_ids", "position_ids", "sample_ids", "span_ids", "ar_targets", "nar_targets")
+    tensors = {name: torch.from_numpy(array) for name, array in zip(names, integers, strict=True)}
+    tensors |= {"ar_weights": torch.from_numpy(weights[0]), "nar_weights": torch.from_numpy(weights[1])}
+    return Batch(**tensors, count=float(sum(part.count for parts in rows for part in parts)))
+
+
+def _shared_mix(packs: list[list[Sample]], objective: Objective, seed: int, epochs: list[int]) -> bool | None:
+    """BANOM's choice for the whole micro-batch (that of its first sample), or None where each sample has its own."""
+    if not objective.mixes_per_micro_batch:
+        return None
+    first = next(((pack[0], epoch) for pack, epoch in zip(packs, epochs, strict=True) if pack), None)
+    return first is not None and draw(first[0], seed, first[1]).mix < objective.p_mix
+
+
+def _fill_row(integers: np.ndarray, weights: np.ndarray, parts: list[Corrupted]) -> None:
+    """Write corrupted samples one after the other into integers [6, S] and weights [2, S]."""
+    start = num_spans = 0
+    for number, part in enumerate(parts, start=1):
+        end = start + len(part.input_ids)
+        if end > integers.shape[-1]:
+            raise ValueError(f"a pack of {end} tokens or more does not fit seq_len {integers.shape[-1]}")
+        integers[0, start:end] = part.input_ids
+        integers[1, start:end] = np.arange(end - start)
+        integers[2, start:end] = number
+        integers[3, start:end] = np.where(part.span_ids > 0, part.span_ids + num_spans, 0)
+        integers[4, start:end] = part.ar_targets
+        integers[5, start:end] = part.nar_targets
+        weights[0, start:end] = part.ar_weights
+        weights[1, start:end] = part.nar_weights
+        num_spans += int(part.span_ids.max(initial=0))
+        start = end

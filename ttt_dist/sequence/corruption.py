@@ -1,0 +1,156 @@
+"""The objective's randomness as pure functions: what is noised, cut and preserved in one sample (method: training objective).
+
+`draw` turns (seed, sample, epoch) into uniform numbers; `corrupt` turns a sample and its draw into inputs, spans, targets
+and weights. Nothing else in the project draws for the objective, so a sample meets the same noise in every layout.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ttt_dist.sequence.objective import Objective
+from ttt_dist.sequence.sample import Sample, runs
+from ttt_dist.sequence.tokens import TokenLayout
+
+MIN_NOISE = 1e-3  # p = (1 - 1e-3) t + 1e-3, so that 1/p stays finite
+
+
+class Draw(NamedTuple):
+    """Uniform numbers in [0, 1) of one sample and epoch; `tokens` has one per token of the uncut sample."""
+
+    mix: float
+    truncate: float
+    keep: float
+    prefix: float
+    first_span: float
+    time: float
+    tokens: np.ndarray
+
+    @property
+    def p_noise(self) -> float:
+        """Probability that a maskable token is masked."""
+        return (1.0 - MIN_NOISE) * self.time + MIN_NOISE
+
+
+def draw(sample: Sample, seed: int, epoch: int) -> Draw:
+    """The sample's noise: the same for equal (seed, content of the sample, epoch) wherever it is packed."""
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, sample.key, epoch])))
+    numbers = rng.random(6 + len(sample))
+    return Draw(*(float(x) for x in numbers[:6]), tokens=numbers[6:])
+
+
+class Corrupted(NamedTuple):
+    """One sample as the model meets it; arrays [n] after truncation.
+
+    Position i predicts ar_targets[i] (the next token) with ar_weights[i] and nar_targets[i] (itself, uncorrupted) with
+    nar_weights[i]. span_ids count from 1 within the sample; 0 is causal. `count` is the sample's share of the divisor.
+    """
+
+    input_ids: np.ndarray
+    span_ids: np.ndarray
+    ar_targets: np.ndarray
+    ar_weights: np.ndarray
+    nar_targets: np.ndarray
+    nar_weights: np.ndarray
+    count: float
+
+
+def truncated_length(sample: Sample, layout: TokenLayout, draw: Draw, p_trunc: float) -> int:
+    """SST: length of the sample after its last response span may have been cut (method 4.1).
+
+    Keeps k codes, k uniform in [max(floor(0.3 n), 5), floor(0.9 n)]; spans of n <= 10 codes are left whole, and so is a
+    span that a later turn follows.
+    """
+    response = runs(sample.is_target)
+    if draw.truncate >= p_trunc or not response:
+        return len(sample)
+    start, end = response[-1]
+    audio = runs(layout.is_audio[sample.ids[start:end]])
+    if end != len(sample) or not audio:
+        return len(sample)
+    span_start, span_end = start + audio[-1][0], start + audio[-1][1]
+    num_codes = len(layout.codes_of(sample.ids[span_start:span_end]))
+    if num_codes <= 10:
+        return len(sample)
+    low, high = max(int(0.3 * num_codes), 5), int(0.9 * num_codes)
+    return span_start + low + int(draw.keep * (high - low + 1))
+
+
+def maskable(audio_spans: list[tuple[int, int]], is_target: np.ndarray, draw: Draw, p_prefix: float) -> np.ndarray:
+    """Tokens that may be noised, bool [n]: response audio, less PPM's preserved prefix (method 4.3)."""
+    flags = np.zeros(len(is_target), dtype=bool)
+    response = [(start, end) for start, end in audio_spans if is_target[start]]
+    first = int(draw.first_span * len(response)) if draw.prefix < p_prefix else 0
+    for start, end in response[first:]:
+        flags[start:end] = True
+    return flags
+
+
+def corrupt(sample: Sample, layout: TokenLayout, objective: Objective, draw: Draw, mix: bool | None = None) -> Corrupted:
+    """Apply the objective to one sample. `mix` overrides the sample's own BANOM choice (mix_unit: micro_batch)."""
+    is_ttt = objective.kind == "ttt"
+    length = truncated_length(sample, layout, draw, objective.p_trunc) if is_ttt else len(sample)
+    ids, is_target = sample.ids[:length], sample.is_target[:length]
+    is_audio = layout.is_audio[ids]
+    audio_spans = runs(is_audio)
+
+    if is_ttt:
+        only_ar = (draw.mix < objective.p_mix) if mix is None else mix
+        may_mask = np.zeros(length, dtype=bool) if only_ar else maskable(audio_spans, is_target, draw, objective.p_prefix)
+    else:
+        may_mask = is_target & (objective.kind == "nar")
+    masked = may_mask & (draw.tokens[:length] < draw.p_noise)
+    input_ids = np.where(masked, layout.mask, ids).astype(np.int32)
+
+    next_ids = np.append(ids[1:], 0).astype(np.int32)
+    ar = np.append(is_target[1:], False)
+    if objective.kind == "nar":
+        ar[:] = False
+    elif is_ttt:
+        ar &= ~layout.is_audio[next_ids]
+        if not objective.keeps_masked_ar:
+            ar &= ~masked
+    return _weigh(
+        input_ids, _span_ids(audio_spans, is_target, objective), next_ids, ar, ids, masked, may_mask, draw, objective
+    )
+
+
+def _span_ids(audio_spans: list[tuple[int, int]], is_target: np.ndarray, objective: Objective) -> np.ndarray:
+    """Bidirectional spans of the sample, int32 [n]: none for `ar`, whole responses for `nar`, audio spans for `ttt`."""
+    span_ids = np.zeros(len(is_target), dtype=np.int32)
+    if objective.kind == "ar":
+        return span_ids
+    prompt_spans = objective.prompt_audio == "bidirectional"
+    chosen = [s for s in audio_spans if (prompt_spans and not is_target[s[0]]) or (objective.kind == "ttt" and is_target[s[0]])]
+    if objective.kind == "nar":
+        chosen += runs(is_target)
+    for number, (start, end) in enumerate(chosen, start=1):
+        span_ids[start:end] = number
+    return span_ids
+
+
+def _weigh(
+    input_ids: np.ndarray,
+    span_ids: np.ndarray,
+    next_ids: np.ndarray,
+    ar: np.ndarray,
+    clean_ids: np.ndarray,
+    masked: np.ndarray,
+    may_mask: np.ndarray,
+    draw: Draw,
+    objective: Objective,
+) -> Corrupted:
+    """Weights of both losses, with 1/p and the normalisation in them (method 4.5, 4.6)."""
+    num_ar, num_maskable = int(ar.sum()), int(may_mask.sum())
+    per_sample = objective.normalisation == "sample"
+    ar_weight = 1.0 / max(num_ar, 1) if per_sample else 1.0
+    nar_weight = (1.0 / max(num_maskable, 1) if per_sample else 1.0) / draw.p_noise
+    return Corrupted(
+        input_ids,
+        span_ids,
+        np.where(ar, next_ids, 0),
+        ar * np.float32(ar_weight),
+        np.where(masked, clean_ids, 0),
+        masked * np.float32(nar_weight),
+        1.0 if per_sample else float(num_ar + num_maskable),
+    )

@@ -1,0 +1,53 @@
+"""Samples, their segments, and the audio spans within them."""
+
+from hashlib import blake2b
+from typing import NamedTuple
+
+import numpy as np
+
+from ttt_dist.sequence.tokens import TokenLayout
+
+
+class Segment(NamedTuple):
+    """A run of tokens of one sample, all targets or none: ids int32 [n]."""
+
+    ids: np.ndarray
+    is_target: bool
+
+
+class Sample:
+    """One training example: segments in order. The prompt is not a target; what the model must produce is."""
+
+    def __init__(self, segments: list[Segment]) -> None:
+        self.segments = segments
+        self.ids = np.concatenate([np.asarray(s.ids, dtype=np.int32) for s in segments])
+        self.is_target = np.repeat([s.is_target for s in segments], [len(s.ids) for s in segments])
+
+    @classmethod
+    def from_arrays(cls, ids: np.ndarray, is_target: np.ndarray) -> "Sample":
+        """Cut ids [n] where is_target [n] changes."""
+        borders = np.flatnonzero(np.diff(is_target.astype(np.int8))) + 1
+        parts = np.split(np.asarray(ids, dtype=np.int32), borders)
+        flags = [bool(is_target[start]) for start in (0, *borders)]
+        return cls([Segment(part, flag) for part, flag in zip(parts, flags, strict=True)])
+
+    @property
+    def key(self) -> int:
+        """64-bit hash of the content: names the sample wherever it is packed, so its noise does not depend on the pack."""
+        digest = blake2b(self.ids.astype("<i4").tobytes(), digest_size=8)
+        digest.update(np.packbits(self.is_target).tobytes())
+        return int.from_bytes(digest.digest(), "little")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def runs(flags: np.ndarray) -> list[tuple[int, int]]:
+    """Maximal runs of True in flags [n], as (start, end) with end exclusive."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
+    return [(int(start), int(end)) for start, end in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def spans(ids: np.ndarray, layout: TokenLayout) -> list[tuple[int, int]]:
+    """Audio spans of one sample's ids [n]: maximal runs of audio-class tokens, as (start, end), end exclusive."""
+    return runs(layout.is_audio[ids])

@@ -1,0 +1,220 @@
+"""The token layout: which id is text, an audio code, the mask, or a delimiter (`TokenLayout`).
+
+A layout travels with every shard set, checkpoint and exported model. Classes come from an explicit membership table,
+never from a comparison of ids: the order of a vocabulary is a convention of one release, not a rule.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ttt_dist.errors import UserError
+
+# Delimiters that belong to the text class: ordinary autoregressive targets, or parts of the prompt.
+TEXT_SPECIALS = ("pad", "im_start", "im_end", "begin_of_audio", "end_of_audio", "begin_of_quad")
+# Members of the audio class besides the codes.
+AUDIO_SPECIALS = ("mask", "end_of_audio_new", "end_of_audio_span_last")
+# How the specials are written in text (names of the released vocabulary).
+PIECES = {
+    "pad": "<|endoftext|>",
+    "im_start": "<|im_start|>",
+    "im_end": "<|im_end|>",
+    "begin_of_audio": "<|begin_of_audio|>",
+    "end_of_audio": "<|end_of_audio|>",
+    "begin_of_quad": "<|begin_of_quad|>",
+    "mask": "<|mask_token|>",
+    "end_of_audio_new": "<|end_of_audio_new|>",
+    "end_of_audio_span_last": "<|end_of_audio_span_last|>",
+}
+
+
+class Vocabulary(Protocol):
+    """What `extend` needs to know of a text tokenizer."""
+
+    name: str
+    hash: str
+    size: int
+
+    def special_id(self, piece: str) -> int | None:
+        """Id of `piece` where the tokenizer already has it as one special token."""
+        ...
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Ids of everything that is not plain text. `vocab_size` counts real entries, `padded_vocab_size` rows of the model."""
+
+    tokenizer: str
+    tokenizer_hash: str
+    num_text_tokens: int
+    special_ids: dict[str, int]
+    first_code: int
+    num_codes: int
+    vocab_size: int
+    padded_vocab_size: int
+
+    def __post_init__(self) -> None:
+        missing = [name for name in (*TEXT_SPECIALS, *AUDIO_SPECIALS) if name not in self.special_ids]
+        if missing:
+            raise UserError(f"token layout lacks special_ids.{missing[0]}: add its id")
+        ids = list(self.special_ids.values())
+        if len(set(ids)) != len(ids):
+            raise UserError("token layout gives one id to two special tokens: make special_ids distinct")
+        codes = range(self.first_code, self.first_code + self.num_codes)
+        if self.num_codes < 1 or codes.stop > self.vocab_size or any(not 0 <= i < self.vocab_size for i in ids):
+            raise UserError(f"token layout has ids outside vocab_size {self.vocab_size}: correct first_code, num_codes or special_ids")
+        if any(i in codes for i in ids):
+            raise UserError("token layout puts a special token among the audio codes: move first_code or special_ids")
+        if self.padded_vocab_size < self.vocab_size:
+            raise UserError(f"token layout: padded_vocab_size {self.padded_vocab_size} is below vocab_size {self.vocab_size}")
+
+    def __hash__(self) -> int:
+        return hash((self.tokenizer_hash, self.first_code, self.num_codes, self.padded_vocab_size))
+
+    @property
+    def pad(self) -> int:
+        return self.special_ids["pad"]
+
+    @property
+    def im_start(self) -> int:
+        return self.special_ids["im_start"]
+
+    @property
+    def im_end(self) -> int:
+        return self.special_ids["im_end"]
+
+    @property
+    def begin_of_audio(self) -> int:
+        return self.special_ids["begin_of_audio"]
+
+    @property
+    def end_of_audio(self) -> int:
+        """Closes audio in a prompt; text class, unlike the two ends that a response uses."""
+        return self.special_ids["end_of_audio"]
+
+    @property
+    def begin_of_quad(self) -> int:
+        return self.special_ids["begin_of_quad"]
+
+    @property
+    def mask(self) -> int:
+        return self.special_ids["mask"]
+
+    @property
+    def end_of_audio_new(self) -> int:
+        return self.special_ids["end_of_audio_new"]
+
+    @property
+    def end_of_audio_span_last(self) -> int:
+        return self.special_ids["end_of_audio_span_last"]
+
+    @cached_property
+    def is_audio(self) -> np.ndarray:
+        """Membership table of the audio class, bool [padded_vocab_size]."""
+        table = np.zeros(self.padded_vocab_size, dtype=bool)
+        table[self.first_code : self.first_code + self.num_codes] = True
+        table[[self.special_ids[name] for name in AUDIO_SPECIALS]] = True
+        return table
+
+    @cached_property
+    def text_allowed(self) -> np.ndarray:
+        """What autoregressive text may emit, bool [padded_vocab_size]: text class without pad and the prompt's delimiters."""
+        table = ~self.is_audio
+        table[self.vocab_size :] = False
+        table[[self.pad, self.im_start, self.end_of_audio]] = False
+        return table
+
+    @cached_property
+    def span_allowed(self) -> np.ndarray:
+        """What a span may commit, bool [padded_vocab_size]: codes and the two ends of audio, never the mask."""
+        table = self.is_audio.copy()
+        table[self.mask] = False
+        return table
+
+    def code_ids(self, codes: np.ndarray) -> np.ndarray:
+        """Token ids (int32) of codec codes. Raises UserError on a code outside the codebook."""
+        codes = np.asarray(codes)
+        if codes.size and (codes.min() < 0 or codes.max() >= self.num_codes):
+            raise UserError(f"audio code outside 0..{self.num_codes - 1}: the codec's codebook is larger than the token layout's")
+        return (codes + self.first_code).astype(np.int32)
+
+    def codes_of(self, ids: np.ndarray) -> np.ndarray:
+        """Codec codes among token ids, in order; every other token is left out."""
+        ids = np.asarray(ids)
+        codes = ids - self.first_code
+        return codes[(codes >= 0) & (codes < self.num_codes)].astype(np.int32)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str) -> "TokenLayout":
+        """Rebuild a layout read from `where`. Raises UserError naming a missing key."""
+        names = [f.name for f in fields(cls)]
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise UserError(f"{where}: token layout lacks '{missing[0]}': write the file again with this version")
+        return cls(**{name: values[name] for name in names})
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "TokenLayout":
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise UserError(f"{path}: no readable token layout ({error}): export the model or write the shards again") from error
+        return cls.from_dict(values, str(path))
+
+    def require_same(self, other: "TokenLayout", where: str) -> None:
+        """Refuse a layout that differs, naming both values of the first difference. Names of tokenizers may differ."""
+        for field in fields(self):
+            mine, theirs = getattr(self, field.name), getattr(other, field.name)
+            if field.name != "tokenizer" and mine != theirs:
+                raise UserError(
+                    f"{where}: token layout differs in {field.name}: {theirs} there, {mine} here; use data and weights of one layout"
+                )
+
+
+def extend(tokenizer: Vocabulary, codebook_size: int, multiple: int = 128) -> TokenLayout:
+    """Layout that appends the missing special tokens, the codes and the audio delimiters to any text tokenizer.
+
+    Order: text, missing text specials, codes, mask, end_of_audio_new, end_of_audio_span_last (the released order).
+    `multiple` pads the number of embedding rows.
+    """
+    special_ids: dict[str, int] = {}
+    next_id = tokenizer.size
+    for name in TEXT_SPECIALS:
+        known = tokenizer.special_id(PIECES[name])
+        special_ids[name] = next_id if known is None else known
+        next_id += known is None
+    first_code = next_id
+    next_id += codebook_size
+    for name in AUDIO_SPECIALS:
+        special_ids[name] = next_id
+        next_id += 1
+    padded = -(-next_id // multiple) * multiple
+    return TokenLayout(
+        tokenizer.name, tokenizer.hash, tokenizer.size, special_ids, first_code, codebook_size, next_id, padded
+    )
+
+
+def released(tokenizer: str = "Qwen2.5", tokenizer_hash: str = "") -> TokenLayout:
+    """The released TtT vocabulary of 168,072 entries on the Qwen2.5 tokenizer (arXiv 2509.20072, released code)."""
+    special_ids = {
+        "pad": 151643,
+        "im_start": 151644,
+        "im_end": 151645,
+        "begin_of_audio": 151674,
+        "end_of_audio": 151675,
+        "begin_of_quad": 151676,
+        "mask": 168069,
+        "end_of_audio_new": 168070,
+        "end_of_audio_span_last": 168071,
+    }
+    return TokenLayout(tokenizer, tokenizer_hash, 151665, special_ids, 151685, 16384, 168072, 168192)
