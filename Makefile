@@ -1,0 +1,26 @@
+# make setup | make test | make demo. Each does its own set-up in .venv; Python >= 3.11 with pip is all it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SPEECH ?= demo_speech
+RUN ?= runs/demo
+
+.PHONY: setup test demo clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || (echo "venv failed; on Debian: apt-get install python3-venv" && exit 1)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+test: setup
+	$(BIN)/python -m pytest
+
+demo: setup
+	$(BIN)/python tools/pipeline.py --config recipes/demo.yaml --source $(SPEECH) --out $(RUN)
+
+clean:
+	rm -rf build runs/demo .pytest_cache .mypy_cache .ruff_cache
