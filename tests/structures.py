@@ -10,7 +10,9 @@ from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.sequence.tokens import AUDIO_SPECIALS, TEXT_SPECIALS, TokenLayout
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real recordings and samples are not beside this checkout")
+needs_shared = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="the real recordings and samples are not beside this checkout"
+)
 
 NUM_TEXT, NUM_CODES = 20, 12
 

@@ -167,10 +167,11 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
 def test_known_draw_is_stable() -> None:
     """Golden numbers: a change here reshuffles the noise of every run that people resume."""
     numbers = draw(long_sample(), seed=1234, epoch=3)
-    assert [round(x, 6) for x in (numbers.mix, numbers.time, float(numbers.tokens[0]))] == [0.492384, 0.671096, 0.186532]
-
-
-
+    assert [round(x, 6) for x in (numbers.mix, numbers.time, float(numbers.tokens[0]))] == [
+        0.492384,
+        0.671096,
+        0.186532,
+    ]
 
 
 def test_statistics_of_the_strategies() -> None:

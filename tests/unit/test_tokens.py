@@ -20,7 +20,9 @@ def test_released_vocabulary_is_the_published_one() -> None:
     assert (layout.begin_of_audio, layout.end_of_audio, layout.begin_of_quad) == (151674, 151675, 151676)
     assert (layout.mask, layout.end_of_audio_new, layout.end_of_audio_span_last) == (168069, 168070, 168071)
     assert layout.is_audio[151685:168072].all() and layout.is_audio.sum() == 16384 + 3
-    assert not layout.is_audio[151684]  # the <|audio|> tag is text, though the released code's `>= 151684` says otherwise
+    assert not layout.is_audio[
+        151684
+    ]  # the <|audio|> tag is text, though the released code's `>= 151684` says otherwise
 
 
 def test_what_may_be_emitted() -> None:
@@ -100,7 +102,9 @@ def test_released_samples_parse_to_the_stated_classes_spans_and_targets() -> Non
 def test_own_interleaving_is_the_released_one() -> None:
     layout = released()
     template = ChatTemplate(load_tokenizer(SHARED / "gpt2-bpe"), layout)
-    content = json.loads((SHARED / "ttt_released_samples.jsonl").read_text(encoding="utf8").splitlines()[1])["messages"][2]["content"]
+    content = json.loads((SHARED / "ttt_released_samples.jsonl").read_text(encoding="utf8").splitlines()[1])[
+        "messages"
+    ][2]["content"]
     codes = layout.codes_of(template.parse(content))
     text_ids = np.concatenate([[1000], np.arange(13), np.arange(13), np.arange(2)])[1:]
     ids = template.interleave(text_ids, codes)

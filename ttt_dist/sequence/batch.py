@@ -49,8 +49,8 @@ class Batch:
         return int((self.sample_ids != 0).sum())
 
     def to(self, device: torch.device | str) -> "Batch":
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in values.items()})
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "count"}
+        return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}, count=self.count)
 
 
 def collate(
@@ -73,7 +73,7 @@ def collate(
     names = ("input_ids", "position_ids", "sample_ids", "span_ids", "ar_targets", "nar_targets")
     tensors = {name: torch.from_numpy(array) for name, array in zip(names, integers, strict=True)}
     tensors |= {"ar_weights": torch.from_numpy(weights[0]), "nar_weights": torch.from_numpy(weights[1])}
-    return Batch(**tensors, count=float(sum(part.count for parts in rows for part in parts)))
+    return Batch(**tensors, count=float(sum(part.divisor for parts in rows for part in parts)))
 
 
 def _shared_mix(packs: list[list[Sample]], objective: Objective, seed: int, epochs: list[int]) -> bool | None:

@@ -36,14 +36,15 @@ def draw(sample: Sample, seed: int, epoch: int) -> Draw:
     """The sample's noise: the same for equal (seed, content of the sample, epoch) wherever it is packed."""
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, sample.key, epoch])))
     numbers = rng.random(6 + len(sample))
-    return Draw(*(float(x) for x in numbers[:6]), tokens=numbers[6:])
+    mix, truncate, keep, prefix, first_span, time = (float(number) for number in numbers[:6])
+    return Draw(mix, truncate, keep, prefix, first_span, time, numbers[6:])
 
 
 class Corrupted(NamedTuple):
     """One sample as the model meets it; arrays [n] after truncation.
 
     Position i predicts ar_targets[i] (the next token) with ar_weights[i] and nar_targets[i] (itself, uncorrupted) with
-    nar_weights[i]. span_ids count from 1 within the sample; 0 is causal. `count` is the sample's share of the divisor.
+    nar_weights[i]. span_ids count from 1 within the sample; 0 is causal. `divisor` is the sample's share of the divisor.
     """
 
     input_ids: np.ndarray
@@ -52,7 +53,7 @@ class Corrupted(NamedTuple):
     ar_weights: np.ndarray
     nar_targets: np.ndarray
     nar_weights: np.ndarray
-    count: float
+    divisor: float
 
 
 def truncated_length(sample: Sample, layout: TokenLayout, draw: Draw, p_trunc: float) -> int:
@@ -86,7 +87,9 @@ def maskable(audio_spans: list[tuple[int, int]], is_target: np.ndarray, draw: Dr
     return flags
 
 
-def corrupt(sample: Sample, layout: TokenLayout, objective: Objective, draw: Draw, mix: bool | None = None) -> Corrupted:
+def corrupt(
+    sample: Sample, layout: TokenLayout, objective: Objective, draw: Draw, mix: bool | None = None
+) -> Corrupted:
     """Apply the objective to one sample. `mix` overrides the sample's own BANOM choice (mix_unit: micro_batch)."""
     is_ttt = objective.kind == "ttt"
     length = truncated_length(sample, layout, draw, objective.p_trunc) if is_ttt else len(sample)
@@ -96,7 +99,9 @@ def corrupt(sample: Sample, layout: TokenLayout, objective: Objective, draw: Dra
 
     if is_ttt:
         only_ar = (draw.mix < objective.p_mix) if mix is None else mix
-        may_mask = np.zeros(length, dtype=bool) if only_ar else maskable(audio_spans, is_target, draw, objective.p_prefix)
+        may_mask = (
+            np.zeros(length, dtype=bool) if only_ar else maskable(audio_spans, is_target, draw, objective.p_prefix)
+        )
     else:
         may_mask = is_target & (objective.kind == "nar")
     masked = may_mask & (draw.tokens[:length] < draw.p_noise)
@@ -121,7 +126,11 @@ def _span_ids(audio_spans: list[tuple[int, int]], is_target: np.ndarray, objecti
     if objective.kind == "ar":
         return span_ids
     prompt_spans = objective.prompt_audio == "bidirectional"
-    chosen = [s for s in audio_spans if (prompt_spans and not is_target[s[0]]) or (objective.kind == "ttt" and is_target[s[0]])]
+    chosen = [
+        s
+        for s in audio_spans
+        if (prompt_spans and not is_target[s[0]]) or (objective.kind == "ttt" and is_target[s[0]])
+    ]
     if objective.kind == "nar":
         chosen += runs(is_target)
     for number, (start, end) in enumerate(chosen, start=1):

@@ -66,11 +66,15 @@ class TokenLayout:
             raise UserError("token layout gives one id to two special tokens: make special_ids distinct")
         codes = range(self.first_code, self.first_code + self.num_codes)
         if self.num_codes < 1 or codes.stop > self.vocab_size or any(not 0 <= i < self.vocab_size for i in ids):
-            raise UserError(f"token layout has ids outside vocab_size {self.vocab_size}: correct first_code, num_codes or special_ids")
+            raise UserError(
+                f"token layout has ids outside vocab_size {self.vocab_size}: correct first_code, num_codes or special_ids"
+            )
         if any(i in codes for i in ids):
             raise UserError("token layout puts a special token among the audio codes: move first_code or special_ids")
         if self.padded_vocab_size < self.vocab_size:
-            raise UserError(f"token layout: padded_vocab_size {self.padded_vocab_size} is below vocab_size {self.vocab_size}")
+            raise UserError(
+                f"token layout: padded_vocab_size {self.padded_vocab_size} is below vocab_size {self.vocab_size}"
+            )
 
     def __hash__(self) -> int:
         return hash((self.tokenizer_hash, self.first_code, self.num_codes, self.padded_vocab_size))
@@ -139,7 +143,9 @@ class TokenLayout:
         """Token ids (int32) of codec codes. Raises UserError on a code outside the codebook."""
         codes = np.asarray(codes)
         if codes.size and (codes.min() < 0 or codes.max() >= self.num_codes):
-            raise UserError(f"audio code outside 0..{self.num_codes - 1}: the codec's codebook is larger than the token layout's")
+            raise UserError(
+                f"audio code outside 0..{self.num_codes - 1}: the codec's codebook is larger than the token layout's"
+            )
         return (codes + self.first_code).astype(np.int32)
 
     def codes_of(self, ids: np.ndarray) -> np.ndarray:
@@ -168,7 +174,9 @@ class TokenLayout:
         try:
             values = json.loads(Path(path).read_text(encoding="utf8"))
         except (OSError, json.JSONDecodeError) as error:
-            raise UserError(f"{path}: no readable token layout ({error}): export the model or write the shards again") from error
+            raise UserError(
+                f"{path}: no readable token layout ({error}): export the model or write the shards again"
+            ) from error
         return cls.from_dict(values, str(path))
 
     def require_same(self, other: "TokenLayout", where: str) -> None:

@@ -16,7 +16,9 @@ def visible(sample_q: Any, position_q: Any, span_q: Any, sample_k: Any, position
 
     Same sample, not padding, and k not later than q or both in one audio span.
     """
-    return (sample_q == sample_k) & (sample_q != 0) & ((position_k <= position_q) | ((span_q == span_k) & (span_q != 0)))
+    return (
+        (sample_q == sample_k) & (sample_q != 0) & ((position_k <= position_q) | ((span_q == span_k) & (span_q != 0)))
+    )
 
 
 def dense_mask(sample_ids: Tensor, position_ids: Tensor, span_ids: Tensor) -> Tensor:

@@ -1,0 +1,161 @@
+"""Utterances of several words from recordings of single words: random strings, each of one speaker.
+
+No audio is written: an entry names the recordings to join (`audio`, a list) and the seconds of silence before each
+(`gaps`). Speakers, words of a speaker, recordings of a word, and lengths come from shuffled decks that are dealt to
+the end before they are shuffled again, so that all are used equally often. Everything follows from the seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from data_prep.manifest import Entry, Problems, read_manifest, relocate, write_entry
+from ttt_dist.errors import UserError
+from ttt_dist.files import atomic_write
+from ttt_dist.telemetry.console import Progress, say
+
+EXAMPLES = """examples:
+  python -m data_prep utterances --manifest work/train.jsonl --out work/train-strings.jsonl --count 20000 \\
+      --min-words 1 --max-words 5 --gap 0.0:0.15 --seed 0
+"""
+
+
+T = TypeVar("T")
+
+
+class Deck(Generic[T]):
+    """Deals its cards in random order; when all are dealt, shuffles again."""
+
+    def __init__(self, cards: Sequence[T], generator: random.Random) -> None:
+        self._cards = list(cards)
+        self._generator = generator
+        self._left: list[T] = []
+
+    def deal(self) -> T:
+        """The next card."""
+        if not self._left:
+            self._left = self._cards.copy()
+            self._generator.shuffle(self._left)
+        return self._left.pop()
+
+
+class Speaker:
+    """The recordings of one speaker, dealt word by word."""
+
+    def __init__(self, name: str, recordings: Sequence[Entry], generator: random.Random) -> None:
+        self.name = name
+        by_word: dict[str, list[Entry]] = defaultdict(list)
+        for entry in recordings:
+            by_word[entry["text"]].append(entry)
+        self._words = Deck(sorted(by_word), generator)
+        self._recordings = {word: Deck(by_word[word], generator) for word in sorted(by_word)}
+
+    def deal(self) -> Entry:
+        """A recording of the next word."""
+        return self._recordings[self._words.deal()].deal()
+
+
+def build_utterances(
+    recordings: Sequence[Entry], count: int, words: tuple[int, int], gap: tuple[float, float], seed: int, name: str
+) -> Iterator[Entry]:
+    """`count` entries of words[0]..words[1] recordings of one speaker each, with gap[0]..gap[1] seconds before each.
+
+    Their ids are `name-000000`, ... Entries without a speaker count as one speaker's.
+    """
+    generator = random.Random(seed)
+    by_speaker: dict[str, list[Entry]] = defaultdict(list)
+    for entry in recordings:
+        by_speaker[str(entry.get("speaker") or "")].append(entry)
+    speakers = Deck([Speaker(who, by_speaker[who], generator) for who in sorted(by_speaker)], generator)
+    lengths = Deck(range(words[0], words[1] + 1), generator)
+    for number in range(count):
+        speaker = speakers.deal()
+        parts = [speaker.deal() for _ in range(lengths.deal())]
+        gaps = [round(generator.uniform(*gap), 3) for _ in parts]
+        joined: Entry = {
+            "id": f"{name}-{number:06d}",
+            "audio": [part["audio"] for part in parts],
+            "gaps": gaps,
+            "text": " ".join(part["text"] for part in parts),
+            "duration": round(sum(part["duration"] for part in parts) + sum(gaps), 6),
+        }
+        if speaker.name:
+            joined["speaker"] = speaker.name
+        if parts[0].get("lang"):
+            joined["lang"] = parts[0]["lang"]
+        yield joined
+
+
+def read_recordings(path: Path, out_folder: Path, problems: Problems) -> list[Entry]:
+    """The manifest's whole single files, their paths as a manifest in `out_folder` names them."""
+    recordings = []
+    for place, entry in read_manifest(path, problems):
+        if not isinstance(entry["audio"], str) or entry.get("offset") is not None:
+            problems.report(f"{place}: is no whole single file; only those can be joined")
+        elif not entry.get("duration"):
+            problems.report(f"{place}: field 'duration' is missing; make the manifest with `data_prep manifest`")
+        else:
+            audio = relocate(Path(os.path.abspath(path.parent / entry["audio"])), out_folder)
+            recordings.append({**entry, "audio": audio, "text": entry["text"].strip()})
+    return recordings
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write a manifest of random strings."""
+    if not 1 <= args.min_words <= args.max_words:
+        args.fail(f"--min-words {args.min_words} --max-words {args.max_words}: 1 <= min <= max is needed")
+    if args.count < 1:
+        args.fail(f"--count {args.count}: at least 1 is needed")
+    problems = Problems(args.max_errors)
+    recordings = read_recordings(args.manifest, args.out.parent, problems)
+    if not recordings:
+        raise UserError(f"{args.manifest}: holds no recording that can be joined")
+    words, name = (args.min_words, args.max_words), args.out.stem
+    seconds = 0.0
+    with atomic_write(args.out) as file, Progress(args.count, "joining", "utterance") as progress:
+        for entry in build_utterances(recordings, args.count, words, args.gap, args.seed, name):
+            write_entry(file, entry)
+            seconds += entry["duration"]
+            progress.advance()
+    say(f"{args.out}: {args.count:,} utterances, {seconds / 3600:.2f} hours, from {len(recordings):,} recordings")
+    problems.settle(f"{args.count:,} utterances were written from the good ones")
+
+
+def gap_range(text: str) -> tuple[float, float]:
+    """`LOW:HIGH` in seconds, or one number for both."""
+    low, _, high = text.partition(":")
+    try:
+        gap = float(low), float(high or low)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LOW:HIGH in seconds, such as 0.0:0.15") from error
+    if not 0 <= gap[0] <= gap[1]:
+        raise argparse.ArgumentTypeError(f"{text!r}: 0 <= LOW <= HIGH is needed")
+    return gap
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command `utterances`."""
+    parser = subparsers.add_parser(
+        "utterances",
+        help="join single recordings into random strings of words",
+        description="Build utterances of several words by joining recordings of the same speaker.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--manifest", required=True, type=Path, help="manifest of the single recordings")
+    parser.add_argument("--out", required=True, type=Path, help="manifest to write")
+    parser.add_argument("--count", required=True, type=int, help="how many utterances to build")
+    parser.add_argument("--min-words", type=int, default=1, help="fewest recordings in one (default 1)")
+    parser.add_argument("--max-words", type=int, default=5, help="most recordings in one (default 5)")
+    parser.add_argument(
+        "--gap", type=gap_range, default=(0.0, 0.15), metavar="LOW:HIGH", help="silence before each, s (0.0:0.15)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="decides every draw (default 0)")
+    parser.add_argument("--max-errors", type=int, default=0, help="bad lines allowed (default 0)")
+    parser.set_defaults(func=run, fail=parser.error)

@@ -1,0 +1,184 @@
+"""Packing: every sample once, packs full, short and long mixed, the same in every run, memory bounded by the window."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep import pack
+from data_prep.binpack import best_fit_decreasing, pack_lengths
+from tests.structures import tiny_layout
+from ttt_dist.data.shards import ShardReader, ShardWriter
+from ttt_dist.data.verify import verify
+from ttt_dist.errors import UserError
+from ttt_dist.sequence.sample import Sample, Segment
+
+LAYOUT = tiny_layout()
+
+
+def librispeech_like(num_samples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths of ASR and TTS samples, and which are ASR.
+
+    Utterances of 2 to 17 s: 70 % normal around 14 s (deviation 1.6 s), 30 % uniform over 2 to 16 s. 12.5 codes and 3
+    text tokens a second; ASR has the codes twice and the text once, TTS the codes once and the text twice; two
+    delimiters per 13 text tokens; 77 and 60 tokens of prompt and turns.
+    """
+    rng = np.random.default_rng(seed)
+    usual = np.clip(rng.normal(14, 1.6, num_samples), 2, 17)
+    seconds = np.where(rng.random(num_samples) < 0.7, usual, rng.uniform(2, 16, num_samples))
+    text, codes = (seconds * 3).astype(int), (seconds * 12.5).astype(int)
+    delimiters = 2 * -(-text // 13)
+    is_asr = rng.integers(0, 2, num_samples).astype(bool)
+    return np.where(is_asr, 2 * codes + text + 77, codes + 2 * text + 60) + delimiters, is_asr
+
+
+def packed(lengths: np.ndarray, seq_len: int, seed: int = 0, window: int = 100_000) -> list[np.ndarray]:
+    return [one for packs in pack_lengths(lengths, seq_len, seed, window) for one in packs]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 70), max_size=80),
+    seq_len=st.integers(1, 64),
+    seed=st.integers(0, 9),
+    window=st.integers(1, 100),
+)
+@settings(deadline=None)
+def test_every_sample_that_fits_is_packed_once(lengths: list[int], seq_len: int, seed: int, window: int) -> None:
+    array = np.array(lengths, dtype=np.int64)
+    packs = packed(array, seq_len, seed, window)
+    assert all(len(one) and array[one].sum() <= seq_len for one in packs)
+    assert sorted(i for one in packs for i in one.tolist()) == np.flatnonzero(array <= seq_len).tolist()
+
+
+@given(lengths=st.lists(st.integers(1, 20), max_size=12))
+@settings(deadline=None)
+def test_best_fit_decreasing_against_the_plain_rule(lengths: list[int]) -> None:
+    """Brute force: longest first, into the fullest pack that still holds it."""
+    spaces: list[int] = []
+    for length in sorted(lengths, reverse=True):
+        fitting = [space for space in spaces if space >= length]
+        if fitting:
+            spaces[spaces.index(min(fitting))] -= length
+        else:
+            spaces.append(20 - length)
+    packs = best_fit_decreasing(lengths, list(range(len(lengths))), 20)
+    assert sorted(20 - sum(lengths[i] for i in one) for one in packs) == sorted(spaces)
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "seq_len", "fill"),
+    [(1_000, 2048, 0.97), (50_000, 2048, 0.995), (50_000, 4096, 0.998), (50_000, 1024, 0.97), (2_000, 8192, 0.97)],
+)
+def test_packs_are_full(num_samples: int, seq_len: int, fill: float) -> None:
+    lengths, _ = librispeech_like(num_samples)
+    assert lengths.sum() / (seq_len * len(packed(lengths, seq_len))) >= fill
+
+
+def test_packs_mix_short_and_long_and_templates() -> None:
+    """The spread of a pack's mean is that of a random draw, within a factor; best-fit-decreasing is at about 4."""
+    lengths, is_asr = librispeech_like(50_000)
+    packs = packed(lengths, 2048)
+    per_pack = np.mean([len(one) for one in packs])
+    for values in (lengths, is_asr):
+        spread = np.var([values[one].mean() for one in packs])
+        assert spread < 1.6 * values.var() / per_pack
+
+
+def test_order_has_no_trend() -> None:
+    """Neither the packs of the shard nor the samples of a pack stand in order of length."""
+    lengths, _ = librispeech_like(50_000)
+    packs = [one for one in packed(lengths, 2048) if len(one) >= 5]
+    means = [lengths[one].mean() for one in packs]
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.05
+    first, last = ([lengths[one[place]] for one in packs] for place in (0, -1))
+    assert abs(np.mean(first) - np.mean(last)) < 0.03 * lengths.mean()
+
+
+def test_seeded() -> None:
+    lengths, _ = librispeech_like(3_000)
+    one, again, other = (packed(lengths, 2048, seed, window=1000) for seed in (1, 1, 2))
+    assert all(np.array_equal(a, b) for a, b in zip(one, again, strict=True))
+    assert any(not np.array_equal(a, b) for a, b in zip(one, other, strict=False))
+
+
+def write_samples(folder: Path, part: int, lengths: list[int]) -> None:
+    """A part of samples whose text ids tell part and place."""
+    meta = {"layout": LAYOUT.to_dict(), "seq_len": None, "made_from": {"settings": {}, "templates": ["asr"]}}
+    with ShardWriter(folder / f"part-{part:05d}", meta) as writer:
+        for number, length in enumerate(lengths):
+            ids = np.full(length, part, np.int32)
+            ids[1] = number
+            writer.add([Sample([Segment(ids[:1], False), Segment(ids[1:], True)])])
+
+
+def arguments(folder: Path, *more: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    pack.add_parser(parser.add_subparsers())
+    given = ["pack", "--samples", str(folder), "--out", str(folder.parent / "shards" / "train"), *more]
+    return parser.parse_args(given)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "samples"
+    write_samples(folder, 0, [5, 9, 12, 3])
+    write_samples(folder, 1, [4, 4, 30, 6, 7])
+    (folder / "template.json").write_text("{}\n")
+    return folder
+
+
+def contents(folder: Path) -> list[tuple[int, int, int]]:
+    reader = ShardReader(folder.parent / "shards" / "train")
+    samples = [one for index in range(len(reader)) for one in reader[index]]
+    return sorted((int(one.ids[0]), int(one.ids[1]), len(one)) for one in samples)
+
+
+def test_pack_keeps_all_and_names_what_is_too_long(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match=r"shards/train: 1 samples exceed --seq-len 16"):
+        pack.run(arguments(folder, "--seq-len", "16"))
+    assert "part-00001.bin: document 2: 30 tokens" in capsys.readouterr().err
+    assert contents(folder) == [(0, 0, 5), (0, 1, 9), (0, 2, 12), (0, 3, 3), (1, 0, 4), (1, 1, 4), (1, 3, 6), (1, 4, 7)]
+    assert verify(folder.parent / "shards" / "train") == []
+    reader = ShardReader(folder.parent / "shards" / "train")
+    assert [source["samples"] for source in reader.meta["sources"]] == [4, 5]
+    assert reader.meta["dropped"] == ["part-00001.bin: document 2: 30 tokens, longer than seq_len 16"]
+    pack.run(arguments(folder, "--seq-len", "16", "--max-errors", "1"))
+
+
+def test_too_long_fail_writes_nothing(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"1 samples exceed --seq-len 16: raise it"):
+        pack.run(arguments(folder, "--seq-len", "16", "--too-long", "fail", "--max-errors", "5"))
+    assert not (folder.parent / "shards").exists()
+
+
+def test_the_shard_is_the_same_again(folder: Path) -> None:
+    shard = folder.parent / "shards"
+    pack.run(arguments(folder, "--seq-len", "32"))
+    first = {path.name: path.read_bytes() for path in shard.iterdir()}
+    pack.run(arguments(folder, "--seq-len", "32"))
+    assert {path.name: path.read_bytes() for path in shard.iterdir()} == first
+    assert sorted(first) == ["template.json", "train.bin", "train.idx", "train.json"]
+    pack.run(arguments(folder, "--seq-len", "32", "--seed", "1"))
+    assert (shard / "train.bin").read_bytes() != first["train.bin"]
+
+
+def test_what_cannot_be_packed_is_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match="no complete part"):
+        pack.run(arguments(folder.parent / "none", "--seq-len", "32"))
+    with pytest.raises(UserError, match="--seq-len 0"):
+        pack.run(arguments(folder, "--seq-len", "0"))
+    with pytest.raises(UserError, match="nothing to write"):
+        pack.run(arguments(folder, "--seq-len", "2", "--max-errors", "99"))
+    (folder / "part-00000.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"part-00000\.bin: 0 bytes"):
+        pack.run(arguments(folder, "--seq-len", "32"))
+
+
+def test_template_of_another_run_is_refused(folder: Path) -> None:
+    pack.run(arguments(folder, "--seq-len", "32"))
+    (folder / "template.json").write_text('{"text_ratio": 5}\n')
+    with pytest.raises(UserError, match=r"shards/template\.json: from a run with other settings"):
+        pack.run(arguments(folder, "--seq-len", "32"))

@@ -1,0 +1,134 @@
+"""From packs to batches: this rank's micro-batches of a step (`PackLoader`), and of a held-out set (`HeldOutLoader`).
+
+Both are pure functions of their arguments: the noise comes from (seed, sample, epoch), the choice of packs from
+(seed, step, slot). How the slots of a step are dealt to ranks and micro-batches changes nothing else.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from ttt_dist.data.order import PackOrder
+from ttt_dist.data.shards import ShardReader
+from ttt_dist.errors import UserError
+from ttt_dist.sequence.batch import Batch, collate
+from ttt_dist.sequence.objective import Objective
+from ttt_dist.sequence.tokens import TokenLayout
+
+
+class PackLoader:
+    """Batches of [micro_batch, seq_len] for training; `step(n)` gives this rank's micro-batches of step n.
+
+    A background thread prepares the `prefetch` steps that follow; what it raises surfaces in the `step` that asks for
+    it. Raises UserError where the shard's layout or seq_len does not fit, or the global batch does not divide.
+    """
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        layout: TokenLayout,
+        objective: Objective,
+        seed: int,
+        seq_len: int,
+        global_batch: int,
+        micro_batch: int,
+        dp_rank: int,
+        dp_size: int,
+        prefetch: int = 1,
+    ) -> None:
+        check_shard(reader, layout, seq_len)
+        if global_batch < 1 or global_batch % (micro_batch * dp_size):
+            raise UserError(
+                f"global_batch={global_batch} is no multiple of micro_batch={micro_batch} x {dp_size} data-parallel "
+                f"ranks = {micro_batch * dp_size}: choose a multiple, or another micro_batch"
+            )
+        self.reader, self.layout, self.objective, self.seed, self.seq_len = reader, layout, objective, seed, seq_len
+        self.global_batch, self.micro_batch, self.dp_rank, self.dp_size = global_batch, micro_batch, dp_rank, dp_size
+        self.order = PackOrder(len(reader), seed)
+        self._prefetch = prefetch
+        self._thread = ThreadPoolExecutor(1, "packs") if prefetch else None
+        self._coming: dict[int, Future[list[Batch]]] = {}
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Micro-batches of one rank in one step: the accumulation steps."""
+        return self.global_batch // (self.micro_batch * self.dp_size)
+
+    def epoch_of(self, step: int) -> float:
+        """How often all packs have been read when `step` begins."""
+        return step * self.global_batch / len(self.reader)
+
+    def step(self, step: int) -> list[Batch]:
+        """This rank's batches of one step, in order of micro-batch."""
+        if self._thread is None:
+            return self._prepare(step)
+        asked = self._coming.pop(step, None) or self._thread.submit(self._prepare, step)
+        ahead = range(step + 1, step + 1 + self._prefetch)
+        for stale in [number for number in self._coming if number not in ahead]:
+            self._coming.pop(stale).cancel()
+        for number in ahead:
+            if number not in self._coming:
+                self._coming[number] = self._thread.submit(self._prepare, number)
+        return asked.result()
+
+    def close(self) -> None:
+        """Stop the background thread."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _prepare(self, step: int) -> list[Batch]:
+        return [self._micro_batch(step, number) for number in range(self.num_micro_batches)]
+
+    def _micro_batch(self, step: int, number: int) -> Batch:
+        first = (number * self.dp_size + self.dp_rank) * self.micro_batch
+        slots = range(first, first + self.micro_batch)
+        places = [self.order.pack_at(step, slot, self.global_batch) for slot in slots]
+        packs = [self.reader[pack] for pack, _ in places]
+        epochs = [epoch for _, epoch in places]
+        return collate(packs, self.layout, self.objective, self.seed, epochs, self.seq_len)
+
+
+class HeldOutLoader:
+    """The first `num_packs` (default: all) packs of a held-out set, in order, always with the noise of epoch 0.
+
+    Every rank gets the same number of batches of [micro_batch, seq_len]; the last ones are filled up with empty packs.
+    """
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        layout: TokenLayout,
+        objective: Objective,
+        seed: int,
+        seq_len: int,
+        micro_batch: int,
+        dp_rank: int,
+        dp_size: int,
+        num_packs: int | None = None,
+    ) -> None:
+        check_shard(reader, layout, seq_len)
+        self.reader, self.layout, self.objective, self.seed, self.seq_len = reader, layout, objective, seed, seq_len
+        self.micro_batch, self.dp_rank, self.dp_size = micro_batch, dp_rank, dp_size
+        self.num_packs = min(num_packs or len(reader), len(reader))
+
+    def __len__(self) -> int:
+        """Batches of each rank."""
+        return -(-self.num_packs // (self.micro_batch * self.dp_size))
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number in range(len(self)):
+            first = (number * self.dp_size + self.dp_rank) * self.micro_batch
+            indices = range(first, first + self.micro_batch)
+            packs = [self.reader[index] if index < self.num_packs else [] for index in indices]
+            yield collate(packs, self.layout, self.objective, self.seed, [0] * self.micro_batch, self.seq_len)
+
+
+def check_shard(reader: ShardReader, layout: TokenLayout, seq_len: int) -> None:
+    """Refuse a shard of another layout, one without packs, or one whose packs are longer than seq_len."""
+    layout.require_same(reader.layout, f"{reader.prefix}.json")
+    if reader.seq_len is None:
+        raise UserError(f"{reader.prefix}: composed samples, not packs; run data_prep pack first")
+    if reader.seq_len > seq_len:
+        raise UserError(
+            f"{reader.prefix}: packed at seq_len {reader.seq_len}, which does not fit seq_len={seq_len}: "
+            f"set seq_len={reader.seq_len} or pack again"
+        )

@@ -1,0 +1,216 @@
+"""Packed shards on disk: Megatron `.bin/.idx` plus a JSON (`ShardWriter`, `ShardReader`).
+
+One document is one pack and one sequence is one segment of a sample; the mode byte of a sequence says whether it starts
+a sample (bit 0) and whether its tokens are targets (bit 1). A pack is contiguous: one read. Composed samples are kept
+in the same format, one sample per document and no seq_len.
+"""
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from ttt_dist.data import metadata
+from ttt_dist.data.indexed import new_builder, open_indexed
+from ttt_dist.data.metadata import with_suffix
+from ttt_dist.errors import UserError
+from ttt_dist.files import fsync_folder, sha256_file, temporary_name, writing
+from ttt_dist.sequence.sample import Sample, Segment
+from ttt_dist.sequence.tokens import TokenLayout
+
+STARTS_SAMPLE = 1
+IS_TARGET = 2
+SUFFIXES = (".bin", ".idx", ".json")
+
+
+class Document(NamedTuple):
+    """A document as it lies on disk: ids int32 [n], and per segment its length and mode byte [m]."""
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    modes: np.ndarray
+
+
+def to_document(samples: Sequence[Sample]) -> Document:
+    """Samples one after the other. Empty segments are left out; a sample without tokens is the programmer's fault."""
+    lengths: list[int] = []
+    modes: list[int] = []
+    for sample in samples:
+        assert len(sample), "a sample without tokens cannot be stored"
+        segments = [segment for segment in sample.segments if len(segment.ids)]
+        lengths += [len(segment.ids) for segment in segments]
+        flags = [IS_TARGET * segment.is_target for segment in segments]
+        modes += [flags[0] | STARTS_SAMPLE, *flags[1:]]
+    ids = np.concatenate([sample.ids for sample in samples])
+    return Document(ids, np.array(lengths, np.int32), np.array(modes, np.int8))
+
+
+def to_samples(document: Document) -> list[Sample]:
+    """The samples of a document."""
+    parts = np.split(document.ids, np.cumsum(document.lengths)[:-1])
+    samples: list[list[Segment]] = []
+    for ids, mode in zip(parts, document.modes.tolist(), strict=True):
+        if mode & STARTS_SAMPLE or not samples:
+            samples.append([])
+        samples[-1].append(Segment(ids, bool(mode & IS_TARGET)))
+    return [Sample(segments) for segments in samples]
+
+
+class ShardWriter:
+    """Writes one shard under temporary names; `close` makes it appear whole, `abort` leaves nothing.
+
+    `meta` goes into the JSON and must hold `layout` (TokenLayout.to_dict) and `seq_len` (None for composed samples).
+    As a context manager it closes on success and aborts on an error. Raises UserError naming the path on a full disk.
+    """
+
+    def __init__(self, prefix: str | Path, meta: dict[str, Any]) -> None:
+        self.prefix = Path(prefix)
+        self.meta = meta
+        self.layout = TokenLayout.from_dict(meta["layout"], str(prefix))
+        self.num_documents = 0
+        self._num_samples = self._num_tokens = self._num_audio = self._num_targets = 0
+        self._digest = sha256()
+        self._final = {suffix: with_suffix(self.prefix, suffix) for suffix in SUFFIXES}
+        self._temporary = {suffix: temporary_name(path) for suffix, path in self._final.items()}
+        with writing(self._final[".bin"]):
+            self.prefix.parent.mkdir(parents=True, exist_ok=True)
+            self._builder = new_builder(self._temporary[".bin"], multimodal=True)
+
+    def add(self, samples: Sequence[Sample]) -> None:
+        """Append one document."""
+        self.add_document(to_document(samples))
+
+    def add_document(self, document: Document) -> None:
+        """Append one document as it lies on disk, for jobs that only move samples."""
+        ids = np.ascontiguousarray(document.ids, dtype="<i4")
+        with writing(self._final[".bin"]):
+            self._builder.add_document(ids, document.lengths.tolist(), document.modes.tolist())
+        self._digest.update(ids.tobytes())
+        self.num_documents += 1
+        self._num_samples += int(np.count_nonzero(document.modes & STARTS_SAMPLE))
+        self._num_tokens += len(ids)
+        self._num_audio += int(np.count_nonzero(self.layout.is_audio[ids]))
+        self._num_targets += int(document.lengths[(document.modes & IS_TARGET) != 0].sum())
+
+    def counts(self) -> dict[str, float]:
+        """What has been added so far; `fill` is the share of seq_len that holds tokens."""
+        counts: dict[str, float] = {
+            "packs": self.num_documents,
+            "samples": self._num_samples,
+            "tokens": self._num_tokens,
+            "audio_tokens": self._num_audio,
+            "target_tokens": self._num_targets,
+        }
+        if self.meta["seq_len"]:
+            counts["fill"] = round(self._num_tokens / max(self.num_documents * self.meta["seq_len"], 1), 6)
+        return counts
+
+    def close(self) -> dict[str, Any]:
+        """Complete the shard and return its meta. Raises UserError where nothing was added or the disk is full."""
+        try:
+            if self.num_documents == 0:
+                raise UserError(f"{self.prefix}: nothing to write, no sample was left; see the messages above")
+            with writing(self._final[".bin"]):
+                meta = self._write_temporary()
+                self._rename()
+        except BaseException:
+            self.abort()
+            raise
+        return meta
+
+    def abort(self) -> None:
+        """Remove what was written; an earlier shard of this name stays as it was."""
+        with suppress(OSError):  # closing flushes, which fails again on a full disk; the file goes away in any case
+            self._builder.data_file.close()
+        for path in self._temporary.values():
+            path.unlink(missing_ok=True)
+
+    def _write_temporary(self) -> dict[str, Any]:
+        """Everything that can fail for want of space happens here, before any name changes."""
+        self._builder.finalize(str(self._temporary[".idx"]))
+        digests = {".bin": self._digest.hexdigest(), ".idx": sha256_file(self._temporary[".idx"])}
+        files = {
+            self._final[suffix].name: {"bytes": self._temporary[suffix].stat().st_size, "sha256": digest}
+            for suffix, digest in digests.items()
+        }
+        beside = metadata.checksums_beside(self.prefix.parent)
+        meta = {"format": metadata.FORMAT, **self.meta, "counts": self.counts(), "files": files, "beside": beside}
+        self._temporary[".json"].write_text(metadata.render(meta), encoding="utf-8")
+        for path in self._temporary.values():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        return meta
+
+    def _rename(self) -> None:
+        # The JSON makes a shard visible: the old one goes first and the new one comes last.
+        self._final[".json"].unlink(missing_ok=True)
+        for suffix in SUFFIXES:
+            os.replace(self._temporary[suffix], self._final[suffix])
+        fsync_folder(self.prefix.parent)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+
+class ShardReader:
+    """Reads a shard: `len` documents, `[i]` the samples of one, `.document(i)` its arrays.
+
+    Opening checks that the files are there and have their sizes; `data_prep verify` checks every byte.
+    """
+
+    def __init__(self, prefix: str | Path) -> None:
+        self.prefix = Path(prefix)
+        self.meta = metadata.read(self.prefix)
+        self.layout = TokenLayout.from_dict(self.meta["layout"], f"{self.prefix}.json")
+        self.seq_len: int | None = self.meta["seq_len"]
+        self._check_sizes()
+        self._data = open_indexed(self.prefix, multimodal=True)
+        self._borders = self._data.document_indices
+        stated = self.meta["counts"].get("packs")
+        if len(self) != stated:
+            raise UserError(f"{self.prefix}.idx: {len(self)} documents, its JSON says {stated}; write the shard again")
+
+    def _check_sizes(self) -> None:
+        for suffix in (".bin", ".idx"):
+            path = with_suffix(self.prefix, suffix)
+            expected = self.meta["files"].get(path.name, {}).get("bytes")
+            if not path.is_file():
+                raise UserError(f"{path}: missing; write the shard again")
+            if path.stat().st_size != expected:
+                size = path.stat().st_size
+                raise UserError(f"{path}: {size} bytes, but its JSON says {expected}; write the shard again")
+
+    def __len__(self) -> int:
+        return len(self._borders) - 1
+
+    def __getitem__(self, index: int) -> list[Sample]:
+        return to_samples(self.document(index))
+
+    def document(self, index: int) -> Document:
+        """One document's arrays, copied: one contiguous read."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"pack {index} of {len(self)}")
+        where = slice(int(self._borders[index]), int(self._borders[index + 1]))
+        lengths = self._data.sequence_lengths[where].copy()
+        offset = int(self._data.index.sequence_pointers[where.start])
+        try:
+            ids = self._data.bin_reader.read(dtype=np.int32, count=int(lengths.sum()), offset=offset)
+        except ValueError as error:
+            raise UserError(f"{self.prefix}.idx: pack {index} lies outside the .bin; run data_prep verify") from error
+        return Document(ids.copy(), lengths, self._data.index.sequence_modes[where].copy())
+
+    def lengths(self) -> np.ndarray:
+        """Tokens per document, int64 [len]."""
+        ends = np.concatenate([[0], np.cumsum(self._data.sequence_lengths, dtype=np.int64)])
+        return np.diff(ends[self._borders])

@@ -1,0 +1,58 @@
+"""What a run folder says about its run besides the figures: versions, hardware, code revision, command."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "deepspeed", "megatron-core", "transformers", "numpy")
+
+
+def environment(world_size: int, start_step: int) -> dict[str, Any]:
+    """Everything about this start of the run that its configuration does not say."""
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "start_step": start_step,
+        "command": sys.argv,
+        "world_size": world_size,
+        "revision": _revision(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "hardware": {
+            "host": platform.node(),
+            "machine": platform.machine(),
+            "cores": len(os.sched_getaffinity(0)),
+            "threads_per_process": torch.get_num_threads(),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+    }
+
+
+def write_environment(run_dir: Path, values: dict[str, Any]) -> None:
+    """RUN/environment.json of the newest start."""
+    (run_dir / "environment.json").write_text(json.dumps(values, indent=1) + "\n")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _revision() -> str | None:
+    """The code's git revision, with `-dirty` where files were changed; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
