@@ -1,0 +1,100 @@
+"""`run_distributed`: run functions in spawned processes that form a gloo group, and bring home what they return or raise.
+
+Importing torch and deepspeed takes a process about ten seconds, so a set of processes is spawned once per call and runs
+any number of cases.
+"""
+
+import os
+import queue
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch.multiprocessing as multiprocessing
+
+Case = Callable[..., Any]
+
+
+def run_distributed(cases: Sequence[tuple[Case, tuple[Any, ...]]], world_size: int, timeout_s: float = 300) -> list[list[Any]]:
+    """Run `function(*arguments)` of every case on `world_size` processes; returns [case][rank].
+
+    Functions and results must be picklable. The first exception of any rank ends the whole set and is raised here as
+    AssertionError with the rank, the case and its traceback.
+    """
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    port = free_port()
+    workers = [
+        context.Process(target=_worker, args=(rank, world_size, port, list(cases), results), daemon=True)
+        for rank in range(world_size)
+    ]
+    for worker in workers:
+        worker.start()
+    try:
+        return _collect(results, workers, len(cases), world_size, timeout_s)
+    finally:
+        for worker in workers:
+            worker.join(timeout=20)
+            if worker.is_alive():
+                worker.kill()
+
+
+def _collect(results: Any, workers: Sequence[Any], num_cases: int, world_size: int, timeout_s: float) -> list[list[Any]]:
+    table: list[list[Any]] = [[None] * world_size for _ in range(num_cases)]
+    waiting = num_cases * world_size
+    while waiting:
+        try:
+            case, rank, value, failure = results.get(timeout=min(timeout_s, 5))
+        except queue.Empty:
+            timeout_s -= 5
+            dead = [i for i, worker in enumerate(workers) if worker.exitcode not in (None, 0)]
+            if dead or timeout_s <= 0:
+                _kill(workers)
+                raise AssertionError(f"rank(s) {dead} died" if dead else "the processes hang") from None
+            continue
+        if failure is not None:
+            _kill(workers)
+            raise AssertionError(f"rank {rank}, case {case}:\n{failure}")
+        table[case][rank] = value
+        waiting -= 1
+    return table
+
+
+def _kill(workers: Sequence[Any]) -> None:
+    for worker in workers:
+        worker.kill()
+
+
+def _worker(rank: int, world_size: int, port: int, cases: list[tuple[Case, tuple[Any, ...]]], results: Any) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    from ttt_dist.training.environment import init_process_group, leave_process_group, prepare_process, processes
+
+    number = -1
+    try:
+        prepare_process(world_size)
+        init_process_group(processes())
+        for number, (function, arguments) in enumerate(cases):
+            results.put((number, rank, function(*arguments), None))
+        leave_process_group()
+    except BaseException:
+        results.put((number, rank, None, traceback.format_exc()))
+        sys.stdout.flush()
+        raise
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])

@@ -1,0 +1,96 @@
+"""Chunked cross-entropy over rows that count, against full logits and autograd."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.structures import packs, tiny_layout
+from ttt_dist.model import loss as loss_module
+from ttt_dist.model.loss import LossRows, linear_cross_entropy, loss_rows
+from ttt_dist.sequence.batch import Batch, collate
+from ttt_dist.sequence.objective import Objective
+
+LAYOUT = tiny_layout()
+NUM_TOKENS, NUM_ROWS = LAYOUT.vocab_size, LAYOUT.padded_vocab_size
+
+
+def naive(hidden: Tensor, weight: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Both weighted sums from the logits of every position."""
+    logits = F.linear(hidden, weight)
+    logits[..., NUM_TOKENS:] = float("-inf")
+    log_probs = logits.log_softmax(-1)
+    ar, nar = (
+        -(weights * log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)).sum()
+        for targets, weights in ((batch.ar_targets, batch.ar_weights), (batch.nar_targets, batch.nar_weights))
+    )
+    return ar + nar, ar, nar
+
+
+@settings(max_examples=40, deadline=None)
+@given(packs(LAYOUT), st.sampled_from(["corrected", "released"]), st.integers(0, 3), st.sampled_from([1, 200, 1 << 20]))
+def test_loss_and_gradients_equal_those_of_full_logits(rows: list, preset: str, seed: int, chunk: int) -> None:
+    seq_len = max(1, *(sum(map(len, row)) for row in rows)) + 2
+    batch = collate(rows, LAYOUT, Objective(preset=preset, p_mix=0.1), seed, [0] * len(rows), seq_len)
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(*batch.input_ids.shape, 6, dtype=torch.float64, generator=generator).requires_grad_()
+    weight = torch.randn(NUM_ROWS, 6, dtype=torch.float64, generator=generator).requires_grad_()
+    chosen = loss_rows(batch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss_module, "CHUNK_ELEMENTS", chunk)
+        sums = linear_cross_entropy(hidden.flatten(0, 1).index_select(0, chosen.rows), weight, chosen, NUM_TOKENS)
+    reference = naive(hidden, weight, batch)
+    for mine, theirs in zip(sums, reference, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-10, atol=1e-12)
+    mine_grads = torch.autograd.grad(sums.loss * 0.37, (hidden, weight))
+    for mine, theirs in zip(mine_grads, torch.autograd.grad(reference[0] * 0.37, (hidden, weight)), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+    assert not mine_grads[1][NUM_TOKENS:].any()
+
+
+def random_rows(num_rows: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, LossRows]:
+    generator = torch.Generator().manual_seed(num_rows)
+    targets = torch.randint(0, NUM_TOKENS, (num_rows,), generator=generator)
+    rows = LossRows(torch.arange(num_rows), targets, torch.rand(num_rows, generator=generator), num_rows // 2)
+    hidden = torch.randn(num_rows, 5, dtype=torch.float64, generator=generator).to(dtype).requires_grad_()
+    return hidden, torch.randn(NUM_ROWS, 5, generator=generator).to(dtype).requires_grad_(), rows
+
+
+def test_gradcheck() -> None:
+    hidden, weight, rows = random_rows(7)
+    assert torch.autograd.gradcheck(lambda h, w: linear_cross_entropy(h, w, rows, NUM_TOKENS).loss, (hidden, weight))
+
+
+def test_no_rows_give_zero_loss_and_zero_gradients() -> None:
+    hidden, weight, rows = random_rows(0)
+    sums = linear_cross_entropy(hidden, weight, rows, NUM_TOKENS)
+    sums.loss.backward()
+    assert sums.loss.item() == sums.ar_sum.item() == sums.nar_sum.item() == 0
+    assert weight.grad is not None
+    assert not weight.grad.any()
+
+
+def test_bf16_weights_meet_an_fp32_softmax() -> None:
+    """The loss of bf16 logits is computed in fp32: it equals the fp32 cross-entropy of those very logits."""
+    hidden, weight, rows = random_rows(64, torch.bfloat16)
+    sums = linear_cross_entropy(hidden, weight, rows, NUM_TOKENS)
+    logits = F.linear(hidden, weight[:NUM_TOKENS]).float()
+    expected = (F.cross_entropy(logits, rows.targets, reduction="none") * rows.weights).sum()
+    assert sums.loss.dtype == torch.float32
+    torch.testing.assert_close(sums.loss, expected, rtol=1e-6, atol=0)
+
+
+def test_without_gradients_none_are_computed() -> None:
+    hidden, weight, rows = random_rows(3)
+    with torch.no_grad():
+        assert not linear_cross_entropy(hidden, weight, rows, NUM_TOKENS).loss.requires_grad
+
+
+@pytest.mark.parametrize("target", [-1, NUM_TOKENS])
+def test_a_target_outside_the_vocabulary_is_refused(target: int) -> None:
+    hidden, weight, rows = random_rows(3)
+    rows.targets[1] = target
+    with pytest.raises(ValueError, match=f"0..{NUM_TOKENS - 1}"):
+        linear_cross_entropy(hidden, weight, rows, NUM_TOKENS)

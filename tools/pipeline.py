@@ -1,0 +1,146 @@
+"""The whole way in one command: recordings of words -> shards -> training -> scores, speech and an HTML report.
+
+    python tools/pipeline.py --config recipes/demo.yaml --source demo_speech --out runs/demo
+    python tools/pipeline.py --config recipes/fsdd.yaml --source .../fsdd/recordings --out runs/fsdd train.steps=1200
+
+Every stage is an ordinary command of the project, printed before it runs, so that each can be repeated by hand. The
+recipe's `prep` and `evaluation` sections hold their settings. The last line is one JSON object with the figures.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ttt_dist.config import Config, load_config
+from ttt_dist.errors import UserError
+from ttt_dist.telemetry.console import main_guard, result, say
+
+PYTHON = sys.executable
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="recipe (YAML) with prep and evaluation sections")
+    parser.add_argument("--source", required=True, type=Path, help="folder of recordings of single words")
+    parser.add_argument("--out", required=True, type=Path, help="run folder; data, checkpoints and report go below it")
+    parser.add_argument("--processes", type=int, default=2, help="training processes on this machine")
+    parser.add_argument("overrides", nargs="*", help="section.key=value, as for train.py")
+    args = parser.parse_args()
+    config = load_config(args.config, args.overrides)
+    if not args.source.is_dir():
+        raise UserError(f"--source {args.source}: no such folder; name the folder that holds the recordings")
+
+    start = time.monotonic()
+    prepare(config, args.source, args.out / "data")
+    before_training = time.monotonic()
+    train(args.config, args.overrides, args.out, args.processes)
+    training_minutes = (time.monotonic() - before_training) / 60
+    figures = evaluate(config, args.source, args.out)
+    figures |= {"train_minutes": round(training_minutes, 1), "minutes": round((time.monotonic() - start) / 60, 1)}
+    (args.out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf8")
+    run(["tools/report.py", args.out])
+    result(figures | {"report": str(args.out / "report.html")})
+
+
+def prepare(config: Config, source: Path, data: Path) -> None:
+    """Recordings -> manifests of joined utterances -> codes -> samples -> shards; held-out recordings apart all the way."""
+    prep = config.prep
+    words = {
+        "train": data / "words_train.jsonl",
+        "valid": data / "words_heldout.jsonl",
+        "test": data / "words_heldout.jsonl",
+    }
+    held_out = ["--holdout-field", "index", "--holdout-every", prep.holdout_every, "--holdout-out", words["valid"]]
+    data_prep(
+        "manifest",
+        "--reader",
+        "pattern",
+        "--pattern",
+        prep.pattern,
+        "--source",
+        source,
+        "--out",
+        words["train"],
+        *held_out,
+    )
+    counts = {"train": prep.train_utterances, "valid": prep.valid_utterances, "test": prep.test_utterances}
+    for seed, (split, count) in enumerate(counts.items(), start=config.seed):
+        length = ["--min-words", prep.min_words, "--max-words", prep.max_words, "--gap", prep.gap]
+        out = data / f"{split}.jsonl"
+        data_prep("utterances", "--manifest", words[split], "--out", out, "--count", count, *length, "--seed", seed)
+
+    codec, tokenizer = data / "codec", data / "tokenizer"
+    root = ["--audio-root", source]
+    learn_codec = ["--train-codec", "--codec-out", codec, "--sample-rate", prep.sample_rate]
+    learn_codec += ["--frame-rate", prep.frame_rate, "--codebook-size", prep.codebook_size]
+    learn_tokenizer = ["--train-tokenizer", "--tokenizer-out", tokenizer, "--vocab-size", prep.text_vocab_size]
+    for split in ("train", "valid"):
+        first = split == "train"
+        which_codec = ["--codec", "melvq", *learn_codec] if first else ["--codec", f"melvq:{codec}"]
+        data_prep("encode", "--manifest", data / f"{split}.jsonl", *which_codec, *root, "--out", data / "codes" / split)
+        which_text = learn_tokenizer if first else ["--tokenizer", tokenizer]
+        style = ["--template", prep.templates, *(["--name-speaker"] if prep.name_speaker else [])]
+        data_prep("compose", "--codes", data / "codes" / split, *style, *which_text, "--out", data / "samples" / split)
+        prefix = data / "shards" / split
+        data_prep("pack", "--samples", data / "samples" / split, "--seq-len", prep.seq_len, "--out", prefix)
+        data_prep("verify", prefix)
+    data_prep("show", data / "shards" / "train", "--tokens", 256, "--mask", data / "mask.png")
+
+
+def train(recipe: str, overrides: Sequence[str], out: Path, processes: int) -> None:
+    """Training through the DeepSpeed launcher on this machine's processes."""
+    shards = [f"data.train={out}/data/shards/train", f"data.valid={out}/data/shards/valid", f"run_dir={out}"]
+    launcher = Path(PYTHON).with_name("deepspeed")
+    run(["--num_gpus", processes, "ttt_dist/train.py", "--config", recipe, *shards, *overrides], program=str(launcher))
+
+
+def evaluate(config: Config, source: Path, out: Path) -> dict[str, float]:
+    """Scores on utterances of held-out recordings: WER of transcripts, and of generated speech transcribed again."""
+    wanted = {"asr": config.evaluation.asr_utterances, "tts": config.evaluation.tts_utterances}
+    figures = {}
+    for task, limit in wanted.items():
+        where = [
+            "--model",
+            out / "export",
+            "--data",
+            out / "data" / "test.jsonl",
+            "--out",
+            out / "results",
+            "--audio-root",
+            source,
+        ]
+        run(["ttt_dist/evaluate.py", *where, "--task", task, "--limit", limit, *decoding(config)])
+        summary = json.loads((out / "results" / f"{task}_summary.json").read_text(encoding="utf8"))
+        figures["wer" if task == "asr" else "tts_wer"] = summary["wer"]
+    return figures
+
+
+def decoding(config: Config) -> list[object]:
+    """The recipe's decoding settings as flags of evaluate.py."""
+    decode = config.evaluation
+    return ["--block", decode.block, "--steps", decode.steps, "--code-temperature", decode.code_temperature]
+
+
+def data_prep(*arguments: object) -> None:
+    run(["-m", "data_prep", *arguments])
+
+
+def run(arguments: Sequence[object], program: str = PYTHON) -> None:
+    """Print a command, run it, and stop with its exit status where it fails."""
+    words = [str(argument) for argument in arguments]
+    say(f"\n$ {shlex.join([Path(program).name, *words])}")
+    status = subprocess.run([program, *words], env=os.environ | {"PYTHONUNBUFFERED": "1"}, check=False).returncode
+    if status:
+        raise UserError(
+            f"stopped: `{Path(program).name} {words[0]} ...` ended with exit status {status}; see its message above"
+        )
+
+
+if __name__ == "__main__":
+    main_guard(main)

@@ -1,0 +1,476 @@
+"""Every setting of a run: nested dataclasses, read from one YAML file plus `section.key=value` overrides.
+
+`load_config` builds a `Config` and refuses what it does not know; `check_run` holds the cross-checks that need the number of
+processes and the files on disk. Both raise `UserError` (one line that names the key and what would work), and both run
+before any process group exists.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ttt_dist.errors import UserError
+from ttt_dist.sequence.objective import Objective
+
+__all__ = [
+    "Config",
+    "ModelConfig",
+    "Objective",
+    "UserError",
+    "check_run",
+    "load_config",
+    "read_deepspeed",
+    "save_config",
+    "to_dict",
+    "zero_stage",
+]
+
+
+@dataclass
+class ModelConfig:
+    """Shape of the Qwen2-like decoder. The vocabulary is no setting: it comes from the token layout of the shards."""
+
+    hidden_size: int = 256
+    """Width of the residual stream."""
+    num_layers: int = 4
+    """Decoder blocks."""
+    num_heads: int = 4
+    """Query heads."""
+    num_kv_heads: int = 2
+    """Key and value heads; num_heads must be a multiple of it (grouped-query attention)."""
+    ffn_hidden_size: int = 768
+    """Inner width of the SwiGLU MLP."""
+    head_dim: int | None = None
+    """Width of one head; null: hidden_size / num_heads."""
+    rope_theta: float = 1e6
+    """Base of the rotary frequencies."""
+    rms_norm_eps: float = 1e-6
+    """Added to the mean square in RMSNorm."""
+    qkv_bias: bool = True
+    """Biases on the query, key and value projections."""
+    tie_embeddings: bool = False
+    """The output head shares the embedding's weight."""
+    init_std: float = 0.02
+    """Standard deviation of the initial weights."""
+
+    def check(self) -> None:
+        """Raise UserError for a shape that cannot be built."""
+        for name in ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "ffn_hidden_size"):
+            _require(getattr(self, name) > 0, f"model.{name} must be positive, not {getattr(self, name)}")
+        _require(
+            self.num_heads % self.num_kv_heads == 0,
+            f"model.num_heads={self.num_heads} is no multiple of model.num_kv_heads={self.num_kv_heads}",
+        )
+        _require(
+            self.head_dim is not None or self.hidden_size % self.num_heads == 0,
+            f"model.hidden_size={self.hidden_size} is no multiple of model.num_heads={self.num_heads}; set model.head_dim",
+        )
+        width = self.head_dim if self.head_dim is not None else self.hidden_size // self.num_heads
+        _require(
+            width > 0 and width % 2 == 0,
+            f"rotary positions need an even head width, not {width}; change model.head_dim",
+        )
+        _require(
+            self.rope_theta > 0 and self.rms_norm_eps > 0 and self.init_std > 0,
+            "model.rope_theta, rms_norm_eps and init_std must be positive",
+        )
+
+
+@dataclass
+class DataConfig:
+    """Where the packed shards are."""
+
+    train: str = ""
+    """Prefix of the training shard (PREFIX.bin, PREFIX.idx, PREFIX.json)."""
+    valid: str | None = None
+    """Prefix of the held-out shard; null: no evaluation loss."""
+    prefetch: int = 1
+    """Steps whose batches a background thread prepares ahead; 0: prepared when the step begins."""
+
+
+@dataclass
+class TrainConfig:
+    """Optimisation. Batches are counted in packs."""
+
+    steps: int = 1000
+    """Optimizer steps of the whole run."""
+    global_batch: int = 8
+    """Packs per optimizer step, over all processes."""
+    micro_batch: int = 1
+    """Packs per forward pass of one process; the rest is gradient accumulation."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    min_lr_ratio: float = 0.1
+    """Where the cosine ends, as a share of lr."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay; norms and biases have none."""
+    warmup: int = 50
+    """Steps of linear warm-up."""
+    clip: float = 1.0
+    """Largest global gradient norm; 0: no clipping."""
+    precision: Literal["bf16", "fp32"] = "fp32"
+    """Weights and activations of the forward pass; the optimizer's weights are always fp32."""
+    eval_every: int = 0
+    """Steps between evaluations on the held-out packs; 0: only at the end."""
+    eval_packs: int = 64
+    """Held-out packs per evaluation; 0: all."""
+
+    def check(self) -> None:
+        """Raise UserError for a value outside its range."""
+        for name in ("steps", "global_batch", "micro_batch"):
+            _require(getattr(self, name) > 0, f"train.{name} must be positive, not {getattr(self, name)}")
+        for name in ("min_lr_ratio", "weight_decay", "warmup", "clip", "eval_every", "eval_packs"):
+            _require(getattr(self, name) >= 0, f"train.{name} must not be negative, but is {getattr(self, name)}")
+        _require(self.lr > 0, f"train.lr must be positive, not {self.lr}")
+        _require(
+            self.min_lr_ratio <= 1, f"train.min_lr_ratio is a share of train.lr: at most 1, not {self.min_lr_ratio}"
+        )
+        _require(all(0 <= beta < 1 for beta in self.betas), f"train.betas must lie in [0, 1), not {self.betas}")
+
+
+@dataclass
+class CheckpointConfig:
+    """Saving and resuming."""
+
+    save_every: int = 0
+    """Steps between checkpoints; 0: only at the end."""
+    keep_last: int = 2
+    """Complete checkpoints kept in the run folder; 0: all."""
+    resume: bool = True
+    """Continue from the newest complete checkpoint of run_dir where there is one; false: refuse a run_dir that has any."""
+
+
+@dataclass
+class TelemetryConfig:
+    """What is written about the run, and how often."""
+
+    log_every: int = 10
+    """Steps between console lines and metrics.jsonl records."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Weights & Biases: nothing leaves the machine unless `online`."""
+    wandb_project: str = "ttt-dist"
+    """Project name shown by Weights & Biases."""
+    tensorboard: bool = False
+    """Write TensorBoard event files into run_dir/tensorboard."""
+
+
+@dataclass
+class PrepConfig:
+    """From recordings of words to shards: what tools/pipeline.py does before training. train.py reads none of it."""
+
+    pattern: str = "{text}_{speaker}_{index}.wav"
+    """File names of the recordings; {text}, {speaker} and {index} are needed."""
+    holdout_every: int = 10
+    """Every n-th recording index is kept for held-out utterances."""
+    train_utterances: int = 20000
+    """Random strings of words built for training."""
+    valid_utterances: int = 400
+    """... from held-out recordings, for the evaluation loss."""
+    test_utterances: int = 400
+    """... from held-out recordings, for the scores."""
+    min_words: int = 1
+    """Fewest words of an utterance."""
+    max_words: int = 5
+    """Most words of an utterance."""
+    gap: str = "0.0:0.15"
+    """Silence before each word, drawn between two bounds in seconds."""
+    sample_rate: int = 16000
+    """Hz, of the codec."""
+    frame_rate: float = 25.0
+    """Codes per second."""
+    codebook_size: int = 512
+    """Codes of the codec."""
+    text_vocab_size: int = 400
+    """Entries of the text tokenizer that is trained, at most."""
+    templates: str = "asr,tts"
+    """What samples are made of each utterance."""
+    name_speaker: bool = True
+    """Name the speaker in text-to-speech prompts."""
+    seq_len: int = 1024
+    """Tokens of a pack."""
+
+
+@dataclass
+class EvaluationConfig:
+    """Scores that tools/pipeline.py takes after training, and how it decodes for them. train.py reads none of it."""
+
+    asr_utterances: int = 300
+    """Held-out utterances transcribed."""
+    tts_utterances: int = 100
+    """Held-out texts spoken."""
+    block: int = 32
+    """Mask tokens appended to an open span at a time."""
+    steps: int = 10
+    """Forward passes per block."""
+    code_temperature: float = 0.0
+    """Of audio codes; 0 takes the likeliest."""
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    run_dir: str = "runs/default"
+    """Folder that holds everything about the run: config, logs, metrics, checkpoints, export."""
+    seed: int = 1234
+    """Seed of the initial weights, the order of packs and the noise."""
+    deepspeed: str = "ds_configs/zero1.json"
+    """DeepSpeed's JSON (ZeRO stage, buckets, offload); batch sizes, precision, clipping and optimizer come from here, not from it."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: Objective = field(default_factory=Objective)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    prep: PrepConfig = field(default_factory=PrepConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply overrides such as `train.lr=1e-3`, and check every value by itself.
+
+    Raises UserError that names the file and the key (with the closest known key), or what is wrong with a value.
+    """
+    values = _read_yaml(Path(path))
+    config = _build(Config, values, "", str(path))
+    for override in overrides:
+        config = _override(config, override)
+    _check_values(config)
+    return config
+
+
+def check_run(config: Config, dp: int) -> None:
+    """Cross-checks that need the number of data-parallel processes; raises UserError, touches nothing.
+
+    The shards have their own checks, made when they are opened.
+    """
+    train = config.train
+    _require(
+        train.global_batch % (train.micro_batch * dp) == 0,
+        f"train.global_batch={train.global_batch} cannot be split over {dp} process(es) in micro-batches of "
+        f"train.micro_batch={train.micro_batch}: it must be a multiple of {train.micro_batch * dp}",
+    )
+    _require(bool(config.data.train), "data.train names no shard; give its prefix, e.g. data.train=shards/train")
+    read_deepspeed(config.deepspeed)
+
+
+def read_deepspeed(path: str | Path) -> dict[str, Any]:
+    """The DeepSpeed JSON as a dict; UserError where it is missing, broken, or sets what the run's config sets."""
+    try:
+        values = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise UserError(
+            f"deepspeed={path}: cannot be read ({error.strerror}); ds_configs/ holds zero0.json to zero3.json"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"deepspeed={path}: line {error.lineno} is not JSON ({error.msg})") from None
+    _require(isinstance(values, dict), f"deepspeed={path}: must hold a JSON object")
+    for name, knob in _OWNED_BY_CONFIG.items():
+        _require(name not in values, f"deepspeed={path}: remove `{name}`; the run's config sets it ({knob})")
+    stage = values.get("zero_optimization", {}).get("stage", 0)
+    _require(stage in (0, 1, 2, 3), f"deepspeed={path}: zero_optimization.stage must be 0, 1, 2 or 3, not {stage!r}")
+    return values
+
+
+def zero_stage(path: str | Path) -> int:
+    """The ZeRO stage that a DeepSpeed JSON asks for."""
+    return int(read_deepspeed(path).get("zero_optimization", {}).get("stage", 0))
+
+
+_OWNED_BY_CONFIG = {
+    "train_batch_size": "train.global_batch",
+    "train_micro_batch_size_per_gpu": "train.micro_batch",
+    "gradient_accumulation_steps": "train.global_batch and train.micro_batch",
+    "gradient_clipping": "train.clip",
+    "optimizer": "train.lr, train.betas, train.weight_decay",
+    "scheduler": "train.warmup, train.min_lr_ratio",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+}
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A (nested) settings dataclass as plain values that YAML and JSON can hold."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """Write the resolved settings as YAML that `load_config` reads back to the same Config."""
+    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+
+
+# ---- building dataclasses from plain values
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: the config cannot be read ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark is not None else ""
+        raise UserError(f"{path}:{where} is not YAML ({getattr(error, 'problem', error)})") from None
+    if values is None:
+        return {}
+    _require(isinstance(values, dict), f"{path}: must hold sections such as `train:`, not {type(values).__name__}")
+    return values
+
+
+def _build(cls: type, values: Any, prefix: str, where: str) -> Any:
+    """An instance of dataclass `cls` from a mapping; keys are reported as `prefix` + name, found in `where`."""
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: {prefix.rstrip('.')} is a section, not the value {values!r}")
+    hints = typing.get_type_hints(cls)
+    known = [item.name for item in dataclasses.fields(cls)]
+    built = {}
+    for name, value in values.items():
+        if name not in known:
+            raise _unknown(f"{prefix}{name}", where)
+        hint = hints[name]
+        is_section = dataclasses.is_dataclass(hint)
+        built[name] = (
+            _build(hint, value, f"{prefix}{name}.", where)
+            if is_section
+            else _coerce(value, hint, f"{prefix}{name}", where)
+        )
+    return _construct(cls, built, prefix, where)
+
+
+def _construct(cls: type, values: dict[str, Any], prefix: str, where: str) -> Any:
+    try:
+        return cls(**values)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{where}: {prefix.rstrip('.')}: {error}") from None
+
+
+def _override(config: Config, text: str) -> Config:
+    key, separator, raw = text.partition("=")
+    _require(bool(separator), f"override {text!r}: write section.key=value")
+    try:
+        value = yaml.safe_load(raw) if raw else ""
+    except yaml.YAMLError:
+        value = raw
+    where = f"override {text!r}"
+    values: dict[str, Any] = dataclasses.asdict(config)
+    section: Any = values
+    *parents, name = key.split(".")
+    for parent in parents:
+        if not isinstance(section, dict) or not isinstance(section.get(parent), dict):
+            raise _unknown(key, where)
+        section = section[parent]
+    if name not in section:
+        raise _unknown(key, where)
+    section[name] = value
+    return _build(Config, values, "", where)
+
+
+def _coerce(value: Any, hint: Any, key: str, where: str) -> Any:
+    """`value` as the type `hint` asks for; YAML leaves `1e-3` a string and reads `off` as false, so both are mended here."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _coerce(value, next(item for item in arguments if item is not type(None)), key, where)
+    if origin is Literal:
+        if isinstance(value, bool):
+            value = "on" if value else "off"
+        if value not in arguments:
+            raise UserError(f"{where}: {key} must be one of {', '.join(map(str, arguments))}, not {value!r}")
+        return value
+    if origin is list:
+        items = value if isinstance(value, list) else [value]
+        return [_coerce(item, arguments[0], key, where) for item in items]
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)) or len(value) != len(arguments):
+            raise UserError(f"{where}: {key} needs {len(arguments)} values, e.g. [0.9, 0.95], not {value!r}")
+        return tuple(_coerce(item, argument, key, where) for item, argument in zip(value, arguments, strict=True))
+    return _coerce_scalar(value, hint, key, where)
+
+
+def _coerce_scalar(value: Any, hint: type, key: str, where: str) -> Any:
+    wrong = UserError(f"{where}: {key} must be {_TYPE_NAMES.get(hint, hint.__name__)}, not {value!r}")
+    if hint is bool or isinstance(value, bool):
+        if hint is bool and isinstance(value, bool):
+            return value
+        raise wrong
+    if hint is str:
+        if isinstance(value, (str, int, float)):
+            return str(value)
+        raise wrong
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise wrong from None
+    if hint is float:
+        return number
+    if isinstance(value, int):
+        return value
+    if number != int(number):
+        raise wrong
+    return int(number)
+
+
+_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _unknown(key: str, where: str) -> UserError:
+    known = list(_all_keys(Config, ""))
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if not close:
+        close = [name for name in known if name.split(".")[-1] == key.split(".")[-1]][:1]
+    hint = (
+        f"; did you mean `{close[0]}`?" if close else f"; known sections: {', '.join(n for n in known if '.' not in n)}"
+    )
+    return UserError(f"{where}: unknown key `{key}`{hint}")
+
+
+def _all_keys(cls: type, prefix: str) -> typing.Iterator[str]:
+    hints = typing.get_type_hints(cls)
+    for item in dataclasses.fields(cls):
+        yield prefix + item.name
+        if dataclasses.is_dataclass(hints[item.name]):
+            yield from _all_keys(typing.cast(type, hints[item.name]), f"{prefix}{item.name}.")
+
+
+# ---- checks
+
+
+def _check_values(config: Config) -> None:
+    config.model.check()
+    config.objective.check()
+    config.train.check()
+    _require(bool(config.run_dir), "run_dir must name a folder")
+    _require(0 <= config.seed < 2**63, f"seed must lie in [0, 2^63), not {config.seed}")
+    _require(config.data.prefetch >= 0, f"data.prefetch must not be negative, but is {config.data.prefetch}")
+    _require(
+        config.checkpoint.save_every >= 0,
+        f"checkpoint.save_every must not be negative, but is {config.checkpoint.save_every}",
+    )
+    _require(
+        config.checkpoint.keep_last >= 0,
+        f"checkpoint.keep_last must not be negative, but is {config.checkpoint.keep_last}",
+    )
+    _require(config.telemetry.log_every > 0, f"telemetry.log_every must be positive, not {config.telemetry.log_every}")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)

@@ -1,0 +1,1 @@
+"""Evaluation: tasks, metrics, judges, and the pieces of the report."""

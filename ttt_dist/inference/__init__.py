@@ -1,0 +1,1 @@
+"""Decoding: autoregressive text and block-wise diffusion of speech, for batches of requests."""

@@ -1,0 +1,69 @@
+"""Rotary positions, applied while the fused projection is split into query, key and value heads."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def rotary_tables(position_ids: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin of every token's angles, [B, S, head_dim / 2] (RoFormer, arXiv 2104.09864; pairs as in Qwen2).
+
+    Computed once per forward and shared by all layers. Angles are fp32 (fp64 for fp64 models) whatever `dtype` is: bf16
+    cannot tell late positions apart.
+    """
+    exact = torch.promote_types(dtype, torch.float32)
+    exponents = torch.arange(0, head_dim, 2, device=position_ids.device, dtype=torch.float32).to(exact) / head_dim
+    angles = position_ids.to(exact).unsqueeze(-1) * theta**-exponents
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def split_heads(
+    qkv: Tensor, tables: tuple[Tensor, Tensor], num_heads: int, num_kv_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query [B, S, num_heads, D], key and value [B, S, num_kv_heads, D] of qkv [B, S, (num_heads + 2 num_kv_heads) D].
+
+    Queries and keys come out rotated. In qkv each key-value group is contiguous (its queries, its key, its value), so
+    that a tensor-parallel rank's slice of the projection is whole groups.
+    """
+    cos, sin = tables
+    q, k, v = _SplitHeads.apply(qkv, cos, sin, num_heads // num_kv_heads, num_kv_heads)
+    return q, k, v
+
+
+class _SplitHeads(torch.autograd.Function):
+    """One node for a dozen: the slices' gradients go straight into one buffer, and nothing of size qkv is saved."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, per_group: int, num_groups: int) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(cos, sin)
+        ctx.shape = qkv.shape
+        groups = qkv.unflatten(-1, (num_groups, per_group + 2, -1))
+        cos, sin = cos[:, :, None, None], sin[:, :, None, None]
+        q = _rotate(groups[..., :per_group, :], cos, sin).flatten(2, 3)
+        k = _rotate(groups[..., per_group : per_group + 1, :], cos, sin).flatten(2, 3)
+        return q, k, groups[..., per_group + 1, :].contiguous()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = (table[:, :, None, None] for table in ctx.saved_tensors)
+        num_groups = grad_k.shape[2]
+        per_group = grad_q.shape[2] // num_groups
+        grad = grad_q.new_empty(ctx.shape)
+        groups = grad.unflatten(-1, (num_groups, per_group + 2, -1))
+        _rotate(grad_q.unflatten(2, (num_groups, per_group)), cos, -sin, out=groups[..., :per_group, :])
+        _rotate(grad_k.unsqueeze(3), cos, -sin, out=groups[..., per_group : per_group + 1, :])
+        groups[..., per_group + 1, :] = grad_v
+        return grad, None, None, None, None
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:
+    """Rotate the pairs (i, i + D/2) of x [..., D] by the tables; minus sin is the inverse and the gradient."""
+    out = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
+    first, second = x.chunk(2, dim=-1)
+    out_first, out_second = out.chunk(2, dim=-1)
+    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=out_second).addcmul_(first, sin)
+    return out

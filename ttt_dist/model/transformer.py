@@ -1,0 +1,135 @@
+"""The decoder-only Transformer, shaped like Qwen2: grouped-query attention, rotary positions, RMSNorm, SwiGLU.
+
+It sees token ids and the structure of the sequence, and draws nothing: the loss is a function of (weights, batch).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ttt_dist.config import ModelConfig
+from ttt_dist.model.attention import AttentionPlan, attend
+from ttt_dist.model.layers import LayerFactory, PlainFactory, swiglu
+from ttt_dist.model.loss import LossSums, loss_rows
+from ttt_dist.model.rotary import rotary_tables, split_heads
+from ttt_dist.sequence.batch import Batch
+from ttt_dist.sequence.tokens import TokenLayout
+
+Tables = tuple[Tensor, Tensor]
+
+
+def head_dim(config: ModelConfig) -> int:
+    """Width of one attention head."""
+    return config.head_dim or config.hidden_size // config.num_heads
+
+
+class Transformer(nn.Module):
+    """Token ids to hidden states, logits and loss.
+
+    `vocab_size` counts the rows of embedding and head; of these the first `num_tokens` (default: all) are real tokens,
+    the others are padding and never predicted. `for_layout` takes both from a token layout.
+    """
+
+    def __init__(
+        self, config: ModelConfig, vocab_size: int, factory: LayerFactory | None = None, num_tokens: int | None = None
+    ) -> None:
+        super().__init__()
+        factory = factory or PlainFactory()
+        self.config = config
+        hidden_size, std = config.hidden_size, config.init_std
+        self.embed = factory.embedding("embed", vocab_size, hidden_size, std)
+        self.blocks = nn.ModuleList([Block(config, factory, f"blocks.{index}") for index in range(config.num_layers)])
+        self.norm = factory.norm("norm", hidden_size, config.rms_norm_eps)
+        tied_to = self.embed if config.tie_embeddings else None
+        self.head = factory.head("head", vocab_size, hidden_size, num_tokens or vocab_size, std, tied_to)
+
+    @classmethod
+    def for_layout(cls, config: ModelConfig, layout: TokenLayout, factory: LayerFactory | None = None) -> "Transformer":
+        """The model of a token layout, its vocabulary's padding left out of every prediction."""
+        return cls(config, layout.padded_vocab_size, factory, layout.vocab_size)
+
+    def forward(self, batch: Batch) -> LossSums:
+        """Weighted sums of the losses of a batch."""
+        dtype = self.norm.weight.dtype
+        assert isinstance(dtype, torch.dtype)
+        plan = AttentionPlan.build(batch.sample_ids, batch.position_ids, batch.span_ids, dtype)
+        hidden = self.hidden(batch.input_ids, batch.position_ids, plan)
+        rows = loss_rows(batch)
+        sums = self.head(hidden.flatten(0, 1).index_select(0, rows.rows), rows)
+        assert isinstance(sums, LossSums)
+        return sums
+
+    def hidden(self, input_ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
+        """Normalised last hidden states [B, S, H] of ids [B, S]."""
+        x = self.embed(input_ids)
+        tables = rotary_tables(position_ids, head_dim(self.config), self.config.rope_theta, x.dtype)
+        for block in self.blocks:
+            x = block(x, tables, plan)
+        x = self.norm(x)
+        assert isinstance(x, Tensor)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of hidden states [..., H], at least fp32; -inf for the vocabulary's padding."""
+        logits = self.head(hidden)
+        assert isinstance(logits, Tensor)
+        return logits
+
+
+class Block(nn.Module):
+    """Attention and MLP, each on a normalised copy of the residual stream."""
+
+    def __init__(self, config: ModelConfig, factory: LayerFactory, name: str) -> None:
+        super().__init__()
+        self.attention_norm = factory.norm(f"{name}.attention_norm", config.hidden_size, config.rms_norm_eps)
+        self.attention = Attention(config, factory, f"{name}.attention")
+        self.mlp_norm = factory.norm(f"{name}.mlp_norm", config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config, factory, f"{name}.mlp")
+
+    def forward(self, x: Tensor, tables: Tables, plan: AttentionPlan) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), tables, plan)
+        out: Tensor = x + self.mlp(self.mlp_norm(x))
+        return out
+
+
+class Attention(nn.Module):
+    """Grouped-query attention; one projection gives queries, keys and values, group by group (see `split_heads`)."""
+
+    def __init__(self, config: ModelConfig, factory: LayerFactory, name: str) -> None:
+        super().__init__()
+        self.group_size = config.num_heads // config.num_kv_heads
+        self.head_dim = head_dim(config)
+        num_out = (config.num_heads + 2 * config.num_kv_heads) * self.head_dim
+        self.qkv = factory.column_linear(f"{name}.qkv", config.hidden_size, num_out, config.qkv_bias, config.init_std)
+        self.out = factory.row_linear(
+            f"{name}.out", config.num_heads * self.head_dim, config.hidden_size, residual_std(config)
+        )
+
+    def forward(self, x: Tensor, tables: Tables, plan: AttentionPlan) -> Tensor:
+        qkv = self.qkv(x)
+        num_groups = qkv.shape[-1] // ((self.group_size + 2) * self.head_dim)  # this rank's, under tensor parallelism
+        q, k, v = split_heads(qkv, tables, num_groups * self.group_size, num_groups)
+        out: Tensor = self.out(attend(q, k, v, plan).flatten(2))
+        return out
+
+
+class MLP(nn.Module):
+    """SwiGLU; one projection gives gate and up."""
+
+    def __init__(self, config: ModelConfig, factory: LayerFactory, name: str) -> None:
+        super().__init__()
+        hidden_size, inner = config.hidden_size, config.ffn_hidden_size
+        self.gate_up = factory.column_linear(
+            f"{name}.gate_up", hidden_size, 2 * inner, False, config.init_std, num_blocks=2
+        )
+        self.down = factory.row_linear(f"{name}.down", inner, hidden_size, residual_std(config))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down(swiglu(self.gate_up(x)))
+        return out
+
+
+def residual_std(config: ModelConfig) -> float:
+    """Initial deviation of what is added to the residual stream: its variance does not grow with depth (GPT-2)."""
+    return config.init_std / math.sqrt(2 * config.num_layers)
