@@ -77,7 +77,9 @@ def settle(config: Config, place: Processes) -> Job:
     resume_from = checkpoint.latest(Path(config.run_dir) / "checkpoints")
     if resume_from is not None:
         if not config.checkpoint.resume:
-            raise UserError(f"{resume_from}: run_dir holds a run already; set checkpoint.resume=true or choose another run_dir")
+            raise UserError(
+                f"{resume_from}: run_dir holds a run already; set checkpoint.resume=true or choose another run_dir"
+            )
         checkpoint.require_resumable(resume_from, facts)
     return Job(config, loader, held_out, facts, resume_from)
 
@@ -105,7 +107,9 @@ def train(job: Job, place: Processes) -> None:
         save_config(config, run_dir / "config.yaml")
         write_environment(run_dir, environment(place.world_size, start_step))
         chosen = config.telemetry
-        metrics = open_metrics(run_dir, start_step, to_dict(config), chosen.wandb, chosen.wandb_project, chosen.tensorboard)
+        metrics = open_metrics(
+            run_dir, start_step, to_dict(config), chosen.wandb, chosen.wandb_project, chosen.tensorboard
+        )
     say(f"{run_dir}: {num_parameters:,} parameters on {place.world_size} process(es), from step {start_step}")
     fit(Run(config, engine, job.loader, job.held_out, job.facts, metrics, start_step))
     export_model(engine, config, job.facts.layout, run_dir / "export")
@@ -122,7 +126,10 @@ def describe(job: Job, place: Processes) -> None:
 
     config, layout, shard, train = job.config, job.facts.layout, job.loader.reader, job.config.train
     parts = count_parameters(config.model, layout)
-    say(f"model      {sum(parts.values()):,} parameters: " + ", ".join(f"{name} {size:,}" for name, size in parts.items()))
+    say(
+        f"model      {sum(parts.values()):,} parameters: "
+        + ", ".join(f"{name} {size:,}" for name, size in parts.items())
+    )
     say(f"tokens     {layout.vocab_size:,} (padded to {layout.padded_vocab_size:,}), {layout.num_codes:,} audio codes")
     say(
         f"processes  {place.world_size}, ZeRO {job.facts.zero_stage}, {train.precision}; global batch {train.global_batch} packs"
@@ -135,17 +142,27 @@ def describe(job: Job, place: Processes) -> None:
     )
     if job.held_out is not None:
         say(f"held out   {config.data.valid}: {job.held_out.num_packs:,} of {len(job.held_out.reader):,} packs")
-    start = f"resumes at step {checkpoint.step_of(job.resume_from)} from {job.resume_from}" if job.resume_from else "starts anew"
+    start = (
+        f"resumes at step {checkpoint.step_of(job.resume_from)} from {job.resume_from}"
+        if job.resume_from
+        else "starts anew"
+    )
     say(f"run        {config.run_dir}: {start}")
 
 
 def parse_arguments() -> argparse.Namespace:
     summary, _, examples = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(description=summary, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", required=True, help="YAML file with the run's settings")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print what would be trained, and exit")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, print what would be trained, and exit"
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the file"
+    )
     arguments = parser.parse_intermixed_args()
     if arguments.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))

@@ -1,5 +1,6 @@
 """What the spawned processes of the tests run: a few training steps in one layout, and saving and resuming in the midst."""
 
+import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,6 +90,7 @@ def resume(layout: Layout, before: int, after: int) -> tuple[list[Any], list[Any
     start = checkpoint.load(engine, newest)
     resumed = [run_step(engine, layout, step) for step in range(start, before + after)]
     found = gather_weights(engine)
+    checkpoint.on_first_rank(lambda: shutil.rmtree(folder))
     return going_on, resumed, max((float((expected[n] - found[n]).abs().max()) for n in expected), default=0.0)
 
 

@@ -17,7 +17,9 @@ import torch.multiprocessing as multiprocessing
 Case = Callable[..., Any]
 
 
-def run_distributed(cases: Sequence[tuple[Case, tuple[Any, ...]]], world_size: int, timeout_s: float = 300) -> list[list[Any]]:
+def run_distributed(
+    cases: Sequence[tuple[Case, tuple[Any, ...]]], world_size: int, timeout_s: float = 300
+) -> list[list[Any]]:
     """Run `function(*arguments)` of every case on `world_size` processes; returns [case][rank].
 
     Functions and results must be picklable. The first exception of any rank ends the whole set and is raised here as
@@ -41,7 +43,9 @@ def run_distributed(cases: Sequence[tuple[Case, tuple[Any, ...]]], world_size: i
                 worker.kill()
 
 
-def _collect(results: Any, workers: Sequence[Any], num_cases: int, world_size: int, timeout_s: float) -> list[list[Any]]:
+def _collect(
+    results: Any, workers: Sequence[Any], num_cases: int, world_size: int, timeout_s: float
+) -> list[list[Any]]:
     table: list[list[Any]] = [[None] * world_size for _ in range(num_cases)]
     waiting = num_cases * world_size
     while waiting:

@@ -9,8 +9,8 @@ from tests.distributed.launch import run_distributed
 
 STEPS = 6
 FP32_TOLERANCE = 1e-5
-BF16_TOLERANCE = 5e-3  # against bf16 itself: what sums in another order make of 8-bit mantissas in 6 steps
-BF16_FROM_FP32 = 5e-2
+BF16_TOLERANCE = 3e-3  # against bf16 itself: what sums in another order make of 8-bit mantissas in 6 steps
+BF16_FROM_FP32 = 2e-2
 
 REFERENCES = [Layout(1, 0, 8, normalisation=n, tied=t) for n in ("sample", "token") for t in (False, True)]
 ALONE = [Layout(1, zero, micro) for zero, micro in ((0, 2), (1, 2), (2, 4), (3, 1), (3, 8))]

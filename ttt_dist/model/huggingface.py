@@ -84,10 +84,13 @@ def to_huggingface(name: str, tensor: Tensor, config: ModelConfig) -> dict[str, 
     if part == "attention.qkv":
         return {
             f"{prefix}.self_attn.{letter}_proj.{kind}": piece
-            for letter, piece in zip("qkv", _split_qkv(tensor, config))
+            for letter, piece in zip("qkv", _split_qkv(tensor, config), strict=True)
         }
     if part == "mlp.gate_up":
-        return {f"{prefix}.mlp.{which}_proj.{kind}": piece for which, piece in zip(("gate", "up"), tensor.chunk(2))}
+        return {
+            f"{prefix}.mlp.{which}_proj.{kind}": piece
+            for which, piece in zip(("gate", "up"), tensor.chunk(2), strict=True)
+        }
     return {f"{prefix}.{BLOCK_PARTS[part]}.{kind}": tensor}
 
 

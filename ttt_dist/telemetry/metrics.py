@@ -7,7 +7,7 @@ import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from ttt_dist.errors import UserError
 
@@ -54,23 +54,22 @@ class TensorBoard:
     def __init__(self, run_dir: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class WandB:
     """A Weights & Biases run. `mode` "offline" keeps everything in `run_dir`/wandb; restarts share a group."""
 
-    def __init__(self, run_dir: Path, project: str, mode: str, config: dict[str, Any]) -> None:
+    def __init__(self, run_dir: Path, project: str, mode: Literal["offline", "online"], config: dict[str, Any]) -> None:
         import wandb
 
-        assert mode in ("offline", "online")
         settings = wandb.Settings(silent=True, console="off")
         self._run = wandb.init(
             project=project, group=run_dir.name, dir=str(run_dir), config=config, mode=mode, settings=settings
@@ -84,7 +83,12 @@ class WandB:
 
 
 def open_metrics(
-    run_dir: Path, start_step: int, config: dict[str, Any], wandb: str, wandb_project: str, tensorboard: bool
+    run_dir: Path,
+    start_step: int,
+    config: dict[str, Any],
+    wandb: Literal["off", "offline", "online"],
+    wandb_project: str,
+    tensorboard: bool,
 ) -> MetricsLog:
     """The records of a run with the sinks that its settings ask for; `config` is shown by Weights & Biases."""
     sinks: list[Sink] = []

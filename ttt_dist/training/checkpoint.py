@@ -53,7 +53,9 @@ def latest(folder: Path) -> Path | None:
     except FileNotFoundError:
         return None
     if not (folder / name / FACTS).is_file():
-        raise UserError(f"{folder / LATEST}: names {name!r}, which is no complete checkpoint; write the name of another one into it")
+        raise UserError(
+            f"{folder / LATEST}: names {name!r}, which is no complete checkpoint; write the name of another one into it"
+        )
     return folder / name
 
 
@@ -94,7 +96,9 @@ def load(engine: "deepspeed.DeepSpeedEngine", checkpoint: Path) -> int:
     """Restore weights and optimizer; collective. Returns the number of updates done. Call `require_resumable` before."""
     path, state = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name, load_lr_scheduler_states=False)
     if path is None:
-        raise UserError(f"{checkpoint}: DeepSpeed finds no weights in it; name another checkpoint in {checkpoint.parent / LATEST}")
+        raise UserError(
+            f"{checkpoint}: DeepSpeed finds no weights in it; name another checkpoint in {checkpoint.parent / LATEST}"
+        )
     assert state["step"] == step_of(checkpoint)
     return int(state["step"])
 
@@ -155,12 +159,16 @@ def _read_facts(checkpoint: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); name another checkpoint in {checkpoint.parent / LATEST}") from None
+        raise UserError(
+            f"{path}: cannot be read ({error}); name another checkpoint in {checkpoint.parent / LATEST}"
+        ) from None
 
 
 def _require_equal(name: str, there: Any, here: Any, where: str) -> None:
     if there != here:
-        raise UserError(f"{where}: {name} is {there} in the checkpoint and {here} in this run; change it back, or choose another run_dir")
+        raise UserError(
+            f"{where}: {name} is {there} in the checkpoint and {here} in this run; change it back, or choose another run_dir"
+        )
 
 
 def _pick(values: dict[str, Any], key: str) -> Any:

@@ -59,7 +59,9 @@ def fit(run: Run) -> None:
             if run.held_out is not None and _due(done, train.eval_every, train.steps):
                 _evaluate(run, run.held_out, done)
             if _due(done, every, train.steps):
-                checkpoint.save(run.engine, run.folder / "checkpoints", done, run.facts, run.config.checkpoint.keep_last)
+                checkpoint.save(
+                    run.engine, run.folder / "checkpoints", done, run.facts, run.config.checkpoint.keep_last
+                )
             progress.advance()
 
 
@@ -69,13 +71,20 @@ class Window:
 
     steps: int = 0
     useful_tokens: float = 0.0
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("data", "forward_backward", "optimizer", "step"), 0.0))
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("data", "forward_backward", "optimizer", "step"), 0.0)
+    )
 
     def add(self, result: StepResult, data_s: float, step_s: float) -> None:
         """Count one step; `step_s` is all of it, the wait for data included."""
         self.steps += 1
         self.useful_tokens += result.counts.useful_tokens
-        parts = {"data": data_s, "forward_backward": result.forward_backward_s, "optimizer": result.optimizer_s, "step": step_s}
+        parts = {
+            "data": data_s,
+            "forward_backward": result.forward_backward_s,
+            "optimizer": result.optimizer_s,
+            "step": step_s,
+        }
         for name, value in parts.items():
             self.seconds[name] += value
 

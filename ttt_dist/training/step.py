@@ -8,7 +8,6 @@ however the batch is split into micro-batches, accumulation steps and processes.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import deepspeed
 import torch
@@ -18,7 +17,8 @@ from ttt_dist.sequence.batch import Batch
 from ttt_dist.training.engine import gradient_norm, reported_norm, set_learning_rate
 
 
-class Counts(NamedTuple):
+@dataclass(frozen=True)
+class Counts:
     """Sums over the global batch."""
 
     count: float

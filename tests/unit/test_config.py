@@ -1,0 +1,143 @@
+"""Rule 6: settings are checked first, and every refusal names the key and what would work."""
+
+import ast
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.cases import ROOT
+from ttt_dist.config import check_run, load_config, read_deepspeed, save_config, zero_stage
+from ttt_dist.errors import UserError
+from ttt_dist.training.schedule import learning_rate
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "model: {hidden_size: 128, num_heads: 4}\n"
+        "data: {train: shards/train}\n"
+        "train: {lr: 1e-3, betas: [0.9, 0.99]}\n"
+        "telemetry: {wandb: off}\n"
+        f"deepspeed: {ROOT / 'ds_configs/zero3.json'}\n"
+    )
+    return file
+
+
+def test_values_take_the_type_of_their_field(path: Path) -> None:
+    config = load_config(path, ["train.warmup=1e2", "model.head_dim=64", "telemetry.tensorboard=true", "run_dir=7"])
+    assert config.train.lr == 1e-3  # YAML itself reads 1e-3 as text
+    assert config.train.betas == (0.9, 0.99)
+    assert config.telemetry.wandb == "off"  # YAML itself reads off as false
+    assert (config.train.warmup, config.model.head_dim, config.telemetry.tensorboard, config.run_dir) == (
+        100,
+        64,
+        True,
+        "7",
+    )
+    assert load_config(path, ["model.head_dim=null"]).model.head_dim is None
+
+
+def test_a_saved_config_is_read_back_equal(path: Path, tmp_path: Path) -> None:
+    config = load_config(path, ["objective.kind=ar", "data.valid=shards/valid"])
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lrr=1", "unknown key `train.lrr`; did you mean `train.lr`"),
+        ("trian.lr=1", "unknown key `trian.lr`; did you mean `train.lr`"),
+        ("warmup=1", "unknown key `warmup`; did you mean `train.warmup`"),
+        ("train.lr.x=1", "unknown key `train.lr.x`"),
+        ("train=1", "train is a section"),
+        ("train.lr", "write section.key=value"),
+        ("train.steps=1.5", "train.steps must be a whole number, not 1.5"),
+        ("train.steps=0", "train.steps must be positive"),
+        ("train.steps=many", "train.steps must be a whole number, not 'many'"),
+        ("train.precision=fp16", "train.precision must be one of bf16, fp32"),
+        ("train.betas=0.9", "train.betas needs 2 values"),
+        ("train.clip=-1", "train.clip must not be negative"),
+        ("telemetry.tensorboard=3", "telemetry.tensorboard must be true or false"),
+        ("objective.kind=foo", "objective.kind='foo': choose one of ttt, ar, nar"),
+        ("objective.p_mix=2", "objective.p_mix=2.0: a probability"),
+        ("model.num_kv_heads=3", "model.num_heads=4 is no multiple of model.num_kv_heads=3"),
+        ("model.hidden_size=130", "set model.head_dim"),
+        ("seed=-1", "seed must lie in"),
+    ],
+)
+def test_a_wrong_setting_is_named(path: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(path, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    with pytest.raises(UserError, match=r"run\.yaml: the config cannot be read"):
+        load_config(file)
+    file.write_text("train:\n  lr: [1\n")
+    with pytest.raises(UserError, match=r"run\.yaml: line \d is not YAML"):
+        load_config(file)
+    file.write_text("train: {stepps: 3}\n")
+    with pytest.raises(UserError, match=r"run\.yaml: unknown key `train\.stepps`; did you mean `train\.steps`"):
+        load_config(file)
+
+
+def test_a_batch_that_does_not_divide_is_refused(path: Path) -> None:
+    config = load_config(path, ["train.global_batch=12", "train.micro_batch=2"])
+    check_run(config, dp=3)
+    with pytest.raises(UserError, match=r"train\.global_batch=12.*must be a multiple of 8"):
+        check_run(config, dp=4)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"train_batch_size": 8}', "remove `train_batch_size`.*train.global_batch"),
+        ('{"bf16": {"enabled": true}}', "remove `bf16`.*train.precision"),
+        ('{"zero_optimization": {"stage": 4}}', "stage must be 0, 1, 2 or 3, not 4"),
+        ("{", "is not JSON"),
+        ("[]", "must hold a JSON object"),
+    ],
+)
+def test_a_wrong_deepspeed_file_is_named(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "ds.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_deepspeed(tmp_path / "ds.json")
+
+
+@pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "recipes").glob("*.yaml")))
+def test_shipped_recipes_are_valid(recipe: str) -> None:
+    config = load_config(ROOT / "recipes" / recipe, ["data.train=shards/train"])
+    check_run(dataclasses.replace(config, deepspeed=str(ROOT / config.deepspeed)), dp=2)
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_shipped_deepspeed_files_have_the_stage_of_their_name(stage: int) -> None:
+    assert zero_stage(ROOT / f"ds_configs/zero{stage}.json") == stage
+
+
+def test_every_field_is_explained() -> None:
+    """In config.py a doc line stands under each field that is no section."""
+    for section in ast.parse((ROOT / "ttt_dist/config.py").read_text()).body:
+        if not isinstance(section, ast.ClassDef):
+            continue
+        for field, after in itertools.pairwise([*section.body, ast.Pass()]):
+            if isinstance(field, ast.AnnAssign) and "default_factory" not in ast.unparse(field):
+                assert isinstance(after, ast.Expr), f"{section.name}.{ast.unparse(field)}"
+
+
+def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
+    rates = [learning_rate(step, 1.0, 10, 110, 0.1) for step in range(110)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1.0
+    assert rates[-1] == pytest.approx(0.1)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert learning_rate(0, 1.0, 0, 1, 0.1) == 1.0
+    assert json.dumps(rates) == json.dumps([learning_rate(step, 1.0, 10, 110, 0.1) for step in range(110)])
