@@ -1,8 +1,9 @@
 """Utterances of several words from recordings of single words: random strings, each of one speaker.
 
-No audio is written: an entry names the recordings to join (`audio`, a list) and the seconds of silence before each
-(`gaps`). Speakers, words of a speaker, recordings of a word, and lengths come from shuffled decks that are dealt to
-the end before they are shuffled again, so that all are used equally often. Everything follows from the seed.
+No audio is written: an entry names the recordings to join (`audio`, a list), the seconds of silence before each
+(`gaps`) and after the last (`tail`). Speakers, recordings of a word, and lengths come from shuffled decks that are dealt
+to the end before they are shuffled again, so that all are used equally often; words are drawn freely, so that they may
+repeat. Everything follows from the seed.
 """
 
 from __future__ import annotations
@@ -46,27 +47,34 @@ class Deck(Generic[T]):
 
 
 class Speaker:
-    """The recordings of one speaker, dealt word by word."""
+    """The recordings of one speaker: words at random, the recordings of a word in turn."""
 
     def __init__(self, name: str, recordings: Sequence[Entry], generator: random.Random) -> None:
         self.name = name
         by_word: dict[str, list[Entry]] = defaultdict(list)
         for entry in recordings:
             by_word[entry["text"]].append(entry)
-        self._words = Deck(sorted(by_word), generator)
-        self._recordings = {word: Deck(by_word[word], generator) for word in sorted(by_word)}
+        self._generator = generator
+        self._words = sorted(by_word)
+        self._recordings = {word: Deck(by_word[word], generator) for word in self._words}
 
     def deal(self) -> Entry:
-        """A recording of the next word."""
-        return self._recordings[self._words.deal()].deal()
+        """A recording of a random word."""
+        return self._recordings[self._generator.choice(self._words)].deal()
 
 
 def build_utterances(
-    recordings: Sequence[Entry], count: int, words: tuple[int, int], gap: tuple[float, float], seed: int, name: str
+    recordings: Sequence[Entry],
+    count: int,
+    words: tuple[int, int],
+    gap: tuple[float, float],
+    tail: tuple[float, float],
+    seed: int,
+    name: str,
 ) -> Iterator[Entry]:
-    """`count` entries of words[0]..words[1] recordings of one speaker each, with gap[0]..gap[1] seconds before each.
+    """`count` entries of words[0]..words[1] recordings of one speaker each.
 
-    Their ids are `name-000000`, ... Entries without a speaker count as one speaker's.
+    gap[0]..gap[1] seconds of silence stand before each recording, tail[0]..tail[1] after the last. Their ids are `name-000000`, ... Entries without a speaker count as one speaker's.
     """
     generator = random.Random(seed)
     by_speaker: dict[str, list[Entry]] = defaultdict(list)
@@ -78,12 +86,14 @@ def build_utterances(
         speaker = speakers.deal()
         parts = [speaker.deal() for _ in range(lengths.deal())]
         gaps = [round(generator.uniform(*gap), 3) for _ in parts]
+        end = round(generator.uniform(*tail), 3)
         joined: Entry = {
             "id": f"{name}-{number:06d}",
             "audio": [part["audio"] for part in parts],
             "gaps": gaps,
+            "tail": end,
             "text": " ".join(part["text"] for part in parts),
-            "duration": round(sum(part["duration"] for part in parts) + sum(gaps), 6),
+            "duration": round(sum(part["duration"] for part in parts) + sum(gaps) + end, 6),
         }
         if speaker.name:
             joined["speaker"] = speaker.name
@@ -119,7 +129,7 @@ def run(args: argparse.Namespace) -> None:
     words, name = (args.min_words, args.max_words), args.out.stem
     seconds = 0.0
     with atomic_write(args.out) as file, Progress(args.count, "joining", "utterance") as progress:
-        for entry in build_utterances(recordings, args.count, words, args.gap, args.seed, name):
+        for entry in build_utterances(recordings, args.count, words, args.gap, args.tail, args.seed, name):
             write_entry(file, entry)
             seconds += entry["duration"]
             progress.advance()
@@ -155,6 +165,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--max-words", type=int, default=5, help="most recordings in one (default 5)")
     parser.add_argument(
         "--gap", type=gap_range, default=(0.0, 0.15), metavar="LOW:HIGH", help="silence before each, s (0.0:0.15)"
+    )
+    parser.add_argument(
+        "--tail", type=gap_range, default=(0.0, 0.3), metavar="LOW:HIGH", help="silence after the last, s (0.0:0.3)"
     )
     parser.add_argument("--seed", type=int, default=0, help="decides every draw (default 0)")
     parser.add_argument("--max-errors", type=int, default=0, help="bad lines allowed (default 0)")

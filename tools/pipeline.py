@@ -44,7 +44,7 @@ def main() -> None:
     figures = evaluate(config, args.source, args.out)
     figures |= {"train_minutes": round(training_minutes, 1), "minutes": round((time.monotonic() - start) / 60, 1)}
     (args.out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf8")
-    run(["tools/report.py", args.out])
+    run(["tools/report.py", args.out, "--audio-root", args.source])
     result(figures | {"report": str(args.out / "report.html")})
 
 
@@ -71,7 +71,7 @@ def prepare(config: Config, source: Path, data: Path) -> None:
     )
     counts = {"train": prep.train_utterances, "valid": prep.valid_utterances, "test": prep.test_utterances}
     for seed, (split, count) in enumerate(counts.items(), start=config.seed):
-        length = ["--min-words", prep.min_words, "--max-words", prep.max_words, "--gap", prep.gap]
+        length = ["--min-words", prep.min_words, "--max-words", prep.max_words, "--gap", prep.gap, "--tail", prep.tail]
         out = data / f"{split}.jsonl"
         data_prep("utterances", "--manifest", words[split], "--out", out, "--count", count, *length, "--seed", seed)
 
@@ -124,7 +124,18 @@ def evaluate(config: Config, source: Path, out: Path) -> dict[str, float]:
 def decoding(config: Config) -> list[object]:
     """The recipe's decoding settings as flags of evaluate.py."""
     decode = config.evaluation
-    return ["--block", decode.block, "--steps", decode.steps, "--code-temperature", decode.code_temperature]
+    return [
+        "--block",
+        decode.block,
+        "--steps",
+        decode.steps,
+        "--code-temperature",
+        decode.code_temperature,
+        "--span-limit",
+        decode.span_limit,
+        "--max-text",
+        decode.max_text,
+    ]
 
 
 def data_prep(*arguments: object) -> None:

@@ -187,9 +187,11 @@ class PrepConfig:
     """Most words of an utterance."""
     gap: str = "0.0:0.15"
     """Silence before each word, drawn between two bounds in seconds."""
+    tail: str = "0.0:0.3"
+    """Silence after the last word."""
     sample_rate: int = 16000
     """Hz, of the codec."""
-    frame_rate: float = 25.0
+    frame_rate: float = 12.5
     """Codes per second."""
     codebook_size: int = 512
     """Codes of the codec."""
@@ -217,6 +219,10 @@ class EvaluationConfig:
     """Forward passes per block."""
     code_temperature: float = 0.0
     """Of audio codes; 0 takes the likeliest."""
+    span_limit: int = 120
+    """Longest span, in tokens; bounds what an untrained model says."""
+    max_text: int = 40
+    """Most text tokens of a response."""
 
 
 @dataclass

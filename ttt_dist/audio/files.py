@@ -113,7 +113,7 @@ class UtteranceReader:
 
         Where the line has an `offset`, the piece from there for `duration` seconds (without one: to the end) is read;
         without an `offset` the whole file, its `duration` being for information. In a list, `gaps[i]` seconds of
-        silence stand before part i. Raises UserError naming the file.
+        silence stand before part i, and `tail` seconds after the last. Raises UserError naming the file.
         """
         audio = entry["audio"]
         if isinstance(audio, str):
@@ -126,7 +126,7 @@ class UtteranceReader:
         parts: list[Tensor] = []
         for name, gap in zip(audio, gaps, strict=True):
             parts += [torch.zeros(round(gap * self.sample_rate)), self._whole(name)]
-        return torch.cat(parts)
+        return torch.cat([*parts, torch.zeros(round(entry.get("tail", 0.0) * self.sample_rate))])
 
     def path(self, name: str) -> Path:
         """Where a manifest's path points to; UserError where that is outside the allowed folder."""

@@ -38,8 +38,10 @@ pre{overflow:auto;font-size:12.5px;margin:0}section.scroll{overflow-x:auto}
 
 def page(title: str, subtitle: str, sections: Sequence[str]) -> str:
     """A whole HTML document."""
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>{escape(title)}</title>"
-    return f"{head}<style>{STYLE}</style><main><h1>{escape(title)}</h1><p class=note>{escape(subtitle)}</p>{''.join(sections)}</main></html>\n"
+    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{escape(title)}</title>"
+    top = f"<h1>{escape(title)}</h1><p class=note>{escape(subtitle)}</p>"
+    style, body = f"<style>{STYLE}</style>", f"<main>{top}{''.join(sections)}</main>"
+    return f"<!doctype html><html lang=en>{head}{style}{body}</html>\n"
 
 
 def section(title: str, note: str, body: str) -> str:

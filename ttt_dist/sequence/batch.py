@@ -50,7 +50,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "count"}
-        return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}, count=self.count)
+        return Batch(
+            **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}, count=self.count
+        )
 
 
 def collate(

@@ -1,0 +1,173 @@
+"""A run folder as one self-contained HTML page: curves, scores, mask picture, transcripts, speech to listen to.
+
+    python tools/report.py runs/demo            # writes runs/demo/report.html
+
+Shows what the run folder holds; parts that a run has not (no results yet, no mask picture) are left out.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ttt_dist.audio import Codec, UtteranceReader, load_codec, write_wav
+from ttt_dist.errors import UserError
+from ttt_dist.evaluation import report
+from ttt_dist.files import atomic_write
+from ttt_dist.telemetry.console import main_guard, say
+
+Record = dict[str, Any]
+NUM_TRANSCRIPTS, NUM_SPOKEN = 12, 6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--data", type=Path, help="test manifest (default: RUN/data/test.jsonl)")
+    parser.add_argument("--audio-root", type=Path, help="folder that the manifest's audio lies in")
+    args = parser.parse_args()
+    if not (args.run / "metrics.jsonl").is_file():
+        raise UserError(f"{args.run}: no metrics.jsonl here; name the run_dir of a training run")
+    originals = Originals(args.run, args.data or args.run / "data" / "test.jsonl", args.audio_root)
+    out = args.run / "report.html"
+    with atomic_write(out) as file:
+        file.write(
+            report.page(f"Text-to-Talk run {args.run.name}", subtitle(args.run), list(sections(args.run, originals)))
+        )
+    say(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+
+
+class Originals:
+    """The held-out recordings, by utterance id, at the codec's rate; empty where the run has no test manifest."""
+
+    def __init__(self, run: Path, manifest: Path, audio_root: Path | None) -> None:
+        lines = read_jsonl(manifest)
+        self.entries = {str(line.get("id", number)): line for number, line in enumerate(lines, start=1)}
+        self.codec: Codec | None = load_codec(run / "export" / "codec") if (run / "export" / "codec").is_dir() else None
+        rate = self.codec.sample_rate if self.codec else 16000
+        self._reader = UtteranceReader(manifest.parent, rate, audio_root=audio_root)
+        self._wavs = run / "results" / "originals"
+
+    def player(self, utterance_id: str) -> str:
+        """A player of the recording."""
+        return report.player(self._write(f"{utterance_id}.wav", self.wave(utterance_id)))
+
+    def resynthesised(self, utterance_id: str) -> tuple[torch.Tensor, str]:
+        """The recording through the codec and back: the best that speech of these codes can sound; and its player."""
+        assert self.codec is not None
+        wave = self.codec.decode(self.codec.encode([self.wave(utterance_id)])[0])
+        return wave, report.player(self._write(f"{utterance_id}-codec.wav", wave))
+
+    def wave(self, utterance_id: str) -> torch.Tensor:
+        return self._reader.read(self.entries[utterance_id])
+
+    def _write(self, name: str, wave: torch.Tensor) -> Path:
+        assert self.codec is not None
+        path = self._wavs / name.replace("/", "_")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_wav(path, wave, self.codec.sample_rate)
+        return path
+
+
+def subtitle(run: Path) -> str:
+    environment = read_json(run / "environment.json")
+    hardware = environment.get("hardware", {})
+    gpus = ", ".join(hardware.get("gpus", [])) or f"{hardware.get('cores', '?')} CPU cores"
+    processes = f"{environment.get('world_size', '?')} processes on {gpus}"
+    return f"{environment.get('started', '')} · {processes} · revision {environment.get('revision')}"
+
+
+def sections(run: Path, originals: Originals) -> Iterator[str]:
+    """The parts of the page, in order."""
+    records = read_jsonl(run / "metrics.jsonl")
+    yield report.figures(key_figures(run, records))
+    yield report.section(
+        "Loss", "Cross-entropy of text and weighted cross-entropy of masked speech codes.", report.curves(records)
+    )
+    if (run / "data" / "mask.png").is_file():
+        note = (
+            "The first tokens of a training pack: which positions each position may look at, and where a loss is taken."
+        )
+        yield report.section("Who sees whom", note, report.image((run / "data" / "mask.png").read_bytes()))
+    asr = read_jsonl(run / "results" / "asr.jsonl")
+    if asr:
+        note = "Held-out recordings, the worst first, then others. Struck out: missed; underlined: heard wrongly."
+        yield report.section("Speech to text", note, transcripts(asr, originals))
+    tts = read_jsonl(run / "results" / "tts.jsonl")
+    if tts:
+        note = "Held-out texts: a recording, the same through the codec and back, and what the model says; below, what it hears in it."
+        yield report.section("Text to speech", note, speech(run, tts, originals))
+    if (run / "config.yaml").is_file():
+        yield report.section(
+            "Configuration", "As resolved at the start.", report.text((run / "config.yaml").read_text())
+        )
+
+
+def key_figures(run: Path, records: list[Record]) -> dict[str, str]:
+    """Name -> value of the cards at the top."""
+    found: dict[str, str] = {}
+    for task, label in (("asr", "speech to text, word error rate"), ("tts", "own speech transcribed, word error rate")):
+        summary = read_json(run / "results" / f"{task}_summary.json")
+        if "wer" in summary:
+            found[label] = f"{100 * summary['wer']:.1f} %"
+    steps = [record for record in records if "loss" in record]
+    if steps:
+        found["steps"] = f"{steps[-1]['step']:,}"
+        found["useful tokens a second"] = f"{steps[-1]['useful_tokens_per_s']:,.0f}"
+        found["of a step spent on reading data"] = f"{100 * steps[-1]['data_share']:.1f} %"
+    minutes = read_json(run / "figures.json").get("train_minutes")
+    return found | ({"minutes of training": f"{minutes}"} if minutes else {})
+
+
+def transcripts(records: list[Record], originals: Originals) -> str:
+    """A table of recordings, references and marked transcripts."""
+    worst_first = sorted(records, key=lambda r: report.word_errors(r["reference"], r["hypothesis"]), reverse=True)
+    half = NUM_TRANSCRIPTS // 2
+    rows = []
+    for record in worst_first[:half] + worst_first[len(worst_first) // 2 :][:half]:
+        known = record["id"] in originals.entries and originals.codec is not None
+        heard = report.marked(record["reference"], record["hypothesis"])
+        rows.append(
+            [originals.player(record["id"]) if known else "", record.get("speaker", ""), record["reference"], heard]
+        )
+    return report.table(["recording", "speaker", "said", "heard by the model"], rows)
+
+
+def speech(run: Path, records: list[Record], originals: Originals) -> str:
+    """Rows of three: recording, codec, model; spectrogram and player each."""
+    rows = []
+    for record in [record for record in records if record.get("wav")][:NUM_SPOKEN]:
+        columns = []
+        rate = originals.codec.sample_rate if originals.codec else 16000
+        if record["id"] in originals.entries and originals.codec is not None:
+            wave = originals.wave(record["id"])
+            columns.append(
+                report.captioned("recording", "", report.spectrogram(wave, rate), originals.player(record["id"]))
+            )
+            wave, player = originals.resynthesised(record["id"])
+            columns.append(report.captioned("through the codec", "", report.spectrogram(wave, rate), player))
+        path = run / "results" / record["wav"]
+        wave = UtteranceReader(path.parent, rate).read({"audio": path.name})
+        heard = f"heard as “{record['hypothesis']}”"
+        columns.append(report.captioned("the model", heard, report.spectrogram(wave, rate), report.player(path)))
+        who = f" ({record['speaker']})" if "speaker" in record else ""
+        rows.append(report.row(f"{record['reference']}{who}", columns))
+    return "".join(rows)
+
+
+def read_json(path: Path) -> Record:
+    return json.loads(path.read_text(encoding="utf8")) if path.is_file() else {}
+
+
+def read_jsonl(path: Path) -> list[Record]:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines() if line.strip()]
+
+
+if __name__ == "__main__":
+    sys.exit(main_guard(main))
