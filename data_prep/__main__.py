@@ -28,7 +28,8 @@ EXAMPLES = """examples, in the order of the data's way:
   python -m data_prep manifest --reader pattern --pattern '{text}_{speaker}_{index}.flac' --source demo_speech \\
       --out work/train.jsonl --holdout-every 10 --holdout-field index --holdout-out work/valid.jsonl
   python -m data_prep utterances --manifest work/train.jsonl --out work/train-strings.jsonl --count 20000
-  python -m data_prep encode --manifest work/train-strings.jsonl --codec melvq --train-codec --out work/codes
+  python -m data_prep encode --manifest work/train-strings.jsonl --codec melvq --train-codec \\
+      --audio-root demo_speech --out work/codes
   python -m data_prep compose --help        (and so on: every command has its own examples)
 """
 

@@ -36,9 +36,10 @@ BATCH_SECONDS = 120.0  # audio handed to the codec at once
 EXAMPLES = """examples:
   # learn the built-in codec from the corpus, then encode the corpus with it
   python -m data_prep encode --manifest work/train.jsonl --codec melvq --train-codec --frame-rate 25 \\
-      --codebook-size 512 --sample-rate 8000 --codec-out work/codec --out work/codes-train
+      --codebook-size 512 --sample-rate 8000 --audio-root recordings --codec-out work/codec --out work/codes-train
   # encode other speech with the same codec
-  python -m data_prep encode --manifest work/valid.jsonl --codec melvq:work/codec --out work/codes-valid
+  python -m data_prep encode --manifest work/valid.jsonl --audio-root recordings \\
+      --codec melvq:work/codec --out work/codes-valid
 
 Unreadable audio and bad lines are reported and left out, the rest is encoded. With more bad ones than --max-errors
 the exit status is 1. A part that is complete is not made again.
@@ -84,8 +85,8 @@ def encode_manifest(
         if not counts.utterances:
             raise UserError(f"{manifest}: none of its utterances could be encoded ({problems.count} bad)")
         counts.skipped = problems.count
+        counts.seconds = round(counts.seconds, 3)
         writer.finish({"format": FORMAT, "inputs": inputs, "codec": _describe(codec), "counts": vars(counts)})
-    counts.seconds = round(counts.seconds, 3)
     return counts
 
 
@@ -218,7 +219,8 @@ def learn_codec(manifest: Path, settings: dict[str, Any], folder: Path, audio_ro
     needed = 2 * stacks_to_learn_from(melvq) / melvq.frame_rate  # twice: durations in manifests may be wrong
     share = min(1.0, needed / total) if total else 1.0
     with Progress(total and total * share, "learning the codec", "s audio") as progress:
-        codec = MelVQ.learn(_readable(manifest, reader, progress, share, melvq.seed), melvq)
+        problems = Problems(told=3)
+        codec = MelVQ.learn(_readable(manifest, reader, problems, progress, share, melvq.seed), melvq)
     codec.save(folder)
     with atomic_write(note) as file:
         json.dump(learnt, file, indent=2)
@@ -226,10 +228,19 @@ def learn_codec(manifest: Path, settings: dict[str, Any], folder: Path, audio_ro
     return codec
 
 
-def _readable(manifest: Path, reader: UtteranceReader, progress: Progress, share: float, seed: int) -> Iterator[Tensor]:
-    """The audio of a random share of the manifest. What is bad is passed over: encoding reports it."""
-    for window in _windows(manifest, reader, Problems(told=0), progress, share, seed):
+def _readable(
+    manifest: Path, reader: UtteranceReader, problems: Problems, progress: Progress, share: float, seed: int
+) -> Iterator[Tensor]:
+    """The audio of a random share of the manifest. What is bad is passed over: encoding counts it again.
+
+    Raises UserError where nothing can be read, after the first reasons have been told.
+    """
+    readable = False
+    for window in _windows(manifest, reader, problems, progress, share, seed):
+        readable = True
         yield from (wave for _, wave in window)
+    if not readable:
+        raise UserError(f"{manifest}: no audio could be read to learn the codec from (see the warnings)")
 
 
 def _keep_codec(codec: Codec, folder: Path) -> None:

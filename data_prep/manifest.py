@@ -48,7 +48,7 @@ class Problems:
         self.count += 1
         if self.count <= self.told:
             warn(str(message))
-        elif self.count == self.told + 1:
+        elif self.told and self.count == self.told + 1:
             warn("more of the same follows and is only counted")
 
     def settle(self, kept: str) -> None:

@@ -74,7 +74,8 @@ def build_utterances(
 ) -> Iterator[Entry]:
     """`count` entries of words[0]..words[1] recordings of one speaker each.
 
-    gap[0]..gap[1] seconds of silence stand before each recording, tail[0]..tail[1] after the last. Their ids are `name-000000`, ... Entries without a speaker count as one speaker's.
+    gap[0]..gap[1] seconds of silence stand before each recording, tail[0]..tail[1] after the last. Their ids are
+    `name-000000`, ... Entries without a speaker count as one speaker's.
     """
     generator = random.Random(seed)
     by_speaker: dict[str, list[Entry]] = defaultdict(list)

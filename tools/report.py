@@ -112,7 +112,7 @@ def key_figures(run: Path, records: list[Record]) -> dict[str, str]:
     found: dict[str, str] = {}
     for task, label in (("asr", "speech to text, word error rate"), ("tts", "own speech transcribed, word error rate")):
         summary = read_json(run / "results" / f"{task}_summary.json")
-        if "wer" in summary:
+        if summary.get("wer") is not None:
             found[label] = f"{100 * summary['wer']:.1f} %"
     steps = [record for record in records if "loss" in record]
     if steps:
@@ -166,7 +166,7 @@ def read_json(path: Path) -> Record:
 def read_jsonl(path: Path) -> list[Record]:
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines() if line.strip()]
+    return [json.loads(line) for line in path.read_text(encoding="utf8").split("\n") if line.strip()]
 
 
 if __name__ == "__main__":

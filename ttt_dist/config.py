@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -134,6 +135,7 @@ class TrainConfig:
             _require(getattr(self, name) > 0, f"train.{name} must be positive, not {getattr(self, name)}")
         for name in ("min_lr_ratio", "weight_decay", "warmup", "clip", "eval_every", "eval_packs"):
             _require(getattr(self, name) >= 0, f"train.{name} must not be negative, but is {getattr(self, name)}")
+        _require(self.eps > 0, f"train.eps must be positive, not {self.eps}")
         _require(self.lr > 0, f"train.lr must be positive, not {self.lr}")
         _require(
             self.min_lr_ratio <= 1, f"train.min_lr_ratio is a share of train.lr: at most 1, not {self.min_lr_ratio}"
@@ -286,7 +288,9 @@ def read_deepspeed(path: str | Path) -> dict[str, Any]:
     _require(isinstance(values, dict), f"deepspeed={path}: must hold a JSON object")
     for name, knob in _OWNED_BY_CONFIG.items():
         _require(name not in values, f"deepspeed={path}: remove `{name}`; the run's config sets it ({knob})")
-    stage = values.get("zero_optimization", {}).get("stage", 0)
+    zero = values.get("zero_optimization", {})
+    _require(isinstance(zero, dict), f"deepspeed={path}: zero_optimization must be a JSON object")
+    stage = zero.get("stage", 0)
     _require(stage in (0, 1, 2, 3), f"deepspeed={path}: zero_optimization.stage must be 0, 1, 2 or 3, not {stage!r}")
     return values
 
@@ -425,6 +429,8 @@ def _coerce_scalar(value: Any, hint: type, key: str, where: str) -> Any:
         number = float(value)
     except (TypeError, ValueError):
         raise wrong from None
+    if not math.isfinite(number):
+        raise wrong
     if hint is float:
         return number
     if isinstance(value, int):

@@ -20,6 +20,7 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from ttt_dist.errors import UserError
+from ttt_dist.evaluation.judge import ModelJudge
 from ttt_dist.evaluation.metrics import NORMALISER
 from ttt_dist.evaluation.tasks import TASKS, Outcome, Setting, read_items
 from ttt_dist.files import atomic_write
@@ -32,6 +33,8 @@ def main() -> None:
     arguments = parse_arguments()
     decoding = settings_from_flags(arguments)
     items, broken = read_items(arguments.data, arguments.limit)
+    if not items and not broken:
+        raise UserError(f"{arguments.data}: holds no line; name a JSONL manifest with at least one utterance")
     folder, root = load_folder(arguments.model), arguments.data.parent
     setting = Setting.of(folder, decoding, arguments.batch, arguments.seed, root, arguments.audio_root)
 
@@ -57,9 +60,15 @@ def main() -> None:
 def summarise(arguments: argparse.Namespace, outcome: Outcome, seconds: float) -> dict[str, Any]:
     """The figures of a task, and what they were made with."""
     score = outcome.score.to_dict()
-    about = {"normaliser": NORMALISER, "model": str(arguments.model), "data": str(arguments.data)}
+    about = {
+        "normaliser": NORMALISER,
+        "judge": ModelJudge.name,
+        "model": str(arguments.model),
+        "data": str(arguments.data),
+    }
+    decoding = vars(settings_from_flags(arguments)) | {"seed": arguments.seed}
     counts = {"utterances": len(outcome.records), "errors": len(outcome.errors), "seconds": round(seconds, 1)}
-    return {"task": arguments.task, **score, **counts, **about}
+    return {"task": arguments.task, **score, **counts, **about, "decoding": decoding}
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -1,7 +1,7 @@
 """Speak a text, or transcribe a recording, with an exported model.
 
 python ttt_dist/generate.py --model runs/demo/export --prompt "three one four" --out out.wav
-python ttt_dist/generate.py --model runs/demo/export --prompt "three one four" --speaker theo --out out.wav
+python ttt_dist/generate.py --model runs/demo/export --prompt "three one four" --speaker alice --out out.wav
 python ttt_dist/generate.py --model runs/demo/export --audio in.wav
 """
 

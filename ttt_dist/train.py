@@ -69,8 +69,10 @@ def settle(config: Config, place: Processes) -> Job:
     )  # fmt: skip
     held_out = None
     if config.data.valid:
+        valid = ShardReader(config.data.valid)
+        valid.require_same_codec(shard)
         held_out = HeldOutLoader(
-            ShardReader(config.data.valid), layout, config.objective, config.seed, seq_len, train.micro_batch,
+            valid, layout, config.objective, config.seed, seq_len, train.micro_batch,
             place.rank, place.world_size, train.eval_packs or None,
         )  # fmt: skip
     facts = checkpoint.Facts.of_run(config, layout, place.world_size)

@@ -17,7 +17,7 @@ from tests.distributed.cases import ROOT
 from tests.distributed.launch import free_port
 from tests.distributed.random_packs import SEQ_LEN, random_pack
 from ttt_dist.config import load_config
-from ttt_dist.data.shards import ShardWriter
+from ttt_dist.data.shards import ShardReader, ShardWriter
 from ttt_dist.errors import UserError
 from ttt_dist.model.huggingface import load_folder
 from ttt_dist.sequence.text_tokenizer import train_sentencepiece
@@ -140,6 +140,20 @@ def test_a_mistake_is_one_line_and_status_1(work: Path) -> None:
     assert done.stderr.strip().splitlines() == [
         "error: override 'train.global_bach=8': unknown key `train.global_bach`; did you mean `train.global_batch`?"
     ]
+
+
+def test_held_out_codes_of_another_codec_are_refused(work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work / "shards", tmp_path / "shards")
+    (tmp_path / "shards" / "codec" / "codec.json").write_text('{"other": 1}')
+    samples = ShardReader(work / "shards" / "valid")
+    with ShardWriter(
+        tmp_path / "shards" / "other", {key: samples.meta[key] for key in ("layout", "seq_len")}
+    ) as writer:
+        writer.add(samples[0])
+    done = alone(work, f"data.valid={tmp_path}/shards/other", f"run_dir={tmp_path}/run", "--dry-run")
+    assert done.returncode == 1
+    assert "encode both with one codec" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_dry_run_prints_and_makes_nothing(work: Path) -> None:

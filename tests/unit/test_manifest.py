@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,7 @@ def recordings() -> list[Entry]:
 
 def test_utterances_follow_from_the_seed_and_are_balanced() -> None:
     def build(seed: int) -> list[Entry]:
-        return list(build_utterances(recordings(), 240, (1, 4), (0.0, 0.2), seed, "train"))
+        return list(build_utterances(recordings(), 240, (1, 4), (0.0, 0.2), (0.1, 0.3), seed, "train"))
 
     built = build(0)
     assert built == build(0)
@@ -226,17 +227,24 @@ def test_utterances_follow_from_the_seed_and_are_balanced() -> None:
         assert entry["text"].split() == [word for word, _, _ in parts]
         assert len(entry["gaps"]) == len(parts)
         assert all(0 <= gap <= 0.2 for gap in entry["gaps"])
-        assert entry["duration"] == pytest.approx(0.5 * len(parts) + sum(entry["gaps"]))
+        assert 0.1 <= entry["tail"] <= 0.3
+        assert entry["duration"] == pytest.approx(0.5 * len(parts) + sum(entry["gaps"]) + entry["tail"])
     used = Counter(part for entry in built for part in entry["audio"])
     assert len(used) == 24
-    assert max(used.values()) - min(used.values()) <= 4
+    for who in ("ann", "bob"):
+        for word in ("one", "two", "three"):  # words are drawn freely, the recordings of a word in turn
+            counts = [used[f"{word}_{who}_{take}"] for take in range(4)]
+            assert max(counts) - min(counts) <= 1
+            assert 60 <= sum(counts) <= 140
+    texts = [entry["text"].split() for entry in built]
+    assert any(a == b for words in texts for a, b in pairwise(words))  # strings repeat words
     assert Counter(len(entry["audio"]) for entry in built) == dict.fromkeys(range(1, 5), 60)
     assert Counter(entry["speaker"] for entry in built) == {"ann": 120, "bob": 120}
 
 
 def test_a_longer_list_begins_with_the_shorter() -> None:
-    short = list(build_utterances(recordings(), 10, (1, 4), (0.0, 0.2), 0, "t"))
-    assert list(build_utterances(recordings(), 30, (1, 4), (0.0, 0.2), 0, "t"))[:10] == short
+    short = list(build_utterances(recordings(), 10, (1, 4), (0.0, 0.2), (0.1, 0.3), 0, "t"))
+    assert list(build_utterances(recordings(), 30, (1, 4), (0.0, 0.2), (0.1, 0.3), 0, "t"))[:10] == short
 
 
 def test_utterances_command_moves_paths(digits: Path, tmp_path: Path) -> None:

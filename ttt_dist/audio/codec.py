@@ -59,7 +59,7 @@ def load_codec(spec: str | Path) -> Codec:
     description = folder / "codec.json"
     if not description.is_file():
         raise UserError(
-            f"{folder}: is no codec folder (codec.json is missing); give a folder that a codec was saved to"
+            f"{folder}: is no codec folder (codec.json is missing); name one that was saved, or learn melvq with --train-codec"
         )
     try:
         stored = json.loads(description.read_text(encoding="utf-8"))["name"]

@@ -191,6 +191,15 @@ class ShardReader:
                 size = path.stat().st_size
                 raise UserError(f"{path}: {size} bytes, but its JSON says {expected}; write the shard again")
 
+    def require_same_codec(self, other: "ShardReader") -> None:
+        """Refuse a shard whose codes come from another codec, though the layouts may agree; both hashes are named."""
+        mine, theirs = (shard.meta.get("beside", {}).get("codec") for shard in (self, other))
+        if mine != theirs:
+            raise UserError(
+                f"{self.prefix}: its codec has hash {str(mine)[:12]}, that of {other.prefix} {str(theirs)[:12]}; "
+                "encode both with one codec"
+            )
+
     def __len__(self) -> int:
         return len(self._borders) - 1
 

@@ -83,7 +83,7 @@ def read_items(path: Path, limit: int | None = None) -> tuple[list[Item], list[s
     """The first `limit` lines of a JSONL manifest, and a message for each that is broken or lacks a field."""
     items, errors = [], []
     try:
-        lines = path.read_text(encoding="utf8").splitlines()
+        lines = path.read_text(encoding="utf8").split("\n")  # splitlines would also cut at U+2028 within a text
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--data {path}: cannot be read ({error}); name a JSONL manifest") from error
     for number, line in enumerate(lines[:limit], start=1):

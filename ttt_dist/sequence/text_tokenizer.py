@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from ttt_dist.errors import UserError
+from ttt_dist.files import atomic_write
 
 
 class TextTokenizer(ABC):
@@ -128,7 +129,7 @@ def train_sentencepiece(
         num_threads=1,  # the result depends on the number of threads
         minloglevel=2,
     )
-    Path(folder).mkdir(parents=True, exist_ok=True)
     path = Path(folder) / "tokenizer.model"
-    path.write_bytes(model.getvalue())
+    with atomic_write(path, "wb") as file:
+        file.write(model.getvalue())
     return SentencePieceTokenizer(path)

@@ -51,10 +51,11 @@ class MetricsLog:
 class TensorBoard:
     """Event files in `run_dir`/tensorboard."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, start_step: int) -> None:
+        """Events of steps that are about to be done again are hidden."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"))
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -93,7 +94,7 @@ def open_metrics(
     """The records of a run with the sinks that its settings ask for; `config` is shown by Weights & Biases."""
     sinks: list[Sink] = []
     if tensorboard:
-        sinks.append(TensorBoard(run_dir))
+        sinks.append(TensorBoard(run_dir, start_step))
     if wandb != "off":
         sinks.append(WandB(run_dir, wandb_project, wandb, config))
     return MetricsLog(run_dir, start_step, sinks)
