@@ -86,6 +86,7 @@ def prepare(config: Config, source: Path, data: Path) -> None:
         data_prep("encode", "--manifest", data / f"{split}.jsonl", *which_codec, *root, "--out", data / "codes" / split)
         which_text = learn_tokenizer if first else ["--tokenizer", tokenizer]
         style = ["--template", prep.templates, *(["--name-speaker"] if prep.name_speaker else [])]
+        style += ["--text-ratio", prep.text_ratio, "--audio-ratio", prep.audio_ratio]
         data_prep("compose", "--codes", data / "codes" / split, *style, *which_text, "--out", data / "samples" / split)
         prefix = data / "shards" / split
         data_prep("pack", "--samples", data / "samples" / split, "--seq-len", prep.seq_len, "--out", prefix)

@@ -201,6 +201,10 @@ class PrepConfig:
     """Entries of the text tokenizer that is trained, at most."""
     templates: str = "asr,tts"
     """What samples are made of each utterance."""
+    text_ratio: int = 13
+    """Text tokens between spans of speech."""
+    audio_ratio: int = 26
+    """Codes of every span but the last."""
     name_speaker: bool = True
     """Name the speaker in text-to-speech prompts."""
     seq_len: int = 1024

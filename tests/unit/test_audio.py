@@ -49,9 +49,9 @@ def test_parts_are_joined_with_silence_before_each(tmp_path: Path) -> None:
     write_wav(tmp_path / "a.wav", tone(0.1), RATE)
     write_wav(tmp_path / "b.wav", tone(0.2, 200.0), RATE)
     reader = UtteranceReader(tmp_path, RATE)
-    entry = {"audio": ["a.wav", "b.wav", "a.wav"], "gaps": [0.0, 0.05, 0.01]}
+    entry = {"audio": ["a.wav", "b.wav", "a.wav"], "gaps": [0.0, 0.05, 0.01], "tail": 0.02}
     a, b = tone(0.1), tone(0.2, 200.0)
-    expected = torch.cat([a, torch.zeros(400), b, torch.zeros(80), a])
+    expected = torch.cat([a, torch.zeros(400), b, torch.zeros(80), a, torch.zeros(160)])
     for _ in range(2):  # the second time from the cache
         torch.testing.assert_close(reader.read(entry), expected, atol=1e-4, rtol=0)
 
