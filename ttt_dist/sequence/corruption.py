@@ -115,8 +115,15 @@ def corrupt(
         ar &= ~layout.is_audio[next_ids]
         if not objective.keeps_masked_ar:
             ar &= ~masked
-    return _weigh(
-        input_ids, _span_ids(audio_spans, is_target, objective), next_ids, ar, ids, masked, may_mask, draw, objective
+    ar_weight, nar_weight, divisor = _weights(int(ar.sum()), int(may_mask.sum()), draw.p_noise, objective)
+    return Corrupted(
+        input_ids,
+        _span_ids(audio_spans, is_target, objective),
+        np.where(ar, next_ids, 0),
+        ar * np.float32(ar_weight),
+        np.where(masked, ids, 0),
+        masked * np.float32(nar_weight),
+        divisor,
     )
 
 
@@ -138,28 +145,8 @@ def _span_ids(audio_spans: list[tuple[int, int]], is_target: np.ndarray, objecti
     return span_ids
 
 
-def _weigh(
-    input_ids: np.ndarray,
-    span_ids: np.ndarray,
-    next_ids: np.ndarray,
-    ar: np.ndarray,
-    clean_ids: np.ndarray,
-    masked: np.ndarray,
-    may_mask: np.ndarray,
-    draw: Draw,
-    objective: Objective,
-) -> Corrupted:
-    """Weights of both losses, with 1/p and the normalisation in them (method 4.5, 4.6)."""
-    num_ar, num_maskable = int(ar.sum()), int(may_mask.sum())
-    per_sample = objective.normalisation == "sample"
-    ar_weight = 1.0 / max(num_ar, 1) if per_sample else 1.0
-    nar_weight = (1.0 / max(num_maskable, 1) if per_sample else 1.0) / draw.p_noise
-    return Corrupted(
-        input_ids,
-        span_ids,
-        np.where(ar, next_ids, 0),
-        ar * np.float32(ar_weight),
-        np.where(masked, clean_ids, 0),
-        masked * np.float32(nar_weight),
-        1.0 if per_sample else float(num_ar + num_maskable),
-    )
+def _weights(num_ar: int, num_maskable: int, p_noise: float, objective: Objective) -> tuple[float, float, float]:
+    """Weight of one AR and one NAR target, and the sample's share of the divisor (method 4.5, 4.6)."""
+    if objective.normalisation == "token":
+        return 1.0, 1.0 / p_noise, float(num_ar + num_maskable)
+    return 1.0 / max(num_ar, 1), 1.0 / max(num_maskable, 1) / p_noise, 1.0
