@@ -186,6 +186,25 @@ def test_statistics_of_the_strategies() -> None:
     assert abs(unbiased - 0.7) < 0.05
 
 
+def test_the_preserved_prefix_is_drawn_uniformly_and_stays_clean() -> None:
+    """PPM with three response spans: one, two or three of them stay in the NAR loss, equally often."""
+    codes = LAYOUT.code_ids(np.arange(8) % LAYOUT.num_codes)
+    span = [LAYOUT.begin_of_audio, *codes, LAYOUT.end_of_audio_new]
+    sample = Sample([Segment(np.array([3, 4]), False), Segment(np.array([1, *span, 2, *span, 5, *span]), True)])
+    objective = Objective(p_mix=0.0, p_trunc=0.0, p_prefix=1.0)
+    first_noised = []
+    for epoch in range(1500):
+        numbers = draw(sample, 0, epoch)._replace(time=1.0)  # p = 1: all that may be masked is
+        outcome = corrupt(sample, LAYOUT, objective, numbers)
+        masked = outcome.input_ids == LAYOUT.mask
+        first_noised.append(int(np.flatnonzero(masked)[0]))
+        np.testing.assert_array_equal(masked, outcome.nar_weights > 0)
+        assert outcome.nar_weights.sum() == pytest.approx(1.0)  # what is preserved left the divisor too
+    starts, counts = np.unique(first_noised, return_counts=True)
+    assert starts.tolist() == [4, 15, 26]
+    assert counts.min() > 430
+
+
 def test_short_spans_are_not_cut() -> None:
     cut = Draw(0, 0.0, 0.5, 0, 0, 0, np.zeros(99))
     assert truncated_length(long_sample(10), LAYOUT, cut, 1.0) == len(long_sample(10))

@@ -41,6 +41,9 @@ def test_mask_and_its_interval_form(rows: list, prompt_audio: str) -> None:
     mask = dense_mask(batch.sample_ids, batch.position_ids, batch.span_ids).numpy()
     for row, pack in enumerate(rows):
         np.testing.assert_array_equal(mask[row], brute_force(pack, prompt_audio, seq_len))
+        numbers = batch.span_ids[row][batch.span_ids[row] > 0]
+        borders = int((numbers[1:] != numbers[:-1]).sum()) + 1 if len(numbers) else 0
+        assert len(numbers.unique()) == borders  # no number is used by two spans of a row
     index = torch.arange(seq_len)
     starts = index - batch.position_ids
     ends = visible_end(batch.sample_ids, batch.span_ids)
