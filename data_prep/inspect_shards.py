@@ -60,7 +60,7 @@ def run_verify(args: argparse.Namespace) -> None:
     for problem in problems:
         say(problem)
     if problems:
-        raise UserError(f"{args.prefix}: {len(problems)} problems, listed above; write the shard again")
+        raise UserError(f"{args.prefix}: {len(problems)} problem(s), listed above; write the shard again")
     say(f"{args.prefix}: sound, every checksum and every token")
 
 

@@ -17,6 +17,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from ttt_dist.config import Config, load_config
 from ttt_dist.errors import UserError
 from ttt_dist.telemetry.console import main_guard, result, say
@@ -25,11 +27,12 @@ PYTHON = sys.executable
 
 
 def main() -> None:
+    """Prepare, train, evaluate, report; the figures go to OUT/figures.json and the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="recipe (YAML) with prep and evaluation sections")
     parser.add_argument("--source", required=True, type=Path, help="folder of recordings of single words")
     parser.add_argument("--out", required=True, type=Path, help="run folder; data, checkpoints and report go below it")
-    parser.add_argument("--processes", type=int, default=2, help="training processes on this machine")
+    parser.add_argument("--processes", type=int, help="training processes (default 2; 1 where there is one GPU)")
     parser.add_argument("overrides", nargs="*", help="section.key=value, as for train.py")
     args = parser.parse_args()
     config = load_config(args.config, args.overrides)
@@ -39,7 +42,7 @@ def main() -> None:
     start = time.monotonic()
     prepare(config, args.source, args.out / "data")
     before_training = time.monotonic()
-    train(args.config, args.overrides, args.out, args.processes)
+    train(args.config, args.overrides, args.out, args.processes or (1 if torch.cuda.device_count() == 1 else 2))
     training_minutes = (time.monotonic() - before_training) / 60
     figures = evaluate(config, args.source, args.out)
     figures |= {"train_minutes": round(training_minutes, 1), "minutes": round((time.monotonic() - start) / 60, 1)}

@@ -25,6 +25,7 @@ NUM_TRANSCRIPTS, NUM_SPOKEN = 12, 6
 
 
 def main() -> None:
+    """Collect what the run folder holds and write RUN/report.html."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--data", type=Path, help="test manifest (default: RUN/data/test.jsonl)")

@@ -30,6 +30,7 @@ from ttt_dist.telemetry.console import main_guard, result, warn
 
 
 def main() -> None:
+    """Read the manifest, decode, score, and write records and summary."""
     arguments = parse_arguments()
     decoding = settings_from_flags(arguments)
     items, broken = read_items(arguments.data, arguments.limit)
@@ -72,6 +73,7 @@ def summarise(arguments: argparse.Namespace, outcome: Outcome, seconds: float) -
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The command line; bad usage ends with status 2."""
     summary, _, examples = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         description=summary, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -59,6 +59,7 @@ def speak(folder: ModelFolder, text: str, speaker: str | None, out: Path, settin
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The command line; bad usage ends with status 2."""
     summary, _, examples = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         description=summary, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -153,6 +153,7 @@ def describe(job: Job, place: Processes) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The command line, with the settings that may stand before or after the options."""
     summary, _, examples = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         description=summary, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
