@@ -46,7 +46,7 @@ def test_verify_prints_a_line_per_problem(prefix: Path, capsys: pytest.CaptureFi
     good = path.read_bytes()
     try:
         path.write_bytes(good[:-4])
-        with pytest.raises(UserError, match="1 problems"):
+        with pytest.raises(UserError, match=r"1 problem\(s\)"):
             run("verify", str(prefix))
     finally:
         path.write_bytes(good)
