@@ -58,6 +58,8 @@ class ModelConfig:
     """Added to the mean square in RMSNorm."""
     qkv_bias: bool = True
     """Biases on the query, key and value projections."""
+    qk_norm: bool = False
+    """RMSNorm on the heads of queries and keys (Qwen3)."""
     tie_embeddings: bool = False
     """The output head shares the embedding's weight."""
     init_std: float = 0.02
@@ -124,6 +126,14 @@ class TrainConfig:
     """Largest global gradient norm; 0: no clipping."""
     precision: Literal["bf16", "fp32"] = "fp32"
     """Weights and activations of the forward pass; the optimizer's weights are always fp32."""
+    init_from: str | None = None
+    """Model folder (tools/convert_checkpoint.py import-hf, or an export) whose weights the run starts from; null: random."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again: nothing, all but matrix products and attention, or whole blocks."""
+    compile: bool = False
+    """Compile each block with torch.compile."""
+    gc_every: int = 100
+    """Steps between garbage collections, on all processes at once; 0: whenever Python likes."""
     eval_every: int = 0
     """Steps between evaluations on the held-out packs; 0: only at the end."""
     eval_packs: int = 64
@@ -133,7 +143,7 @@ class TrainConfig:
         """Raise UserError for a value outside its range."""
         for name in ("steps", "global_batch", "micro_batch"):
             _require(getattr(self, name) > 0, f"train.{name} must be positive, not {getattr(self, name)}")
-        for name in ("min_lr_ratio", "weight_decay", "warmup", "clip", "eval_every", "eval_packs"):
+        for name in ("min_lr_ratio", "weight_decay", "warmup", "clip", "gc_every", "eval_every", "eval_packs"):
             _require(getattr(self, name) >= 0, f"train.{name} must not be negative, but is {getattr(self, name)}")
         _require(self.eps > 0, f"train.eps must be positive, not {self.eps}")
         _require(self.lr > 0, f"train.lr must be positive, not {self.lr}")
@@ -141,6 +151,20 @@ class TrainConfig:
             self.min_lr_ratio <= 1, f"train.min_lr_ratio is a share of train.lr: at most 1, not {self.min_lr_ratio}"
         )
         _require(all(0 <= beta < 1 for beta in self.betas), f"train.betas must lie in [0, 1), not {self.betas}")
+
+
+@dataclass
+class ParallelConfig:
+    """How the model is split over processes; what is left of them is data parallel."""
+
+    tensor: int = 1
+    """Processes that share each layer's weights (Megatron tensor parallelism)."""
+    pipeline: int = 1
+    """Stages of consecutive layers, with ZeRO 0 or 1."""
+    ulysses: int = 1
+    """Processes that share the tokens of a micro-batch, and the heads in attention (DeepSpeed Ulysses), with any ZeRO."""
+    sequence_parallel: bool = False
+    """Under tensor parallelism: split norms and residuals over the tokens too."""
 
 
 @dataclass
@@ -245,6 +269,7 @@ class Config:
     objective: Objective = field(default_factory=Objective)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     prep: PrepConfig = field(default_factory=PrepConfig)

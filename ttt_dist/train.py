@@ -89,7 +89,7 @@ def settle(config: Config, place: Processes) -> Job:
 def train(job: Job, place: Processes) -> None:
     """Join the other processes, build or restore the model, train it, export it."""
     # DeepSpeed takes seconds to import and looks for its accelerator while at it: after prepare_process, after the checks.
-    from ttt_dist.model.layers import PlainFactory
+    from ttt_dist.model.layers import PlainFactory, RandomWeights
     from ttt_dist.model.transformer import Transformer
     from ttt_dist.training.engine import build_engine
     from ttt_dist.training.environment import log_to_files
@@ -99,7 +99,7 @@ def train(job: Job, place: Processes) -> None:
     init_process_group(place)
     log_to_files(run_dir / "logs", place.rank)
 
-    model = Transformer.for_layout(config.model, job.facts.layout, PlainFactory(config.seed))
+    model = Transformer.for_layout(config.model, job.facts.layout, PlainFactory(RandomWeights(config.seed)))
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     engine = build_engine(model, config, place.world_size)
     start_step = checkpoint.load(engine, job.resume_from) if job.resume_from else 0

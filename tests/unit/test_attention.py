@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.structures import packs, tiny_layout
 from ttt_dist.model import attention
-from ttt_dist.model.attention import AttentionPlan, attend
+from ttt_dist.model.attention import attend, attention_plan
 from ttt_dist.sequence.batch import Batch, collate
 from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.visibility import dense_mask
@@ -37,8 +37,9 @@ def check(batch: Batch, num_heads: int, num_kv_heads: int) -> None:
         torch.randn(*shape, heads, 4, dtype=torch.float64, generator=generator).requires_grad_()
         for heads in (num_heads, num_kv_heads, num_kv_heads)
     )
-    plan = AttentionPlan.build(batch.sample_ids, batch.position_ids, batch.span_ids, torch.float64)
-    ours, theirs = attend(q, k, v, plan), dense(q, k, v, batch)
+    plan = attention_plan(batch.sample_ids, batch.span_ids, torch.float64)
+    flat = (x.flatten(0, 1) for x in (q, k, v))
+    ours, theirs = attend(*flat, plan).view_as(q), dense(q, k, v, batch)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     wanted = torch.randn(ours.shape, dtype=torch.float64, generator=generator)
     for mine, reference in zip(*(torch.autograd.grad(out, (q, k, v), wanted) for out in (ours, theirs)), strict=True):
@@ -67,7 +68,7 @@ def test_slices_skip_the_keys_that_nobody_sees() -> None:
     length = 4 * attention.QUERY_CHUNK
     span_ids = torch.zeros(1, length, dtype=torch.long)
     span_ids[:, 10:20] = 1
-    plan = AttentionPlan.build(torch.ones_like(span_ids), torch.arange(length)[None], span_ids)
+    plan = attention_plan(torch.ones_like(span_ids), span_ids)
     (bucket,) = plan.buckets
     elements = sum(chunk.mask.numel() for chunk in bucket.chunks if chunk.mask is not None)
     assert elements == length**2 * 5 // 8
@@ -76,7 +77,7 @@ def test_slices_skip_the_keys_that_nobody_sees() -> None:
 def test_causal_samples_need_no_mask_and_rows_end_samples() -> None:
     """Two full rows whose samples bear the same number are two samples."""
     ids = torch.ones(2, 9, dtype=torch.long)
-    plan = AttentionPlan.build(ids, torch.arange(9).expand(2, 9), torch.zeros_like(ids))
+    plan = attention_plan(ids, torch.zeros_like(ids))
     (bucket,) = plan.buckets
     assert (bucket.num_samples, bucket.length) == (2, 9)
     assert [chunk.mask for chunk in bucket.chunks] == [None]

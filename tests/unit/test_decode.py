@@ -17,8 +17,8 @@ from ttt_dist.inference.decoder import Decoder, Request
 from ttt_dist.inference.phases import Rules, State, advance
 from ttt_dist.inference.sampling import choose_codes, choose_text, keep_top_k, keep_top_p, most_confident
 from ttt_dist.inference.settings import DecodeSettings
-from ttt_dist.model.attention import AttentionPlan
-from ttt_dist.model.layers import PlainFactory
+from ttt_dist.model.attention import attention_plan
+from ttt_dist.model.layers import PlainFactory, RandomWeights
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.text_tokenizer import TextTokenizer
 
@@ -42,7 +42,7 @@ class Letters(TextTokenizer):
 
 
 def model(seed: int = 0) -> Transformer:
-    return Transformer.for_layout(CONFIG, LAYOUT, PlainFactory(seed)).requires_grad_(False)
+    return Transformer.for_layout(CONFIG, LAYOUT, PlainFactory(RandomWeights(seed))).requires_grad_(False)
 
 
 def decoder(seed: int = 0, prompt_audio: str = "bidirectional", batch_size: int = 32) -> Decoder:
@@ -62,9 +62,8 @@ def plain_logits(net: Transformer, ids: list[int], num_prompt: int, prompt_audio
         counts = is_audio(token) and (place >= num_prompt or prompt_audio == "bidirectional")
         span_ids.append(run + 1 if counts else 0)
     row = torch.tensor([ids])
-    positions = torch.arange(len(ids))[None]
-    plan = AttentionPlan.build(torch.ones_like(row), positions, torch.tensor([span_ids]))
-    return net.logits(net.hidden(row, positions, plan))[0]
+    plan = attention_plan(torch.ones_like(row), torch.tensor([span_ids]))
+    return net.logits(net.hidden(row[0], torch.arange(len(ids)), plan))
 
 
 def plain_loop(net: Transformer, prompt: list[int], chosen: DecodeSettings, prompt_audio: str) -> list[int]:

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from ttt_dist.config import ModelConfig
 from ttt_dist.errors import UserError
-from ttt_dist.model.attention import AttentionPlan
+from ttt_dist.model.attention import attention_plan
 from ttt_dist.model.huggingface import export_folder, from_huggingface, huggingface_names, load_folder, to_huggingface
-from ttt_dist.model.layers import PlainFactory
+from ttt_dist.model.layers import PlainFactory, RandomWeights
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.templates import TemplateSettings
@@ -46,7 +46,7 @@ def layout(assets: Path) -> TokenLayout:
 
 
 def random_model(config: ModelConfig, layout: TokenLayout) -> Transformer:
-    model = Transformer.for_layout(dataclasses.replace(config, init_std=0.2), layout, PlainFactory(1))
+    model = Transformer.for_layout(dataclasses.replace(config, init_std=0.2), layout, PlainFactory(RandomWeights(1)))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
@@ -82,9 +82,10 @@ def test_an_export_loads_here_and_in_transformers(
     assert reference.config.audio_token_id_start == layout.first_code
     ids = torch.randint(0, layout.vocab_size, (2, 20), generator=torch.Generator().manual_seed(2))
     positions = torch.arange(20).expand(2, 20)
-    plan = AttentionPlan.build(torch.ones_like(ids), positions, torch.zeros_like(ids))
+    plan = attention_plan(torch.ones_like(ids), torch.zeros_like(ids))
     with torch.no_grad():
-        mine = loaded.model.logits(loaded.model.hidden(ids, positions, plan))[..., : layout.vocab_size]
+        hidden = loaded.model.hidden(ids.flatten(), positions.flatten(), plan)
+        mine = loaded.model.logits(hidden).view(2, 20, -1)[..., : layout.vocab_size]
         torch.testing.assert_close(mine, reference(ids).logits[..., : layout.vocab_size], rtol=0, atol=1e-4)
 
 

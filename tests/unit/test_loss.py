@@ -9,12 +9,13 @@ from torch import Tensor
 
 from tests.structures import packs, tiny_layout
 from ttt_dist.model import loss as loss_module
-from ttt_dist.model.loss import LossRows, linear_cross_entropy, loss_rows
+from ttt_dist.model.loss import LossRows, VocabularySlice, linear_cross_entropy, loss_rows
 from ttt_dist.sequence.batch import Batch, collate
 from ttt_dist.sequence.objective import Objective
 
 LAYOUT = tiny_layout()
 NUM_TOKENS, NUM_ROWS = LAYOUT.vocab_size, LAYOUT.padded_vocab_size
+VOCABULARY = VocabularySlice(0, NUM_TOKENS)
 
 
 def naive(hidden: Tensor, weight: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,10 +38,10 @@ def test_loss_and_gradients_equal_those_of_full_logits(rows: list, preset: str, 
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(*batch.input_ids.shape, 6, dtype=torch.float64, generator=generator).requires_grad_()
     weight = torch.randn(NUM_ROWS, 6, dtype=torch.float64, generator=generator).requires_grad_()
-    chosen = loss_rows(batch)
+    chosen = loss_rows(batch, slice(None))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loss_module, "CHUNK_ELEMENTS", chunk)
-        sums = linear_cross_entropy(hidden.flatten(0, 1).index_select(0, chosen.rows), weight, chosen, NUM_TOKENS)
+        sums = linear_cross_entropy(hidden.flatten(0, 1).index_select(0, chosen.rows), weight, chosen, VOCABULARY)
     reference = naive(hidden, weight, batch)
     for mine, theirs in zip(sums, reference, strict=True):
         torch.testing.assert_close(mine.double(), theirs, rtol=1e-10, atol=1e-12)
@@ -60,12 +61,12 @@ def random_rows(num_rows: int, dtype: torch.dtype = torch.float64) -> tuple[Tens
 
 def test_gradcheck() -> None:
     hidden, weight, rows = random_rows(7)
-    assert torch.autograd.gradcheck(lambda h, w: linear_cross_entropy(h, w, rows, NUM_TOKENS).loss, (hidden, weight))
+    assert torch.autograd.gradcheck(lambda h, w: linear_cross_entropy(h, w, rows, VOCABULARY).loss, (hidden, weight))
 
 
 def test_no_rows_give_zero_loss_and_zero_gradients() -> None:
     hidden, weight, rows = random_rows(0)
-    sums = linear_cross_entropy(hidden, weight, rows, NUM_TOKENS)
+    sums = linear_cross_entropy(hidden, weight, rows, VOCABULARY)
     sums.loss.backward()
     assert sums.loss.item() == sums.ar_sum.item() == sums.nar_sum.item() == 0
     assert weight.grad is not None
@@ -75,7 +76,7 @@ def test_no_rows_give_zero_loss_and_zero_gradients() -> None:
 def test_bf16_weights_meet_an_fp32_softmax() -> None:
     """The loss of bf16 logits is computed in fp32: it equals the fp32 cross-entropy of those very logits."""
     hidden, weight, rows = random_rows(64, torch.bfloat16)
-    sums = linear_cross_entropy(hidden, weight, rows, NUM_TOKENS)
+    sums = linear_cross_entropy(hidden, weight, rows, VOCABULARY)
     logits = F.linear(hidden, weight[:NUM_TOKENS]).float()
     expected = (F.cross_entropy(logits, rows.targets, reduction="none") * rows.weights).sum()
     assert sums.loss.dtype == torch.float32
@@ -85,7 +86,7 @@ def test_bf16_weights_meet_an_fp32_softmax() -> None:
 def test_without_gradients_none_are_computed() -> None:
     hidden, weight, rows = random_rows(3)
     with torch.no_grad():
-        assert not linear_cross_entropy(hidden, weight, rows, NUM_TOKENS).loss.requires_grad
+        assert not linear_cross_entropy(hidden, weight, rows, VOCABULARY).loss.requires_grad
 
 
 @pytest.mark.parametrize("target", [-1, NUM_TOKENS])
@@ -93,4 +94,4 @@ def test_a_target_outside_the_vocabulary_is_refused(target: int) -> None:
     hidden, weight, rows = random_rows(3)
     rows.targets[1] = target
     with pytest.raises(ValueError, match=f"0..{NUM_TOKENS - 1}"):
-        linear_cross_entropy(hidden, weight, rows, NUM_TOKENS)
+        linear_cross_entropy(hidden, weight, rows, VOCABULARY)

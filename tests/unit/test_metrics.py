@@ -17,7 +17,7 @@ from ttt_dist.config import ModelConfig
 from ttt_dist.errors import UserError
 from ttt_dist.evaluation.metrics import Counts, Score, normalise, word_counts
 from ttt_dist.model.huggingface import export_folder
-from ttt_dist.model.layers import PlainFactory
+from ttt_dist.model.layers import PlainFactory, RandomWeights
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.templates import TemplateSettings
@@ -90,7 +90,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "template.json").write_text(json.dumps(TemplateSettings(name_speaker=True).to_dict()))
     layout = extend(tokenizer, 16)
     config = ModelConfig(hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, ffn_hidden_size=16, init_std=0.3)
-    model = Transformer.for_layout(config, layout, PlainFactory(2))
+    model = Transformer.for_layout(config, layout, PlainFactory(RandomWeights(2)))
     with torch.no_grad():  # all states share a direction, which says: open a span
         model.embed.weight += 3.0
         model.head.weight[layout.begin_of_quad] = 1.0

@@ -12,9 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Co
 
 from tests.structures import packs, tiny_layout
 from ttt_dist.config import ModelConfig
-from ttt_dist.model.attention import AttentionPlan
+from ttt_dist.model.attention import attention_plan
 from ttt_dist.model.huggingface import from_huggingface, huggingface_names
-from ttt_dist.model.layers import PlainFactory, swiglu
+from ttt_dist.model.layers import PlainFactory, RandomWeights, swiglu
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.batch import Batch, collate
 from ttt_dist.sequence.objective import Objective
@@ -68,8 +68,9 @@ def copy_of(theirs: PreTrainedModel, config: ModelConfig) -> Transformer:
 
 
 def our_logits(model: Transformer, batch: Batch) -> Tensor:
-    plan = AttentionPlan.build(batch.sample_ids, batch.position_ids, batch.span_ids, model.norm.weight.dtype)
-    return model.logits(model.hidden(batch.input_ids, batch.position_ids, plan))
+    plan = attention_plan(batch.sample_ids, batch.span_ids, model.dtype)
+    hidden = model.hidden(batch.input_ids.flatten(), batch.position_ids.flatten(), plan)
+    return model.logits(hidden).view(*batch.input_ids.shape, -1)
 
 
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
@@ -77,10 +78,11 @@ def test_text_logits_equal_hugging_face(config: ModelConfig) -> None:
     theirs = reference(config)
     ids = torch.randint(0, LAYOUT.vocab_size, (3, 50), generator=torch.Generator().manual_seed(1))
     position_ids = torch.arange(50).expand(3, 50)
-    plan = AttentionPlan.build(torch.ones_like(ids), position_ids, torch.zeros_like(ids))
+    plan = attention_plan(torch.ones_like(ids), torch.zeros_like(ids))
     ours = copy_of(theirs, config)
     with torch.no_grad():
-        mine, wanted = ours.logits(ours.hidden(ids, position_ids, plan)), theirs(ids).logits
+        hidden = ours.hidden(ids.flatten(), position_ids.flatten(), plan)
+        mine, wanted = ours.logits(hidden).view(*ids.shape, -1), theirs(ids).logits
     assert wanted.std() > 0.3
     torch.testing.assert_close(mine[..., : LAYOUT.vocab_size], wanted[..., : LAYOUT.vocab_size], rtol=0, atol=1e-4)
     assert (mine[..., LAYOUT.vocab_size :] == -torch.inf).all()
@@ -124,7 +126,7 @@ def test_a_changed_token_changes_no_logit_that_may_not_see_it(
     seq_len = max(1, *(sum(map(len, row)) for row in rows)) + 3
     objective = Objective(kind=kind, prompt_audio=prompt_audio)
     batch = collate(rows, LAYOUT, objective, 0, [0] * len(rows), seq_len)
-    model = Transformer.for_layout(SMALL, LAYOUT, PlainFactory(3))
+    model = Transformer.for_layout(SMALL, LAYOUT, PlainFactory(RandomWeights(3)))
     row, column = data.draw(st.integers(0, len(rows) - 1)), data.draw(st.integers(0, seq_len - 1))
     with torch.no_grad():
         before = our_logits(model, batch)
@@ -155,8 +157,8 @@ def test_a_tied_head_is_the_embedding() -> None:
 
 
 def test_initial_weights_depend_on_seed_and_name_alone() -> None:
-    one, same, other = (Transformer.for_layout(SMALL, LAYOUT, PlainFactory(seed)) for seed in (5, 5, 6))
-    deeper = Transformer.for_layout(dataclasses.replace(SMALL, num_layers=3), LAYOUT, PlainFactory(5))
+    one, same, other = (Transformer.for_layout(SMALL, LAYOUT, PlainFactory(RandomWeights(seed))) for seed in (5, 5, 6))
+    deeper = Transformer.for_layout(dataclasses.replace(SMALL, num_layers=3), LAYOUT, PlainFactory(RandomWeights(5)))
     assert torch.equal(one.blocks[1].attention.qkv.weight, same.blocks[1].attention.qkv.weight)
     assert torch.equal(one.blocks[1].attention.qkv.weight, deeper.blocks[1].attention.qkv.weight)
     assert not torch.equal(one.embed.weight, other.embed.weight)

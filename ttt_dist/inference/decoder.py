@@ -16,7 +16,7 @@ from torch import Tensor
 from ttt_dist.errors import UserError
 from ttt_dist.inference.phases import Finish, Rules, State, advance
 from ttt_dist.inference.settings import DecodeSettings
-from ttt_dist.model.attention import AttentionPlan
+from ttt_dist.model.attention import attention_plan
 from ttt_dist.model.huggingface import ModelFolder
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.sample import spans
@@ -143,8 +143,8 @@ class Decoder:
         )
         tensors = (torch.from_numpy(row.astype(np.int64)).unsqueeze(0).to(self._device) for row in rows)
         input_ids, position_ids, sample_ids, span_ids = tensors
-        plan = AttentionPlan.build(sample_ids, position_ids, span_ids, next(self.model.parameters()).dtype)
-        hidden = self.model.hidden(input_ids, position_ids, plan)[0]
+        plan = attention_plan(sample_ids, span_ids, self.model.dtype)
+        hidden = self.model.hidden(input_ids[0], position_ids[0], plan)
         needed = [start + state.needed(self.layout) for start, state in zip(starts, states, strict=True)]
         return [self.model.logits(hidden[torch.from_numpy(rows).to(hidden.device)]) for rows in needed]
 

@@ -5,6 +5,7 @@ of a batch by length into a few buckets; each bucket is one call of SDPA over [s
 mask of its own small size. The plan is built once per forward and serves every layer.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -42,7 +43,7 @@ class Bucket(NamedTuple):
 
 
 @dataclass
-class AttentionPlan:
+class BucketPlan:
     """Where each token of a batch [B, S] goes, and which masks apply there.
 
     Slots are the buckets laid end to end. `to_slots` [slots] names the token of each slot and `to_tokens` [B * S] the
@@ -56,9 +57,7 @@ class AttentionPlan:
     buckets: list[Bucket]
 
     @classmethod
-    def build(
-        cls, sample_ids: Tensor, position_ids: Tensor, span_ids: Tensor, dtype: torch.dtype = torch.float32
-    ) -> "AttentionPlan":
+    def build(cls, sample_ids: Tensor, span_ids: Tensor, dtype: torch.dtype = torch.float32) -> "BucketPlan":
         """Plan for ids [B, S]; `dtype` is that of the queries. Samples must be contiguous in their row."""
         num_rows, seq_len = sample_ids.shape
         ids = sample_ids.reshape(-1).cpu().numpy()
@@ -82,7 +81,7 @@ class AttentionPlan:
     @classmethod
     def _from_slots(
         cls, slots: np.ndarray, num_tokens: int, buckets: list[Bucket], device: torch.device
-    ) -> "AttentionPlan":
+    ) -> "BucketPlan":
         """Finish a plan from the token of each slot (-1: empty)."""
         tokens = np.full(num_tokens, -1)
         used = np.flatnonzero(slots >= 0)
@@ -92,14 +91,23 @@ class AttentionPlan:
         return cls(to_slots, empty_slots, to_tokens, padding, buckets)
 
 
+AttentionPlan = BucketPlan
+Attend = Callable[[Tensor, Tensor, Tensor, AttentionPlan], Tensor]
+
+
+def attention_plan(sample_ids: Tensor, span_ids: Tensor, dtype: torch.dtype = torch.float32) -> AttentionPlan:
+    """The plan of a batch, from ids [B, S], for queries of type `dtype`."""
+    return BucketPlan.build(sample_ids, span_ids, dtype)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
-    """Attention of q [B, S, H, D] over k, v [B, S, G, D] (H a multiple of G), [B, S, H, D]; padding gets zeros."""
+    """Attention of q [T, H, D] over k, v [T, G, D] (H a multiple of G), [T, H, D]; padding gets zeros."""
     sizes = [bucket.num_samples * bucket.length for bucket in plan.buckets]
     there = (plan.to_slots, plan.empty_slots, plan.to_tokens, plan.padding)
     back = (plan.to_tokens, plan.padding, plan.to_slots, plan.empty_slots)
-    slots = [_MoveRows.apply(x.flatten(0, 1), *there).split(sizes) for x in (q, k, v)]
+    slots = [_MoveRows.apply(x, *there).split(sizes) for x in (q, k, v)]
     outs = [_attend_bucket(*parts) for parts in zip(*slots, plan.buckets, strict=True)]
-    return _MoveRows.apply(torch.cat(outs) if len(outs) > 1 else outs[0], *back).view(q.shape)
+    return _MoveRows.apply(torch.cat(outs) if len(outs) > 1 else outs[0], *back)
 
 
 def _attend_bucket(q: Tensor, k: Tensor, v: Tensor, bucket: Bucket) -> Tensor:

@@ -195,8 +195,7 @@ def load_folder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Model
             f"{folder / 'tokenizer'}: hash {tokenizer.hash[:12]}, but the token layout was made with "
             f"{layout.tokenizer_hash[:12]}; copy the tokenizer that the model was trained with"
         )
-    model = Transformer.for_layout(config, layout, _Uninitialised()).to(dtype)
-    _load_weights(model, folder / WEIGHTS)
+    model = Transformer.for_layout(config, layout, PlainFactory(FolderWeights(folder, config))).to(dtype)
     template, objective = _read_json(folder / "template.json"), values.get("objective", {})
     return ModelFolder(
         model.eval().requires_grad_(False),
@@ -208,25 +207,24 @@ def load_folder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Model
     )
 
 
-class _Uninitialised(PlainFactory):
-    """Layers whose weights are about to be loaded."""
+class FolderWeights:
+    """The weights of a model folder, one parameter at a time: a `WeightSource`. Raises UserError on what does not fit."""
 
-    def _normal(self, name: str, *shape: int, std: float) -> Tensor:
-        return torch.empty(shape)
+    def __init__(self, folder: str | Path, config: ModelConfig) -> None:
+        self.path, self.config = Path(folder) / WEIGHTS, config
 
-
-def _load_weights(model: Transformer, path: Path) -> None:
-    """Fill every parameter from safetensors, one at a time."""
-    try:
-        with safe_open(path, framework="pt") as file, torch.no_grad():
-            for name, parameter in model.named_parameters():
-                pieces = [file.get_tensor(key) for key in huggingface_names(name, model.config)]
-                weight = from_huggingface(name, pieces, model.config)
-                if weight.shape != parameter.shape:
-                    raise UserError(f"{path}: {name} is {list(weight.shape)}, config.json says {list(parameter.shape)}")
-                parameter.copy_(weight)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read as the model's weights ({error}); export the model again") from error
+    def __call__(self, name: str, shape: tuple[int, ...], std: float = 0.0, mean: float = 0.0) -> Tensor:
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                pieces = [file.get_tensor(key) for key in huggingface_names(name, self.config)]
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{self.path}: cannot be read as the model's weights ({error}); export the model again"
+            ) from error
+        weight = from_huggingface(name, pieces, self.config)
+        if weight.shape != shape:
+            raise UserError(f"{self.path}: {name} is {list(weight.shape)}, config.json says {list(shape)}")
+        return weight
 
 
 def _save_weights(tensors: dict[str, Tensor], path: Path) -> None:

@@ -1,8 +1,9 @@
 """What a Transformer is built from: `LayerFactory`, and `PlainFactory` for one process or ZeRO.
 
 The Transformer asks the factory for its layers and knows nothing of how they are split; a tensor-parallel factory gives
-layers with the same meaning. Each layer draws its initial weights from (seed, name): they depend neither on the order
-nor on the place in which layers are built.
+layers with the same meaning. Hidden states are [T, H], T being all tokens of a batch: layers that are split over the
+sequence hold a part of T. First weights come from a `WeightSource`, one parameter at a time and by name: they depend
+neither on the order nor on the place in which layers are built.
 """
 
 from hashlib import blake2b
@@ -13,14 +14,43 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ttt_dist.model.loss import LossRows, LossSums, linear_cross_entropy
+from ttt_dist.model.attention import Attend, attend
+from ttt_dist.model.loss import LossRows, LossSums, VocabularySlice, linear_cross_entropy
+
+
+class WeightSource(Protocol):
+    """Where first weights come from: drawn, read from a checkpoint, or no storage at all."""
+
+    def __call__(self, name: str, shape: tuple[int, ...], std: float = 0.0, mean: float = 0.0) -> Tensor:
+        """Parameter `name` (such as blocks.0.mlp.down.weight) on the CPU; where drawn, from normal(mean, std)."""
+        ...
+
+
+class RandomWeights:
+    """Weights drawn from (seed, name)."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def __call__(self, name: str, shape: tuple[int, ...], std: float = 0.0, mean: float = 0.0) -> Tensor:
+        # torch.normal and "cpu": neither the device nor zero.Init, which swaps torch.empty for its own, changes a number.
+        digest = blake2b(f"{self.seed}/{name.removesuffix('.weight')}".encode(), digest_size=8).digest()
+        generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little") >> 1)
+        return torch.normal(mean, std, shape, generator=generator, dtype=torch.float32, device="cpu")
+
+
+class NoWeights:
+    """Shapes without storage."""
+
+    def __call__(self, name: str, shape: tuple[int, ...], std: float = 0.0, mean: float = 0.0) -> Tensor:
+        return torch.empty(shape, device="meta")
 
 
 class LayerFactory(Protocol):
     """Builds layers by name. Linear maps are called by what tensor-parallel ranks split: output or input columns."""
 
     def embedding(self, name: str, num_rows: int, hidden_size: int, std: float) -> nn.Module:
-        """Ids [...] to [..., hidden_size]; has `.weight` [num_rows, hidden_size]."""
+        """Ids [T] to [T, hidden_size]; has `.weight` [num_rows, hidden_size]."""
         ...
 
     def column_linear(
@@ -29,12 +59,18 @@ class LayerFactory(Protocol):
         """Linear map whose outputs are split: `num_blocks` equal blocks, each split on its own (gate and up)."""
         ...
 
+    def qkv_linear(
+        self, name: str, num_in: int, num_heads: int, num_kv_heads: int, head_dim: int, bias: bool, std: float
+    ) -> nn.Module:
+        """Fused projection, key-value group by group; a rank gets num_heads / ranks query heads and what they attend to."""
+        ...
+
     def row_linear(self, name: str, num_in: int, num_out: int, std: float) -> nn.Module:
         """Linear map without bias whose inputs are split; its output is whole."""
         ...
 
-    def norm(self, name: str, hidden_size: int, eps: float) -> nn.Module:
-        """RMSNorm."""
+    def norm(self, name: str, size: int, eps: float, of_heads: bool = False) -> nn.Module:
+        """RMSNorm of hidden states, or of each head (whose heads may be split)."""
         ...
 
     def head(
@@ -43,26 +79,42 @@ class LayerFactory(Protocol):
         """Logits and loss (see `Head`); `tied_to` is the embedding whose weight it shares."""
         ...
 
+    def attention(self) -> Attend:
+        """What computes attention from query, key and value heads; see `ttt_dist.model.attention.attend`."""
+        ...
+
+    def own_tokens(self, num_tokens: int) -> slice:
+        """The part of a batch's T tokens whose hidden states this process computes."""
+        ...
+
 
 class PlainFactory:
-    """Ordinary modules; `seed` is that of the initial weights."""
+    """Ordinary modules."""
 
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
+    def __init__(self, weights: WeightSource | None = None) -> None:
+        self.weights = weights or RandomWeights()
 
     def embedding(self, name: str, num_rows: int, hidden_size: int, std: float) -> nn.Module:
-        return Embedding(self._normal(name, num_rows, hidden_size, std=std))
+        return Embedding(self.weights(f"{name}.weight", (num_rows, hidden_size), std))
 
     def column_linear(
         self, name: str, num_in: int, num_out: int, bias: bool, std: float, num_blocks: int = 1
     ) -> nn.Module:
-        return Linear(self._normal(name, num_out, num_in, std=std), bias)
+        return Linear(
+            self.weights(f"{name}.weight", (num_out, num_in), std),
+            self.weights(f"{name}.bias", (num_out,)) if bias else None,
+        )
+
+    def qkv_linear(
+        self, name: str, num_in: int, num_heads: int, num_kv_heads: int, head_dim: int, bias: bool, std: float
+    ) -> nn.Module:
+        return self.column_linear(name, num_in, (num_heads + 2 * num_kv_heads) * head_dim, bias, std)
 
     def row_linear(self, name: str, num_in: int, num_out: int, std: float) -> nn.Module:
-        return Linear(self._normal(name, num_out, num_in, std=std), bias=False)
+        return Linear(self.weights(f"{name}.weight", (num_out, num_in), std), None)
 
-    def norm(self, name: str, hidden_size: int, eps: float) -> nn.Module:
-        return RMSNorm(hidden_size, eps)
+    def norm(self, name: str, size: int, eps: float, of_heads: bool = False) -> nn.Module:
+        return RMSNorm(self.weights(f"{name}.weight", (size,), mean=1.0), eps)
 
     def head(
         self, name: str, num_rows: int, hidden_size: int, num_tokens: int, std: float, tied_to: nn.Module | None
@@ -70,13 +122,13 @@ class PlainFactory:
         if tied_to is not None:
             assert isinstance(tied_to.weight, nn.Parameter)
             return Head(tied_to.weight, num_tokens)
-        return Head(self._normal(name, num_rows, hidden_size, std=std), num_tokens)
+        return Head(nn.Parameter(self.weights(f"{name}.weight", (num_rows, hidden_size), std)), num_tokens)
 
-    def _normal(self, name: str, *shape: int, std: float) -> Tensor:
-        digest = blake2b(f"{self.seed}/{name}".encode(), digest_size=8).digest()
-        # "cpu" and fp32 are explicit: the same numbers on every device and in every precision.
-        generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little") >> 1)
-        return torch.empty(shape, dtype=torch.float32, device="cpu").normal_(0, std, generator=generator)
+    def attention(self) -> Attend:
+        return attend
+
+    def own_tokens(self, num_tokens: int) -> slice:
+        return slice(0, num_tokens)
 
 
 class Embedding(nn.Module):
@@ -91,12 +143,12 @@ class Embedding(nn.Module):
 
 
 class Linear(nn.Module):
-    """x @ weight.T + bias; the bias starts at 0."""
+    """x @ weight.T + bias."""
 
-    def __init__(self, weight: Tensor, bias: bool) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(torch.zeros(len(weight))) if bias else None
+        self.bias = None if bias is None else nn.Parameter(bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
@@ -105,9 +157,9 @@ class Linear(nn.Module):
 class RMSNorm(nn.Module):
     """x / rms(x) * weight (arXiv 1910.07467)."""
 
-    def __init__(self, hidden_size: int, eps: float) -> None:
+    def __init__(self, weight: Tensor, eps: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.weight = nn.Parameter(weight)
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,15 +172,16 @@ class Head(nn.Module):
     `weight` [V, H] may be the embedding's own Parameter; rows from `num_tokens` on are padding and never predicted.
     """
 
-    def __init__(self, weight: Tensor, num_tokens: int) -> None:
+    def __init__(self, weight: nn.Parameter, num_tokens: int) -> None:
         super().__init__()
-        self.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight)
+        self.weight = weight
         self.num_tokens = num_tokens
 
     def forward(self, hidden: Tensor, rows: LossRows | None = None) -> LossSums | Tensor:
-        """LossSums of hidden [N, H] at `rows`; without rows the logits [..., V], at least fp32, -inf on padding."""
+        """LossSums at `rows` of hidden [T, H]; without rows the logits [..., V], at least fp32, -inf on padding."""
         if rows is not None:
-            return linear_cross_entropy(hidden, self.weight, rows, self.num_tokens)
+            whole = VocabularySlice(0, self.num_tokens)
+            return linear_cross_entropy(hidden.index_select(0, rows.rows), self.weight, rows, whole)
         logits = F.linear(hidden, self.weight)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits[..., self.num_tokens :] = float("-inf")

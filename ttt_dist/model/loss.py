@@ -5,6 +5,7 @@ and the head is one node of the graph (and one module call) whatever the number 
 must call the same modules equally often.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -31,33 +32,50 @@ class LossRows(NamedTuple):
     """The positions of a batch that have a weight: AR ones first, then NAR ones (a position may be in both)."""
 
     rows: Tensor
-    """Indices into the flattened [B * S], int64 [N]."""
+    """Indices into hidden states [T, H], int64 [N]."""
     targets: Tensor
     weights: Tensor
     num_ar: int
 
 
-def loss_rows(batch: Batch) -> LossRows:
-    """Positions with weights other than 0, their targets and weights."""
-    ar, nar = batch.ar_weights.flatten(), batch.nar_weights.flatten()
+class VocabularySlice(NamedTuple):
+    """Which classes the rows of a head's weight are, and how sums over the whole vocabulary are made."""
+
+    first: int
+    """Class of row 0."""
+    num_tokens: int
+    """Classes of the whole vocabulary; rows beyond them are padding and take no probability."""
+    reduce_max: Callable[[Tensor], None] = lambda _: None
+    """Replaces a tensor by its maximum over all slices, in place."""
+    reduce_sum: Callable[[Tensor], None] = lambda _: None
+    """... by its sum."""
+
+
+def loss_rows(batch: Batch, tokens: slice) -> LossRows:
+    """Positions with weights other than 0 among `tokens` of the flattened batch, their targets and weights."""
+    ar, nar = batch.ar_weights.flatten()[tokens], batch.nar_weights.flatten()[tokens]
     ar_rows, nar_rows = ar.nonzero().squeeze(1), nar.nonzero().squeeze(1)
-    targets = torch.cat([batch.ar_targets.flatten()[ar_rows], batch.nar_targets.flatten()[nar_rows]])
-    weights = torch.cat([ar[ar_rows], nar[nar_rows]])
-    return LossRows(torch.cat([ar_rows, nar_rows]), targets, weights, len(ar_rows))
+    targets = [batch.ar_targets.flatten()[tokens][ar_rows], batch.nar_targets.flatten()[tokens][nar_rows]]
+    return LossRows(
+        torch.cat([ar_rows, nar_rows]), torch.cat(targets), torch.cat([ar[ar_rows], nar[nar_rows]]), len(ar_rows)
+    )
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, rows: LossRows, num_tokens: int) -> LossSums:
-    """Sum of weights * CE(hidden @ weight.T, targets) over hidden [N, H], with weight [V, H].
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, rows: LossRows, vocabulary: VocabularySlice) -> LossSums:
+    """Sum of weights * CE(hidden @ weight.T, targets) over hidden [N, H], with weight [V, H] or a slice of its rows.
 
-    Only the first `num_tokens` of the V rows are classes: the padding of the vocabulary takes no probability.
-    Zero rows give zero loss and zero gradients. Raises ValueError where a target is no class.
+    The gradient of `hidden` is that of this slice: slices must sum it. Zero rows give zero loss and zero gradients.
+    Raises ValueError where a target is no class.
+
+    Not a library's: torch has no such function, and Liger's fused kernel takes one weight for all tokens where
+    ours differ (1/p), and a whole vocabulary where ours may be split over ranks.
     """
-    targets = rows.targets
+    targets, num_tokens = rows.targets, vocabulary.num_tokens
     if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < num_tokens:
         raise ValueError(f"loss targets must lie in 0..{num_tokens - 1}, but span {targets.min()}..{targets.max()}")
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     return LossSums(
-        *_LinearCrossEntropy.apply(hidden, weight, targets, rows.weights, rows.num_ar, num_tokens, needs_grad)
+        *_LinearCrossEntropy.apply(hidden, weight, targets, rows.weights, rows.num_ar, vocabulary, needs_grad)
     )
 
 
@@ -70,25 +88,26 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         weights: Tensor,
         num_ar: int,
-        num_tokens: int,
+        vocabulary: VocabularySlice,
         needs_grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         exact = torch.promote_types(hidden.dtype, torch.float32)
         losses = torch.empty(len(hidden), dtype=exact, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
         grad_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device) if needs_grad else None
-        classes = weight[:num_tokens]
-        chunk = max(CHUNK_ELEMENTS // num_tokens, 1)
+        num_classes = min(max(vocabulary.num_tokens - vocabulary.first, 0), len(weight))  # the rest is padding
+        classes = weight[:num_classes]
+        chunk = max(CHUNK_ELEMENTS // len(weight), 1)
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             logits = (hidden[part] @ classes.T).to(exact)
-            losses[part] = _cross_entropy_(logits, targets[part])
+            losses[part] = _cross_entropy_(logits, targets[part], vocabulary)
             if grad_hidden is not None and grad_weight is not None:
                 logits *= weights[part, None].to(exact)
                 # Gradients are multiplied in the weights' own type, and summed over chunks in fp32.
                 logits_grad = logits.to(hidden.dtype)
                 torch.mm(logits_grad, classes, out=grad_hidden[part])
-                _add_product_(grad_weight[:num_tokens], logits_grad.T, hidden[part])
+                _add_product_(grad_weight[:num_classes], logits_grad.T, hidden[part])
         if grad_hidden is not None and grad_weight is not None:
             ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
         losses *= weights.to(exact)
@@ -103,13 +122,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad.to(grad_weight.dtype), *[None] * 5
 
 
-def _cross_entropy_(logits: Tensor, targets: Tensor) -> Tensor:
+def _cross_entropy_(logits: Tensor, targets: Tensor, vocabulary: VocabularySlice) -> Tensor:
     """Cross-entropy [C] of logits [C, V]; the logits become its gradient, softmax minus one-hot, in place."""
-    index = targets.unsqueeze(1)
-    log_sum = logits.logsumexp(dim=1, keepdim=True)
-    losses = log_sum - logits.gather(1, index)
-    logits.sub_(log_sum).exp_().scatter_add_(1, index, torch.full_like(losses, -1))
-    return losses.squeeze(1)
+    num_classes = logits.shape[1]
+    largest = logits.amax(dim=1) if num_classes else logits.new_full((len(logits),), float("-inf"))
+    vocabulary.reduce_max(largest)
+    logits.sub_(largest.unsqueeze(1))
+    local = (targets - vocabulary.first).unsqueeze(1)
+    here = (local >= 0) & (local < num_classes)
+    index = local.clamp(0, max(num_classes - 1, 0))
+    sums = torch.zeros(2, len(logits), dtype=logits.dtype, device=logits.device)  # target's logit; sum of exponentials
+    if num_classes:
+        torch.mul(logits.gather(1, index), here, out=sums[0].unsqueeze(1))
+    torch.sum(logits.exp_(), dim=1, out=sums[1])
+    vocabulary.reduce_sum(sums)
+    target_logit, sum_exp = sums
+    logits.div_(sum_exp.unsqueeze(1))
+    if num_classes:
+        logits.scatter_add_(1, index, -here.to(logits.dtype))
+    return sum_exp.log() - target_logit
 
 
 def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 
 def rotary_tables(position_ids: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of every token's angles, [B, S, head_dim / 2] (RoFormer, arXiv 2104.09864; pairs as in Qwen2).
+    """cos and sin of every token's angles, [T, head_dim / 2] for positions [T] (RoFormer, arXiv 2104.09864; pairs as in Qwen2).
 
     Computed once per forward and shared by all layers. Angles are fp32 (fp64 for fp64 models) whatever `dtype` is: bf16
     cannot tell late positions apart.
@@ -22,7 +22,7 @@ def rotary_tables(position_ids: Tensor, head_dim: int, theta: float, dtype: torc
 def split_heads(
     qkv: Tensor, tables: tuple[Tensor, Tensor], num_heads: int, num_kv_heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Query [B, S, num_heads, D], key and value [B, S, num_kv_heads, D] of qkv [B, S, (num_heads + 2 num_kv_heads) D].
+    """Query [T, num_heads, D], key and value [T, num_kv_heads, D] of qkv [T, (num_heads + 2 num_kv_heads) D].
 
     Queries and keys come out rotated. In qkv each key-value group is contiguous (its queries, its key, its value), so
     that a tensor-parallel rank's slice of the projection is whole groups.
@@ -40,21 +40,21 @@ class _SplitHeads(torch.autograd.Function):
         ctx.save_for_backward(cos, sin)
         ctx.shape = qkv.shape
         groups = qkv.unflatten(-1, (num_groups, per_group + 2, -1))
-        cos, sin = cos[:, :, None, None], sin[:, :, None, None]
-        q = _rotate(groups[..., :per_group, :], cos, sin).flatten(2, 3)
-        k = _rotate(groups[..., per_group : per_group + 1, :], cos, sin).flatten(2, 3)
+        cos, sin = cos[:, None, None], sin[:, None, None]
+        q = _rotate(groups[..., :per_group, :], cos, sin).flatten(1, 2)
+        k = _rotate(groups[..., per_group : per_group + 1, :], cos, sin).flatten(1, 2)
         return q, k, groups[..., per_group + 1, :].contiguous()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
-        cos, sin = (table[:, :, None, None] for table in ctx.saved_tensors)
-        num_groups = grad_k.shape[2]
-        per_group = grad_q.shape[2] // num_groups
+        cos, sin = (table[:, None, None] for table in ctx.saved_tensors)
+        num_groups = grad_k.shape[1]
+        per_group = grad_q.shape[1] // num_groups
         grad = grad_q.new_empty(ctx.shape)
         groups = grad.unflatten(-1, (num_groups, per_group + 2, -1))
-        _rotate(grad_q.unflatten(2, (num_groups, per_group)), cos, -sin, out=groups[..., :per_group, :])
-        _rotate(grad_k.unsqueeze(3), cos, -sin, out=groups[..., per_group : per_group + 1, :])
+        _rotate(grad_q.unflatten(1, (num_groups, per_group)), cos, -sin, out=groups[..., :per_group, :])
+        _rotate(grad_k.unsqueeze(2), cos, -sin, out=groups[..., per_group : per_group + 1, :])
         groups[..., per_group + 1, :] = grad_v
         return grad, None, None, None, None
 

@@ -1,4 +1,4 @@
-"""The decoder-only Transformer, shaped like Qwen2: grouped-query attention, rotary positions, RMSNorm, SwiGLU.
+"""The decoder-only Transformer of Qwen2, Qwen3, Llama and Mistral: grouped-query attention, RoPE, RMSNorm, SwiGLU.
 
 It sees token ids and the structure of the sequence, and draws nothing: the loss is a function of (weights, batch).
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ttt_dist.config import ModelConfig
-from ttt_dist.model.attention import AttentionPlan, attend
+from ttt_dist.model.attention import AttentionPlan, attention_plan
 from ttt_dist.model.layers import LayerFactory, PlainFactory, swiglu
 from ttt_dist.model.loss import LossSums, loss_rows
 from ttt_dist.model.rotary import rotary_tables, split_heads
@@ -37,6 +37,7 @@ class Transformer(nn.Module):
         super().__init__()
         factory = factory or PlainFactory()
         self.config = config
+        self.own_tokens = factory.own_tokens
         hidden_size, std = config.hidden_size, config.init_std
         self.embed = factory.embedding("embed", vocab_size, hidden_size, std)
         self.blocks = nn.ModuleList([Block(config, factory, f"blocks.{index}") for index in range(config.num_layers)])
@@ -51,17 +52,22 @@ class Transformer(nn.Module):
 
     def forward(self, batch: Batch) -> LossSums:
         """Weighted sums of the losses of a batch."""
-        dtype = self.norm.weight.dtype
-        assert isinstance(dtype, torch.dtype)
-        plan = AttentionPlan.build(batch.sample_ids, batch.position_ids, batch.span_ids, dtype)
-        hidden = self.hidden(batch.input_ids, batch.position_ids, plan)
-        rows = loss_rows(batch)
-        sums = self.head(hidden.flatten(0, 1).index_select(0, rows.rows), rows)
+        plan = attention_plan(batch.sample_ids, batch.span_ids, self.dtype)
+        tokens = self.own_tokens(batch.input_ids.numel())
+        hidden = self.hidden(batch.input_ids.flatten()[tokens], batch.position_ids.flatten()[tokens], plan)
+        sums = self.head(hidden, loss_rows(batch, tokens))
         assert isinstance(sums, LossSums)
         return sums
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of weights and activations."""
+        dtype = self.norm.weight.dtype
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
     def hidden(self, input_ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
-        """Normalised last hidden states [B, S, H] of ids [B, S]."""
+        """Normalised last hidden states [T, H] of ids [T]."""
         x = self.embed(input_ids)
         tables = rotary_tables(position_ids, head_dim(self.config), self.config.rope_theta, x.dtype)
         for block in self.blocks:
@@ -100,17 +106,31 @@ class Attention(nn.Module):
         super().__init__()
         self.group_size = config.num_heads // config.num_kv_heads
         self.head_dim = head_dim(config)
-        num_out = (config.num_heads + 2 * config.num_kv_heads) * self.head_dim
-        self.qkv = factory.column_linear(f"{name}.qkv", config.hidden_size, num_out, config.qkv_bias, config.init_std)
+        self.qkv = factory.qkv_linear(
+            f"{name}.qkv", config.hidden_size, config.num_heads, config.num_kv_heads, self.head_dim,
+            config.qkv_bias, config.init_std,
+        )  # fmt: skip
+        self.q_norm = self.k_norm = None
+        if config.qk_norm:
+            self.q_norm = factory.norm(f"{name}.q_norm", self.head_dim, config.rms_norm_eps, of_heads=True)
+            self.k_norm = factory.norm(f"{name}.k_norm", self.head_dim, config.rms_norm_eps, of_heads=True)
+        self.attend = factory.attention()
         self.out = factory.row_linear(
             f"{name}.out", config.num_heads * self.head_dim, config.hidden_size, residual_std(config)
         )
 
     def forward(self, x: Tensor, tables: Tables, plan: AttentionPlan) -> Tensor:
         qkv = self.qkv(x)
-        num_groups = qkv.shape[-1] // ((self.group_size + 2) * self.head_dim)  # this rank's, under tensor parallelism
-        q, k, v = split_heads(qkv, tables, num_groups * self.group_size, num_groups)
-        out: Tensor = self.out(attend(q, k, v, plan).flatten(2))
+        num_slots = qkv.shape[-1] // self.head_dim
+        # A tensor-parallel rank has whole groups, or, where there are fewer groups than ranks, a part of one.
+        num_groups = max(num_slots // (self.group_size + 2), 1)
+        num_heads = num_slots - 2 * num_groups
+        if self.q_norm is not None and self.k_norm is not None:
+            groups = qkv.view(len(qkv), num_groups, -1, self.head_dim)
+            q, k, v = groups.split([num_heads // num_groups, 1, 1], dim=2)
+            qkv = torch.cat([self.q_norm(q), self.k_norm(k), v], dim=2).flatten(1)
+        q, k, v = split_heads(qkv, tables, num_heads, num_groups)
+        out: Tensor = self.out(self.attend(q, k, v, plan).flatten(1))
         return out
 
 
