@@ -23,9 +23,11 @@ from ttt_dist.errors import UserError
 from ttt_dist.sequence.objective import Objective
 
 __all__ = [
+    "FAMILY_TRAITS",
     "Config",
     "ModelConfig",
     "Objective",
+    "RopeScaling",
     "UserError",
     "check_run",
     "load_config",
@@ -36,9 +38,39 @@ __all__ = [
 ]
 
 
+# Families of published models: whether query, key and value have biases, and whether heads are normalised.
+FAMILY_TRAITS = {"qwen2": (True, False), "qwen3": (False, True), "llama": (False, False), "mistral": (False, False)}
+
+
+@dataclass
+class RopeScaling:
+    """Rotary frequencies stretched for longer texts than the model was first trained on (Llama 3.1 and later)."""
+
+    type: Literal["none", "llama3"] = "none"
+    """none: frequencies as rope_theta gives them; llama3: those of long waves are divided by factor."""
+    factor: float = 8.0
+    """How many times longer texts become."""
+    low_freq_factor: float = 1.0
+    """Waves longer than original_max_position_embeddings / this are divided by the whole factor."""
+    high_freq_factor: float = 4.0
+    """Waves shorter than original_max_position_embeddings / this stay; those between are interpolated."""
+    original_max_position_embeddings: int = 8192
+    """Longest text of the first training, in tokens."""
+
+    def check(self) -> None:
+        """Raise UserError for values that give no frequencies."""
+        for name in ("factor", "low_freq_factor", "original_max_position_embeddings"):
+            value = getattr(self, name)
+            _require(value > 0, f"model.rope_scaling.{name} must be positive, not {value}")
+        _require(
+            self.high_freq_factor > self.low_freq_factor,
+            f"model.rope_scaling.high_freq_factor={self.high_freq_factor} must be above low_freq_factor={self.low_freq_factor}",
+        )
+
+
 @dataclass
 class ModelConfig:
-    """Shape of the Qwen2-like decoder. The vocabulary is no setting: it comes from the token layout of the shards."""
+    """Shape of the decoder: Qwen2, Qwen3, Llama or Mistral. The vocabulary is no setting: it comes from the shards' layout."""
 
     hidden_size: int = 256
     """Width of the residual stream."""
@@ -64,6 +96,9 @@ class ModelConfig:
     """The output head shares the embedding's weight."""
     init_std: float = 0.02
     """Standard deviation of the initial weights."""
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)
+    family: Literal["qwen2", "qwen3", "llama", "mistral"] | None = None
+    """What exports call the model in config.json; null: what its biases and norms tell, Llama rather than Mistral."""
 
     def check(self) -> None:
         """Raise UserError for a shape that cannot be built."""
@@ -85,6 +120,21 @@ class ModelConfig:
         _require(
             self.rope_theta > 0 and self.rms_norm_eps > 0 and self.init_std > 0,
             "model.rope_theta, rms_norm_eps and init_std must be positive",
+        )
+        self.rope_scaling.check()
+        self._check_family()
+
+    def _check_family(self) -> None:
+        """An export needs a name that transformers knows."""
+        traits = (self.qkv_bias, self.qk_norm)
+        _require(
+            traits in FAMILY_TRAITS.values(),
+            "model.qk_norm with model.qkv_bias is no model that transformers knows; set model.qkv_bias=false",
+        )
+        _require(
+            self.family is None or FAMILY_TRAITS[self.family] == traits,
+            f"model.family={self.family} needs (qkv_bias, qk_norm) = {FAMILY_TRAITS.get(str(self.family))}, not {traits}; "
+            "set them so, or model.family=null",
         )
 
 
@@ -289,19 +339,67 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
     return config
 
 
-def check_run(config: Config, dp: int) -> None:
-    """Cross-checks that need the number of data-parallel processes; raises UserError, touches nothing.
+def check_run(config: Config, world_size: int) -> None:
+    """Cross-checks that need the number of processes; raises UserError, touches nothing.
 
     The shards have their own checks, made when they are opened.
     """
-    train = config.train
+    _require(bool(config.data.train), "data.train names no shard; give its prefix, e.g. data.train=shards/train")
+    stage = zero_stage(config.deepspeed)
+    _check_parallel(config, stage)
+    train, parallel = config.train, config.parallel
+    model_size = parallel.tensor * parallel.pipeline * parallel.ulysses
+    _require(
+        world_size % model_size == 0,
+        f"{world_size} process(es) cannot be split into groups of {model_size} = parallel.tensor={parallel.tensor} x "
+        f"parallel.pipeline={parallel.pipeline} x parallel.ulysses={parallel.ulysses}: start a multiple of {model_size}",
+    )
+    dp = world_size // model_size
     _require(
         train.global_batch % (train.micro_batch * dp) == 0,
-        f"train.global_batch={train.global_batch} cannot be split over {dp} process(es) in micro-batches of "
+        f"train.global_batch={train.global_batch} cannot be split over {dp} data-parallel process(es) in micro-batches of "
         f"train.micro_batch={train.micro_batch}: it must be a multiple of {train.micro_batch * dp}",
     )
-    _require(bool(config.data.train), "data.train names no shard; give its prefix, e.g. data.train=shards/train")
-    read_deepspeed(config.deepspeed)
+
+
+def _check_parallel(config: Config, stage: int) -> None:
+    """Refuse what cannot be split as the config asks."""
+    model, parallel = config.model, config.parallel
+    tensor, pipeline, ulysses = parallel.tensor, parallel.pipeline, parallel.ulysses
+    _require(
+        pipeline == 1 or stage < 2,
+        f"parallel.pipeline={pipeline} goes with ZeRO 0 or 1 only, but deepspeed={config.deepspeed} asks for ZeRO {stage}: "
+        "DeepSpeed's pipeline keeps whole gradients; use ds_configs/zero1.json, or parallel.pipeline=1",
+    )
+    _require(
+        pipeline == 1 or ulysses == 1,
+        f"parallel.ulysses={ulysses} does not go with parallel.pipeline={pipeline}; set one of them to 1",
+    )
+    _require(
+        pipeline <= model.num_layers,
+        f"parallel.pipeline={pipeline} has more stages than model.num_layers={model.num_layers}; use fewer",
+    )
+    _require(
+        tensor > 1 or not parallel.sequence_parallel,
+        "parallel.sequence_parallel=true is a part of tensor parallelism; set parallel.tensor above 1, or use parallel.ulysses",
+    )
+    _require(
+        not (tensor > 1 and stage == 0 and config.train.precision == "bf16"),
+        f"parallel.tensor={tensor} in bf16 without ZeRO: DeepSpeed then takes the gradient norm of one process's slices; "
+        "use ds_configs/zero1.json",
+    )
+    for name, value in (("num_heads", model.num_heads), ("ffn_hidden_size", model.ffn_hidden_size)):
+        _require(value % tensor == 0, f"parallel.tensor={tensor} does not divide model.{name}={value}")
+    groups = model.num_kv_heads
+    _require(
+        groups % tensor == 0 or tensor % groups == 0,
+        f"parallel.tensor={tensor} and model.num_kv_heads={groups}: one must be a multiple of the other",
+    )
+    _require(
+        model.num_heads // tensor % ulysses == 0,
+        f"parallel.ulysses={ulysses} does not divide the {model.num_heads // tensor} query heads of a process "
+        f"(model.num_heads={model.num_heads} / parallel.tensor={tensor})",
+    )
 
 
 def read_deepspeed(path: str | Path) -> dict[str, Any]:
@@ -498,6 +596,8 @@ def _check_values(config: Config) -> None:
     config.model.check()
     config.objective.check()
     config.train.check()
+    for name, size in dataclasses.asdict(config.parallel).items():
+        _require(size > 0 or name == "sequence_parallel", f"parallel.{name} must be positive, not {size}")
     _require(bool(config.run_dir), "run_dir must name a folder")
     _require(0 <= config.seed < 2**63, f"seed must lie in [0, 2^63), not {config.seed}")
     _require(config.data.prefetch >= 0, f"data.prefetch must not be negative, but is {config.data.prefetch}")

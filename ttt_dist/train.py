@@ -20,10 +20,14 @@ from ttt_dist.config import Config, check_run, load_config, save_config, to_dict
 from ttt_dist.data.loader import HeldOutLoader, PackLoader
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.errors import UserError
+from ttt_dist.model.families import require_same_model
+from ttt_dist.parallel.mesh import Mesh, require_divisible
+from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.telemetry.console import main_guard, say
 from ttt_dist.telemetry.metrics import open_metrics, require_sinks
 from ttt_dist.telemetry.run_folder import environment, write_environment
 from ttt_dist.training import checkpoint
+from ttt_dist.training.describe import count_parameters
 from ttt_dist.training.environment import Processes, init_process_group, leave_process_group, prepare_process, processes
 from ttt_dist.training.export import export_model, require_assets
 
@@ -50,6 +54,7 @@ class Job:
     """A run whose settings, files and checkpoint fit together."""
 
     config: Config
+    mesh: Mesh
     loader: PackLoader
     held_out: HeldOutLoader | None
     facts: checkpoint.Facts
@@ -58,14 +63,21 @@ class Job:
 
 def settle(config: Config, place: Processes) -> Job:
     """Open what the run needs and check that it fits, before any process group exists. Raises UserError."""
-    check_run(config, dp=place.world_size)
+    check_run(config, place.world_size)
+    mesh = Mesh.of(config.parallel, place.world_size, place.rank)
     require_sinks(config.telemetry.wandb, config.telemetry.tensorboard)
     shard = ShardReader(config.data.train)
     require_assets(config)
     layout, seq_len, train = shard.layout, shard.seq_len or 0, config.train
+    if train.init_from is not None:
+        require_same_model(train.init_from, config.model)
+        layout.require_same(
+            TokenLayout.load(Path(train.init_from) / "token_layout.json"), f"train.init_from={train.init_from}"
+        )
+    require_divisible(train.micro_batch * seq_len, config.parallel)
     loader = PackLoader(
         shard, layout, config.objective, config.seed, seq_len, train.global_batch, train.micro_batch,
-        place.rank, place.world_size, config.data.prefetch,
+        mesh.data_rank, mesh.data, config.data.prefetch,
     )  # fmt: skip
     held_out = None
     if config.data.valid:
@@ -73,7 +85,7 @@ def settle(config: Config, place: Processes) -> Job:
         valid.require_same_codec(shard)
         held_out = HeldOutLoader(
             valid, layout, config.objective, config.seed, seq_len, train.micro_batch,
-            place.rank, place.world_size, train.eval_packs or None,
+            mesh.data_rank, mesh.data, train.eval_packs or None,
         )  # fmt: skip
     facts = checkpoint.Facts.of_run(config, layout, place.world_size)
     resume_from = checkpoint.latest(Path(config.run_dir) / "checkpoints")
@@ -83,25 +95,27 @@ def settle(config: Config, place: Processes) -> Job:
                 f"{resume_from}: run_dir holds a run already; set checkpoint.resume=true or choose another run_dir"
             )
         checkpoint.require_resumable(resume_from, facts)
-    return Job(config, loader, held_out, facts, resume_from)
+    return Job(config, mesh, loader, held_out, facts, resume_from)
 
 
 def train(job: Job, place: Processes) -> None:
     """Join the other processes, build or restore the model, train it, export it."""
     # DeepSpeed takes seconds to import and looks for its accelerator while at it: after prepare_process, after the checks.
-    from ttt_dist.model.layers import PlainFactory, RandomWeights
-    from ttt_dist.model.transformer import Transformer
-    from ttt_dist.training.engine import build_engine
+    from ttt_dist.model.huggingface import FolderWeights
+    from ttt_dist.model.layers import RandomWeights
+    from ttt_dist.parallel import groups
+    from ttt_dist.training.engine import build_engine, build_model
     from ttt_dist.training.environment import log_to_files
     from ttt_dist.training.loop import Run, fit
 
-    config, run_dir = job.config, Path(job.config.run_dir)
+    config, mesh, layout, run_dir = job.config, job.mesh, job.facts.layout, Path(job.config.run_dir)
     init_process_group(place)
     log_to_files(run_dir / "logs", place.rank)
+    mpu = groups.join(mesh)
 
-    model = Transformer.for_layout(config.model, job.facts.layout, PlainFactory(RandomWeights(config.seed)))
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    engine = build_engine(model, config, place.world_size)
+    init_from = config.train.init_from
+    weights = FolderWeights(init_from, config.model, layout) if init_from else RandomWeights(config.seed)
+    engine = build_engine(build_model(config, layout, mesh, mpu, weights), config, mesh, mpu)
     start_step = checkpoint.load(engine, job.resume_from) if job.resume_from else 0
 
     metrics = None
@@ -112,9 +126,10 @@ def train(job: Job, place: Processes) -> None:
         metrics = open_metrics(
             run_dir, start_step, to_dict(config), chosen.wandb, chosen.wandb_project, chosen.tensorboard
         )
-    say(f"{run_dir}: {num_parameters:,} parameters on {place.world_size} process(es), from step {start_step}")
-    fit(Run(config, engine, job.loader, job.held_out, job.facts, metrics, start_step))
-    export_model(engine, config, job.facts.layout, run_dir / "export")
+    num_parameters = sum(count_parameters(config.model, layout).values())
+    say(f"{run_dir}: {num_parameters:,} parameters on {place.world_size} process(es) ({mesh}), from step {start_step}")
+    fit(Run(config, engine, mesh, job.loader, job.held_out, job.facts, metrics, start_step))
+    export_model(engine, mesh, config, layout, run_dir / "export")
     say(f"{run_dir / 'export'}: the trained model")
     if metrics is not None:
         metrics.close()
@@ -124,8 +139,6 @@ def train(job: Job, place: Processes) -> None:
 
 def describe(job: Job, place: Processes) -> None:
     """What `--dry-run` prints: model, layout of the processes, data, and where the run stands."""
-    from ttt_dist.training.describe import count_parameters
-
     config, layout, shard, train = job.config, job.facts.layout, job.loader.reader, job.config.train
     parts = count_parameters(config.model, layout)
     say(

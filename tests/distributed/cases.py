@@ -2,7 +2,9 @@
 
 import shutil
 import tempfile
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import torch
 import torch.distributed as dist
 
 from tests.distributed.random_packs import LAYOUT, SEQ_LEN, global_batches
-from ttt_dist.config import Config, ModelConfig, TrainConfig
+from ttt_dist.config import Config, ModelConfig, ParallelConfig, TrainConfig
+from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.batch import Batch, collate
 from ttt_dist.sequence.objective import Objective
 
@@ -22,41 +25,67 @@ LR = 3e-3  # large: the losses of later steps tell whether the updates agree
 
 @dataclass(frozen=True)
 class Layout:
-    """One way to run the same training."""
+    """One way to run the same training, and the model and objective that it trains."""
 
-    dp: int
-    zero: int
-    micro: int
+    zero: int = 0
+    micro: int = 8
+    dp: int = 1
+    tensor: int = 1
+    pipeline: int = 1
+    ulysses: int = 1
+    sequence_parallel: bool = False
+    checkpointing: str = "none"
+    compile: bool = False
     precision: str = "fp32"
     normalisation: str = "sample"
     tied: bool = False
+    kv_heads: int = 2
+    qk_norm: bool = False
 
     def __str__(self) -> str:
-        tied = "-tied" if self.tied else ""
-        return f"zero{self.zero}-dp{self.dp}-micro{self.micro}-{self.precision}-{self.normalisation}{tied}"
+        """What differs from the plain run."""
+        changed = (field for field in fields(self) if getattr(self, field.name) != field.default)
+        return "-".join(f"{field.name}={getattr(self, field.name)}" for field in changed) or "plain"
+
+    @property
+    def world_size(self) -> int:
+        return self.dp * self.tensor * self.pipeline * self.ulysses
+
+    @property
+    def reference(self) -> "Layout":
+        """The one-process fp32 run of the same model and objective."""
+        return Layout(normalisation=self.normalisation, tied=self.tied, kv_heads=self.kv_heads, qk_norm=self.qk_norm)
 
     def config(self) -> Config:
         """The run's settings; nothing is read from disk but DeepSpeed's JSON."""
-        train = TrainConfig(global_batch=GLOBAL_BATCH, micro_batch=self.micro, lr=LR, clip=1.0)
+        train = TrainConfig(
+            global_batch=GLOBAL_BATCH, micro_batch=self.micro, lr=LR, clip=1.0, precision=self.precision,
+            activation_checkpointing=self.checkpointing, compile=self.compile,
+        )  # fmt: skip
         return Config(
             deepspeed=str(ROOT / f"ds_configs/zero{self.zero}.json"),
-            model=ModelConfig(32, 2, 4, 2, 64, tie_embeddings=self.tied),
+            model=ModelConfig(32, 2, 4, self.kv_heads, 64, qk_norm=self.qk_norm, tie_embeddings=self.tied),
             objective=Objective(normalisation=self.normalisation),
-            train=replace(train, precision=self.precision),
+            train=train,
+            parallel=ParallelConfig(self.tensor, self.pipeline, self.ulysses, self.sequence_parallel),
         )
+
+    def mesh(self) -> Mesh:
+        """This process's place; needs a process group."""
+        return Mesh.of(self.config().parallel, dist.get_world_size(), dist.get_rank())
 
 
 def losses(layout: Layout, num_steps: int) -> list[tuple[float, float, float, float]]:
     """(loss, AR loss, NAR loss, gradient norm) of each step."""
-    engine = new_engine(layout)
-    return [run_step(engine, layout, step) for step in range(num_steps)]
+    with new_engine(layout) as engine:
+        return [run_step(engine, layout, step) for step in range(num_steps)]
 
 
 def losses_of_local_counts(layout: Layout, num_steps: int) -> list[tuple[float, float, float, float]]:
     """`losses` with the mistake of dividing by this process's own count."""
     from ttt_dist.training import step as module
 
-    def local_counts(batches: list[Batch], device: torch.device) -> Any:
+    def local_counts(batches: list[Batch], mesh: Mesh, device: torch.device) -> Any:
         part = sum(batch.count for batch in batches) * dist.get_world_size()
         return module.Counts(part, 0.0, 0.0, 0.0)
 
@@ -67,55 +96,75 @@ def losses_of_local_counts(layout: Layout, num_steps: int) -> list[tuple[float, 
         module.global_counts = right
 
 
+def trained_weights(layout: Layout, num_steps: int) -> dict[str, np.ndarray]:
+    """The whole weights after `num_steps`, on rank 0."""
+    with new_engine(layout) as engine:
+        for step in range(num_steps):
+            run_step(engine, layout, step)
+        return {name: weight.numpy() for name, weight in all_weights(engine, layout).items()}
+
+
 def resume(layout: Layout, before: int, after: int) -> tuple[list[Any], list[Any], float]:
     """Losses after a save, going on and resumed by a new engine, and the largest difference of the final weights."""
     from ttt_dist.training import checkpoint
-    from ttt_dist.training.export import gather_weights
 
     names = [tempfile.mkdtemp()]
     dist.broadcast_object_list(names)
     folder = Path(names[0])
-    facts = checkpoint.Facts.of_run(layout.config(), LAYOUT, layout.dp)
-    engine = new_engine(layout)
-    for step in range(before):
-        run_step(engine, layout, step)
-    checkpoint.save(engine, folder, before, facts, keep_last=1)
-    going_on = [run_step(engine, layout, step) for step in range(before, before + after)]
-    expected = gather_weights(engine)
+    facts = checkpoint.Facts.of_run(layout.config(), LAYOUT, dist.get_world_size())
+    with new_engine(layout) as engine:
+        for step in range(before):
+            run_step(engine, layout, step)
+        checkpoint.save(engine, folder, before, facts, keep_last=1)
+        going_on = [run_step(engine, layout, step) for step in range(before, before + after)]
+        expected = all_weights(engine, layout)
 
     newest = checkpoint.latest(folder)
     assert newest is not None
     checkpoint.require_resumable(newest, facts)
-    engine = new_engine(layout)
-    start = checkpoint.load(engine, newest)
-    resumed = [run_step(engine, layout, step) for step in range(start, before + after)]
-    found = gather_weights(engine)
+    with new_engine(layout) as engine:
+        start = checkpoint.load(engine, newest)
+        resumed = [run_step(engine, layout, step) for step in range(start, before + after)]
+        found = all_weights(engine, layout)
     checkpoint.on_first_rank(lambda: shutil.rmtree(folder))
     return going_on, resumed, max((float((expected[n] - found[n]).abs().max()) for n in expected), default=0.0)
 
 
-def new_engine(layout: Layout) -> Any:
+@contextmanager
+def new_engine(layout: Layout) -> Iterator[Any]:
     """A fresh model in the given layout."""
-    from ttt_dist.model.transformer import Transformer
-    from ttt_dist.training.engine import build_engine
+    from ttt_dist.model.layers import RandomWeights
+    from ttt_dist.parallel import groups
+    from ttt_dist.training.engine import build_engine, build_model
 
-    config = layout.config()
-    return build_engine(Transformer.for_layout(config.model, LAYOUT), config, dist.get_world_size())
+    config, mesh = layout.config(), layout.mesh()
+    mpu = groups.join(mesh)
+    try:
+        yield build_engine(build_model(config, LAYOUT, mesh, mpu, RandomWeights()), config, mesh, mpu)
+    finally:
+        groups.leave()
+
+
+def all_weights(engine: Any, layout: Layout) -> dict[str, torch.Tensor]:
+    """The whole weights on rank 0, nothing elsewhere."""
+    from ttt_dist.parallel.gather import whole_weights
+
+    return dict(whole_weights(engine, layout.mesh(), layout.config().model, LAYOUT))
 
 
 def run_step(engine: Any, layout: Layout, step: int) -> tuple[float, float, float, float]:
     """One training step on this process's share of the step's packs."""
     from ttt_dist.training.step import train_step
 
-    packs = global_batches(step + 1, GLOBAL_BATCH)[step]
+    packs, mesh = global_batches(step + 1, GLOBAL_BATCH)[step], layout.mesh()
     share = layout.micro * layout.dp
-    firsts = range(dist.get_rank() * layout.micro, GLOBAL_BATCH, share)
+    firsts = range(mesh.data_rank * layout.micro, GLOBAL_BATCH, share)
     objective = layout.config().objective
     batches = [
         collate(packs[first : first + layout.micro], LAYOUT, objective, 1, [step] * layout.micro, SEQ_LEN)
         for first in firsts
     ]
-    result = train_step(engine, batches, LR)
+    result = train_step(engine, mesh, batches, LR)
     return result.loss, result.ar_loss, result.nar_loss, result.grad_norm
 
 

@@ -8,6 +8,7 @@ import os
 import queue
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,10 +16,11 @@ from typing import Any
 import torch.multiprocessing as multiprocessing
 
 Case = Callable[..., Any]
+WAITING = object()
 
 
 def run_distributed(
-    cases: Sequence[tuple[Case, tuple[Any, ...]]], world_size: int, timeout_s: float = 300
+    cases: Sequence[tuple[Case, tuple[Any, ...]]], world_size: int, timeout_s: float = 120
 ) -> list[list[Any]]:
     """Run `function(*arguments)` of every case on `world_size` processes; returns [case][rank].
 
@@ -46,22 +48,24 @@ def run_distributed(
 def _collect(
     results: Any, workers: Sequence[Any], num_cases: int, world_size: int, timeout_s: float
 ) -> list[list[Any]]:
-    table: list[list[Any]] = [[None] * world_size for _ in range(num_cases)]
-    waiting = num_cases * world_size
+    table: list[list[Any]] = [[WAITING] * world_size for _ in range(num_cases)]
+    waiting, last_news = num_cases * world_size, time.monotonic()
     while waiting:
         try:
-            case, rank, value, failure = results.get(timeout=min(timeout_s, 5))
+            case, rank, value, failure = results.get(timeout=5)
         except queue.Empty:
-            timeout_s -= 5
             dead = [i for i, worker in enumerate(workers) if worker.exitcode not in (None, 0)]
-            if dead or timeout_s <= 0:
+            if dead or time.monotonic() > last_news + timeout_s:
                 _kill(workers)
-                raise AssertionError(f"rank(s) {dead} died" if dead else "the processes hang") from None
+                place = next((number, row) for number, row in enumerate(table) if any(v is WAITING for v in row))
+                ranks = [rank for rank, value in enumerate(place[1]) if value is WAITING]
+                what = f"rank(s) {dead} died" if dead else f"rank(s) {ranks} hang"
+                raise AssertionError(f"{what} in case {place[0]}") from None
             continue
         if failure is not None:
             _kill(workers)
             raise AssertionError(f"rank {rank}, case {case}:\n{failure}")
-        table[case][rank] = value
+        table[case][rank], last_news = value, time.monotonic()
         waiting -= 1
     return table
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.structures import packs, tiny_layout
-from ttt_dist.model import attention
+from ttt_dist.model import buckets
 from ttt_dist.model.attention import attend, attention_plan
 from ttt_dist.sequence.batch import Batch, collate
 from ttt_dist.sequence.objective import Objective
@@ -25,23 +25,28 @@ def dense(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
     k, v = (x.repeat_interleave(repeat, dim=2) for x in (k, v))
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
     mask = dense_mask(batch.sample_ids, batch.position_ids, batch.span_ids)[:, None]
-    weights = torch.where(mask, scores, -1e300).softmax(-1)
+    weights = torch.where(mask, scores, -1e30).softmax(-1)
     out = torch.einsum("bhqk,bkhd->bqhd", weights, v)
     return torch.where(batch.sample_ids[..., None, None] != 0, out, 0.0)
 
 
-def check(batch: Batch, num_heads: int, num_kv_heads: int) -> None:
+def heads_of(
+    batch: Batch, num_heads: int, num_kv_heads: int, dtype: torch.dtype, width: int = 4
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Random queries, keys and values [B, S, heads, width]."""
     generator = torch.Generator().manual_seed(0)
-    shape = batch.input_ids.shape
-    q, k, v = (
-        torch.randn(*shape, heads, 4, dtype=torch.float64, generator=generator).requires_grad_()
-        for heads in (num_heads, num_kv_heads, num_kv_heads)
-    )
+    shapes = [(*batch.input_ids.shape, heads, width) for heads in (num_heads, num_kv_heads, num_kv_heads)]
+    q, k, v = (torch.randn(shape, dtype=dtype, generator=generator) for shape in shapes)
+    return q, k, v
+
+
+def check(batch: Batch, num_heads: int, num_kv_heads: int) -> None:
+    q, k, v = (x.requires_grad_() for x in heads_of(batch, num_heads, num_kv_heads, torch.float64))
     plan = attention_plan(batch.sample_ids, batch.span_ids, torch.float64)
     flat = (x.flatten(0, 1) for x in (q, k, v))
     ours, theirs = attend(*flat, plan).view_as(q), dense(q, k, v, batch)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
-    wanted = torch.randn(ours.shape, dtype=torch.float64, generator=generator)
+    wanted = torch.randn(ours.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for mine, reference in zip(*(torch.autograd.grad(out, (q, k, v), wanted) for out in (ours, theirs)), strict=True):
         torch.testing.assert_close(mine, reference, rtol=0, atol=1e-12)
 
@@ -59,13 +64,13 @@ def test_long_samples_in_slices_of_queries(rows: list, objective: Objective) -> 
     """With a slice shorter than most samples, as a long sample meets the real one."""
     seq_len = max(1, *(sum(map(len, row)) for row in rows))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "QUERY_CHUNK", 5)
+        patch.setattr(buckets, "QUERY_CHUNK", 5)
         check(collate(rows, LAYOUT, objective, 0, [0] * len(rows), seq_len), 2, 1)
 
 
 def test_slices_skip_the_keys_that_nobody_sees() -> None:
     """A long sample's masks stay near half of its square."""
-    length = 4 * attention.QUERY_CHUNK
+    length = 4 * buckets.QUERY_CHUNK
     span_ids = torch.zeros(1, length, dtype=torch.long)
     span_ids[:, 10:20] = 1
     plan = attention_plan(torch.ones_like(span_ids), span_ids)
@@ -87,12 +92,12 @@ def test_causal_samples_need_no_mask_and_rows_end_samples() -> None:
 @settings(max_examples=40, deadline=None)
 def test_grouping_takes_each_sample_once_and_costs_no_more_than_the_plain_ways(lengths: list[int]) -> None:
     array = np.array(lengths)
-    groups = attention._group(array)
+    groups = buckets._group(array)
     assert sorted(np.concatenate(groups).tolist()) == list(range(len(lengths)))
 
     def cost(groups: list[np.ndarray]) -> int:
         longest = [(len(group), int(array[group].max())) for group in groups]
-        return sum(n * length * (length + attention.TOKEN_COST) + attention.CALL_COST for n, length in longest)
+        return sum(n * length * (length + buckets.TOKEN_COST) + buckets.CALL_COST for n, length in longest)
 
     one = [np.arange(len(lengths))]
     each = [np.flatnonzero(array == length) for length in np.unique(array)]

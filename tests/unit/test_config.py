@@ -91,9 +91,9 @@ def test_a_wrong_file_is_named(tmp_path: Path) -> None:
 
 def test_a_batch_that_does_not_divide_is_refused(path: Path) -> None:
     config = load_config(path, ["train.global_batch=12", "train.micro_batch=2"])
-    check_run(config, dp=3)
+    check_run(config, 3)
     with pytest.raises(UserError, match=r"train\.global_batch=12.*must be a multiple of 8"):
-        check_run(config, dp=4)
+        check_run(config, 4)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_wrong_deepspeed_file_is_named(tmp_path: Path, content: str, message: 
 @pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "recipes").glob("*.yaml")))
 def test_shipped_recipes_are_valid(recipe: str) -> None:
     config = load_config(ROOT / "recipes" / recipe, ["data.train=shards/train"])
-    check_run(dataclasses.replace(config, deepspeed=str(ROOT / config.deepspeed)), dp=2)
+    check_run(dataclasses.replace(config, deepspeed=str(ROOT / config.deepspeed)), 2)
 
 
 @pytest.mark.parametrize("stage", range(4))

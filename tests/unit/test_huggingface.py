@@ -2,16 +2,27 @@
 
 import dataclasses
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from ttt_dist.config import ModelConfig
+from ttt_dist.config import ModelConfig, RopeScaling
 from ttt_dist.errors import UserError
 from ttt_dist.model.attention import attention_plan
-from ttt_dist.model.huggingface import export_folder, from_huggingface, huggingface_names, load_folder, to_huggingface
+from ttt_dist.model.huggingface import (
+    FolderWeights,
+    export_folder,
+    from_huggingface,
+    huggingface_names,
+    load_folder,
+    require_same_model,
+    to_huggingface,
+)
 from ttt_dist.model.layers import PlainFactory, RandomWeights
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.objective import Objective
@@ -24,6 +35,8 @@ VARIANTS = {
     "gqa": SMALL,
     "tied": dataclasses.replace(SMALL, tie_embeddings=True, num_kv_heads=1, head_dim=8),
     "no bias": dataclasses.replace(SMALL, qkv_bias=False, rope_theta=500.0, num_kv_heads=4),
+    "norms": dataclasses.replace(SMALL, qkv_bias=False, qk_norm=True, head_dim=8),
+    "mistral": dataclasses.replace(SMALL, qkv_bias=False, family="mistral"),
 }
 
 
@@ -71,7 +84,7 @@ def test_an_export_loads_here_and_in_transformers(
     export_folder(tmp_path / "model", model.named_parameters(), model.config, layout, objective, assets)
     loaded = load_folder(tmp_path / "model")
     assert loaded.layout == layout
-    assert loaded.model.config == dataclasses.replace(model.config, head_dim=loaded.model.config.head_dim)
+    require_same_model(tmp_path / "model", model.config)
     assert (loaded.objective.prompt_audio, loaded.template.text_ratio) == ("causal", 7)
     assert loaded.tokenizer.hash == layout.tokenizer_hash
     for (name, mine), (_, theirs) in zip(loaded.model.named_parameters(), model.named_parameters(), strict=True):
@@ -144,5 +157,138 @@ def test_broken_folders_are_named(layout: TokenLayout, assets: Path, tmp_path: P
     refused("template.json")
     dataclasses.replace(layout, tokenizer_hash="0" * 64).save(folder / "token_layout.json")
     refused("tokenizer")
-    dataclasses.replace(layout, padded_vocab_size=layout.padded_vocab_size + 128).save(folder / "token_layout.json")
-    refused("vocab_size")
+    wider = dataclasses.replace(layout, vocab_size=layout.padded_vocab_size + 1, padded_vocab_size=1024)
+    wider.save(folder / "token_layout.json")
+    refused("embed_tokens")
+    shutil.rmtree(folder / "codec")
+    refused("codec")
+
+
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
+def test_shards_hold_the_same_weights(config: ModelConfig, layout: TokenLayout, assets: Path, tmp_path: Path) -> None:
+    """A stream of weights, none of which may be kept: every file is small, and one index leads to all."""
+    model, folder = random_model(config, layout), tmp_path / "model"
+
+    def stream() -> Iterator[tuple[str, Tensor]]:
+        buffer = torch.empty(10**5)
+        for name, parameter in model.named_parameters():
+            view = buffer[: parameter.numel()].view(parameter.shape)
+            yield name, view.copy_(parameter.detach())
+
+    largest = model.embed.weight.numel() * 4
+    export_folder(folder, stream(), model.config, layout, Objective(), assets, max_shard_bytes=4096)
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    assert len(files) >= 4
+    assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    assert all(path.stat().st_size <= 65536 + max(4096, largest) for path in folder.glob("*.safetensors"))
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    loaded, reference = load_folder(folder).model, AutoModelForCausalLM.from_pretrained(folder)
+    for (name, mine), (_, wanted) in zip(loaded.named_parameters(), model.named_parameters(), strict=True):
+        assert torch.equal(mine, wanted), name
+        pieces = [reference.get_parameter(key) for key in huggingface_names(name, config)]
+        assert torch.equal(from_huggingface(name, pieces, config), wanted), name
+
+
+def test_many_small_tensors_need_more_headers(assets: Path, layout: TokenLayout, tmp_path: Path) -> None:
+    deep = ModelConfig(hidden_size=2, num_layers=80, num_heads=1, num_kv_heads=1, ffn_hidden_size=2)
+    model = random_model(deep, layout)
+    export_folder(tmp_path / "model", model.named_parameters(), deep, layout, Objective(), assets)
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
+    for (name, mine), wanted in zip(
+        load_folder(tmp_path / "model").model.named_parameters(), model.parameters(), strict=True
+    ):
+        assert torch.equal(mine, wanted), name
+
+
+def test_an_incomplete_export_is_a_mistake(layout: TokenLayout, assets: Path, tmp_path: Path) -> None:
+    weights = dict(random_model(SMALL, layout).named_parameters())
+    del weights["blocks.1.mlp.down.weight"]
+    with pytest.raises(AssertionError, match="down_proj"):
+        export_folder(tmp_path / "model", weights, SMALL, layout, Objective(), assets)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_rows_of_the_vocabulary_are_padded_and_cut(
+    tied: bool, layout: TokenLayout, assets: Path, tmp_path: Path
+) -> None:
+    """A folder may have fewer rows than the model asks for, or more; never fewer than there are tokens."""
+    config = dataclasses.replace(SMALL, tie_embeddings=tied)
+    narrow = dataclasses.replace(layout, padded_vocab_size=layout.vocab_size)
+    model = random_model(config, narrow)
+    export_folder(tmp_path / "model", model.named_parameters(), config, narrow, Objective(), assets)
+    source = FolderWeights(tmp_path / "model", config, layout)
+    for name, wanted in (("embed.weight", model.embed.weight), ("head.weight", model.head.weight)):
+        rows = source(name, (layout.padded_vocab_size, 16))
+        assert torch.equal(rows[: layout.vocab_size], wanted)
+        assert not rows[layout.vocab_size :].any()
+    specials = layout.special_ids | {"end_of_audio_span_last": 0}
+    fewer = dataclasses.replace(layout, special_ids=specials, vocab_size=layout.vocab_size - 1)
+    source = FolderWeights(tmp_path / "model", config, fewer)
+    assert torch.equal(source("embed.weight", (fewer.vocab_size, 16)), model.embed.weight[:-1])
+    many = dataclasses.replace(layout, vocab_size=layout.vocab_size + 1)
+    with pytest.raises(UserError, match=r"model\.safetensors: model\.embed_tokens\.weight is .* tokens"):
+        FolderWeights(tmp_path / "model", config, many)("embed.weight", (layout.padded_vocab_size, 16))
+    with pytest.raises(UserError, match="settings say"):
+        FolderWeights(tmp_path / "model", config)("embed.weight", (layout.padded_vocab_size, 16))
+
+
+def test_weights_that_do_not_fit_are_named(layout: TokenLayout, assets: Path, tmp_path: Path) -> None:
+    model, folder = random_model(SMALL, layout), tmp_path / "model"
+    export_folder(folder, model.named_parameters(), SMALL, layout, Objective(), assets, max_shard_bytes=4096)
+    deeper = dataclasses.replace(SMALL, num_layers=3)
+    with pytest.raises(UserError, match=r"model\.layers\.2\.mlp\.down_proj\.weight"):
+        FolderWeights(folder, deeper)("blocks.2.mlp.down.weight", (16, 24))
+    with pytest.raises(UserError, match=r"safetensors: model\.norm\.weight is \[16\]"):
+        FolderWeights(folder, SMALL)("norm.weight", (8,))
+    index = folder / "model.safetensors.index.json"
+    places = json.loads(index.read_text())
+    for file, words in (("../model.safetensors", "outside"), ("model-00001.safetensors", "missing")):
+        index.write_text(json.dumps({"weight_map": places["weight_map"] | {"model.norm.weight": file}}))
+        with pytest.raises(UserError, match=words):
+            FolderWeights(folder, SMALL)
+    other = next(name for name in places["weight_map"].values() if name != places["weight_map"]["model.norm.weight"])
+    index.write_text(json.dumps({"weight_map": places["weight_map"] | {"model.norm.weight": other}}))
+    with pytest.raises(UserError, match=f"{other}: lacks the tensor model.norm.weight"):
+        FolderWeights(folder, SMALL)
+    for text in ("{", "[]", "{}", '{"weight_map": 3}'):
+        index.write_text(text)
+        with pytest.raises(UserError, match=r"index\.json"):
+            FolderWeights(folder, SMALL)
+    index.write_text(json.dumps(places))
+    broken = folder / other
+    broken.write_bytes(broken.read_bytes()[:-1])
+    with pytest.raises(UserError, match=f"{other}: not a whole safetensors file"):
+        FolderWeights(folder, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_layers": 3}, "model.num_layers is 2 there and 3 in this run; set model.num_layers=2"),
+        ({"head_dim": 8}, "model.head_dim is 4 there and 8"),
+        ({"tie_embeddings": True}, "model.tie_embeddings is False there and True"),
+        ({"qkv_bias": False}, "model.qkv_bias is True there and False"),
+        ({"rope_scaling": RopeScaling("llama3")}, "model.rope_scaling.type is none there and llama3"),
+        ({"rms_norm_eps": 1e-5}, "model.rms_norm_eps is 1e-06 there and 1e-05"),
+    ],
+)
+def test_another_model_is_refused_by_its_first_difference(
+    change: dict, words: str, layout: TokenLayout, assets: Path, tmp_path: Path
+) -> None:
+    export_folder(tmp_path / "m", random_model(SMALL, layout).named_parameters(), SMALL, layout, Objective(), assets)
+    require_same_model(tmp_path / "m", dataclasses.replace(SMALL, head_dim=4, init_std=1.0))
+    with pytest.raises(UserError) as caught:
+        require_same_model(tmp_path / "m", dataclasses.replace(SMALL, **change))
+    assert words in str(caught.value)
+
+
+def test_a_mapped_weight_can_be_trained(layout: TokenLayout, assets: Path, tmp_path: Path) -> None:
+    """Writing into what was read changes memory, not the file."""
+    model = random_model(SMALL, layout)
+    export_folder(tmp_path / "m", model.named_parameters(), SMALL, layout, Objective(), assets)
+    before = (tmp_path / "m" / "model.safetensors").read_bytes()
+    weight = FolderWeights(tmp_path / "m", SMALL)("blocks.0.mlp.down.weight", (16, 24))
+    weight.zero_()
+    assert not weight.any()
+    assert (tmp_path / "m" / "model.safetensors").read_bytes() == before

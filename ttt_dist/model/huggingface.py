@@ -1,53 +1,60 @@
 """Weights under Hugging Face's names, and the model folder that training exports and decoding reads.
 
-The folder holds config.json and model.safetensors as `transformers` reads them, and what speech needs beside: the token
-layout, tokenizer/, codec/ and template.json. It is complete or absent.
+The folder holds config.json and safetensors as `transformers` reads them, and what speech needs beside: the token layout,
+tokenizer/, codec/ and template.json. It is complete or absent. A folder imported for training has no codec and template yet.
 """
 
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch.nn.functional as F
 from torch import Tensor
 
 from ttt_dist.config import ModelConfig
 from ttt_dist.errors import UserError
 from ttt_dist.files import fsync_folder, temporary_name, writing
-from ttt_dist.model.layers import PlainFactory
+from ttt_dist.model.families import CONFIG, config_json, model_config, read_json, read_model_config, require_same_model
+from ttt_dist.model.layers import NoWeights, PlainFactory
+from ttt_dist.model.tensor_files import TensorFolder, TensorWriter
 from ttt_dist.model.transformer import Transformer, head_dim
 from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.templates import TemplateSettings
 from ttt_dist.sequence.text_tokenizer import TextTokenizer, load_tokenizer
 from ttt_dist.sequence.tokens import TokenLayout
 
+__all__ = [
+    "ASSETS",
+    "FolderWeights",
+    "ModelFolder",
+    "expected_tensors",
+    "export_folder",
+    "from_huggingface",
+    "huggingface_names",
+    "load_folder",
+    "new_folder",
+    "read_model_config",
+    "require_same_model",
+    "to_huggingface",
+]
+
 T = TypeVar("T")
 
 ASSETS = ("tokenizer", "codec", "template.json")
-WEIGHTS = "model.safetensors"
-MAX_POSITIONS = 32768  # a key that transformers asks for; rotary positions have no table to run out of
+LAYOUT = "token_layout.json"
+MAX_SHARD_BYTES = 5 * 10**9
 
-# Our field, Hugging Face's key.
-CONFIG_KEYS = {
-    "hidden_size": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "ffn_hidden_size": "intermediate_size",
-    "rope_theta": "rope_theta",
-    "rms_norm_eps": "rms_norm_eps",
-    "tie_embeddings": "tie_word_embeddings",
-    "init_std": "initializer_range",
-}
 # Parts of a block, ours and Hugging Face's; qkv and gate_up are split apart from these.
 BLOCK_PARTS = {
     "attention_norm": "input_layernorm",
+    "attention.q_norm": "self_attn.q_norm",
+    "attention.k_norm": "self_attn.k_norm",
     "attention.out": "self_attn.o_proj",
     "mlp_norm": "post_attention_layernorm",
     "mlp.down": "mlp.down_proj",
@@ -57,6 +64,7 @@ OUTER_NAMES = {
     "norm.weight": "model.norm.weight",
     "head.weight": "lm_head.weight",
 }
+VOCABULARY_TENSORS = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 @dataclass
@@ -115,28 +123,11 @@ def _split_qkv(tensor: Tensor, config: ModelConfig) -> list[Tensor]:
     return [part.flatten(0, 2) for part in groups.split([per_group, 1, 1], dim=1)]
 
 
-def config_json(config: ModelConfig, layout: TokenLayout, objective: Objective, dtype: torch.dtype) -> dict[str, Any]:
-    """The contents of config.json.
-
-    `mask_token` and `audio_token_id_start` are read by the released TtT code; `objective` tells our decoder what the
-    model was trained to do. Without biases the same weights are a Llama.
-    """
-    values = {key: getattr(config, field) for field, key in CONFIG_KEYS.items()}
-    return values | {
-        "architectures": ["Qwen2ForCausalLM" if config.qkv_bias else "LlamaForCausalLM"],
-        "model_type": "qwen2" if config.qkv_bias else "llama",
-        "head_dim": head_dim(config),
-        "hidden_act": "silu",
-        "vocab_size": layout.padded_vocab_size,
-        "max_position_embeddings": MAX_POSITIONS,
-        "eos_token_id": layout.im_end,
-        "pad_token_id": layout.pad,
-        "bos_token_id": None,
-        "dtype": str(dtype).removeprefix("torch."),
-        "mask_token": layout.mask,
-        "audio_token_id_start": int(layout.is_audio.argmax()),
-        "objective": {"kind": objective.kind, "prompt_audio": objective.prompt_audio},
-    }
+def expected_tensors(config: ModelConfig, num_rows: int) -> dict[str, tuple[int, ...]]:
+    """Hugging Face's names and shapes of all weights of a model with `num_rows` rows of embedding and head."""
+    model = Transformer(config, num_rows, PlainFactory(NoWeights()))
+    pairs = (to_huggingface(name, weight, config) for name, weight in model.named_parameters())
+    return {name: tuple(piece.shape) for pieces in pairs for name, piece in pieces.items()}
 
 
 def export_folder(
@@ -146,34 +137,24 @@ def export_folder(
     layout: TokenLayout,
     objective: Objective,
     assets: str | Path,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write a model folder; an older one at that place is replaced when the new one is complete.
 
-    `weights` has our names (of a tied head, one of its two). `assets` is a folder with tokenizer/, codec/ and
-    template.json, such as that of the shards. Raises UserError where one of them is missing or the disk is full.
+    `weights` has our names (of a tied head, one of its two); of an iterator, one weight at a time is in memory. `assets` is
+    a folder with tokenizer/, codec/ and template.json, such as that of the shards. Raises UserError where one of them is
+    missing or the disk is full.
     """
-    folder, assets = Path(folder), Path(assets)
+    assets = Path(assets)
     for name in ASSETS:
         if not (assets / name).exists():
             raise UserError(f"{assets / name}: missing; an exported model needs {', '.join(ASSETS)} beside its shards")
-    pairs = weights.items() if isinstance(weights, Mapping) else weights
-    tensors = {
-        key: piece for name, tensor in pairs for key, piece in to_huggingface(name, tensor.detach(), config).items()
-    }
-    dtype = next(iter(tensors.values())).dtype
-    temporary = temporary_name(folder)
-    try:
-        with writing(folder):
-            temporary.mkdir(parents=True)
-            _save_weights(tensors, temporary / WEIGHTS)
-            (temporary / "config.json").write_text(
-                json.dumps(config_json(config, layout, objective, dtype), indent=1) + "\n"
-            )
-            layout.save(temporary / "token_layout.json")
-            _copy_assets(assets, temporary)
-            _replace_folder(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with new_folder(folder) as place:
+        pairs = weights.items() if isinstance(weights, Mapping) else weights
+        num_rows, dtype = _write_weights(place, pairs, config, max_shard_bytes)
+        write_json(place / CONFIG, config_json(config, layout, num_rows, dtype, objective))
+        layout.save(place / LAYOUT)
+        _copy_assets(assets, place)
 
 
 def load_folder(folder: str | Path, dtype: torch.dtype = torch.float32) -> ModelFolder:
@@ -181,59 +162,115 @@ def load_folder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Model
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model folder; name the export/ folder of a run")
-    layout = TokenLayout.load(folder / "token_layout.json")
-    values = _read_json(folder / "config.json")
-    config = _model_config(values, folder / "config.json")
-    if values.get("vocab_size") != layout.padded_vocab_size:
-        raise UserError(
-            f"{folder}: config.json has vocab_size {values.get('vocab_size')}, token_layout.json "
-            f"{layout.padded_vocab_size}; export the model again"
-        )
+    layout = TokenLayout.load(folder / LAYOUT)
+    values = read_json(folder / CONFIG)
+    config = model_config(values, folder / CONFIG)
     tokenizer = load_tokenizer(folder / "tokenizer")
     if layout.tokenizer_hash and tokenizer.hash != layout.tokenizer_hash:
         raise UserError(
             f"{folder / 'tokenizer'}: hash {tokenizer.hash[:12]}, but the token layout was made with "
             f"{layout.tokenizer_hash[:12]}; copy the tokenizer that the model was trained with"
         )
-    model = Transformer.for_layout(config, layout, PlainFactory(FolderWeights(folder, config))).to(dtype)
-    template, objective = _read_json(folder / "template.json"), values.get("objective", {})
+    for name in ASSETS:
+        if not (folder / name).exists():
+            raise UserError(
+                f"{folder / name}: missing; an imported model is trained first, and its run's export decoded"
+            )
+    source = FolderWeights(folder, config, layout, dtype)
+    model = Transformer.for_layout(config, layout, PlainFactory(source))
+    template, objective = read_json(folder / "template.json"), values.get("objective", {})
     return ModelFolder(
         model.eval().requires_grad_(False),
         layout,
         tokenizer,
         _build(TemplateSettings, template, folder / "template.json"),
-        _build(Objective, objective, folder / "config.json"),
+        _build(Objective, objective, folder / CONFIG),
         folder / "codec",
     )
 
 
 class FolderWeights:
-    """The weights of a model folder, one parameter at a time: a `WeightSource`. Raises UserError on what does not fit."""
+    """The weights of a model folder, one parameter at a time: a `WeightSource`. Raises UserError on what does not fit.
 
-    def __init__(self, folder: str | Path, config: ModelConfig) -> None:
-        self.path, self.config = Path(folder) / WEIGHTS, config
+    With a layout, embedding and head may have any number of rows that covers its tokens: what the model asks for beyond
+    the folder's rows is padding, and zero. Without one, shapes must be as asked.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        config: ModelConfig,
+        layout: TokenLayout | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.tensors, self.config, self.layout, self.dtype = TensorFolder(folder), config, layout, dtype
 
     def __call__(self, name: str, shape: tuple[int, ...], std: float = 0.0, mean: float = 0.0) -> Tensor:
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                pieces = [file.get_tensor(key) for key in huggingface_names(name, self.config)]
-        except (OSError, SafetensorError) as error:
+        if name == "head.weight" and self.config.tie_embeddings:
+            name = "embed.weight"
+        wanted = to_huggingface(name, torch.empty(shape, device="meta"), self.config)
+        if self.layout is not None and name in ("embed.weight", "head.weight"):
+            return self._rows(OUTER_NAMES[name], shape, self.layout.vocab_size).to(self.dtype)
+        pieces = [self._read(key, tuple(piece.shape)) for key, piece in wanted.items()]
+        return from_huggingface(name, pieces, self.config).to(self.dtype)
+
+    def _read(self, key: str, shape: tuple[int, ...]) -> Tensor:
+        path, found, _ = self.tensors.info(key)
+        if found != shape:
+            raise UserError(f"{path}: {key} is {list(found)}, but the model's settings say {list(shape)}; correct them")
+        return self.tensors.read(key)
+
+    def _rows(self, key: str, shape: tuple[int, ...], num_tokens: int) -> Tensor:
+        """A matrix of the vocabulary, with zero rows put to its end."""
+        path, found, _ = self.tensors.info(key)
+        if found[1:] != shape[1:] or found[0] < num_tokens:
             raise UserError(
-                f"{self.path}: cannot be read as the model's weights ({error}); export the model again"
-            ) from error
-        weight = from_huggingface(name, pieces, self.config)
-        if weight.shape != shape:
-            raise UserError(f"{self.path}: {name} is {list(weight.shape)}, config.json says {list(shape)}")
-        return weight
+                f"{path}: {key} is {list(found)}, but the vocabulary has {num_tokens} tokens of width {shape[1]}; "
+                "take the model and the layout of one import or export"
+            )
+        rows = self.tensors.read(key, 0, min(found[0], shape[0]))
+        return F.pad(rows, (0, 0, 0, shape[0] - len(rows))) if len(rows) < shape[0] else rows
 
 
-def _save_weights(tensors: dict[str, Tensor], path: Path) -> None:
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `folder` when complete and goes without a trace on any error.
+
+    Raises UserError naming `folder` where the disk is full or the place cannot be written.
+    """
+    folder = Path(folder)
+    temporary = temporary_name(folder)
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # its only failure here is the disk's
-        raise UserError(
-            f"{path.parent}: the weights cannot be written ({error}); free some space, or write elsewhere"
-        ) from error
+        with writing(folder):
+            shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process of the same number
+            temporary.mkdir(parents=True)
+            yield temporary
+            _replace_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Values as readable JSON."""
+    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf8")
+
+
+def _write_weights(
+    place: Path, weights: Iterable[tuple[str, Tensor]], config: ModelConfig, max_shard_bytes: int
+) -> tuple[int, torch.dtype]:
+    """Write weights of our names; number of rows of the vocabulary, and the type of the last weight."""
+    num_rows, dtype = 0, torch.float32
+    with closing(TensorWriter(place, max_shard_bytes)) as writer:
+        for name, tensor in weights:
+            dtype = tensor.dtype
+            if name in ("embed.weight", "head.weight"):
+                num_rows = len(tensor)
+            for key, piece in to_huggingface(name, tensor, config).items():
+                writer.add(key, piece.shape, dtype, [piece])
+        missing = set(expected_tensors(config, num_rows)).symmetric_difference(writer.names)
+        assert not missing, f"not exactly the weights of the model: {sorted(missing)}"
+        writer.finish()
+    return num_rows, dtype
 
 
 def _copy_assets(assets: Path, target: Path) -> None:
@@ -259,29 +296,6 @@ def _replace_folder(new: Path, folder: Path) -> None:
 
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if path.is_file())
-
-
-def _model_config(values: dict[str, Any], path: Path) -> ModelConfig:
-    architecture = (values.get("architectures") or ["none"])[0]
-    if architecture not in ("Qwen2ForCausalLM", "LlamaForCausalLM"):
-        raise UserError(f"{path}: architecture {architecture} is not supported; export a Qwen2ForCausalLM")
-    # transformers 5 saves rope_theta inside rope_parameters.
-    values = (values.get("rope_parameters") or {}) | values
-    missing = [key for key in CONFIG_KEYS.values() if key not in values]
-    if missing:
-        raise UserError(f"{path}: lacks '{missing[0]}'; export the model again")
-    fields = {field: values[key] for field, key in CONFIG_KEYS.items()}
-    return ModelConfig(**fields, head_dim=values.get("head_dim"), qkv_bias=architecture == "Qwen2ForCausalLM")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: missing or not readable as JSON ({error}); export the model again") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: holds no JSON object; export the model again")
-    return values
 
 
 def _build(kind: type[T], values: dict[str, Any], path: Path) -> T:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ttt_dist.model.attention import Attend, attend
+from ttt_dist.model.attention import AttentionPlan, attend
 from ttt_dist.model.loss import LossRows, LossSums, VocabularySlice, linear_cross_entropy
 
 
@@ -46,8 +46,32 @@ class NoWeights:
         return torch.empty(shape, device="meta")
 
 
+class TokenSplit(Protocol):
+    """Which tokens this process computes hidden states of, and how attention reaches the others."""
+
+    def own_tokens(self, num_tokens: int) -> slice:
+        """The part of a batch's T tokens."""
+        ...
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
+        """Attention of this process's tokens, as `ttt_dist.model.attention.attend`; `plan` is that of all T."""
+        ...
+
+
+class WholeBatch:
+    """All tokens: nothing is split."""
+
+    def own_tokens(self, num_tokens: int) -> slice:
+        return slice(0, num_tokens)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
+        return attend(q, k, v, plan)
+
+
 class LayerFactory(Protocol):
     """Builds layers by name. Linear maps are called by what tensor-parallel ranks split: output or input columns."""
+
+    split: TokenSplit
 
     def embedding(self, name: str, num_rows: int, hidden_size: int, std: float) -> nn.Module:
         """Ids [T] to [T, hidden_size]; has `.weight` [num_rows, hidden_size]."""
@@ -79,20 +103,13 @@ class LayerFactory(Protocol):
         """Logits and loss (see `Head`); `tied_to` is the embedding whose weight it shares."""
         ...
 
-    def attention(self) -> Attend:
-        """What computes attention from query, key and value heads; see `ttt_dist.model.attention.attend`."""
-        ...
-
-    def own_tokens(self, num_tokens: int) -> slice:
-        """The part of a batch's T tokens whose hidden states this process computes."""
-        ...
-
 
 class PlainFactory:
     """Ordinary modules."""
 
-    def __init__(self, weights: WeightSource | None = None) -> None:
+    def __init__(self, weights: WeightSource | None = None, split: TokenSplit | None = None) -> None:
         self.weights = weights or RandomWeights()
+        self.split = split or WholeBatch()
 
     def embedding(self, name: str, num_rows: int, hidden_size: int, std: float) -> nn.Module:
         return Embedding(self.weights(f"{name}.weight", (num_rows, hidden_size), std))
@@ -123,12 +140,6 @@ class PlainFactory:
             assert isinstance(tied_to.weight, nn.Parameter)
             return Head(tied_to.weight, num_tokens)
         return Head(nn.Parameter(self.weights(f"{name}.weight", (num_rows, hidden_size), std)), num_tokens)
-
-    def attention(self) -> Attend:
-        return attend
-
-    def own_tokens(self, num_tokens: int) -> slice:
-        return slice(0, num_tokens)
 
 
 class Embedding(nn.Module):
@@ -190,6 +201,9 @@ class Head(nn.Module):
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up of [..., 2 F] (arXiv 2002.05202), [..., F]."""
+    if torch.compiler.is_compiling():  # the compiler fuses it itself, and may not follow writes into parts of a buffer
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
     out: Tensor = _SwiGLU.apply(gate_up)
     return out
 

@@ -24,6 +24,11 @@ def head_dim(config: ModelConfig) -> int:
     return config.head_dim or config.hidden_size // config.num_heads
 
 
+def rotary(config: ModelConfig, position_ids: Tensor, dtype: torch.dtype) -> Tables:
+    """The rotary tables that all blocks share, of positions [T]."""
+    return rotary_tables(position_ids, head_dim(config), config.rope_theta, dtype, config.rope_scaling)
+
+
 class Transformer(nn.Module):
     """Token ids to hidden states, logits and loss.
 
@@ -37,7 +42,7 @@ class Transformer(nn.Module):
         super().__init__()
         factory = factory or PlainFactory()
         self.config = config
-        self.own_tokens = factory.own_tokens
+        self.split = factory.split
         hidden_size, std = config.hidden_size, config.init_std
         self.embed = factory.embedding("embed", vocab_size, hidden_size, std)
         self.blocks = nn.ModuleList([Block(config, factory, f"blocks.{index}") for index in range(config.num_layers)])
@@ -53,7 +58,7 @@ class Transformer(nn.Module):
     def forward(self, batch: Batch) -> LossSums:
         """Weighted sums of the losses of a batch."""
         plan = attention_plan(batch.sample_ids, batch.span_ids, self.dtype)
-        tokens = self.own_tokens(batch.input_ids.numel())
+        tokens = self.split.own_tokens(batch.input_ids.numel())
         hidden = self.hidden(batch.input_ids.flatten()[tokens], batch.position_ids.flatten()[tokens], plan)
         sums = self.head(hidden, loss_rows(batch, tokens))
         assert isinstance(sums, LossSums)
@@ -69,7 +74,7 @@ class Transformer(nn.Module):
     def hidden(self, input_ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
         """Normalised last hidden states [T, H] of ids [T]."""
         x = self.embed(input_ids)
-        tables = rotary_tables(position_ids, head_dim(self.config), self.config.rope_theta, x.dtype)
+        tables = rotary(self.config, position_ids, x.dtype)
         for block in self.blocks:
             x = block(x, tables, plan)
         x = self.norm(x)
@@ -114,7 +119,7 @@ class Attention(nn.Module):
         if config.qk_norm:
             self.q_norm = factory.norm(f"{name}.q_norm", self.head_dim, config.rms_norm_eps, of_heads=True)
             self.k_norm = factory.norm(f"{name}.k_norm", self.head_dim, config.rms_norm_eps, of_heads=True)
-        self.attend = factory.attention()
+        self.split = factory.split
         self.out = factory.row_linear(
             f"{name}.out", config.num_heads * self.head_dim, config.hidden_size, residual_std(config)
         )
@@ -130,7 +135,7 @@ class Attention(nn.Module):
             q, k, v = groups.split([num_heads // num_groups, 1, 1], dim=2)
             qkv = torch.cat([self.q_norm(q), self.k_norm(k), v], dim=2).flatten(1)
         q, k, v = split_heads(qkv, tables, num_heads, num_groups)
-        out: Tensor = self.out(self.attend(q, k, v, plan).flatten(1))
+        out: Tensor = self.out(self.split.attend(q, k, v, plan).flatten(1))
         return out
 
 

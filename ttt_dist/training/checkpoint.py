@@ -72,6 +72,8 @@ def require_resumable(checkpoint: Path, run: Facts) -> None:
     saved = facts["config"]
     for name, here in run.config["model"].items():
         _require_equal(f"model.{name}", saved["model"].get(name), here, where)
+    for name, here in run.config["parallel"].items():
+        _require_equal(f"parallel.{name}", saved.get("parallel", {}).get(name), here, where)
     _require_equal("train.precision", saved["train"]["precision"], run.config["train"]["precision"], where)
     _require_equal("the number of processes", facts["world_size"], run.world_size, where)
     _require_equal("the ZeRO stage (deepspeed)", facts["zero_stage"], run.zero_stage, where)

@@ -1,14 +1,13 @@
 """From an engine at any ZeRO stage to a model folder that `generate.py` and `evaluate.py` read."""
 
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import torch.distributed as dist
-from torch import Tensor
 
 from ttt_dist.config import Config
 from ttt_dist.errors import UserError
 from ttt_dist.model.huggingface import ASSETS, export_folder
+from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.training.checkpoint import on_first_rank
 
@@ -16,26 +15,24 @@ if TYPE_CHECKING:
     import deepspeed
 
 
-def gather_weights(engine: "deepspeed.DeepSpeedEngine") -> dict[str, Tensor]:
-    """The whole model's weights by name on the CPU of rank 0, empty elsewhere; collective.
-
-    At ZeRO 3 one parameter is gathered at a time, so no rank but the first ever holds more than that.
-    """
-    from deepspeed.runtime.zero import GatheredParameters
-
-    weights = {}
-    for name, parameter in engine.module.named_parameters():
-        with GatheredParameters([parameter]):
-            if dist.get_rank() == 0:
-                weights[name] = parameter.detach().to("cpu", copy=True)
-    return weights
-
-
-def export_model(engine: "deepspeed.DeepSpeedEngine", config: Config, layout: TokenLayout, folder: Path) -> None:
+def export_model(
+    engine: "deepspeed.DeepSpeedEngine", mesh: Mesh, config: Config, layout: TokenLayout, folder: Path
+) -> None:
     """Write the model folder from the engine's weights and what lies beside the training shard; collective."""
-    weights = gather_weights(engine)
+    from ttt_dist.parallel.gather import whole_weights
+
+    weights = whole_weights(engine, mesh, config.model, layout)
     assets = Path(config.data.train).parent
-    on_first_rank(lambda: export_folder(folder, weights, config.model, layout, config.objective, assets))
+
+    def write() -> None:
+        try:
+            export_folder(folder, weights, config.model, layout, config.objective, assets)
+        finally:
+            deque(weights, maxlen=0)  # after a failure too: the other processes are sending
+
+    if mesh.rank != 0:
+        deque(weights, maxlen=0)
+    on_first_rank(write)
 
 
 def require_assets(config: Config) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from ttt_dist.config import Config
 from ttt_dist.data.loader import HeldOutLoader, PackLoader
+from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.telemetry.console import Progress, say
 from ttt_dist.telemetry.metrics import MetricsLog
 from ttt_dist.training import checkpoint
@@ -24,6 +25,7 @@ class Run:
 
     config: Config
     engine: deepspeed.DeepSpeedEngine
+    mesh: Mesh
     loader: PackLoader
     held_out: HeldOutLoader | None
     facts: checkpoint.Facts
@@ -48,7 +50,7 @@ def fit(run: Run) -> None:
             batches = run.loader.step(step)
             data_s = time.perf_counter() - begin
             lr = learning_rate(step, train.lr, train.warmup, train.steps, train.min_lr_ratio)
-            result = train_step(run.engine, batches, lr)
+            result = train_step(run.engine, run.mesh, batches, lr)
             window.add(result, data_s, time.perf_counter() - begin)
 
             done = step + 1
@@ -118,7 +120,7 @@ def _step_record(result: StepResult, lr: float) -> dict[str, float]:
 
 
 def _evaluate(run: Run, held_out: HeldOutLoader, done: int) -> None:
-    losses = held_out_loss(run.engine, held_out)
+    losses = held_out_loss(run.engine, run.mesh, held_out)
     _log(run, done, {f"eval_{name}": value for name, value in losses._asdict().items()})
     say(f"step {done}: held-out loss {losses.loss:.4f} (ar {losses.ar_loss:.4f}, nar {losses.nar_loss:.4f})")
 

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from ttt_dist.data.loader import HeldOutLoader
+from ttt_dist.parallel.mesh import Mesh
 
 
 class HeldOutLoss(NamedTuple):
@@ -18,15 +19,22 @@ class HeldOutLoss(NamedTuple):
 
 
 @torch.no_grad()
-def held_out_loss(engine: deepspeed.DeepSpeedEngine, loader: HeldOutLoader) -> HeldOutLoss:
+def held_out_loss(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, loader: HeldOutLoader) -> HeldOutLoss:
     """Evaluate all packs of `loader`; collective."""
-    sums = torch.zeros(3, dtype=torch.float64, device=engine.device)
+    batches = list(loader)
     engine.eval()
-    for batch in loader:
-        output = engine(batch.to(engine.device))
-        count = torch.tensor(batch.count, dtype=torch.float64, device=engine.device)
-        sums += torch.stack([output.ar_sum.double(), output.nar_sum.double(), count])
+    if mesh.pipeline > 1:
+        from ttt_dist.parallel.pipeline import evaluate_pipeline
+
+        sums = evaluate_pipeline(engine, batches)
+    else:
+        sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
+        for batch in batches:
+            output = engine(batch.to(engine.device))
+            sums += torch.stack([output.ar_sum, output.nar_sum])
     engine.train()
+    count = torch.tensor([sum(batch.count for batch in batches)], dtype=torch.float64, device=engine.device)
+    sums = torch.cat([sums * mesh.counts_loss, count * mesh.counts_batch])
     dist.all_reduce(sums)
     ar_sum, nar_sum, count_sum = sums.tolist()
     divisor = max(count_sum, 1e-12)

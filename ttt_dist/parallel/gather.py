@@ -1,0 +1,65 @@
+"""A model that is split over processes, put together on rank 0 one weight at a time."""
+
+from collections.abc import Iterator
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.zero import GatheredParameters
+from torch import Tensor, nn
+
+from ttt_dist.config import ModelConfig
+from ttt_dist.model.layers import NoWeights, PlainFactory
+from ttt_dist.model.transformer import Transformer
+from ttt_dist.parallel.mesh import Mesh
+from ttt_dist.parallel.partition import partition_of, shard_shape, unshard
+from ttt_dist.sequence.tokens import TokenLayout
+
+
+def whole_weights(
+    engine: deepspeed.DeepSpeedEngine, mesh: Mesh, config: ModelConfig, layout: TokenLayout
+) -> Iterator[tuple[str, Tensor]]:
+    """Names and whole weights on the CPU, on rank 0 alone; collective: all ranks must iterate to the end."""
+    own = own_parameters(engine, mesh, config)
+    shapes = Transformer.for_layout(config, layout, PlainFactory(NoWeights()))
+    for name, parameter in shapes.named_parameters():
+        partition = partition_of(name)
+        stage = engine.module.stage_owner(_layer_index(name, config)) if mesh.pipeline > 1 else 0
+        sources = [mesh.rank_at(rank, stage) for rank in range(mesh.tensor if partition else 1)]
+        with GatheredParameters([own[name]] if name in own else [], enabled=name in own):
+            if mesh.rank in sources and mesh.rank != 0:
+                dist.send(own[name].detach().contiguous(), 0)
+            if mesh.rank == 0:
+                shape = shard_shape(name, parameter.shape, mesh.tensor)
+                pieces = [_receive(source, own.get(name), shape, engine) for source in sources]
+                yield name, unshard(pieces, partition)[: len(parameter)]
+
+
+def own_parameters(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, config: ModelConfig) -> dict[str, nn.Parameter]:
+    """This process's parameters by the Transformer's names."""
+    if mesh.pipeline == 1:
+        return dict(engine.module.named_parameters())
+    from ttt_dist.parallel import pipeline
+
+    return pipeline.own_parameters(engine.module, config.num_layers)
+
+
+def _receive(
+    source: int, own: nn.Parameter | None, shape: tuple[int, ...], engine: deepspeed.DeepSpeedEngine
+) -> Tensor:
+    """Rank 0's own slice, or that of another rank, on the CPU."""
+    if source == 0:
+        assert own is not None
+        return own.detach().to("cpu", copy=True)
+    dtype = next(engine.module.parameters()).dtype
+    buffer = torch.empty(shape, dtype=dtype, device=engine.device)
+    dist.recv(buffer, source)
+    return buffer.cpu()
+
+
+def _layer_index(name: str, config: ModelConfig) -> int:
+    """Layer of the PipelineModule that a weight belongs to; a tied head is the embedding's."""
+    part = name.split(".")
+    if part[0] == "blocks":
+        return int(part[1]) + 1
+    return {"embed": 0, "norm": config.num_layers + 1, "head": config.num_layers + 2}[part[0]]

@@ -1,0 +1,87 @@
+"""Process groups of a mesh, made by Megatron-Core, and the `mpu` by which DeepSpeed asks for them.
+
+Megatron-Core takes seconds to import: a run that is data-parallel alone does without it, and its mpu is None.
+"""
+
+import sys
+import warnings
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from ttt_dist.parallel.mesh import Mesh
+
+if TYPE_CHECKING:
+    from ttt_dist.model.layers import PlainFactory, WeightSource
+
+
+class Mpu:
+    """Megatron's groups under DeepSpeed's names: model parallel is tensor parallel.
+
+    Ulysses processes count as data-parallel: each has the gradients of its tokens, and all are summed alike. (DeepSpeed
+    has names for them too, but its ZeRO-3 then divides the gradients by one factor too many.)
+    """
+
+    def __init__(self) -> None:
+        from megatron.core import parallel_state as state
+
+        self.get_model_parallel_rank = self.get_tensor_model_parallel_rank = state.get_tensor_model_parallel_rank
+        self.get_model_parallel_group = self.get_tensor_model_parallel_group = state.get_tensor_model_parallel_group
+        self.get_model_parallel_world_size = state.get_tensor_model_parallel_world_size
+        self.get_tensor_model_parallel_world_size = state.get_tensor_model_parallel_world_size
+        self.get_tensor_model_parallel_src_rank = state.get_tensor_model_parallel_src_rank
+        self.get_model_parallel_src_rank = state.get_tensor_model_parallel_src_rank
+        self.get_data_parallel_rank = partial(state.get_data_parallel_rank, with_context_parallel=True)
+        self.get_data_parallel_group = partial(state.get_data_parallel_group, with_context_parallel=True)
+        self.get_data_parallel_world_size = partial(state.get_data_parallel_world_size, with_context_parallel=True)
+        self.get_pipeline_model_parallel_rank = state.get_pipeline_model_parallel_rank
+        self.get_pipeline_model_parallel_world_size = state.get_pipeline_model_parallel_world_size
+
+
+def join(mesh: Mesh) -> Mpu | None:
+    """Make the groups of `mesh`; collective. None where all axes but data have size 1."""
+    if mesh.data == mesh.world_size:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of kernels that it would use if they were installed
+        from megatron.core import parallel_state
+
+    if not torch.cuda.is_available():
+        # Megatron allocates what it gathers on torch.cuda.current_device().
+        torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment, return-value]
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=mesh.tensor,
+        pipeline_model_parallel_size=mesh.pipeline,
+        context_parallel_size=mesh.ulysses,
+        order="tp-cp-ep-dp-pp",
+        create_gloo_process_groups=False,
+    )
+    return Mpu()
+
+
+def leave() -> None:
+    """Forget the groups of the last `join`, Megatron's and DeepSpeed's memory of them."""
+    from deepspeed.utils import groups
+
+    groups.mpu = None
+    if "megatron.core.parallel_state" in sys.modules:
+        sys.modules["megatron.core.parallel_state"].destroy_model_parallel()
+
+
+def layer_factory(mesh: Mesh, weights: "WeightSource", sequence_parallel: bool) -> "PlainFactory":
+    """The factory of this process's layers, after `join`."""
+    from ttt_dist.model.layers import PlainFactory
+
+    split = None
+    if mesh.ulysses > 1:
+        from megatron.core import parallel_state
+
+        from ttt_dist.parallel.ulysses import UlyssesSplit
+
+        split = UlyssesSplit(parallel_state.get_context_parallel_group())
+    if mesh.tensor == 1:
+        return PlainFactory(weights, split)
+    from ttt_dist.parallel.tensor import TensorParallelFactory
+
+    return TensorParallelFactory(weights, split, sequence_parallel)

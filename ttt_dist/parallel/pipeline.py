@@ -1,0 +1,208 @@
+"""The Transformer as a DeepSpeed PipelineModule: embedding, blocks, and the end with norm, head and loss.
+
+What stages hand on is the hidden states [T, H] and the batch itself as integers: each stage builds the attention plan
+anew, and the last one finds its targets there. DeepSpeed balances the stages by their parameters.
+"""
+
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from dataclasses import fields
+
+import torch
+from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
+from deepspeed.runtime.pipe.engine import PipelineEngine
+from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+from torch import Tensor, nn
+
+from ttt_dist.config import ModelConfig
+from ttt_dist.model.attention import AttentionPlan, attention_plan
+from ttt_dist.model.layers import LayerFactory
+from ttt_dist.model.loss import loss_rows
+from ttt_dist.model.recompute import prepare_blocks
+from ttt_dist.model.transformer import Block, rotary
+from ttt_dist.parallel.mesh import Mesh
+from ttt_dist.sequence.batch import Batch
+from ttt_dist.sequence.tokens import TokenLayout
+
+logger = logging.getLogger(__name__)
+
+TENSORS = [field.name for field in fields(Batch) if field.name != "count"]
+TIED = "embed"
+UNUSED = "unused_"
+Handed = tuple[Tensor, Tensor]
+"""Hidden states [T, H], and the batch as integers [8, B, S]."""
+
+
+def pack_batch(batch: Batch) -> Tensor:
+    """The tensors of a batch as one int32 [8, B, S]: weights by their bits, as integers take no part in gradients."""
+    tensors = (getattr(batch, name) for name in TENSORS)
+    return torch.stack([t.view(torch.int32) if t.is_floating_point() else t.to(torch.int32) for t in tensors])
+
+
+def unpack_batch(packed: Tensor) -> Batch:
+    """The inverse of `pack_batch`, without the count."""
+    values = {name: packed[row] for row, name in enumerate(TENSORS)}
+    return Batch(
+        **{name: value.view(torch.float32) if "weights" in name else value.long() for name, value in values.items()},
+        count=0.0,
+    )
+
+
+class LossTotal:
+    """Where the last stage takes the scale of a step's losses from, and adds up their sums."""
+
+    def __init__(self) -> None:
+        self.scale = 1.0
+        self.sums = torch.zeros(2, dtype=torch.float64)
+
+    def __call__(self, end: nn.Module, handed: Handed) -> Tensor:
+        """The scaled loss of one micro-batch; `end` has the head."""
+        hidden, packed = handed
+        output = end.get_submodule("head")(hidden, loss_rows(unpack_batch(packed), slice(None)))
+        self.sums += torch.stack([output.ar_sum, output.nar_sum]).cpu()
+        loss: Tensor = output.loss * self.scale
+        return loss
+
+
+class FirstLayer(nn.Module):
+    """The embedding. Where the head shares its weight, the last stage has a copy of this layer and calls its head."""
+
+    def __init__(self, config: ModelConfig, layout: TokenLayout, factory: LayerFactory) -> None:
+        super().__init__()
+        rows, width, std = layout.padded_vocab_size, config.hidden_size, config.init_std
+        self.embed = factory.embedding("embed", rows, width, std)
+        if config.tie_embeddings:
+            self.head = factory.head("head", rows, width, layout.vocab_size, std, self.embed)
+
+    def forward(self, packed: Tensor) -> Handed:
+        return self.embed(unpack_batch(packed).input_ids.flatten()), packed
+
+
+class LastLayer(nn.Module):
+    """A head of its own weight."""
+
+    def __init__(self, config: ModelConfig, layout: TokenLayout, factory: LayerFactory, total: LossTotal) -> None:
+        super().__init__()
+        rows, width, std = layout.padded_vocab_size, config.hidden_size, config.init_std
+        self.head = factory.head("head", rows, width, layout.vocab_size, std, None)
+        self.total = total
+
+    def forward(self, handed: Handed) -> Tensor:
+        return self.total(self, handed)
+
+
+class PlanCache:
+    """The attention plan and rotary tables of the micro-batch at hand, made once for all blocks of a stage."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self.packed: Tensor | None = None
+
+    def get(self, packed: Tensor, dtype: torch.dtype) -> tuple[tuple[Tensor, Tensor], AttentionPlan]:
+        if packed is not self.packed:
+            batch = unpack_batch(packed)
+            self.tables = rotary(self.config, batch.position_ids.flatten(), dtype)
+            self.plan = attention_plan(batch.sample_ids, batch.span_ids, dtype)
+            self.packed = packed
+        return self.tables, self.plan
+
+
+class PipelineBlock(nn.Module):
+    def __init__(
+        self,
+        config: ModelConfig,
+        factory: LayerFactory,
+        index: int,
+        cache: PlanCache,
+        checkpointing: str,
+        compiled: bool,
+    ) -> None:
+        super().__init__()
+        self.block = Block(config, factory, f"blocks.{index}")
+        prepare_blocks([self.block], config.hidden_size, checkpointing, compiled)
+        self.cache = cache
+
+    def forward(self, handed: Handed) -> Handed:
+        x, packed = handed
+        return self.block(x, *self.cache.get(packed, x.dtype)), packed
+
+
+class FinalNorm(nn.Module):
+    def __init__(self, config: ModelConfig, factory: LayerFactory) -> None:
+        super().__init__()
+        self.norm = factory.norm("norm", config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, handed: Handed) -> Handed:
+        return self.norm(handed[0]), handed[1]
+
+
+def pipeline_module(
+    config: ModelConfig, layout: TokenLayout, factory: LayerFactory, mesh: Mesh, checkpointing: str, compiled: bool
+) -> PipelineModule:
+    """This process's stage; collective. Needs Megatron's process groups where the mesh is tensor-parallel."""
+    cache, total = PlanCache(config), LossTotal()
+    blocks = [
+        LayerSpec(PipelineBlock, config, factory, index, cache, checkpointing, compiled)
+        for index in range(config.num_layers)
+    ]
+    layers = [*blocks, LayerSpec(FinalNorm, config, factory)]
+    ends = (config, layout, factory)
+    if config.tie_embeddings:
+        first = TiedLayerSpec(TIED, FirstLayer, *ends, tied_weight_attr="embed.weight")
+        last = TiedLayerSpec(TIED, FirstLayer, *ends, forward_fn=total, tied_weight_attr="embed.weight")
+    else:
+        first, last = LayerSpec(FirstLayer, *ends), LayerSpec(LastLayer, *ends, total)
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        module = PipelineModule(
+            [first, *layers, last],
+            topology=PipeModelDataParallelTopology(num_pp=mesh.pipeline, num_mp=mesh.tensor, num_dp=mesh.data),
+            partition_method="parameters",
+        )
+    logger.info("PipelineModule: %s", printed.getvalue())
+    module.total = total
+    # DeepSpeed sums norms over the stages for each of the optimizer's groups, matrices and vectors: a stage that has none
+    # of one kind (an embedding alone has no vector) would leave the others waiting.
+    for num_axes in (1, 2):
+        if not any(parameter.dim() == num_axes for parameter in module.parameters()):
+            module.register_parameter(f"{UNUSED}{num_axes}", nn.Parameter(torch.zeros([1] * num_axes)))
+    return module
+
+
+def train_pipeline(engine: PipelineEngine, batches: Sequence[Batch], scale: float) -> Tensor:
+    """Accumulate the gradients of `scale` * loss over `batches` and update; collective.
+
+    Returns the AR and NAR sums, fp64 [2]: this process's share of them, 0 but on the last stage.
+    """
+    total: LossTotal = engine.module.total
+    total.scale = scale * engine.gradient_accumulation_steps()  # DeepSpeed divides by the steps
+    total.sums.zero_()
+    engine.train_batch(data_iter=_micro_batches(batches))
+    return total.sums.to(engine.device)
+
+
+def evaluate_pipeline(engine: PipelineEngine, batches: Sequence[Batch]) -> Tensor:
+    """AR and NAR sums over `batches` without an update, as `train_pipeline` returns them; collective."""
+    total: LossTotal = engine.module.total
+    total.sums.zero_()
+    engine.eval_batch(_micro_batches(batches), reduce_output=None, bcast_loss=False, num_micro_batches=len(batches))
+    return total.sums.to(engine.device)
+
+
+def own_parameters(module: PipelineModule, num_layers: int) -> dict[str, nn.Parameter]:
+    """This stage's parameters by the Transformer's names."""
+    named = module.named_parameters()
+    return {_layer_name(name, num_layers): value for name, value in named if not name.startswith(UNUSED)}
+
+
+def _layer_name(name: str, num_layers: int) -> str:
+    if name.startswith("tied_modules."):
+        return name.split(".", 2)[2]
+    index, rest = name.split(".", 1)
+    return f"blocks.{int(index) - 1}.{rest.removeprefix('block.')}" if 1 <= int(index) <= num_layers else rest
+
+
+def _micro_batches(batches: Sequence[Batch]) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
+    return ((pack_batch(batch), ()) for batch in batches)
