@@ -109,6 +109,8 @@ def train(job: Job, place: Processes) -> None:
     from ttt_dist.training.loop import Run, fit
 
     config, mesh, layout, run_dir = job.config, job.mesh, job.facts.layout, Path(job.config.run_dir)
+    if mesh.tensor > 1:  # Megatron overlaps sums with products only where the device runs its queues in order
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     init_process_group(place)
     log_to_files(run_dir / "logs", place.rank)
     mpu = groups.join(mesh)

@@ -27,7 +27,8 @@ LR = 3e-3  # large: the losses of later steps tell whether the updates agree
 class Layout:
     """One way to run the same training, and the model and objective that it trains."""
 
-    zero: int = 0
+    zero: int | str = 0
+    """ZeRO stage, or what names a file of ds_configs/."""
     micro: int = 8
     dp: int = 1
     tensor: int = 1

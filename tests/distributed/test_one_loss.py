@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.distributed.cases import Layout, deviation, losses, losses_of_local_counts, resume, trained_weights
+from tests.distributed.cases import LR, Layout, deviation, losses, losses_of_local_counts, resume, trained_weights
 from tests.distributed.launch import run_distributed
 
 STEPS = 6
@@ -29,6 +29,8 @@ FP32 = [
     *(Layout(zero, 2, 2, tied=True) for zero in range(4)),
     *(Layout(zero, 2, 2, checkpointing=mode) for zero in (1, 3) for mode in ("selective", "full")),
     *(Layout(zero, 2, 4) for zero in range(4)),
+    *(Layout(zero, 2, 2) for zero in ("2_offload", "3_offload")),
+    Layout("3_offload", 2, tensor=2),
     # tensor parallel, with and without sequence parallel; one key-value head for two processes; normalised heads
     *(replace(split, zero=zero, micro=2) for split in (SPLIT, SEQUENCE) for zero in range(4)),
     *(replace(split, zero=zero, tied=True, kv_heads=1) for split in (SPLIT, SEQUENCE) for zero in (0, 3)),
@@ -132,7 +134,7 @@ def test_weights_are_put_together(layout: Layout, records: dict[Any, Any]) -> No
     found, expected = records["weights", layout], records["weights", layout.reference]
     assert list(found) == list(expected)
     for name, weight in expected.items():
-        np.testing.assert_allclose(found[name], weight, rtol=0, atol=2e-5, err_msg=name)
+        np.testing.assert_allclose(found[name], weight, rtol=0, atol=LR / 10, err_msg=name)
 
 
 def test_the_table_sees_a_local_count(records: dict[Any, Any]) -> None:

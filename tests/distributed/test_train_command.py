@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -75,9 +76,9 @@ def alone(work: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return _execute([sys.executable, "ttt_dist/train.py", "--config", str(work / "config.yaml"), *arguments])
 
 
-def _execute(command: list[str]) -> "subprocess.CompletedProcess[str]":
+def _execute(command: list[str], **more: str) -> "subprocess.CompletedProcess[str]":
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), **more}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=170, check=False)
 
 
@@ -116,6 +117,44 @@ def test_resume_goes_on_as_if_never_stopped(run: Path, work: Path) -> None:
     assert json.loads((resumed / "environment.json").read_text())["start_step"] == SAVED
     weights = "export/model.safetensors"
     assert (resumed / weights).read_bytes() == (run / weights).read_bytes()
+
+
+def test_layouts_train_alike_from_a_model_folder(run: Path, work: Path) -> None:
+    """Tensor parallel x ZeRO-3 and a pipeline, both started from the same weights, with what is learnt exported."""
+    start = (f"train.init_from={run / 'export'}", "train.steps=4", "train.eval_every=2", "checkpoint.save_every=0")
+    split = {
+        "tensor": ("parallel.tensor=2", "parallel.sequence_parallel=true", "train.activation_checkpointing=selective"),
+        "stages": ("parallel.pipeline=2", f"deepspeed={ROOT / 'ds_configs/zero1.json'}"),
+    }
+    for name, overrides in split.items():
+        launch(work, f"run_dir={work / name}", *start, *overrides)
+    tensor, stages = (records(work / name) for name in split)
+    assert tensor[0]["loss"] < records(run)[0]["loss"] - 0.1  # it did start from what was learnt
+    for mine, other in zip(tensor, stages, strict=True):
+        for key in {"loss", "ar_loss", "nar_loss", "grad_norm", "eval_loss", "ar_tokens"} & set(mine):
+            assert mine[key] == pytest.approx(other[key], rel=1e-5), key
+    models = [load_folder(work / name / "export").model for name in split]
+    for (name, mine), (_, other) in zip(*(model.named_parameters() for model in models), strict=True):
+        assert (mine - other).abs().max() < 3e-4, name
+
+
+def test_a_model_folder_of_another_shape_is_refused(run: Path, work: Path) -> None:
+    done = alone(work, "--dry-run", f"train.init_from={run / 'export'}", "model.num_layers=3", f"run_dir={work / 'no'}")
+    assert done.returncode == 1
+    assert "num_layers" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_split_that_cannot_be_is_refused_before_the_processes_meet(work: Path) -> None:
+    """One of four processes, the others never start: it does not wait for them."""
+    command = [sys.executable, "ttt_dist/train.py", "--config", str(work / "config.yaml")]
+    for overrides, reason in (
+        (["parallel.pipeline=2", f"run_dir={work / 'no'}"], "ZeRO 0 or 1 only"),
+        (["train.global_batch=6"], "must be a multiple of 8"),
+    ):
+        done = _execute([*command, *overrides], RANK="0", WORLD_SIZE="4", LOCAL_RANK="0")
+        assert done.returncode == 1
+        assert re.search(reason, done.stderr), done.stderr
 
 
 def test_another_layout_model_or_split_is_refused(run: Path) -> None:

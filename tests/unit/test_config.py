@@ -96,6 +96,49 @@ def test_a_batch_that_does_not_divide_is_refused(path: Path) -> None:
         check_run(config, 4)
 
 
+REFUSED = [
+    (
+        2,
+        ["parallel.pipeline=2", "deepspeed=ds_configs/zero2.json"],
+        "ZeRO 0 or 1 only.*zero2.json asks for ZeRO 2.*use ds_configs/zero1",
+    ),
+    (2, ["parallel.pipeline=2", "deepspeed=ds_configs/zero3.json"], "asks for ZeRO 3"),
+    (8, ["parallel.pipeline=8"], r"parallel\.pipeline=8 has more stages than model\.num_layers=4"),
+    (4, ["parallel.pipeline=2", "parallel.ulysses=2"], r"parallel\.ulysses=2 does not go with parallel\.pipeline=2"),
+    (3, ["parallel.tensor=3"], r"parallel\.tensor=3 does not divide model\.num_heads=4"),
+    (
+        4,
+        ["parallel.tensor=4", "model.ffn_hidden_size=770"],
+        r"parallel\.tensor=4 does not divide model\.ffn_hidden_size=770",
+    ),
+    (
+        2,
+        ["parallel.tensor=2", "model.num_heads=6", "model.num_kv_heads=3", "model.head_dim=8"],
+        r"model\.num_kv_heads=3: one must be",
+    ),
+    (8, ["parallel.tensor=2", "parallel.ulysses=4"], r"parallel\.ulysses=4 does not divide the 2 query heads"),
+    (1, ["parallel.sequence_parallel=true"], r"set parallel\.tensor above 1"),
+    (3, ["parallel.tensor=2"], "3 process.* cannot be split into groups of 2.*start a multiple of 2"),
+    (2, ["parallel.tensor=2", "train.precision=bf16", "deepspeed=ds_configs/zero0.json"], "bf16 without ZeRO"),
+    (
+        4,
+        ["parallel.tensor=2", "train.global_batch=3"],
+        r"global_batch=3 cannot be split over 2 data-parallel.*multiple of 2",
+    ),
+]
+
+
+@pytest.mark.parametrize(("world_size", "overrides", "message"), REFUSED, ids=lambda value: str(value)[:60])
+def test_a_split_that_cannot_be_is_refused_with_the_reason(
+    path: Path, world_size: int, overrides: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    plain = ["data.train=shards/train", "deepspeed=ds_configs/zero1.json", "train.global_batch=8"]
+    config = load_config(path, [*plain, "model.num_layers=4", *overrides])
+    with pytest.raises(UserError, match=message):
+        check_run(config, world_size)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -118,9 +161,9 @@ def test_shipped_recipes_are_valid(recipe: str) -> None:
     check_run(dataclasses.replace(config, deepspeed=str(ROOT / config.deepspeed)), 2)
 
 
-@pytest.mark.parametrize("stage", range(4))
-def test_shipped_deepspeed_files_have_the_stage_of_their_name(stage: int) -> None:
-    assert zero_stage(ROOT / f"ds_configs/zero{stage}.json") == stage
+@pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda path: path.stem)
+def test_shipped_deepspeed_files_have_the_stage_of_their_name(path: Path) -> None:
+    assert path.stem.startswith(f"zero{zero_stage(path)}")
 
 
 def test_every_field_is_explained() -> None:

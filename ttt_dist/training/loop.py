@@ -1,5 +1,6 @@
 """The fit loop: what happens at every step, and what every so many steps."""
 
+import gc
 import resource
 import time
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ def fit(run: Run) -> None:
     """Train from `run.start_step` to the last step, with records, evaluations and checkpoints as configured."""
     train, every = run.config.train, run.config.checkpoint.save_every
     window = Window()
+    collect = GarbageCollection(train.gc_every)
     with Progress(train.steps, "training", "step") as progress:
         progress.skip(run.start_step)
         for step in range(run.start_step, train.steps):
@@ -54,6 +56,7 @@ def fit(run: Run) -> None:
             window.add(result, data_s, time.perf_counter() - begin)
 
             done = step + 1
+            collect.after(done)
             progress.note = f"loss {result.loss:.3f} (ar {result.ar_loss:.3f}, nar {result.nar_loss:.3f})"
             if _due(done, run.config.telemetry.log_every, train.steps):
                 _log(run, done, {**_step_record(result, lr), **window.record()})
@@ -65,6 +68,21 @@ def fit(run: Run) -> None:
                     run.engine, run.folder / "checkpoints", done, run.facts, run.config.checkpoint.keep_last
                 )
             progress.advance()
+
+
+class GarbageCollection:
+    """Collects on all processes at the same steps: one that pauses when Python likes keeps all others waiting."""
+
+    def __init__(self, every: int) -> None:
+        """Every so many steps; 0 leaves it to Python."""
+        self.every = every
+        if every:
+            gc.disable()
+            gc.collect()
+
+    def after(self, done: int) -> None:
+        if self.every and done % self.every == 0:
+            gc.collect(1)
 
 
 @dataclass
