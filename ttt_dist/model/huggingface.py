@@ -176,8 +176,7 @@ def load_folder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Model
             raise UserError(
                 f"{folder / name}: missing; an imported model is trained first, and its run's export decoded"
             )
-    source = FolderWeights(folder, config, layout, dtype)
-    model = Transformer.for_layout(config, layout, PlainFactory(source))
+    model = Transformer.for_layout(config, layout, PlainFactory(FolderWeights(folder, config, layout), dtype=dtype))
     template, objective = read_json(folder / "template.json"), values.get("objective", {})
     return ModelFolder(
         model.eval().requires_grad_(False),
@@ -196,23 +195,17 @@ class FolderWeights:
     the folder's rows is padding, and zero. Without one, shapes must be as asked.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        config: ModelConfig,
-        layout: TokenLayout | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.tensors, self.config, self.layout, self.dtype = TensorFolder(folder), config, layout, dtype
+    def __init__(self, folder: str | Path, config: ModelConfig, layout: TokenLayout | None = None) -> None:
+        self.tensors, self.config, self.layout = TensorFolder(folder), config, layout
 
     def __call__(self, name: str, shape: tuple[int, ...], std: float = 0.0, mean: float = 0.0) -> Tensor:
         if name == "head.weight" and self.config.tie_embeddings:
             name = "embed.weight"
         wanted = to_huggingface(name, torch.empty(shape, device="meta"), self.config)
         if self.layout is not None and name in ("embed.weight", "head.weight"):
-            return self._rows(OUTER_NAMES[name], shape, self.layout.vocab_size).to(self.dtype)
+            return self._rows(OUTER_NAMES[name], shape, self.layout.vocab_size)
         pieces = [self._read(key, tuple(piece.shape)) for key, piece in wanted.items()]
-        return from_huggingface(name, pieces, self.config).to(self.dtype)
+        return from_huggingface(name, pieces, self.config)
 
     def _read(self, key: str, shape: tuple[int, ...]) -> Tensor:
         path, found, _ = self.tensors.info(key)

@@ -22,7 +22,7 @@ class WeightSource(Protocol):
     """Where first weights come from: drawn, read from a checkpoint, or no storage at all."""
 
     def __call__(self, name: str, shape: tuple[int, ...], std: float = 0.0, mean: float = 0.0) -> Tensor:
-        """Parameter `name` (such as blocks.0.mlp.down.weight) on the CPU; where drawn, from normal(mean, std)."""
+        """Parameter `name` (such as blocks.0.mlp.down.weight) on the CPU, of any type; where drawn, from normal(mean, std)."""
         ...
 
 
@@ -105,21 +105,27 @@ class LayerFactory(Protocol):
 
 
 class PlainFactory:
-    """Ordinary modules."""
+    """Ordinary modules, with parameters of type `dtype`."""
 
-    def __init__(self, weights: WeightSource | None = None, split: TokenSplit | None = None) -> None:
+    def __init__(
+        self,
+        weights: WeightSource | None = None,
+        split: TokenSplit | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.weights = weights or RandomWeights()
         self.split = split or WholeBatch()
+        self.dtype = dtype
 
     def embedding(self, name: str, num_rows: int, hidden_size: int, std: float) -> nn.Module:
-        return Embedding(self.weights(f"{name}.weight", (num_rows, hidden_size), std))
+        return Embedding(self._weight(f"{name}.weight", (num_rows, hidden_size), std))
 
     def column_linear(
         self, name: str, num_in: int, num_out: int, bias: bool, std: float, num_blocks: int = 1
     ) -> nn.Module:
         return Linear(
-            self.weights(f"{name}.weight", (num_out, num_in), std),
-            self.weights(f"{name}.bias", (num_out,)) if bias else None,
+            self._weight(f"{name}.weight", (num_out, num_in), std),
+            self._weight(f"{name}.bias", (num_out,)) if bias else None,
         )
 
     def qkv_linear(
@@ -128,10 +134,10 @@ class PlainFactory:
         return self.column_linear(name, num_in, (num_heads + 2 * num_kv_heads) * head_dim, bias, std)
 
     def row_linear(self, name: str, num_in: int, num_out: int, std: float) -> nn.Module:
-        return Linear(self.weights(f"{name}.weight", (num_out, num_in), std), None)
+        return Linear(self._weight(f"{name}.weight", (num_out, num_in), std), None)
 
     def norm(self, name: str, size: int, eps: float, of_heads: bool = False) -> nn.Module:
-        return RMSNorm(self.weights(f"{name}.weight", (size,), mean=1.0), eps)
+        return RMSNorm(self._weight(f"{name}.weight", (size,), mean=1.0), eps)
 
     def head(
         self, name: str, num_rows: int, hidden_size: int, num_tokens: int, std: float, tied_to: nn.Module | None
@@ -139,7 +145,10 @@ class PlainFactory:
         if tied_to is not None:
             assert isinstance(tied_to.weight, nn.Parameter)
             return Head(tied_to.weight, num_tokens)
-        return Head(nn.Parameter(self.weights(f"{name}.weight", (num_rows, hidden_size), std)), num_tokens)
+        return Head(nn.Parameter(self._weight(f"{name}.weight", (num_rows, hidden_size), std)), num_tokens)
+
+    def _weight(self, name: str, shape: tuple[int, ...], std: float = 0.0, mean: float = 0.0) -> Tensor:
+        return self.weights(name, shape, std, mean).to(self.dtype)
 
 
 class Embedding(nn.Module):

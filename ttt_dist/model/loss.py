@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from ttt_dist.sequence.batch import Batch
 
 CHUNK_ELEMENTS = 1 << 23  # logits held at a time: 32 MB in fp32
+CUDA_CHUNK_ELEMENTS = 1 << 28  # 1 GB: each chunk adds to the gradient of the whole head, and kernels want many rows
 
 
 class LossSums(NamedTuple):
@@ -97,7 +98,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device) if needs_grad else None
         num_classes = min(max(vocabulary.num_tokens - vocabulary.first, 0), len(weight))  # the rest is padding
         classes = weight[:num_classes]
-        chunk = max(CHUNK_ELEMENTS // len(weight), 1)
+        chunk = max((CUDA_CHUNK_ELEMENTS if hidden.is_cuda else CHUNK_ELEMENTS) // len(weight), 1)
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             logits = (hidden[part] @ classes.T).to(exact)

@@ -60,7 +60,7 @@ class TensorParallelFactory(PlainFactory):
         return _RowLinear(self._slice(f"{name}.weight", (num_out, num_in), std), self.config)
 
     def norm(self, name: str, size: int, eps: float, of_heads: bool = False) -> nn.Module:
-        weight = self.weights(f"{name}.weight", (size,), mean=1.0)
+        weight = self._weight(f"{name}.weight", (size,), mean=1.0)
         return _SplitNorm(weight, eps) if of_heads or self.sequence_parallel else RMSNorm(weight, eps)
 
     def head(
@@ -84,7 +84,7 @@ class TensorParallelFactory(PlainFactory):
         whole, partition = self.weights(name, shape, std), partition_of(name)
         if name in VOCABULARY_WEIGHTS:
             whole = F.pad(whole, (0, 0, 0, padded_rows(len(whole), self.size) - len(whole)))
-        return shard(whole, partition, self.rank, self.size)
+        return shard(whole, partition, self.rank, self.size).to(self.dtype)
 
 
 def _mark_split(parameter: nn.Parameter) -> nn.Parameter:
