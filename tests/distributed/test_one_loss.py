@@ -12,7 +12,7 @@ from tests.distributed.launch import run_distributed
 
 STEPS = 6
 FP32_TOLERANCE = 1e-5
-BF16_TOLERANCE = 5e-3  # against bf16 itself: what sums in another order make of 8-bit mantissas in 6 steps
+BF16_TOLERANCE = 3e-3  # against bf16 itself: what sums in another order make of 8-bit mantissas in 6 steps
 BF16_FROM_FP32 = 2e-2
 
 SPLIT = Layout(tensor=2)
@@ -86,12 +86,17 @@ BF16_REFERENCE = Layout(1, precision="bf16")
 LOCAL_COUNTS = Layout(0, 1, 2)
 
 
+def loss_cases() -> dict[Any, Any]:
+    """The runs of both tables and of their references."""
+    layouts = [*FP32, *BF16, BF16_REFERENCE]
+    layouts += [layout.reference for layout in layouts]
+    return {layout: (losses, (layout, STEPS)) for layout in layouts}
+
+
 @pytest.fixture(scope="module")
 def records() -> dict[Any, Any]:
     """What rank 0 brought home of every run, one set of processes per number of them."""
-    layouts = [*FP32, *BF16, BF16_REFERENCE]
-    cases: dict[Any, Any] = {layout: (losses, (layout, STEPS)) for layout in layouts}
-    cases |= {layout.reference: (losses, (layout.reference, STEPS)) for layout in layouts}
+    cases = loss_cases()
     cases["local counts", LOCAL_COUNTS] = (losses_of_local_counts, (LOCAL_COUNTS, STEPS))
     cases |= {("resume", layout): (resume, (layout, 3, 3)) for layout in RESUMED}
     gathered = {layout for row in GATHERED for layout in (row, row.reference)}
@@ -152,3 +157,16 @@ def test_resume_is_bit_exact(layout: Layout, records: dict[Any, Any]) -> None:
     going_on, resumed, difference = records["resume", layout]
     assert resumed == going_on
     assert difference == 0.0
+
+
+def print_table() -> None:
+    """The largest relative deviation of each row, as Markdown."""
+    records = run_all(loss_cases())
+    print("| layout | loss and gradient norm, against one process in fp32 | in bf16 |\n|---|---|---|")
+    for layout in (*FP32, *BF16):
+        in_bf16 = f"{deviation(records[layout], records[BF16_REFERENCE]):.1e}" if layout in BF16 else ""
+        print(f"| {layout} | {deviation(records[layout], records[layout.reference]):.1e} | {in_bf16} |")
+
+
+if __name__ == "__main__":  # python -m tests.distributed.test_one_loss
+    print_table()
