@@ -16,6 +16,8 @@ from pathlib import Path
 # Run as a file, Python puts this file's folder first into the path; its modules are to be found as ttt_dist.* only.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+import torch
+
 from ttt_dist.config import Config, check_run, load_config, save_config, to_dict
 from ttt_dist.data.loader import HeldOutLoader, PackLoader
 from ttt_dist.data.shards import ShardReader
@@ -30,6 +32,7 @@ from ttt_dist.training import checkpoint
 from ttt_dist.training.describe import count_parameters
 from ttt_dist.training.environment import Processes, init_process_group, leave_process_group, prepare_process, processes
 from ttt_dist.training.export import export_model, require_assets
+from ttt_dist.training.memory import memory_per_rank
 
 
 def main() -> None:
@@ -129,7 +132,7 @@ def train(job: Job, place: Processes) -> None:
             run_dir, start_step, to_dict(config), chosen.wandb, chosen.wandb_project, chosen.tensorboard
         )
     num_parameters = sum(count_parameters(config.model, layout).values())
-    say(f"{run_dir}: {num_parameters:,} parameters on {place.world_size} process(es) ({mesh}), from step {start_step}")
+    say(f"{run_dir}: {num_parameters:,} parameters on {place.world_size} process(es), {mesh}, from step {start_step}")
     fit(Run(config, engine, mesh, job.loader, job.held_out, job.facts, metrics, start_step))
     export_model(engine, mesh, config, layout, run_dir / "export")
     say(f"{run_dir / 'export'}: the trained model")
@@ -149,9 +152,13 @@ def describe(job: Job, place: Processes) -> None:
     )
     say(f"tokens     {layout.vocab_size:,} (padded to {layout.padded_vocab_size:,}), {layout.num_codes:,} audio codes")
     say(
-        f"processes  {place.world_size}, ZeRO {job.facts.zero_stage}, {train.precision}; global batch {train.global_batch} packs"
-        f" = {place.world_size} x {train.micro_batch} x {job.loader.num_micro_batches} accumulation steps"
+        f"processes  {place.world_size} ({job.mesh}), ZeRO {job.facts.zero_stage}, {train.precision}; global batch "
+        f"{train.global_batch} packs = {job.mesh.data} x {train.micro_batch} x {job.loader.num_micro_batches} accumulation steps"
     )
+    memory = memory_per_rank(
+        config, layout, job.mesh, job.facts.zero_stage, shard.seq_len or 0, torch.cuda.is_available()
+    )
+    say(f"memory     {memory} (of the fullest process)")
     counts = shard.meta["counts"]
     say(
         f"data       {config.data.train}: {counts['packs']:,} packs of {shard.seq_len:,} tokens, {counts['samples']:,} samples,"

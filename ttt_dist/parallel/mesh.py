@@ -62,7 +62,7 @@ class Mesh:
 
     def __str__(self) -> str:
         sizes = {"data": self.data, "tensor": self.tensor, "ulysses": self.ulysses, "pipeline": self.pipeline}
-        return " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "1 process"
+        return " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "alone"
 
 
 def require_divisible(num_tokens: int, parallel: ParallelConfig) -> None:
