@@ -155,9 +155,8 @@ def describe(job: Job, place: Processes) -> None:
         f"processes  {place.world_size} ({job.mesh}), ZeRO {job.facts.zero_stage}, {train.precision}; global batch "
         f"{train.global_batch} packs = {job.mesh.data} x {train.micro_batch} x {job.loader.num_micro_batches} accumulation steps"
     )
-    memory = memory_per_rank(
-        config, layout, job.mesh, job.facts.zero_stage, shard.seq_len or 0, torch.cuda.is_available()
-    )
+    on_cuda = torch.cuda.is_available() or train.precision == "bf16"  # said on a login node, meant for the GPUs
+    memory = memory_per_rank(config, layout, job.mesh, job.facts.zero_stage, shard.seq_len or 0, on_cuda)
     say(f"memory     {memory} (of the fullest process)")
     counts = shard.meta["counts"]
     say(

@@ -104,7 +104,7 @@ def _clip_gradients(engine: deepspeed.DeepSpeedEngine) -> None:
     for parameter in parameters:
         is_split = getattr(parameter, "tensor_model_parallel", False)
         if (is_split or is_first) and not getattr(parameter, "ds_pipe_replicated", False):
-            squares += parameter.grad.double().pow(2).sum()
+            squares += torch.linalg.vector_norm(parameter.grad, dtype=torch.float64) ** 2
     if group is not None:
         dist.all_reduce(squares, group=group)
     norm = squares.sqrt()

@@ -211,8 +211,8 @@ def _gradients(setup: Setup, sizes: list[int]) -> tuple[int, int]:
     bucket = capacity if setup.on_cuda else min(capacity, count)  # a CPU gives memory only to what is written
     all_reduced = min(count, COMMUNICATED)  # flattened copies, of which one process has no need but makes them too
     if setup.zero_stage == 0 and not setup.is_bf16:
-        # Each weight's .grad; the norm takes the squares of one at a time in fp64, and a copy.
-        return FP32 * count, max(FP32 * all_reduced, 16 * largest)
+        # Each weight's .grad.
+        return FP32 * count, FP32 * all_reduced
     if setup.zero_stage == 0 and setup.mesh.pipeline == 1:
         # bf16 .grad; the update has fp32 copies of all.
         return 2 * count, max(2 * all_reduced, FP32 * count)
