@@ -61,7 +61,7 @@ class LossTotal:
         """The scaled loss of one micro-batch; `end` has the head."""
         hidden, packed = handed
         output = end.get_submodule("head")(hidden, loss_rows(unpack_batch(packed), slice(None)))
-        self.sums += torch.stack([output.ar_sum, output.nar_sum]).cpu()
+        self.sums = self.sums.to(hidden.device) + torch.stack([output.ar_sum, output.nar_sum])
         loss: Tensor = output.loss * self.scale
         return loss
 
@@ -167,7 +167,8 @@ def pipeline_module(
     # of one kind (an embedding alone has no vector) would leave the others waiting.
     for num_axes in (1, 2):
         if not any(parameter.dim() == num_axes for parameter in module.parameters()):
-            module.register_parameter(f"{UNUSED}{num_axes}", nn.Parameter(torch.zeros([1] * num_axes)))
+            unused = torch.zeros([1] * num_axes, device=next(module.parameters()).device)
+            module.register_parameter(f"{UNUSED}{num_axes}", nn.Parameter(unused))
     return module
 
 
