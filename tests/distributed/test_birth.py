@@ -1,5 +1,6 @@
 """ZeRO-3 from a model folder: no process ever holds the whole model, and what it holds are the folder's weights."""
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,9 +32,12 @@ def peak_of_birth(folder: str, tensor: int, zero: int) -> tuple[int, float]:
     mesh = Mesh.of(config.parallel, dist.get_world_size(), dist.get_rank())
     mpu = groups.join(mesh)
     build_model(replace(config, model=SMALL), LAYOUT, mesh, mpu, RandomWeights())  # what libraries take at first use
+    gc.collect()  # an earlier model must not go while this one is measured
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = memory("VmHWM")
     model = build_model(config, LAYOUT, mesh, mpu, FolderWeights(folder, MODEL, LAYOUT))
+    for parameter in model.parameters():
+        parameter.data.sum()  # where weights are the mapped file itself, its pages come when they are read
     peak = memory("VmHWM") - before
     weight = model.get_parameter("blocks.7.mlp.down.weight")
     held = weight.ds_tensor if zero == 3 else weight
@@ -57,8 +61,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Transformer]:
     return folder, model
 
 
-def test_no_process_holds_the_whole_model(whole: tuple[Path, Transformer]) -> None:
+def test_no_process_holds_the_whole_model(whole: tuple[Path, Transformer], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, model = whole
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # freed tensors are given back at once
     num_bytes = sum(parameter.numel() * 4 for parameter in model.parameters())
     layouts = [(1, 3), (2, 3), (1, 1)]
     results = run_distributed([(peak_of_birth, (str(folder), *layout)) for layout in layouts], 2)
@@ -66,6 +71,6 @@ def test_no_process_holds_the_whole_model(whole: tuple[Path, Transformer]) -> No
     data_parallel, tensor_parallel, plain = results
     for by_rank in (data_parallel, tensor_parallel):
         for peak, _ in by_rank:
-            assert peak < 0.7 * num_bytes  # half of it, one weight at a time, and what malloc keeps
+            assert peak < 0.65 * num_bytes  # half of it, and one weight at a time
         assert sum(held for _, held in by_rank) == pytest.approx(expected, rel=1e-5)
     assert all(peak > 0.95 * num_bytes for peak, _ in plain)  # the measure does see a whole model
