@@ -80,6 +80,11 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, rows: LossRows, vocabul
     )
 
 
+def chunk_rows(num_classes: int, on_cuda: bool) -> int:
+    """Positions whose logits over `num_classes` are held at a time."""
+    return max((CUDA_CHUNK_ELEMENTS if on_cuda else CHUNK_ELEMENTS) // num_classes, 1)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -98,7 +103,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device) if needs_grad else None
         num_classes = min(max(vocabulary.num_tokens - vocabulary.first, 0), len(weight))  # the rest is padding
         classes = weight[:num_classes]
-        chunk = max((CUDA_CHUNK_ELEMENTS if hidden.is_cuda else CHUNK_ELEMENTS) // len(weight), 1)
+        chunk = chunk_rows(len(weight), hidden.is_cuda)
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             logits = (hidden[part] @ classes.T).to(exact)

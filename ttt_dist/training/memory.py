@@ -12,7 +12,7 @@ from typing import Any
 
 from ttt_dist.config import Config, ModelConfig, read_deepspeed
 from ttt_dist.model.layers import NoWeights, PlainFactory
-from ttt_dist.model.loss import CHUNK_ELEMENTS
+from ttt_dist.model.loss import chunk_rows
 from ttt_dist.model.transformer import Transformer, head_dim
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.parallel.partition import padded_rows, shard_shape
@@ -324,7 +324,7 @@ def _logits(setup: Setup) -> int:
     """
     hidden_size = setup.config.model.hidden_size
     rows = padded_rows(setup.layout.padded_vocab_size, setup.mesh.tensor) // setup.mesh.tensor
-    chunk = min(max(CHUNK_ELEMENTS // rows, 1), setup.num_tokens) * rows
+    chunk = min(chunk_rows(rows, setup.on_cuda), setup.num_tokens) * rows
     extra = setup.width if setup.is_bf16 else 0
     states = 3 * setup.width * hidden_size * setup.num_tokens
     forward = (FP32 + extra) * (hidden_size * rows + chunk)
