@@ -8,10 +8,7 @@ before any process group exists.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-import math
-import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +18,7 @@ import yaml
 
 from ttt_dist.errors import UserError
 from ttt_dist.sequence.objective import Objective
+from ttt_dist.typed_yaml import build, override, read_yaml, require
 
 __all__ = [
     "FAMILY_TRAITS",
@@ -61,8 +59,8 @@ class RopeScaling:
         """Raise UserError for values that give no frequencies."""
         for name in ("factor", "low_freq_factor", "original_max_position_embeddings"):
             value = getattr(self, name)
-            _require(value > 0, f"model.rope_scaling.{name} must be positive, not {value}")
-        _require(
+            require(value > 0, f"model.rope_scaling.{name} must be positive, not {value}")
+        require(
             self.high_freq_factor > self.low_freq_factor,
             f"model.rope_scaling.high_freq_factor={self.high_freq_factor} must be above low_freq_factor={self.low_freq_factor}",
         )
@@ -103,21 +101,21 @@ class ModelConfig:
     def check(self) -> None:
         """Raise UserError for a shape that cannot be built."""
         for name in ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "ffn_hidden_size"):
-            _require(getattr(self, name) > 0, f"model.{name} must be positive, not {getattr(self, name)}")
-        _require(
+            require(getattr(self, name) > 0, f"model.{name} must be positive, not {getattr(self, name)}")
+        require(
             self.num_heads % self.num_kv_heads == 0,
             f"model.num_heads={self.num_heads} is no multiple of model.num_kv_heads={self.num_kv_heads}",
         )
-        _require(
+        require(
             self.head_dim is not None or self.hidden_size % self.num_heads == 0,
             f"model.hidden_size={self.hidden_size} is no multiple of model.num_heads={self.num_heads}; set model.head_dim",
         )
         width = self.head_dim if self.head_dim is not None else self.hidden_size // self.num_heads
-        _require(
+        require(
             width > 0 and width % 2 == 0,
             f"rotary positions need an even head width, not {width}; change model.head_dim",
         )
-        _require(
+        require(
             self.rope_theta > 0 and self.rms_norm_eps > 0 and self.init_std > 0,
             "model.rope_theta, rms_norm_eps and init_std must be positive",
         )
@@ -127,11 +125,11 @@ class ModelConfig:
     def _check_family(self) -> None:
         """An export needs a name that transformers knows."""
         traits = (self.qkv_bias, self.qk_norm)
-        _require(
+        require(
             traits in FAMILY_TRAITS.values(),
             "model.qk_norm with model.qkv_bias is no model that transformers knows; set model.qkv_bias=false",
         )
-        _require(
+        require(
             self.family is None or FAMILY_TRAITS[self.family] == traits,
             f"model.family={self.family} needs (qkv_bias, qk_norm) = {FAMILY_TRAITS.get(str(self.family))}, not {traits}; "
             "set them so, or model.family=null",
@@ -192,15 +190,15 @@ class TrainConfig:
     def check(self) -> None:
         """Raise UserError for a value outside its range."""
         for name in ("steps", "global_batch", "micro_batch"):
-            _require(getattr(self, name) > 0, f"train.{name} must be positive, not {getattr(self, name)}")
+            require(getattr(self, name) > 0, f"train.{name} must be positive, not {getattr(self, name)}")
         for name in ("min_lr_ratio", "weight_decay", "warmup", "clip", "gc_every", "eval_every", "eval_packs"):
-            _require(getattr(self, name) >= 0, f"train.{name} must not be negative, but is {getattr(self, name)}")
-        _require(self.eps > 0, f"train.eps must be positive, not {self.eps}")
-        _require(self.lr > 0, f"train.lr must be positive, not {self.lr}")
-        _require(
+            require(getattr(self, name) >= 0, f"train.{name} must not be negative, but is {getattr(self, name)}")
+        require(self.eps > 0, f"train.eps must be positive, not {self.eps}")
+        require(self.lr > 0, f"train.lr must be positive, not {self.lr}")
+        require(
             self.min_lr_ratio <= 1, f"train.min_lr_ratio is a share of train.lr: at most 1, not {self.min_lr_ratio}"
         )
-        _require(all(0 <= beta < 1 for beta in self.betas), f"train.betas must lie in [0, 1), not {self.betas}")
+        require(all(0 <= beta < 1 for beta in self.betas), f"train.betas must lie in [0, 1), not {self.betas}")
 
 
 @dataclass
@@ -331,10 +329,10 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
 
     Raises UserError that names the file and the key (with the closest known key), or what is wrong with a value.
     """
-    values = _read_yaml(Path(path))
-    config = _build(Config, values, "", str(path))
-    for override in overrides:
-        config = _override(config, override)
+    values = read_yaml(Path(path))
+    config = build(Config, values, str(path))
+    for text in overrides:
+        config = override(config, text)
     _check_values(config)
     return config
 
@@ -344,18 +342,18 @@ def check_run(config: Config, world_size: int) -> None:
 
     The shards have their own checks, made when they are opened.
     """
-    _require(bool(config.data.train), "data.train names no shard; give its prefix, e.g. data.train=shards/train")
+    require(bool(config.data.train), "data.train names no shard; give its prefix, e.g. data.train=shards/train")
     stage = zero_stage(config.deepspeed)
     _check_parallel(config, stage)
     train, parallel = config.train, config.parallel
     model_size = parallel.tensor * parallel.pipeline * parallel.ulysses
-    _require(
+    require(
         world_size % model_size == 0,
         f"{world_size} process(es) cannot be split into groups of {model_size} = parallel.tensor={parallel.tensor} x "
         f"parallel.pipeline={parallel.pipeline} x parallel.ulysses={parallel.ulysses}: start a multiple of {model_size}",
     )
     dp = world_size // model_size
-    _require(
+    require(
         train.global_batch % (train.micro_batch * dp) == 0,
         f"train.global_batch={train.global_batch} cannot be split over {dp} data-parallel process(es) in micro-batches of "
         f"train.micro_batch={train.micro_batch}: it must be a multiple of {train.micro_batch * dp}",
@@ -366,36 +364,36 @@ def _check_parallel(config: Config, stage: int) -> None:
     """Refuse what cannot be split as the config asks."""
     model, parallel = config.model, config.parallel
     tensor, pipeline, ulysses = parallel.tensor, parallel.pipeline, parallel.ulysses
-    _require(
+    require(
         pipeline == 1 or stage < 2,
         f"parallel.pipeline={pipeline} goes with ZeRO 0 or 1 only, but deepspeed={config.deepspeed} asks for ZeRO {stage}: "
         "DeepSpeed's pipeline keeps whole gradients; use ds_configs/zero1.json, or parallel.pipeline=1",
     )
-    _require(
+    require(
         pipeline == 1 or ulysses == 1,
         f"parallel.ulysses={ulysses} does not go with parallel.pipeline={pipeline}; set one of them to 1",
     )
-    _require(
+    require(
         pipeline <= model.num_layers,
         f"parallel.pipeline={pipeline} has more stages than model.num_layers={model.num_layers}; use fewer",
     )
-    _require(
+    require(
         tensor > 1 or not parallel.sequence_parallel,
         "parallel.sequence_parallel=true is a part of tensor parallelism; set parallel.tensor above 1, or use parallel.ulysses",
     )
-    _require(
+    require(
         not (tensor > 1 and stage == 0 and config.train.precision == "bf16"),
         f"parallel.tensor={tensor} in bf16 without ZeRO: DeepSpeed then takes the gradient norm of one process's slices; "
         "use ds_configs/zero1.json",
     )
     for name, value in (("num_heads", model.num_heads), ("ffn_hidden_size", model.ffn_hidden_size)):
-        _require(value % tensor == 0, f"parallel.tensor={tensor} does not divide model.{name}={value}")
+        require(value % tensor == 0, f"parallel.tensor={tensor} does not divide model.{name}={value}")
     groups = model.num_kv_heads
-    _require(
+    require(
         groups % tensor == 0 or tensor % groups == 0,
         f"parallel.tensor={tensor} and model.num_kv_heads={groups}: one must be a multiple of the other",
     )
-    _require(
+    require(
         model.num_heads // tensor % ulysses == 0,
         f"parallel.ulysses={ulysses} does not divide the {model.num_heads // tensor} query heads of a process "
         f"(model.num_heads={model.num_heads} / parallel.tensor={tensor})",
@@ -412,13 +410,13 @@ def read_deepspeed(path: str | Path) -> dict[str, Any]:
         ) from None
     except json.JSONDecodeError as error:
         raise UserError(f"deepspeed={path}: line {error.lineno} is not JSON ({error.msg})") from None
-    _require(isinstance(values, dict), f"deepspeed={path}: must hold a JSON object")
+    require(isinstance(values, dict), f"deepspeed={path}: must hold a JSON object")
     for name, knob in _OWNED_BY_CONFIG.items():
-        _require(name not in values, f"deepspeed={path}: remove `{name}`; the run's config sets it ({knob})")
+        require(name not in values, f"deepspeed={path}: remove `{name}`; the run's config sets it ({knob})")
     zero = values.get("zero_optimization", {})
-    _require(isinstance(zero, dict), f"deepspeed={path}: zero_optimization must be a JSON object")
+    require(isinstance(zero, dict), f"deepspeed={path}: zero_optimization must be a JSON object")
     stage = zero.get("stage", 0)
-    _require(stage in (0, 1, 2, 3), f"deepspeed={path}: zero_optimization.stage must be 0, 1, 2 or 3, not {stage!r}")
+    require(stage in (0, 1, 2, 3), f"deepspeed={path}: zero_optimization.stage must be 0, 1, 2 or 3, not {stage!r}")
     return values
 
 
@@ -449,169 +447,21 @@ def save_config(config: Config, path: str | Path) -> None:
     Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
-# ---- building dataclasses from plain values
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path}: the config cannot be read ({error.strerror})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark is not None else ""
-        raise UserError(f"{path}:{where} is not YAML ({getattr(error, 'problem', error)})") from None
-    if values is None:
-        return {}
-    _require(isinstance(values, dict), f"{path}: must hold sections such as `train:`, not {type(values).__name__}")
-    return values
-
-
-def _build(cls: type, values: Any, prefix: str, where: str) -> Any:
-    """An instance of dataclass `cls` from a mapping; keys are reported as `prefix` + name, found in `where`."""
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: {prefix.rstrip('.')} is a section, not the value {values!r}")
-    hints = typing.get_type_hints(cls)
-    known = [item.name for item in dataclasses.fields(cls)]
-    built = {}
-    for name, value in values.items():
-        if name not in known:
-            raise _unknown(f"{prefix}{name}", where)
-        hint = hints[name]
-        is_section = dataclasses.is_dataclass(hint)
-        built[name] = (
-            _build(hint, value, f"{prefix}{name}.", where)
-            if is_section
-            else _coerce(value, hint, f"{prefix}{name}", where)
-        )
-    return _construct(cls, built, prefix, where)
-
-
-def _construct(cls: type, values: dict[str, Any], prefix: str, where: str) -> Any:
-    try:
-        return cls(**values)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"{where}: {prefix.rstrip('.')}: {error}") from None
-
-
-def _override(config: Config, text: str) -> Config:
-    key, separator, raw = text.partition("=")
-    _require(bool(separator), f"override {text!r}: write section.key=value")
-    try:
-        value = yaml.safe_load(raw) if raw else ""
-    except yaml.YAMLError:
-        value = raw
-    where = f"override {text!r}"
-    values: dict[str, Any] = dataclasses.asdict(config)
-    section: Any = values
-    *parents, name = key.split(".")
-    for parent in parents:
-        if not isinstance(section, dict) or not isinstance(section.get(parent), dict):
-            raise _unknown(key, where)
-        section = section[parent]
-    if name not in section:
-        raise _unknown(key, where)
-    section[name] = value
-    return _build(Config, values, "", where)
-
-
-def _coerce(value: Any, hint: Any, key: str, where: str) -> Any:
-    """`value` as the type `hint` asks for; YAML leaves `1e-3` a string and reads `off` as false, so both are mended here."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _coerce(value, next(item for item in arguments if item is not type(None)), key, where)
-    if origin is Literal:
-        if isinstance(value, bool):
-            value = "on" if value else "off"
-        if value not in arguments:
-            raise UserError(f"{where}: {key} must be one of {', '.join(map(str, arguments))}, not {value!r}")
-        return value
-    if origin is list:
-        items = value if isinstance(value, list) else [value]
-        return [_coerce(item, arguments[0], key, where) for item in items]
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)) or len(value) != len(arguments):
-            raise UserError(f"{where}: {key} needs {len(arguments)} values, e.g. [0.9, 0.95], not {value!r}")
-        return tuple(_coerce(item, argument, key, where) for item, argument in zip(value, arguments, strict=True))
-    return _coerce_scalar(value, hint, key, where)
-
-
-def _coerce_scalar(value: Any, hint: type, key: str, where: str) -> Any:
-    wrong = UserError(f"{where}: {key} must be {_TYPE_NAMES.get(hint, hint.__name__)}, not {value!r}")
-    if hint is bool or isinstance(value, bool):
-        if hint is bool and isinstance(value, bool):
-            return value
-        raise wrong
-    if hint is str:
-        if isinstance(value, (str, int, float)):
-            return str(value)
-        raise wrong
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise wrong from None
-    if not math.isfinite(number):
-        raise wrong
-    if hint is float:
-        return number
-    if isinstance(value, int):
-        return value
-    if number != int(number):
-        raise wrong
-    return int(number)
-
-
-_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-
-
-def _unknown(key: str, where: str) -> UserError:
-    known = list(_all_keys(Config, ""))
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not close:
-        close = [name for name in known if name.split(".")[-1] == key.split(".")[-1]][:1]
-    hint = (
-        f"; did you mean `{close[0]}`?" if close else f"; known sections: {', '.join(n for n in known if '.' not in n)}"
-    )
-    return UserError(f"{where}: unknown key `{key}`{hint}")
-
-
-def _all_keys(cls: type, prefix: str) -> typing.Iterator[str]:
-    hints = typing.get_type_hints(cls)
-    for item in dataclasses.fields(cls):
-        yield prefix + item.name
-        if dataclasses.is_dataclass(hints[item.name]):
-            yield from _all_keys(typing.cast(type, hints[item.name]), f"{prefix}{item.name}.")
-
-
-# ---- checks
-
-
 def _check_values(config: Config) -> None:
     config.model.check()
     config.objective.check()
     config.train.check()
     for name, size in dataclasses.asdict(config.parallel).items():
-        _require(size > 0 or name == "sequence_parallel", f"parallel.{name} must be positive, not {size}")
-    _require(bool(config.run_dir), "run_dir must name a folder")
-    _require(0 <= config.seed < 2**63, f"seed must lie in [0, 2^63), not {config.seed}")
-    _require(config.data.prefetch >= 0, f"data.prefetch must not be negative, but is {config.data.prefetch}")
-    _require(
+        require(size > 0 or name == "sequence_parallel", f"parallel.{name} must be positive, not {size}")
+    require(bool(config.run_dir), "run_dir must name a folder")
+    require(0 <= config.seed < 2**63, f"seed must lie in [0, 2^63), not {config.seed}")
+    require(config.data.prefetch >= 0, f"data.prefetch must not be negative, but is {config.data.prefetch}")
+    require(
         config.checkpoint.save_every >= 0,
         f"checkpoint.save_every must not be negative, but is {config.checkpoint.save_every}",
     )
-    _require(
+    require(
         config.checkpoint.keep_last >= 0,
         f"checkpoint.keep_last must not be negative, but is {config.checkpoint.keep_last}",
     )
-    _require(config.telemetry.log_every > 0, f"telemetry.log_every must be positive, not {config.telemetry.log_every}")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
+    require(config.telemetry.log_every > 0, f"telemetry.log_every must be positive, not {config.telemetry.log_every}")
