@@ -53,6 +53,7 @@ LOSS_TOLERANCE = {"cpu": 1e-5, "cuda": 2e-2}  # relative; the baseline's cross-e
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The command line, with the defaults of the device. Raises UserError for what cannot be measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--samples", type=int, help="samples of a step (default: 10 on cpu, 200 on cuda)")
@@ -80,6 +81,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Measure both sides, each in its own process, and say how they compare."""
     args = parse_arguments()
     samples = draw_samples(LAYOUT, args.samples, SEED)
     if args.side:

@@ -177,7 +177,7 @@ class TrainConfig:
     init_from: str | None = None
     """Model folder (tools/convert_checkpoint.py import-hf, or an export) whose weights the run starts from; null: random."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """What the backward pass computes again: nothing, all but matrix products and attention, or whole blocks."""
+    """What the backward pass computes again: nothing, all but attention and the products that widen, or whole blocks."""
     compile: bool = False
     """Compile each block with torch.compile."""
     gc_every: int = 100
@@ -382,21 +382,28 @@ def _check_parallel(config: Config, stage: int) -> None:
         "parallel.sequence_parallel=true is a part of tensor parallelism; set parallel.tensor above 1, or use parallel.ulysses",
     )
     require(
+        not (config.train.compile and (stage == 3 or tensor * pipeline * ulysses > 1)),
+        f"train.compile=true goes with ZeRO 0 to 2 and data parallelism only, not with ZeRO {stage} and parallel.tensor={tensor}, "
+        f"pipeline={pipeline}, ulysses={ulysses}: what they do between layers is not safe to compile; set train.compile=false",
+    )
+    require(
         not (tensor > 1 and stage == 0 and config.train.precision == "bf16"),
         f"parallel.tensor={tensor} in bf16 without ZeRO: DeepSpeed then takes the gradient norm of one process's slices; "
         "use ds_configs/zero1.json",
     )
     for name, value in (("num_heads", model.num_heads), ("ffn_hidden_size", model.ffn_hidden_size)):
-        require(value % tensor == 0, f"parallel.tensor={tensor} does not divide model.{name}={value}")
+        require(
+            value % tensor == 0, f"parallel.tensor={tensor} does not divide model.{name}={value}; use one that does"
+        )
     groups = model.num_kv_heads
     require(
         groups % tensor == 0 or tensor % groups == 0,
-        f"parallel.tensor={tensor} and model.num_kv_heads={groups}: one must be a multiple of the other",
+        f"parallel.tensor={tensor} and model.num_kv_heads={groups}: one must be a multiple of the other; change parallel.tensor",
     )
     require(
         model.num_heads // tensor % ulysses == 0,
         f"parallel.ulysses={ulysses} does not divide the {model.num_heads // tensor} query heads of a process "
-        f"(model.num_heads={model.num_heads} / parallel.tensor={tensor})",
+        f"(model.num_heads={model.num_heads} / parallel.tensor={tensor}); use one that does",
     )
 
 

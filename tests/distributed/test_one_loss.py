@@ -68,7 +68,7 @@ BF16 = [
     Layout(3, 2, dp=2, tensor=2, precision="bf16"),
     replace(STAGES, zero=1, tensor=2, precision="bf16"),
 ]
-COMPILED = [Layout(compile=True), Layout(compile=True, checkpointing="full"), Layout(3, 2, 2, compile=True)]
+COMPILED = [Layout(compile=True), Layout(compile=True, checkpointing="full"), Layout(1, 2, 2, compile=True)]
 RESUMED = [
     *(Layout(zero, 1, 2, precision=precision) for zero in range(4) for precision in ("fp32", "bf16")),
     replace(SEQUENCE, zero=3, precision="bf16"),

@@ -97,6 +97,9 @@ def test_a_batch_that_does_not_divide_is_refused(path: Path) -> None:
 
 
 REFUSED = [
+    (2, ["parallel.ulysses=2", "train.compile=true"], "ZeRO 0 to 2 and data parallelism only.*ulysses=2"),
+    (2, ["parallel.tensor=2", "train.compile=true"], "set train.compile=false"),
+    (2, ["deepspeed=ds_configs/zero3.json", "train.compile=true"], "not with ZeRO 3"),
     (
         2,
         ["parallel.pipeline=2", "deepspeed=ds_configs/zero2.json"],

@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM
 from ttt_dist.config import ModelConfig, RopeScaling
 from ttt_dist.errors import UserError
 from ttt_dist.model.attention import attention_plan
+from ttt_dist.model.families import require_same_model
 from ttt_dist.model.huggingface import (
     FolderWeights,
     export_folder,
     from_huggingface,
     huggingface_names,
     load_folder,
-    require_same_model,
     to_huggingface,
 )
 from ttt_dist.model.layers import PlainFactory, RandomWeights

@@ -20,7 +20,7 @@ from torch import Tensor
 from ttt_dist.config import ModelConfig
 from ttt_dist.errors import UserError
 from ttt_dist.files import fsync_folder, temporary_name, writing
-from ttt_dist.model.families import CONFIG, config_json, model_config, read_json, read_model_config, require_same_model
+from ttt_dist.model.families import CONFIG, config_json, model_config, read_json
 from ttt_dist.model.layers import NoWeights, PlainFactory
 from ttt_dist.model.tensor_files import TensorFolder, TensorWriter
 from ttt_dist.model.transformer import Transformer, head_dim
@@ -28,21 +28,6 @@ from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.templates import TemplateSettings
 from ttt_dist.sequence.text_tokenizer import TextTokenizer, load_tokenizer
 from ttt_dist.sequence.tokens import TokenLayout
-
-__all__ = [
-    "ASSETS",
-    "FolderWeights",
-    "ModelFolder",
-    "expected_tensors",
-    "export_folder",
-    "from_huggingface",
-    "huggingface_names",
-    "load_folder",
-    "new_folder",
-    "read_model_config",
-    "require_same_model",
-    "to_huggingface",
-]
 
 T = TypeVar("T")
 

@@ -28,7 +28,7 @@ def prepare_blocks(blocks: Iterable[nn.Module], hidden_size: int, checkpointing:
             contexts = partial(create_selective_checkpoint_contexts, partial(_policy, hidden_size))
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
         if compiled:
-            block.compile()
+            block.compile(dynamic=False)  # T is the same in every micro-batch
 
 
 def _policy(hidden_size: int, context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
