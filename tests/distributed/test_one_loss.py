@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -127,7 +128,8 @@ def test_bf16(layout: Layout, records: dict[Any, Any]) -> None:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPU")
-def test_compiled() -> None:
+def test_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # a killed compiler leaves a shared one broken
     cases = {layout: (losses, (layout, 3)) for layout in (*COMPILED, Layout())}
     results = run_all(cases)
     for layout in COMPILED:
