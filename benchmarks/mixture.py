@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.binpack import pack_lengths
+from data_prep.binpack import num_windows, pack_window
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.sequence.templates import TemplateSettings
 from ttt_dist.sequence.tokens import TokenLayout
@@ -124,4 +124,5 @@ def draw_samples(layout: TokenLayout, number: int, seed: int) -> list[Sample]:
 def pack_samples(samples: list[Sample], seq_len: int, seed: int) -> list[list[Sample]]:
     """Packs as `data_prep pack` makes them."""
     lengths = np.array([len(sample) for sample in samples])
-    return [[samples[index] for index in pack] for window in pack_lengths(lengths, seq_len, seed) for pack in window]
+    windows = (pack_window(lengths, number, seq_len, seed)[1] for number in range(num_windows(len(lengths))))
+    return [[samples[index] for index in pack] for window in windows for pack in window]

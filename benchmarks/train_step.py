@@ -23,7 +23,6 @@ the vocabulary has 168,072 entries in both. Figures:
 """
 
 import argparse
-import datetime
 import json
 import statistics
 import subprocess
@@ -36,6 +35,7 @@ import torch
 from benchmarks.contestants import Baseline, Ours, setting
 from benchmarks.measure import measure, peak_flops
 from benchmarks.mixture import LONGEST, draw_samples
+from benchmarks.result_file import head
 from ttt_dist.errors import UserError
 from ttt_dist.model.flex import visible_intervals
 from ttt_dist.model.layers import NoWeights, PlainFactory
@@ -45,7 +45,6 @@ from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.sample import Sample
 from ttt_dist.sequence.tokens import released
 from ttt_dist.telemetry.console import main_guard, result, say
-from ttt_dist.telemetry.run_folder import environment
 
 LAYOUT = released()
 SEED = 0
@@ -195,19 +194,10 @@ def write_result(
     peak: str,
 ) -> None:
     """A dated file: hardware, command, revision, tables."""
-    about, (config, dtype) = environment(world_size=1, start_step=0), setting(args.device)
-    hardware = about["hardware"]
-    cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
-    cpu = next((row.split(":")[1].strip() for row in cpuinfo if row.startswith("model name")), hardware["machine"])
+    config, dtype = setting(args.device)
     columns = {"baseline": baseline} | {f"packs of {seq_len}": figures for seq_len, figures in ours.items()}
     text = [
-        "# Training step against the released code's way",
-        "",
-        f"- Date {datetime.date.today()}; {', '.join(hardware['gpus']) or 'no GPU'}; {cpu}, {hardware['cores']} cores, "
-        f"{hardware['threads_per_process']} threads, {hardware['memory_bytes'] / 2**30:.0f} GiB; "
-        f"Python {about['python']}, torch {about['packages']['torch']}, transformers {about['packages']['transformers']}",
-        f"- Revision {about['revision']}",
-        f"- Command: `python -m benchmarks.train_step {' '.join(sys.argv[1:])}`",
+        *head("Training step against the released code's way", "benchmarks.train_step"),
         f"- Model: hidden {config.hidden_size}, {config.num_layers} layers, {config.num_heads} / {config.num_kv_heads} heads, "
         f"MLP {config.ffn_hidden_size}, tied embeddings, vocabulary {LAYOUT.vocab_size}, {str(dtype).removeprefix('torch.')}; "
         f"{args.samples} samples a step; peak {peak}",

@@ -16,8 +16,10 @@ from ttt_dist.telemetry.console import main_guard
 COMMANDS = {
     "manifest": ("manifest", "list a corpus as JSONL, one utterance per line"),
     "utterances": ("utterances", "join single recordings into random strings of words"),
+    "group": ("group", "join consecutive utterances into documents"),
     "encode": ("encode", "turn the manifest's audio into codes (and learn the built-in codec)"),
     "compose": ("compose", "turn codes and texts into samples, by templates"),
+    "import": ("importing", "turn chats and documents that are text already into samples"),
     "pack": ("pack", "pack samples into shards of fixed length"),
     "verify": ("inspect_shards", "check shards against their checksums and layout"),
     "stats": ("inspect_shards", "count what shards hold"),

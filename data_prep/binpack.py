@@ -6,8 +6,6 @@ is closed by the one or two waiting samples that fill it best; only what is left
 best-fit-decreasing. Packs are fuller and a random mixture of short and long (figures in tests/unit/test_pack.py).
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from ttt_dist.data.order import permutation_keys, permute
@@ -17,18 +15,27 @@ LEFT_OVER = 0.02
 """Share of a window that is packed best-fit-decreasing: below it the choice of closing samples gets poor."""
 
 
-def pack_lengths(lengths: np.ndarray, seq_len: int, seed: int, window: int = WINDOW) -> Iterator[list[np.ndarray]]:
-    """Yield, per window, its packs as arrays of indices into `lengths` [n]; samples longer than seq_len are in none.
+def num_windows(num_samples: int, window: int = WINDOW) -> int:
+    """How many windows so many samples are packed in."""
+    return -(-num_samples // window)
 
-    The packs of a window come in random order, and so do the samples of a pack.
+
+def pack_window(
+    lengths: np.ndarray, number: int, seq_len: int, seed: int, window: int = WINDOW
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Pack one window: its samples, and its packs, as arrays of indices into `lengths` [n].
+
+    Samples longer than seq_len are in none. The packs come in random order, and so do the samples of a pack. A window
+    depends on the lengths, the seed and its number alone: whoever packs it, and after which others, is the same.
     """
-    keys = permutation_keys("samples", seed)
-    for start in range(0, len(lengths), window):
-        chosen = permute(np.arange(start, min(start + window, len(lengths))), len(lengths), keys)
-        chosen = chosen[lengths[chosen] <= seq_len]
-        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, start])))
-        packs = _pack_window(lengths[chosen].astype(np.int64).tolist(), seq_len, rng)
-        yield [chosen[rng.permutation(np.array(packs[number]))] for number in rng.permutation(len(packs))]
+    start = number * window
+    inside = np.arange(start, min(start + window, len(lengths)))
+    chosen = permute(inside, len(lengths), permutation_keys("samples", seed))
+    chosen = chosen[lengths[chosen] <= seq_len]
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, start])))
+    packs = _pack_window(lengths[chosen].astype(np.int64).tolist(), seq_len, rng)
+    shuffled = [chosen[rng.permutation(np.array(packs[i]))] for i in rng.permutation(len(packs))]
+    return chosen, shuffled
 
 
 def _pack_window(lengths: list[int], seq_len: int, rng: np.random.Generator) -> list[list[int]]:

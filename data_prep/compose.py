@@ -1,36 +1,39 @@
-"""`data_prep compose`: audio codes and texts to samples, through the chat templates.
+"""`data_prep compose`: audio codes and texts to samples, through the templates.
 
-Every complete part of codes/ becomes a part of the same name in samples/, one document per sample; tokenizer, codec and
-template settings go beside them. A part that is there already and was made from the same input is kept.
+Every part of codes/ becomes a part of the same name in samples/, one document per sample; tokenizer, codec and template
+settings go beside them. A part that is there already and was made from the same input is kept.
 """
 
 import argparse
-import json
+import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.samples import find_parts, render_template, report_errors, save_tokenizer, write_once
-from ttt_dist.audio import load_codec
-from ttt_dist.data.indexed import open_indexed
-from ttt_dist.data.metadata import with_suffix
-from ttt_dist.data.shards import ShardReader, ShardWriter
+from data_prep.codes import CodesPart, find_copies
+from data_prep.entry import Entry
+from data_prep.jobs import Outcome, PartJob, Tick, add_arguments, run_parts, share_of, tell
+from data_prep.learn import learn_tokenizer
+from data_prep.manifest import Problems
+from data_prep.parts import find_parts, part_prefix, require_no_others
+from data_prep.sample_parts import SampleWriter, finished_samples
+from data_prep.samples import render_template, save_tokenizer, write_once
 from ttt_dist.errors import UserError
-from ttt_dist.files import copy_folder, sha256_file
+from ttt_dist.files import copy_folder, remove_leftovers
+from ttt_dist.leases import lease
 from ttt_dist.sequence.sample import Sample
-from ttt_dist.sequence.templates import ChatTemplate, TemplateSettings
-from ttt_dist.sequence.text_tokenizer import TextTokenizer, load_tokenizer, train_sentencepiece
-from ttt_dist.sequence.tokens import extend
-from ttt_dist.telemetry.console import Progress, say
+from ttt_dist.sequence.templates import ChatTemplate, TemplateSettings, load_template_settings
+from ttt_dist.sequence.text_tokenizer import load_tokenizer
 
-TEMPLATES = ("asr", "tts")
 EXAMPLES = """examples:
   python -m data_prep compose --codes codes/train --template asr,tts --tokenizer Qwen2.5/ --out samples/train
   python -m data_prep compose --codes codes/train --template asr --train-tokenizer --vocab-size 400 --out samples/train
   python -m data_prep compose --codes codes/test --template asr --tokenizer samples/train/tokenizer --out samples/test
+  python -m data_prep compose --codes codes/emotion --template emotion --settings my-templates.yaml \\
+      --tokenizer Qwen2.5/ --task $SLURM_ARRAY_TASK_ID --tasks 16 --out samples/emotion
 """
 
 
@@ -44,226 +47,151 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--codes", type=Path, required=True, help="folder that data_prep encode wrote")
-    parser.add_argument("--template", type=template_names, required=True, help="asr, tts, or asr,tts")
+    parser.add_argument("--template", type=template_names, required=True, help="one or more, such as asr,tts")
+    parser.add_argument("--settings", type=Path, help="YAML with prompts, ratios and templates of your own")
     tokenizer = parser.add_mutually_exclusive_group(required=True)
     tokenizer.add_argument("--tokenizer", type=Path, help="folder with tokenizer.json, or a sentencepiece model")
     tokenizer.add_argument("--train-tokenizer", action="store_true", help="train a sentencepiece model on the texts")
     parser.add_argument("--vocab-size", type=int, default=400, help="entries to train, at most (default 400)")
     parser.add_argument("--tokenizer-out", type=Path, help="folder for the trained model (default OUT/tokenizer)")
-    parser.add_argument("--text-ratio", type=int, default=13, help="text tokens between two spans (default 13)")
-    parser.add_argument("--audio-ratio", type=int, default=26, help="codes in each span but the last (default 26)")
+    add_template_arguments(parser)
     parser.add_argument("--name-speaker", action="store_true", help="name the speaker in tts prompts")
+    parser.add_argument("--deduplicate", action="store_true", help="of entries with the same audio keep the first")
     parser.add_argument("--max-errors", type=int, default=0, help="bad utterances that are put up with (default 0)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the samples")
+    add_arguments(parser)
     parser.set_defaults(func=run)
+
+
+def add_template_arguments(parser: argparse.ArgumentParser) -> None:
+    """The ratios, which most runs set by hand."""
+    parser.add_argument("--text-ratio", type=int, help="text tokens between two spans (default 13)")
+    parser.add_argument("--audio-ratio", type=int, help="codes in each span but the last (default 26)")
 
 
 def template_names(text: str) -> tuple[str, ...]:
     """Parse `asr,tts`."""
-    names = tuple(dict.fromkeys(text.split(",")))
-    unknown = [name for name in names if name not in TEMPLATES]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"no template '{unknown[0]}': choose among {', '.join(TEMPLATES)}")
-    return names
+    return tuple(dict.fromkeys(text.split(",")))
+
+
+def settings_of(args: argparse.Namespace) -> TemplateSettings:
+    """The template settings of the command line: the YAML's, or the defaults, with the flags put in."""
+    settings = load_template_settings(args.settings) if args.settings else TemplateSettings()
+    flags = {name: getattr(args, name, None) for name in ("text_ratio", "audio_ratio", "name_speaker")}
+    settings = replace(settings, **{name: value for name, value in flags.items() if value})
+    for name in ("text_ratio", "audio_ratio"):
+        if getattr(settings, name) < 1 or getattr(args, name) == 0:
+            raise UserError(f"--{name.replace('_', '-')} must be 1 or more")
+    return settings
 
 
 def run(args: argparse.Namespace) -> None:
     """The command. Raises UserError where more utterances than --max-errors could not be used; the others are kept."""
-    if args.text_ratio < 1 or args.audio_ratio < 1:
-        raise UserError("--text-ratio and --audio-ratio must be 1 or more")
-    parts = [CodesPart(prefix) for prefix in find_parts(args.codes, "encode")]
-    for part in parts:
-        part.check()
-    refuse_other_parts(args.out, parts)
-    settings = TemplateSettings(args.text_ratio, args.audio_ratio, name_speaker=args.name_speaker)
-    tokenizer = train(args, parts, settings) if args.train_tokenizer else load_tokenizer(args.tokenizer)
-    composer = prepare(args, tokenizer, settings)
-    with Progress(len(parts), "composing", "part") as progress:
-        for part in parts:
-            composer.compose(part)
-            progress.advance()
-    report(composer, args)
-
-
-def refuse_other_parts(out: Path, parts: list["CodesPart"]) -> None:
-    """Parts of an earlier run that this one would not write again would be packed with it unnoticed."""
-    known = {part.prefix.name for part in parts}
-    for path in sorted(out.glob("part-*.json")):
-        if path.stem not in known:
-            raise UserError(f"{path}: left by another run, --codes has no such part; remove it or choose another --out")
-
-
-def train(args: argparse.Namespace, parts: list["CodesPart"], settings: TemplateSettings) -> TextTokenizer:
-    """Train a sentencepiece model on the corpus and on what the templates write themselves."""
-
-    def texts() -> Iterator[str]:
-        yield from (settings.asr_system, settings.tts_system, "system\n", "user\n", "assistant\n", "\n")
-        for part in parts:
-            for entry in part.entries():
-                text = entry.get("text")
-                if isinstance(text, str) and text.strip():
-                    yield text.strip()
-                    if settings.name_speaker and entry.get("speaker"):
-                        yield f"{entry['speaker']}: {text.strip()}"
-
-    try:
-        return train_sentencepiece(texts(), args.tokenizer_out or args.out / "tokenizer", args.vocab_size)
-    except RuntimeError as error:  # all that sentencepiece raises
-        raise UserError(f"--vocab-size {args.vocab_size}: no tokenizer could be trained ({error})") from error
-
-
-def prepare(args: argparse.Namespace, tokenizer: TextTokenizer, settings: TemplateSettings) -> "Composer":
-    """Put tokenizer, codec and template.json in their places, and make the token layout of the two."""
-    codec = load_codec(args.codes / "codec")
-    layout = extend(tokenizer, codec.codebook_size)
-    save_tokenizer(tokenizer, args.out / "tokenizer")
-    copy_folder(args.codes / "codec", args.out / "codec")
-    write_once(args.out / "template.json", render_template(settings))
-    return Composer(ChatTemplate(tokenizer, layout, settings), args.template, args.out)
-
-
-def report(composer: "Composer", args: argparse.Namespace) -> None:
-    """Tell what came out, and fail where too much could not be used."""
-    counts = composer.counts
-    kept = f" ({composer.num_kept} parts were there already)" if composer.num_kept else ""
-    say(
-        f"{args.out}: {counts['samples']:,} samples, {counts['tokens']:,} tokens, "
-        f"{counts['audio_tokens']:,} of them audio{kept}"
-    )
-    if composer.num_errors > args.max_errors:
+    share = share_of(args)
+    parts = [CodesPart(*found) for found in find_parts(args.codes, "encode")]
+    require_no_others(args.out, len(parts))
+    settings = settings_of(args)
+    for name in args.template:
+        settings.require(name)
+    tokenizer = args.tokenizer
+    if args.train_tokenizer:
+        tokenizer = args.tokenizer_out or args.out / "tokenizer"
+        learn_tokenizer(parts, settings, args.template, args.vocab_size, tokenizer)
+    problems = Problems(args.max_errors)
+    job = ComposeJob(parts, args.template, settings, tokenizer, args.codes / "codec", args.out, args.deduplicate)
+    totals = run_parts(job, share, problems)
+    counts = {name: int(totals.counts.get(name, 0)) for name in ("samples", "tokens", "audio_tokens", "copies")}
+    what = f"{counts['samples']:,} samples, {counts['tokens']:,} tokens, {counts['audio_tokens']:,} of them audio"
+    copies = f"; {counts['copies']:,} copies of earlier recordings were left out" if args.deduplicate else ""
+    tell(args.out, totals, what + copies, share, job.num_parts)
+    if problems.count > args.max_errors:
         raise UserError(
-            f"{args.out}: {composer.num_errors} utterances could not be composed (--max-errors {args.max_errors}); "
+            f"{args.out}: {problems.count} utterances could not be composed (--max-errors {args.max_errors}); "
             "the others are there: mend the lines named above, or raise --max-errors"
         )
 
 
-class CodesPart:
-    """A part of codes/: one sequence of codes per line of its manifest."""
-
-    def __init__(self, prefix: Path) -> None:
-        self.prefix = prefix
-        self.manifest = with_suffix(prefix, ".jsonl")
-
-    def check(self) -> None:
-        """Compare the files with the checksums that encode noted, and read the manifest once.
-
-        Raises UserError naming the file that differs, or the line that cannot be read.
-        """
-        path = with_suffix(self.prefix, ".json")
-        try:
-            checksums = dict(json.loads(path.read_text(encoding="utf-8"))["files"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not the JSON of a part ({error}); run data_prep encode again") from error
-        for name, checksum in checksums.items():
-            file = self.prefix.with_name(name)
-            if not file.is_file() or sha256_file(file) != checksum:
-                raise UserError(f"{file}: missing or changed since it was written; run data_prep encode again")
-        for _ in self.entries():
-            pass
-
-    def entries(self) -> Iterator[dict[str, Any]]:
-        """The manifest's entries. Raises UserError naming file and line."""
-        try:
-            with open(self.manifest, encoding="utf-8") as file:
-                for number, line in enumerate(file, start=1):
-                    yield self._parse(line, number)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.manifest}: not readable ({error}); run data_prep encode again") from error
-
-    def _parse(self, line: str, number: int) -> dict[str, Any]:
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{self.manifest}:{number}: not JSON ({error}); run data_prep encode again") from error
-        if not isinstance(entry, dict):
-            raise UserError(f"{self.manifest}:{number}: not a JSON object; run data_prep encode again")
-        return entry
-
-    def utterances(self) -> Iterator[tuple[int, dict[str, Any], np.ndarray]]:
-        """(line, entry, codes) of every utterance. Raises UserError where codes and manifest do not match."""
-        dataset = open_indexed(self.prefix, multimodal=False)
-        number = 0
-        for number, entry in enumerate(self.entries(), start=1):
-            if number > len(dataset):
-                break
-            yield number, entry, np.array(dataset[number - 1])
-        if number != len(dataset):
-            raise UserError(f"{self.manifest}: {number} lines for {len(dataset)} sequences of codes; run encode again")
-
-
 @dataclass
-class Composer:
-    """Makes parts of samples, and keeps count."""
+class ComposeJob(PartJob):
+    """The parts of codes, and how samples are made of them."""
 
-    template: ChatTemplate
+    parts: list[CodesPart]
     names: tuple[str, ...]
+    settings: TemplateSettings
+    tokenizer: Path
+    codec: Path
     out: Path
-    num_errors: int = 0
-    num_kept: int = 0
-    counts: dict[str, int] = field(default_factory=lambda: {"samples": 0, "tokens": 0, "audio_tokens": 0})
+    deduplicate: bool
+    label = "composing"
+    unit = "utterance"
 
-    def compose(self, part: CodesPart) -> None:
-        """Write the samples of one part, unless they are there."""
-        made_from = self._made_from(part)
-        meta = self._existing(self.out / part.prefix.name, made_from)
-        if meta is None:
-            meta = self._write(part, made_from)
-        else:
-            self.num_kept += 1
-        self._report(part, meta["errors"])
-        for key in self.counts:
-            self.counts[key] += meta["counts"][key]
+    @property
+    def num_parts(self) -> int:
+        return len(self.parts)
 
-    def _report(self, part: CodesPart, errors: list[str]) -> None:
-        report_errors([f"{part.manifest}:{error}" for error in errors], self.num_errors)
-        self.num_errors += len(errors)
+    def prefix(self, number: int) -> Path:
+        return part_prefix(self.out, number)
 
-    def _made_from(self, part: CodesPart) -> dict[str, Any]:
+    def amount(self, number: int) -> float:
+        return self.parts[number].num_utterances
+
+    def open(self) -> None:
+        """Load the tokenizer, make the token layout, and put what belongs to the samples beside them."""
+        from ttt_dist.audio import describe_codec
+
+        num_codes = describe_codec(self.codec).codebook_size
+        self.template = ChatTemplate.for_codes(load_tokenizer(self.tokenizer), num_codes, self.settings)
+        put_beside(self.template, self.out, self.codec)
+        self.copies = find_copies(self.parts) if self.deduplicate else [frozenset()] * len(self.parts)
+
+    def finished(self, number: int) -> Outcome | None:
+        return finished_samples(self.prefix(number), self._made_from(number))
+
+    def _made_from(self, number: int) -> dict[str, Any]:
         """All that decides what a part will hold: its codes, by their JSON with its checksums, and the settings."""
+        copies = repr(sorted(self.copies[number])).encode()
         return {
-            "codes": sha256_file(with_suffix(part.prefix, ".json")),
+            "codes": self.parts[number].meta["checksum"],
+            "codec": self.parts[number].meta["codec"],
             "templates": list(self.names),
-            "settings": self.template.settings.to_dict(),
+            "settings": self.settings.to_dict(),
             "tokenizer_hash": self.template.tokenizer.hash,
+            "left_out_sha256": hashlib.sha256(copies).hexdigest() if self.deduplicate else None,
         }
 
-    def _existing(self, prefix: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
-        if not with_suffix(prefix, ".json").exists():
-            return None
-        try:
-            meta = ShardReader(prefix).meta
-        except UserError:
-            return None  # damaged: it is written again
-        return meta if meta.get("made_from") == made_from else None
-
-    def _write(self, part: CodesPart, made_from: dict[str, Any]) -> dict[str, Any]:
-        errors: list[str] = []
-        meta = {"layout": self.template.layout.to_dict(), "seq_len": None, "made_from": made_from, "errors": errors}
-        writer = ShardWriter(self.out / part.prefix.name, meta)
-        try:
+    def make(self, number: int, tick: Tick) -> Outcome:
+        part = self.parts[number]
+        part.check()
+        writer = SampleWriter(
+            self.prefix(number), number, self.num_parts, self.template.layout, self._made_from(number)
+        )
+        with writer:
             for line, entry, codes in part.utterances():
+                tick(1)
+                if line in self.copies[number]:
+                    writer.counts["copies"] += 1
+                    continue
                 try:
-                    samples = self._samples(entry, codes)
+                    for sample in list(self._samples(entry, codes)):
+                        writer.add(sample)
                 except UserError as error:
-                    errors.append(f"{line}: {entry.get('id', 'utterance without id')}: {error}")
-                else:
-                    for sample in samples:
-                        writer.add([sample])
-            if not writer.num_documents:
-                self._report(part, errors)
-            return writer.close()
-        except BaseException:
-            writer.abort()
-            raise
+                    writer.problems.append(
+                        f"{part.manifest}:{line}: {entry.get('id', 'utterance without id')}: {error}"
+                    )
+        return writer.outcome()
 
-    def _samples(self, entry: dict[str, Any], codes: np.ndarray) -> list[Sample]:
-        text = entry.get("text")
-        if not isinstance(text, str):
-            raise UserError("lacks 'text': add it to the manifest")
-        if not len(codes):
+    def _samples(self, entry: Entry, codes: list[np.ndarray]) -> Iterator[Sample]:
+        if not all(map(len, codes)):
             raise UserError("the audio has no codes: leave the utterance out")
-        makers = {
-            "asr": lambda: self.template.asr(codes, text),
-            "tts": lambda: self.template.tts(text, codes, entry.get("speaker")),
-        }
-        return [makers[name]() for name in self.names]
+        for name in self.names:
+            yield self.template.sample(name, entry, codes)
+
+
+def put_beside(template: ChatTemplate, out: Path, codec: Path | None) -> None:
+    """Tokenizer, codec and template.json into the folder of the samples. Raises UserError where others lie there."""
+    with lease(out / "tokenizer", wait=True):
+        remove_leftovers(out / "tokenizer", out / "saved-tokenizer", out / "codec", out / "template.json")
+        save_tokenizer(template.tokenizer, out / "tokenizer")
+        if codec is not None:
+            copy_folder(codec, out / "codec")
+        write_once(out / "template.json", render_template(template.settings))

@@ -1,8 +1,9 @@
-"""Encoding: the audio of a manifest becomes discrete codes in a Megatron indexed dataset, one sequence per utterance.
+"""Encoding: the audio of a manifest becomes discrete codes, in parts of so many lines each.
 
-OUT/part-00000.bin, .idx hold the codes (int32); .jsonl the manifest lines in the same order, with their paths as this
-manifest names them; .json what they were made from (hashes of manifest and codec), counts and a checksum per file,
-written last: a part is complete where its .json is. OUT/codec is a copy of the codec.
+OUT/part-00000.bin, .idx hold the codes (Megatron indexed data set, int32: a document per utterance, a sequence per
+recording of it); .jsonl the manifest lines in the same order, with their paths as this manifest names them and a hash of
+their audio; .json what they were made from, counts, problems and a checksum per file, written last: a part is complete
+where its .json is. OUT/codec is the codec, or says where it is.
 """
 
 from __future__ import annotations
@@ -10,17 +11,33 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import json
-import random
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from data_prep.manifest import Entry, Problems, numbered_lines, read_manifest, relocate, write_entry
+from data_prep.entry import Entry, parse_line, with_paths
+from data_prep.jobs import Outcome, PartJob, Tick, add_arguments, run_parts, share_of, tell
+from data_prep.learn import learn_codec
+from data_prep.manifest import Problems, relocate, write_entry
+from data_prep.parts import (
+    LineRange,
+    cut_lines,
+    describe_file,
+    has_files,
+    part_prefix,
+    read_part,
+    remove_part,
+    require_no_others,
+    versions,
+    write_part,
+)
+from ttt_dist.data.metadata import checksums_beside, with_suffix
 from ttt_dist.errors import UserError
-from ttt_dist.files import atomic_write, commit, sha256_file, temporary_name, writing
-from ttt_dist.telemetry.console import Progress, say
+from ttt_dist.files import commit, remove_leftovers, temporary_name, writing
+from ttt_dist.leases import lease
+from ttt_dist.sequence.clips import clips
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from torch import Tensor
@@ -28,10 +45,12 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from ttt_dist.audio import Codec, UtteranceReader
     from ttt_dist.audio.codec import Codes
 
-FORMAT = 1
+FORMAT = "ttt_dist codes 1"
+PART_SIZE = 8192
 WINDOW_SECONDS = 1200.0  # audio held in memory at once: 77 MB at 16 kHz
 WINDOW_UTTERANCES = 4096
 BATCH_SECONDS = 120.0  # audio handed to the codec at once
+KINDS = ("bin", "idx", "jsonl")
 
 EXAMPLES = """examples:
   # learn the built-in codec from the corpus, then encode the corpus with it
@@ -40,6 +59,10 @@ EXAMPLES = """examples:
   # encode other speech with the same codec
   python -m data_prep encode --manifest work/valid.jsonl --audio-root recordings \\
       --codec melvq:work/codec --out work/codes-valid
+  # a published codec, as one of 64 array tasks with four processes each
+  python -m data_prep encode --manifest train.jsonl --audio-root /corpora --codec glm4voice:/models/glm-4-voice-tokenizer \\
+      --task $SLURM_ARRAY_TASK_ID --tasks 64 --workers 4 --out codes
+  mpirun -n 16 python -m data_prep encode ...
 
 Unreadable audio and bad lines are reported and left out, the rest is encoded. With more bad ones than --max-errors
 the exit status is 1. A part that is complete is not made again.
@@ -47,47 +70,122 @@ the exit status is 1. A part that is complete is not made again.
 
 
 @dataclass
-class Counts:
-    """What a part holds."""
+class EncodeJob(PartJob):
+    """The parts of a manifest, and what they are encoded with."""
 
-    utterances: int = 0
-    codes: int = 0
-    seconds: float = 0.0
-    skipped: int = 0
+    ranges: list[LineRange]
+    codec: str
+    codebooks: int | None
+    out: Path
+    audio_root: Path | None
+    retry: bool = False
+    """Make parts again that had problems."""
+    label = "encoding"
+    unit = "utterance"
+
+    @property
+    def num_parts(self) -> int:
+        return len(self.ranges)
+
+    def prefix(self, number: int) -> Path:
+        return part_prefix(self.out, number)
+
+    def amount(self, number: int) -> float:
+        return self.ranges[number].num_lines
+
+    def open(self) -> None:
+        """Load the codec and put it beside the codes. Raises UserError where another one lies there."""
+        import torch
+
+        from ttt_dist.audio import UtteranceReader, load_codec
+
+        torch.set_num_threads(1)  # --workers use the cores; and nothing may depend on their number
+        self.loaded: Codec = load_codec(self.codec, codebooks=self.codebooks)
+        folder = self.ranges[0].path.parent
+        self.reader = UtteranceReader(folder, self.loaded.sample_rate, audio_root=self.audio_root)
+        keep_codec(self.loaded, self.out / "codec")
+
+    def finished(self, number: int) -> Outcome | None:
+        part = read_part(self.prefix(number), "encode again")
+        if part is None:
+            return None
+        if part.get("made_from") != self._made_from(number) or part.get("parts") != self.num_parts:
+            raise UserError(
+                f"{self.prefix(number)}.json: was made from another manifest or codec; remove its folder or choose "
+                "another --out"
+            )
+        if (self.retry and part["problems"]) or not has_files(self.prefix(number), part):
+            return None
+        return Outcome(part["counts"], part["problems"])
+
+    def _made_from(self, number: int) -> dict[str, Any]:
+        lines = self.ranges[number]
+        return {
+            "format": FORMAT,
+            "manifest": lines.path.name,
+            "first_line": lines.first,
+            "lines_sha256": lines.sha256(),
+            "codec_hash": self.loaded.hash,
+        }
+
+    def make(self, number: int, tick: Tick) -> Outcome:
+        problems: list[str] = []
+        counts = {"utterances": 0, "codes": 0, "seconds": 0.0}
+        folder = self.ranges[number].path.parent
+        with PartWriter(self.prefix(number)) as writer:
+            for window in _windows(self._entries(number, problems), self.reader, problems, tick):
+                waves = [wave for _, recordings in window for wave in recordings]
+                codes = iter(encode_sorted(self.loaded, waves))
+                for entry, recordings in window:
+                    sound = {"audio_hash": hash_of(recordings)}
+                    of_entry = [next(codes) for _ in recordings]
+                    here = with_paths(entry, lambda path: relocate(folder / path, self.out))
+                    writer.add({**here, **sound}, of_entry)
+                    counts["utterances"] += 1
+                    counts["codes"] += sum(map(len, of_entry))
+                    counts["seconds"] += sum(map(len, recordings)) / self.loaded.sample_rate
+            counts["seconds"] = round(counts["seconds"], 3)
+            made = {"made_from": self._made_from(number), "codec": self.loaded.describe(), "versions": versions()}
+            writer.finish({**made, "part": number, "parts": self.num_parts, "counts": counts, "problems": problems})
+        return Outcome(dict(counts), problems)
+
+    def _entries(self, number: int, problems: list[str]) -> Iterator[tuple[str, Entry]]:
+        """The part's good lines; bad ones, and ids that came before in the part, become problems."""
+        seen = set()
+        for place, line in self.ranges[number].lines():
+            try:
+                entry = parse_line(line, place)
+                entry["id"] = str(entry.get("id") or f"{self.ranges[0].path.stem}-{place.rpartition(':')[2]}")
+                if entry["id"] in seen:
+                    raise UserError(f"{place}: id {entry['id']!r} came before; make ids unique")
+                if not clips(entry):
+                    raise UserError(f"{place}: has no audio; text alone goes through `data_prep import`")
+            except UserError as error:
+                problems.append(str(error))
+            else:
+                seen.add(entry["id"])
+                yield place, entry
 
 
-def encode_manifest(
-    manifest: Path, codec: Codec, out: Path, problems: Problems, audio_root: Path | None = None
-) -> Counts:
-    """Encode every utterance of `manifest` into the part OUT/part-00000; a part complete from the same inputs stays.
+def keep_codec(codec: Codec, folder: Path) -> None:
+    """Save the codec beside its codes; UserError where another one lies there."""
+    from ttt_dist.audio import describe_codec
 
-    Raises UserError where the part holds other inputs' codes, or nothing could be encoded.
-    """
-    from ttt_dist.audio import UtteranceReader
+    with lease(folder, wait=True):
+        if not (folder / "codec.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # half of one, left by a job that was killed
+            codec.save(folder)
+        elif describe_codec(folder).hash != codec.hash:
+            raise UserError(f"{folder}: holds another codec than the one asked for; remove it or choose another --out")
 
-    inputs = _fingerprint(manifest, codec)
-    done = _finished(out / "part-00000", inputs)
-    if done is not None:
-        say(f"{out}/part-00000: complete already, {done.utterances:,} utterances")
-        problems.count += done.skipped
-        return done
-    reader = UtteranceReader(manifest.parent, codec.sample_rate, audio_root=audio_root)
-    _keep_codec(codec, out / "codec")
-    counts = Counts()
-    with PartWriter(out / "part-00000") as writer, Progress(total_seconds(manifest), "encoding", "s audio") as progress:
-        for window in _windows(manifest, reader, problems, progress):
-            waves = [wave for _, wave in window]
-            for (entry, wave), codes in zip(window, encode_sorted(codec, waves), strict=True):
-                writer.add(_moved(entry, manifest.parent, out), codes)
-                counts.utterances += 1
-                counts.codes += len(codes)
-                counts.seconds += len(wave) / codec.sample_rate
-        if not counts.utterances:
-            raise UserError(f"{manifest}: none of its utterances could be encoded ({problems.count} bad)")
-        counts.skipped = problems.count
-        counts.seconds = round(counts.seconds, 3)
-        writer.finish({"format": FORMAT, "inputs": inputs, "codec": _describe(codec), "counts": vars(counts)})
-    return counts
+
+def hash_of(waves: Sequence[Tensor]) -> str:
+    """128 bits of the samples of an entry, by which copies of a recording are known."""
+    digest = hashlib.blake2b(digest_size=16)
+    for wave in waves:
+        digest.update(len(wave).to_bytes(8, "little"))
+        digest.update(wave.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def encode_sorted(codec: Codec, waves: list[Tensor]) -> list[Codes]:
@@ -117,7 +215,9 @@ class PartWriter:
         from ttt_dist.data.indexed import new_builder  # megatron-core takes seconds to import
 
         self.prefix = prefix
-        self.paths = {kind: prefix.with_name(f"{prefix.name}.{kind}") for kind in ("bin", "idx", "jsonl")}
+        self.paths = {kind: with_suffix(prefix, f".{kind}") for kind in KINDS}
+        self._num_codes = 0
+        remove_leftovers(*self.paths.values(), with_suffix(prefix, ".json"))
         with writing(prefix):
             prefix.parent.mkdir(parents=True, exist_ok=True)
             self._builder = new_builder(temporary_name(self.paths["bin"]), multimodal=False)
@@ -133,176 +233,94 @@ class PartWriter:
         for path in self.paths.values():
             temporary_name(path).unlink(missing_ok=True)
 
-    def add(self, entry: Entry, codes: Codes) -> None:
-        """Append one utterance."""
+    def add(self, entry: Entry, codes: Sequence[Codes]) -> None:
+        """Append one utterance: the codes of each of its clips."""
         import torch
 
         with writing(self.paths["bin"]):
-            self._builder.add_item(torch.from_numpy(codes))
+            for one in codes:
+                self._builder.add_item(torch.from_numpy(one))
+                self._num_codes += len(one)
             self._builder.end_document()
         with writing(self.paths["jsonl"]):
             write_entry(self._lines, entry)
 
     def finish(self, meta: dict[str, Any]) -> None:
-        """Name the files and write PREFIX.json: `meta` and the SHA-256 of each."""
+        """Name the files and write PREFIX.json: `meta`, and size and SHA-256 of each."""
         with writing(self.paths["idx"]):
             self._builder.finalize(str(temporary_name(self.paths["idx"])))
         with writing(self.paths["jsonl"]):
             self._lines.close()
-        meta_path = self.prefix.with_name(f"{self.prefix.name}.json")
-        meta_path.unlink(missing_ok=True)
-        checksums = {}
+        files = {path.name: describe_file(temporary_name(path)) for path in self.paths.values()}
+        with_suffix(self.prefix, ".json").unlink(missing_ok=True)
         for path in self.paths.values():
-            checksums[path.name] = sha256_file(temporary_name(path))
             with writing(path):
                 commit(temporary_name(path), path)
-        with atomic_write(meta_path) as file:
-            json.dump({**meta, "files": checksums}, file, indent=2)
-            file.write("\n")
+        write_part(self.prefix, {**meta, "files": files, "beside": checksums_beside(self.prefix.parent)})
+
+
+Recordings = tuple[Entry, "list[Tensor]"]
+"""An entry and the waveforms of its clips."""
 
 
 def _windows(
-    manifest: Path, reader: UtteranceReader, problems: Problems, progress: Progress, share: float = 1.0, seed: int = 0
-) -> Iterator[list[tuple[Entry, Tensor]]]:
-    """A random share of the manifest's entries with their audio, in stretches that memory holds; what cannot be read
-    is reported."""
-    generator = random.Random(seed)
-    window: list[tuple[Entry, Tensor]] = []
+    entries: Iterator[tuple[str, Entry]], reader: UtteranceReader, problems: list[str], tick: Tick
+) -> Iterator[list[Recordings]]:
+    """Entries with their audio, in stretches that memory holds; what cannot be read becomes a problem."""
+    window: list[Recordings] = []
     samples = 0
-    for place, entry in read_manifest(manifest, problems):
-        if generator.random() >= share:
-            continue
+    for place, entry in entries:
         try:
-            wave = reader.read(entry)
+            waves = [reader.read(clip) for clip in clips(entry)]
         except UserError as error:
-            problems.report(f"{place}: {error}")
+            problems.append(f"{place}: {error}")
             continue
-        window.append((entry, wave))
-        samples += len(wave)
+        window.append((entry, waves))
+        samples += sum(map(len, waves))
         if samples >= WINDOW_SECONDS * reader.sample_rate or len(window) >= WINDOW_UTTERANCES:
             yield window
-            progress.advance(samples / reader.sample_rate)
+            tick(len(window))
             window, samples = [], 0
     if window:
         yield window
-        progress.advance(samples / reader.sample_rate)
-
-
-def total_seconds(manifest: Path) -> float | None:
-    """The manifest's audio by its `duration` fields; None where one has none. Bad lines are left to the reading."""
-    total = 0.0
-    for _, line in numbered_lines(manifest, Problems(told=0)):
-        try:
-            total += json.loads(line)["duration"]
-        except (ValueError, KeyError, TypeError):
-            return None
-    return total
-
-
-def learn_codec(manifest: Path, settings: dict[str, Any], folder: Path, audio_root: Path | None) -> Codec:
-    """The codec of `folder` where it was learnt from these inputs, else one learnt now and saved there.
-
-    Raises UserError where the folder holds a codec of other inputs: codes depend on it.
-    """
-    from ttt_dist.audio import UtteranceReader, load_codec
-    from ttt_dist.audio.melvq import MelVQ, MelVQSettings, stacks_to_learn_from
-
-    learnt = {"manifest_sha256": sha256_file(manifest), **settings}
-    note = folder.with_name(f"{folder.name}.learnt.json")  # beside it: copies of the codec must be equal
-    if (folder / "codec.json").exists():
-        if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == learnt:
-            return load_codec(f"melvq:{folder}")
-        raise UserError(f"{folder}: holds a codec learnt from something else; remove it or choose another --codec-out")
-    melvq = MelVQSettings(**settings)
-    reader = UtteranceReader(manifest.parent, melvq.sample_rate, audio_root=audio_root)
-    total = total_seconds(manifest)
-    needed = 2 * stacks_to_learn_from(melvq) / melvq.frame_rate  # twice: durations in manifests may be wrong
-    share = min(1.0, needed / total) if total else 1.0
-    with Progress(total and total * share, "learning the codec", "s audio") as progress:
-        problems = Problems(told=3)
-        codec = MelVQ.learn(_readable(manifest, reader, problems, progress, share, melvq.seed), melvq)
-    codec.save(folder)
-    with atomic_write(note) as file:
-        json.dump(learnt, file, indent=2)
-    say(f"{folder}: melvq codec, {codec.codebook_size} codes at {codec.frame_rate:g} Hz")
-    return codec
-
-
-def _readable(
-    manifest: Path, reader: UtteranceReader, problems: Problems, progress: Progress, share: float, seed: int
-) -> Iterator[Tensor]:
-    """The audio of a random share of the manifest. What is bad is passed over: encoding counts it again.
-
-    Raises UserError where nothing can be read, after the first reasons have been told.
-    """
-    readable = False
-    for window in _windows(manifest, reader, problems, progress, share, seed):
-        readable = True
-        yield from (wave for _, wave in window)
-    if not readable:
-        raise UserError(f"{manifest}: no audio could be read to learn the codec from (see the warnings)")
-
-
-def _keep_codec(codec: Codec, folder: Path) -> None:
-    """Save the codec beside its codes; UserError where another one lies there."""
-    from ttt_dist.audio import load_codec
-
-    if not (folder / "codec.json").exists():
-        codec.save(folder)
-    elif load_codec(folder).hash != codec.hash:
-        raise UserError(f"{folder}: holds another codec than the one asked for; remove it or choose another --out")
-
-
-def _fingerprint(manifest: Path, codec: Codec) -> str:
-    return hashlib.sha256(f"{FORMAT} {sha256_file(manifest)} {codec.hash}".encode()).hexdigest()
-
-
-def _describe(codec: Codec) -> dict[str, Any]:
-    return {name: getattr(codec, name) for name in ("name", "hash", "sample_rate", "frame_rate", "codebook_size")}
-
-
-def _finished(prefix: Path, inputs: str) -> Counts | None:
-    """The counts of a part that is complete; UserError where it was made from other inputs."""
-    path = prefix.with_name(f"{prefix.name}.json")
-    if not path.is_file():
-        return None
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        made_from, files, counts = meta["inputs"], dict(meta["files"]), Counts(**meta["counts"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: is damaged ({error}); remove it, and the part is made again") from error
-    if made_from != inputs:
-        raise UserError(f"{path}: was made from another manifest or codec; remove its folder or choose another --out")
-    whole = all(
-        (prefix.parent / name).is_file() and sha256_file(prefix.parent / name) == checksum
-        for name, checksum in files.items()
-    )
-    return counts if whole else None
-
-
-def _moved(entry: Entry, folder: Path, out: Path) -> Entry:
-    """The entry with its paths as a manifest in `out` names them."""
-    audio = entry["audio"]
-    if isinstance(audio, str):
-        return {**entry, "audio": relocate(folder / audio, out)}
-    return {**entry, "audio": [relocate(folder / part, out) for part in audio]}
+        tick(len(window))
 
 
 def run(args: argparse.Namespace) -> None:
-    """Learn or load the codec, then encode."""
-    from ttt_dist.audio import load_codec
-
+    """Learn the codec where asked to, then encode this task's parts."""
+    if args.part_size < 1:
+        args.fail(f"--part-size {args.part_size}: at least 1 line is needed")
+    share = share_of(args)
+    spec = args.codec
     if args.train_codec:
         if args.codec != "melvq":
             args.fail(f"--train-codec: only the built-in codec can be learnt; write --codec melvq, not {args.codec}")
-        settings = {name: getattr(args, name) for name in ("sample_rate", "frame_rate", "codebook_size", "seed")}
-        codec = learn_codec(args.manifest, settings, args.codec_out or args.out / "codec", args.audio_root)
-    else:
-        codec = load_codec(args.codec)
+        spec = f"melvq:{_learnt(args)}"
     problems = Problems(args.max_errors)
-    counts = encode_manifest(args.manifest, codec, args.out, problems, args.audio_root)
-    say(f"{args.out}: {counts.utterances:,} utterances, {counts.seconds / 3600:.2f} hours, {counts.codes:,} codes")
-    problems.settle(f"the other {counts.utterances:,} utterances were encoded")
+    ranges = cut_lines(args.manifest, args.part_size)
+    require_no_others(args.out, len(ranges))
+    job = EncodeJob(ranges, spec, args.codebooks, args.out, args.audio_root, args.retry)
+    totals = run_parts(job, share, problems)
+    counts = totals.counts
+    num_utterances = int(counts.get("utterances", 0))
+    if totals.parts and not num_utterances:
+        for number in share.of(job.num_parts):
+            remove_part(job.prefix(number))
+        raise UserError(f"{args.manifest}: none of its utterances could be encoded ({problems.count} bad)")
+    hours, codes = counts.get("seconds", 0) / 3600, int(counts.get("codes", 0))
+    tell(args.out, totals, f"{num_utterances:,} utterances, {hours:.2f} hours, {codes:,} codes", share, job.num_parts)
+    problems.settle(f"the other {num_utterances:,} utterances were encoded")
+
+
+def _learnt(args: argparse.Namespace) -> Path:
+    """The folder of the codec, learnt now unless it was before."""
+    import torch
+
+    torch.set_num_threads(1)  # the result depends on the number of threads
+    folder: Path = args.codec_out or args.out / "codec"
+    settings = {name: getattr(args, name) for name in ("sample_rate", "frame_rate", "codebook_size", "seed")}
+    learn_codec(args.manifest, settings, folder, args.audio_root)
+    return folder
 
 
 def add_parser(subparsers: Any) -> None:
@@ -316,9 +334,13 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--manifest", required=True, type=Path, help="manifest to encode")
     parser.add_argument("--codec", required=True, help="NAME:FOLDER of a codec, or melvq with --train-codec")
+    parser.add_argument("--codebooks", type=int, metavar="K", help="of a codec of several codebooks, use the first K")
     parser.add_argument("--out", required=True, type=Path, help="folder for the codes")
     parser.add_argument("--audio-root", type=Path, help="folder that all audio lies in (default: the manifest's)")
+    parser.add_argument("--part-size", type=int, default=PART_SIZE, help=f"lines of a part (default {PART_SIZE})")
     parser.add_argument("--max-errors", type=int, default=0, help="bad lines or files allowed (default 0)")
+    parser.add_argument("--retry", action="store_true", help="make parts again in which something could not be read")
+    add_arguments(parser)
     learning = parser.add_argument_group("learning melvq")
     learning.add_argument("--train-codec", action="store_true", help="learn the codec from this manifest first")
     learning.add_argument("--codec-out", type=Path, help="where to save it (default: OUT/codec)")

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.check import check
 from data_prep.readable import describe_pack
 from ttt_dist.data.indexed import indexed_dataset
 from ttt_dist.data.shards import ShardReader
-from ttt_dist.data.verify import verify
 from ttt_dist.errors import UserError
 from ttt_dist.files import writing
 from ttt_dist.sequence.batch import Batch, collate
@@ -23,17 +23,23 @@ from ttt_dist.telemetry.console import Progress, say
 from ttt_dist.telemetry.plots import draw_mask
 
 EXAMPLES = {
-    "verify": "example:\n  python -m data_prep verify shards/train\n",
+    "verify": "examples:\n  python -m data_prep verify shards/train\n  python -m data_prep verify codes/train\n"
+    "  python -m data_prep verify work/train.jsonl\n",
     "stats": "example:\n  python -m data_prep stats shards/train\n",
     "show": "examples:\n  python -m data_prep show shards/train --pack 3\n"
     "  python -m data_prep show shards/train --mask mask.png --tokens 256\n",
+}
+WHAT = {
+    "verify": "PREFIX of a shard or a set, a folder of codes or samples, a manifest, or a learnt codec or tokenizer",
+    "stats": "PREFIX of PREFIX.json",
+    "show": "PREFIX of PREFIX.json",
 }
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the three commands to the argument parser of data_prep."""
     commands = {
-        "verify": (run_verify, "check every byte and every token of a shard"),
+        "verify": (run_verify, "check every byte of an output, and every token of shards"),
         "stats": (run_stats, "count what a shard holds"),
         "show": (run_show, "print a pack readably and draw its mask"),
     }
@@ -42,7 +48,7 @@ def add_parser(subparsers: Any) -> None:
         parser = parsers[name] = subparsers.add_parser(
             name, help=summary, epilog=EXAMPLES[name], formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        parser.add_argument("prefix", type=Path, help="PREFIX of PREFIX.bin, .idx, .json")
+        parser.add_argument("prefix", type=Path, help=WHAT[name])
         parser.set_defaults(func=function)
     show = parsers["show"]
     show.add_argument("--pack", type=int, default=0, help="which pack (default 0)")
@@ -56,11 +62,11 @@ def run_verify(args: argparse.Namespace) -> None:
     """The command. Prints a line per problem and raises UserError where there is one."""
     indexed_dataset()  # its import is no part of the rate
     with Progress(None, "verifying", "pack") as progress:
-        problems = verify(args.prefix, progress.advance)
+        problems = check(args.prefix, progress.advance)
     for problem in problems:
         say(problem)
     if problems:
-        raise UserError(f"{args.prefix}: {len(problems)} problem(s), listed above; write the shard again")
+        raise UserError(f"{args.prefix}: {len(problems)} problem(s), listed above; write it again")
     say(f"{args.prefix}: sound, every checksum and every token")
 
 
@@ -84,10 +90,11 @@ def statistics(reader: ShardReader) -> Iterator[str]:
     text = f"tokenizer {layout.tokenizer} of {layout.num_text_tokens:,}"
     yield f"  layout: {text}, {layout.num_codes:,} codes, {layout.vocab_size:,} ids"
     for source in reader.meta.get("sources", []):
-        templates = ", ".join((source.get("made_from") or {}).get("templates", []))
-        yield f"  source {source['part']}: {source['samples']:,} samples, templates {templates}"
-    if reader.meta.get("dropped"):
-        yield f"  dropped because they were too long: {len(reader.meta['dropped']):,} samples (named in the JSON)"
+        what = ", ".join(source.get("templates") or ["imported"])
+        yield f"  source: {source['samples']:,} samples of {source['parts']:,} part(s), {what}"
+    too_long = reader.meta.get("too_long") or {"dropped": 0, "cut": 0}
+    if too_long["dropped"] or too_long["cut"]:
+        yield f"  too long: {too_long['dropped']:,} samples dropped, {too_long['cut']:,} cut (the first named in the JSON)"
 
 
 def _lengths_and_kinds(reader: ShardReader) -> Iterator[str]:

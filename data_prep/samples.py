@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +61,14 @@ def render_template(settings: TemplateSettings) -> str:
 
 
 def load_template(path: Path) -> TemplateSettings:
-    """Read template.json. Raises UserError naming an unknown key."""
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    unknown = set(values) - {field.name for field in fields(TemplateSettings)}
-    if unknown:
-        raise UserError(f"{path}: unknown key '{sorted(unknown)[0]}'; compose again with this version")
-    return TemplateSettings(**values)
+    """Read template.json. Raises UserError naming the key that this version does not know or cannot use."""
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return TemplateSettings(**values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; compose again") from None
+    except (TypeError, OSError, ValueError) as error:
+        raise UserError(f"{path}: not the settings of this version ({error}); compose again") from error
 
 
 def report_errors(errors: Sequence[str], already_named: int = 0) -> None:

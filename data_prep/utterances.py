@@ -9,16 +9,16 @@ repeat. Everything follows from the seed.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from data_prep.manifest import Entry, Problems, read_manifest, relocate, write_entry
+from data_prep.entry import Entry
+from data_prep.manifest import read_manifest, writing_manifests
+from data_prep.problems import Problems
 from ttt_dist.errors import UserError
-from ttt_dist.files import atomic_write
 from ttt_dist.telemetry.console import Progress, say
 
 EXAMPLES = """examples:
@@ -26,6 +26,7 @@ EXAMPLES = """examples:
       --min-words 1 --max-words 5 --gap 0.0:0.15 --seed 0
 """
 
+OF_NO_SINGLE_FILE = ("offset", "member", "turns", "segments", "speech")
 
 T = TypeVar("T")
 
@@ -103,17 +104,18 @@ def build_utterances(
         yield joined
 
 
-def read_recordings(path: Path, out_folder: Path, problems: Problems) -> list[Entry]:
-    """The manifest's whole single files, their paths as a manifest in `out_folder` names them."""
+def read_recordings(path: Path, problems: Problems) -> list[Entry]:
+    """The manifest's whole single files, their paths as this process can open them."""
     recordings = []
     for place, entry in read_manifest(path, problems):
-        if not isinstance(entry["audio"], str) or entry.get("offset") is not None:
+        if not isinstance(entry.get("audio"), str) or any(entry.get(name) is not None for name in OF_NO_SINGLE_FILE):
             problems.report(f"{place}: is no whole single file; only those can be joined")
+        elif not entry.get("text"):
+            problems.report(f"{place}: field 'text' is missing; only recordings of words can be joined")
         elif not entry.get("duration"):
             problems.report(f"{place}: field 'duration' is missing; make the manifest with `data_prep manifest`")
         else:
-            audio = relocate(Path(os.path.abspath(path.parent / entry["audio"])), out_folder)
-            recordings.append({**entry, "audio": audio, "text": entry["text"].strip()})
+            recordings.append({**entry, "audio": str(path.parent / entry["audio"]), "text": entry["text"].strip()})
     return recordings
 
 
@@ -124,17 +126,18 @@ def run(args: argparse.Namespace) -> None:
     if args.count < 1:
         args.fail(f"--count {args.count}: at least 1 is needed")
     problems = Problems(args.max_errors)
-    recordings = read_recordings(args.manifest, args.out.parent, problems)
+    recordings = read_recordings(args.manifest, problems)
     if not recordings:
         raise UserError(f"{args.manifest}: holds no recording that can be joined")
     words, name = (args.min_words, args.max_words), args.out.stem
-    seconds = 0.0
-    with atomic_write(args.out) as file, Progress(args.count, "joining", "utterance") as progress:
+    with (
+        writing_manifests("utterances", args.manifest, [args.out], problems) as (file,),
+        Progress(args.count, "joining", "utterance") as progress,
+    ):
         for entry in build_utterances(recordings, args.count, words, args.gap, args.tail, args.seed, name):
-            write_entry(file, entry)
-            seconds += entry["duration"]
+            file.add(entry)
             progress.advance()
-    say(f"{args.out}: {args.count:,} utterances, {seconds / 3600:.2f} hours, from {len(recordings):,} recordings")
+    say(f"{args.out}: {file.totals.describe()}, from {len(recordings):,} recordings")
     problems.settle(f"{args.count:,} utterances were written from the good ones")
 
 

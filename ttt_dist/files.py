@@ -7,9 +7,11 @@ A reader therefore never sees half a file, and a job that was killed leaves at m
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +24,22 @@ NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR
 
 
 def temporary_name(path: Path) -> Path:
-    """The name under which `path` is written before it is complete: hidden, beside it, of this process."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """The name under which `path` is written before it is complete: hidden, beside it, of this process alone."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
+def remove_leftovers(*paths: Path) -> None:
+    """Remove what killed processes left of these files; call it only where no other process is writing them."""
+    for path in paths:
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def remove_dead_leftovers(path: Path) -> None:
+    """Remove what killed processes of this machine left of `path`, while others may be writing theirs."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(socket.gethostname())}.*.tmp"):
+        if not Path(f"/proc/{left.name.rsplit('.', 2)[-2]}").exists():
+            left.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -106,14 +122,10 @@ def sha256_folder(folder: str | Path) -> str:
 def copy_folder(source: str | Path, target: str | Path) -> None:
     """Copy a folder so that `target` exists whole or not at all; an equal `target` is left alone.
 
-    Raises UserError where `target` exists with other contents.
+    Raises UserError where `target` exists with other contents. Another process may copy the same folder meanwhile.
     """
     source, target = Path(source), Path(target)
-    if source.resolve() == target.resolve():
-        return
-    if target.exists():
-        if sha256_folder(source) != sha256_folder(target):
-            raise UserError(f"{target}: exists already and differs from {source}; remove it or choose another place")
+    if source.resolve() == target.resolve() or _is_copy(target, source):
         return
     temporary = temporary_name(target)
     try:
@@ -124,7 +136,16 @@ def copy_folder(source: str | Path, target: str | Path) -> None:
                 if path.is_file():
                     with open(path, "rb") as file:
                         os.fsync(file.fileno())
-            os.replace(temporary, target)
+            if not _is_copy(target, source):
+                os.replace(temporary, target)
             fsync_folder(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_copy(target: Path, source: Path) -> bool:
+    if not target.exists():
+        return False
+    if sha256_folder(source) != sha256_folder(target):
+        raise UserError(f"{target}: exists already and differs from {source}; remove it or choose another place")
+    return True

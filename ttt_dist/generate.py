@@ -3,6 +3,8 @@
 python ttt_dist/generate.py --model runs/demo/export --prompt "three one four" --out out.wav
 python ttt_dist/generate.py --model runs/demo/export --prompt "three one four" --speaker alice --out out.wav
 python ttt_dist/generate.py --model runs/demo/export --audio in.wav
+python ttt_dist/generate.py --model runs/glm/export --prompt "Good morning." --out out.wav \\
+    --decoder-command "python glm_decode.py {codes} {wav}"
 """
 
 import argparse
@@ -12,7 +14,7 @@ from pathlib import Path
 # Run as a file, Python puts this file's folder first into the path; its modules are to be found as ttt_dist.* only.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ttt_dist.audio import load_codec, read_audio, write_wav
+from ttt_dist.audio import Codec, load_codec, read_audio, write_wav
 from ttt_dist.errors import UserError
 from ttt_dist.files import writing
 from ttt_dist.inference.decoder import Decoder, Request
@@ -29,7 +31,8 @@ def main() -> None:
     if arguments.audio is not None:
         transcribe(folder, arguments.audio, settings, arguments.seed)
     else:
-        speak(folder, arguments.prompt, arguments.speaker, arguments.out, settings, arguments.seed)
+        codec = load_codec(folder.codec, decoder_command=arguments.decoder_command)
+        speak(folder, codec, arguments.prompt, arguments.speaker, arguments.out, settings, arguments.seed)
 
 
 def transcribe(folder: ModelFolder, audio: Path, settings: DecodeSettings, seed: int) -> None:
@@ -42,11 +45,18 @@ def transcribe(folder: ModelFolder, audio: Path, settings: DecodeSettings, seed:
     say(response.text)
 
 
-def speak(folder: ModelFolder, text: str, speaker: str | None, out: Path, settings: DecodeSettings, seed: int) -> None:
+def speak(
+    folder: ModelFolder,
+    codec: Codec,
+    text: str,
+    speaker: str | None,
+    out: Path,
+    settings: DecodeSettings,
+    seed: int,
+) -> None:
     """Write a text's speech as a WAV file."""
     if speaker and not folder.template.name_speaker:
         raise UserError("--speaker: this model was trained without speakers' names; leave the flag out")
-    codec = load_codec(folder.codec)
     prompt = ChatTemplate(folder.tokenizer, folder.layout, folder.template).tts_prompt(text, speaker)
     (response,) = Decoder.from_folder(folder).generate([Request(prompt, seed)], settings)
     if not len(response.codes):
@@ -55,7 +65,7 @@ def speak(folder: ModelFolder, text: str, speaker: str | None, out: Path, settin
         )
     with writing(out):
         write_wav(out, codec.decode(response.codes), codec.sample_rate)
-    say(f"{out}: {len(response.codes) / codec.frame_rate:.2f} s, text: {response.text}")
+    say(f"{out}: {len(response.codes) / codec.code_rate:.2f} s, text: {response.text}")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -70,9 +80,16 @@ def parse_arguments() -> argparse.Namespace:
     given.add_argument("--audio", type=Path, help="recording to transcribe (WAV, FLAC, OGG, MP3)")
     parser.add_argument("--speaker", help="speaker to imitate, where the model was trained with names")
     parser.add_argument("--out", type=Path, default=Path("out.wav"), help="WAV file to write (default out.wav)")
+    parser.add_argument(
+        "--decoder-command",
+        metavar="COMMAND",
+        help="program that makes the speech of the codes, with {codes} and {wav} in it (docs/codecs.md)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of what is sampled")
     add_decoding_flags(parser)
     arguments = parser.parse_args()
+    if arguments.decoder_command is not None and arguments.prompt is None:
+        parser.error("--decoder-command makes speech: it goes with --prompt")
     if arguments.seed < 0:
         parser.error("--seed must be at least 0")
     return arguments

@@ -21,6 +21,7 @@ import torch
 from ttt_dist.config import Config, check_run, load_config, save_config, to_dict
 from ttt_dist.data.loader import HeldOutLoader, PackLoader
 from ttt_dist.data.shards import ShardReader
+from ttt_dist.data.sources import Sources
 from ttt_dist.errors import UserError
 from ttt_dist.model.families import require_same_model
 from ttt_dist.parallel.mesh import Mesh, require_divisible
@@ -29,7 +30,7 @@ from ttt_dist.telemetry.console import main_guard, say
 from ttt_dist.telemetry.metrics import open_metrics, require_sinks
 from ttt_dist.telemetry.run_folder import environment, write_environment
 from ttt_dist.training import checkpoint
-from ttt_dist.training.describe import count_parameters
+from ttt_dist.training.describe import count_parameters, describe_data
 from ttt_dist.training.environment import Processes, init_process_group, leave_process_group, prepare_process, processes
 from ttt_dist.training.export import export_model, require_assets
 from ttt_dist.training.memory import memory_per_rank
@@ -69,7 +70,8 @@ def settle(config: Config, place: Processes) -> Job:
     check_run(config, place.world_size)
     mesh = Mesh.of(config.parallel, place.world_size, place.rank)
     require_sinks(config.telemetry.wandb, config.telemetry.tensorboard)
-    shard = ShardReader(config.data.train)
+    sources = Sources.open(config.data)
+    shard = sources.first
     require_assets(config)
     layout, seq_len, train = shard.layout, shard.seq_len or 0, config.train
     if train.init_from is not None:
@@ -79,7 +81,7 @@ def settle(config: Config, place: Processes) -> Job:
         )
     require_divisible(train.micro_batch * seq_len, config.parallel)
     loader = PackLoader(
-        shard, layout, config.objective, config.seed, seq_len, train.global_batch, train.micro_batch,
+        sources, layout, config.objective, config.seed, seq_len, train.global_batch, train.micro_batch,
         mesh.data_rank, mesh.data, config.data.prefetch,
     )  # fmt: skip
     held_out = None
@@ -133,6 +135,8 @@ def train(job: Job, place: Processes) -> None:
         )
     num_parameters = sum(count_parameters(config.model, layout).values())
     say(f"{run_dir}: {num_parameters:,} parameters on {place.world_size} process(es), {mesh}, from step {start_step}")
+    for line in describe_data(job.loader, config.train.steps):
+        say(line)
     fit(Run(config, engine, mesh, job.loader, job.held_out, job.facts, metrics, start_step))
     export_model(engine, mesh, config, layout, run_dir / "export")
     say(f"{run_dir / 'export'}: the trained model")
@@ -144,7 +148,7 @@ def train(job: Job, place: Processes) -> None:
 
 def describe(job: Job, place: Processes) -> None:
     """What `--dry-run` prints: model, layout of the processes, data, and where the run stands."""
-    config, layout, shard, train = job.config, job.facts.layout, job.loader.reader, job.config.train
+    config, layout, train = job.config, job.facts.layout, job.config.train
     parts = count_parameters(config.model, layout)
     say(
         f"model      {sum(parts.values()):,} parameters: "
@@ -156,13 +160,10 @@ def describe(job: Job, place: Processes) -> None:
         f"{train.global_batch} packs = {job.mesh.data} x {train.micro_batch} x {job.loader.num_micro_batches} accumulation steps"
     )
     on_cuda = torch.cuda.is_available() or train.precision == "bf16"  # said on a login node, meant for the GPUs
-    memory = memory_per_rank(config, layout, job.mesh, job.facts.zero_stage, shard.seq_len or 0, on_cuda)
+    memory = memory_per_rank(config, layout, job.mesh, job.facts.zero_stage, job.loader.seq_len, on_cuda)
     say(f"memory     {memory} (of the fullest process)")
-    counts = shard.meta["counts"]
-    say(
-        f"data       {config.data.train}: {counts['packs']:,} packs of {shard.seq_len:,} tokens, {counts['samples']:,} samples,"
-        f" {counts['tokens']:,} tokens; {train.steps:,} steps are {job.loader.epoch_of(train.steps):.1f} epochs"
-    )
+    for line in describe_data(job.loader, train.steps):
+        say(f"data       {line}")
     if job.held_out is not None:
         say(f"held out   {config.data.valid}: {job.held_out.num_packs:,} of {len(job.held_out.reader):,} packs")
     start = (

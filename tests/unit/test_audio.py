@@ -1,13 +1,16 @@
 """Audio files: reading, pieces, joined utterances, and what is refused."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
-from ttt_dist.audio import UtteranceReader, load_utterance, read_audio, write_wav
+from tests.corpora import assert_sounds_like, record
+from ttt_dist.audio import UtteranceReader, files, load_utterance, read_audio, write_wav
+from ttt_dist.audio.files import audio_seconds
 from ttt_dist.errors import UserError
 
 RATE = 8000
@@ -104,3 +107,83 @@ def test_a_piece_that_is_not_there_is_refused(tmp_path: Path, piece: dict[str, f
     write_wav(tmp_path / "a.wav", tone(1.0), RATE)
     with pytest.raises(UserError, match=r"a\.wav: has 1\.000 s"):
         load_utterance({"audio": "a.wav", **piece}, tmp_path, RATE)
+
+
+def flac_with_length(path: Path, frames: int) -> None:
+    """Write a FLAC of one second whose header claims `frames` (36 bits from the 108th of its first block on)."""
+    soundfile.write(path, tone(1.0).numpy(), RATE)
+    data = bytearray(path.read_bytes())
+    start = 8 + 13  # "fLaC", block header, then 13 bytes before the byte that holds the highest 4 bits
+    data[start] = (data[start] & 0xF0) | (frames >> 32)
+    data[start + 1 : start + 5] = (frames & 0xFFFFFFFF).to_bytes(4, "big")
+    path.write_bytes(bytes(data))
+
+
+def test_a_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
+    flac_with_length(tmp_path / "right.flac", RATE)
+    assert len(read_audio(tmp_path / "right.flac", RATE)) == RATE
+    flac_with_length(tmp_path / "huge.flac", 2**36 - 1)  # 512 GB as floats: must not be allocated
+    with pytest.raises(UserError, match=r"huge\.flac: (is cut off or damaged|cannot be read)"):
+        read_audio(tmp_path / "huge.flac", RATE)
+    flac_with_length(tmp_path / "unknown.flac", 0)
+    with pytest.raises(UserError, match=r"unknown\.flac: its header does not say how long it is"):
+        read_audio(tmp_path / "unknown.flac", RATE)
+
+
+@pytest.mark.parametrize("name", ["a.flac", "a.mp3", "a.ogg", "a.wav"])
+def test_a_file_that_is_cut_off_never_gives_less_than_it_says(tmp_path: Path, name: str) -> None:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 4 * RATE).astype(np.float32)
+    soundfile.write(tmp_path / name, noise, RATE)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    if name in ("a.flac", "a.mp3"):  # of the others the length follows from the file's own: the shorter one is good
+        with pytest.raises(UserError, match=r"(is cut off or damaged|cannot be read)"):
+            read_audio(tmp_path / name, RATE)
+    else:
+        assert len(read_audio(tmp_path / name, RATE)) == round(audio_seconds(tmp_path / name) * RATE)
+
+
+def test_of_a_long_file_the_piece_alone_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    soundfile.write(tmp_path / "long.flac", tone(60.0).numpy(), RATE)
+    frames: list[int] = []
+    real = soundfile.SoundFile.read
+
+    def read(self: soundfile.SoundFile, *arguments: Any, **options: Any) -> Any:
+        data = real(self, *arguments, **options)
+        frames.append(len(data))
+        return data
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", read)
+    load_utterance({"audio": "long.flac", "offset": 50.0, "duration": 0.5}, tmp_path, RATE)
+    assert frames == [RATE // 2]
+
+
+def test_blocks_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "BLOCK_FRAMES", 300)
+    wave = tone(0.2)
+    write_wav(tmp_path / "a.wav", wave, RATE)
+    torch.testing.assert_close(read_audio(tmp_path / "a.wav", RATE), wave, atol=1e-4, rtol=0)
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_wav(tmp_path / "a.wav", tone(0.1), RATE)
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied", "a.wav")
+
+    monkeypatch.setattr(soundfile, "SoundFile", refuse)
+    with pytest.raises(UserError, match=r"a\.wav: may not be read; change its permissions"):
+        read_audio(tmp_path / "a.wav", RATE)
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".mp3", ".opus"])
+def test_formats(tmp_path: Path, suffix: str) -> None:
+    path = record(tmp_path / f"sound{suffix}", seconds=1.0)
+    assert_sounds_like({"audio": path.name}, "sound", tmp_path, seconds=1.0)
+    assert_sounds_like({"audio": path.name, "offset": 0.4, "duration": 0.5}, "sound", tmp_path, seconds=0.5)
+
+
+def test_a_format_that_is_not_read_names_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "a.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(200))
+    with pytest.raises(UserError, match=r"a\.m4a: cannot be read as audio .*; convert it to WAV or FLAC"):
+        read_audio(tmp_path / "a.m4a", RATE)

@@ -3,41 +3,32 @@
 import argparse
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from data_prep import compose
-from ttt_dist.data.indexed import new_builder
+from data_prep.encode import PartWriter
+from data_prep.parts import describe_file, part_prefix, write_part
+from ttt_dist.data.indexed import open_indexed
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.data.verify import verify
 from ttt_dist.errors import UserError
-from ttt_dist.files import sha256_file
 from ttt_dist.sequence.sample import spans
-from ttt_dist.sequence.text_tokenizer import load_tokenizer
+from ttt_dist.sequence.text_tokenizer import load_tokenizer, train_sentencepiece
 
 NUM_CODES = 32
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
-@pytest.fixture(autouse=True)
-def _codec_of_32_codes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compose, "load_codec", lambda folder: SimpleNamespace(codebook_size=NUM_CODES))
-
-
-def write_codes(folder: Path, part: int, entries: list[dict | str], codes: list[np.ndarray]) -> None:
+def write_codes(folder: Path, part: int, parts: int, entries: list[dict], codes: list[np.ndarray]) -> None:
     """A part as data_prep encode writes it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    prefix = folder / f"part-{part:05d}"
-    builder = new_builder(prefix.with_suffix(".bin"), multimodal=False)
-    for one in codes:
-        builder.add_document(one.astype(np.int32), [len(one)])
-    builder.finalize(str(prefix.with_suffix(".idx")))
-    lines = [entry if isinstance(entry, str) else json.dumps(entry) for entry in entries]
-    prefix.with_suffix(".jsonl").write_text("".join(line + "\n" for line in lines))
-    files = {f"{prefix.name}{suffix}": sha256_file(prefix.with_suffix(suffix)) for suffix in (".bin", ".idx", ".jsonl")}
-    prefix.with_suffix(".json").write_text(json.dumps({"files": files}))
+    with PartWriter(part_prefix(folder, part)) as writer:
+        for number, one in enumerate(codes):
+            writer.add(entries[number] if number < len(entries) else {}, [one.astype(np.int32)])
+        counts = {"utterances": len(codes), "codes": sum(map(len, codes)), "seconds": 1.0}
+        made = {"made_from": {}, "codec": {"name": "melvq"}, "versions": {}, "counts": counts, "problems": []}
+        writer.finish({**made, "part": part, "parts": parts})
 
 
 @pytest.fixture
@@ -45,12 +36,13 @@ def codes(tmp_path: Path) -> Path:
     """Two parts of six utterances."""
     folder = tmp_path / "codes"
     (folder / "codec").mkdir(parents=True)
-    (folder / "codec" / "codec.json").write_text("{}")
+    codec = {"name": "melvq", "hash": "0", "sample_rate": 8000, "frame_rate": 25.0, "codebook_size": NUM_CODES}
+    (folder / "codec" / "codec.json").write_text(json.dumps(codec))
     rng = np.random.default_rng(0)
     for part in range(2):
         texts = [" ".join(rng.choice(WORDS, 1 + number)) for number in range(6)]
         entries = [{"id": f"u{part}{n}", "text": text, "speaker": "ann"} for n, text in enumerate(texts)]
-        write_codes(folder, part, entries, [rng.integers(0, NUM_CODES, 5 + 12 * n) for n in range(6)])
+        write_codes(folder, part, 2, entries, [rng.integers(0, NUM_CODES, 5 + 12 * n) for n in range(6)])
     return folder
 
 
@@ -65,22 +57,29 @@ def run(codes: Path, *more: str) -> Path:
     return out
 
 
+def given_tokenizer(codes: Path) -> Path:
+    """A tokenizer trained on other texts."""
+    folder = codes.parent / "tokenizer"
+    train_sentencepiece(WORDS * 3, folder, 300)
+    return folder
+
+
 def change_entry(codes: Path, part: int, line: int, entry: dict | str) -> None:
     """Replace a line of a manifest, with its checksum."""
-    path = codes / f"part-{part:05d}.jsonl"
+    prefix = part_prefix(codes, part)
+    path = prefix.with_suffix(".jsonl")
     lines = path.read_text().splitlines()
     lines[line - 1] = entry if isinstance(entry, str) else json.dumps(entry)
     path.write_text("".join(one + "\n" for one in lines))
-    description = path.with_suffix(".json")
-    meta = json.loads(description.read_text())
-    meta["files"][path.name] = sha256_file(path)
-    description.write_text(json.dumps(meta))
+    meta = json.loads(prefix.with_suffix(".json").read_text())
+    meta["files"][path.name] = describe_file(path)
+    write_part(prefix, meta)
 
 
 def test_samples_hold_what_was_said(codes: Path) -> None:
     out = run(codes, "--text-ratio", "3", "--audio-ratio", "10")
     tokenizer = load_tokenizer(out / "tokenizer")
-    dataset = compose.open_indexed(codes / "part-00001", multimodal=False)
+    dataset = open_indexed(codes / "part-00001", multimodal=False)
     entries = [json.loads(line) for line in (codes / "part-00001.jsonl").read_text().splitlines()]
     reader = ShardReader(out / "part-00001")
     layout = reader.layout
@@ -135,12 +134,12 @@ def test_bad_texts_are_named_and_the_rest_is_kept(
 
 def test_no_codes_and_codes_outside_the_codebook(codes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     entries = [{"id": name, "text": "one"} for name in ("good", "silent", "high")]
-    write_codes(codes, 2, entries, [np.array([1, 2]), np.array([], int), np.array([1, NUM_CODES])])
+    write_codes(codes, 1, 2, entries, [np.array([1, 2]), np.array([], int), np.array([1, NUM_CODES])])
     with pytest.raises(UserError, match="2 utterances"):
         run(codes)
     told = capsys.readouterr().err
-    assert "part-00002.jsonl:2: silent: the audio has no codes" in told
-    assert "part-00002.jsonl:3: high: audio code outside 0..31" in told
+    assert "part-00001.jsonl:2: silent: the audio has no codes" in told
+    assert "part-00001.jsonl:3: high: audio code outside 0..31" in told
 
 
 def test_text_that_looks_like_special_tokens_stays_text(codes: Path) -> None:
@@ -160,18 +159,21 @@ def test_damaged_codes_are_refused(codes: Path) -> None:
     with pytest.raises(UserError, match=r"part-00001\.bin: missing or changed"):
         run(codes)
     change_entry(codes, 0, 2, "{not json")
-    path.write_bytes(bytes(content[:5]) + bytes([content[5] ^ 1]) + bytes(content[6:]))
     with pytest.raises(UserError, match=r"part-00000\.jsonl:2: not JSON"):
+        run(codes, "--tokenizer", str(codes.parent / "samples" / "tokenizer"))
+    (codes / "part-00000.json").write_text("{}")
+    with pytest.raises(UserError, match=r"codes/part-00000\.json: is damaged, its checksum differs"):
         run(codes)
-    assert not list((codes.parent / "samples").glob("part-*"))
 
 
 def test_manifest_and_codes_of_different_length(codes: Path) -> None:
-    for entries in ([{"id": "a", "text": "one"}], [{"id": str(n), "text": "one"} for n in range(3)]):
-        write_codes(codes, 2, entries, [np.array([1]), np.array([2])])
-        with pytest.raises(UserError, match=r"part-00002\.jsonl: \d lines for 2 sequences"):
-            run(codes)
-    assert not list((codes.parent / "samples").glob("*part-00002*"))
+    path = codes / "part-00001.jsonl"
+    for lines in (path.read_text().splitlines()[:-1], [*path.read_text().splitlines(), '{"text": "one"}']):
+        path.write_text("".join(line + "\n" for line in lines))
+        change_entry(codes, 1, 1, {"id": "a", "text": "one"})
+        with pytest.raises(UserError, match=r"part-00001\.jsonl: \d lines for 6 utterances"):
+            run(codes, "--template", "tts", "--tokenizer", str(given_tokenizer(codes)))
+    assert not list((codes.parent / "samples").glob("*part-00001*"))
 
 
 def test_finished_parts_are_kept_and_other_settings_refused(codes: Path) -> None:
@@ -187,10 +189,12 @@ def test_finished_parts_are_kept_and_other_settings_refused(codes: Path) -> None
 
 
 def test_parts_of_another_run_are_refused(codes: Path) -> None:
-    run(codes)
-    for path in codes.glob("part-00001.*"):
-        path.unlink()
-    with pytest.raises(UserError, match=r"part-00001\.json: left by another run"):
+    out = run(codes)
+    (out / "part-00002.json").write_text("{}")
+    with pytest.raises(UserError, match=r"part-00002\.json: left by another run"):
+        run(codes)
+    (codes / "part-00000.json").unlink()
+    with pytest.raises(UserError, match=r"part-00000\.json: missing, there are to be 2 parts"):
         run(codes)
 
 
@@ -208,7 +212,8 @@ def test_a_vocabulary_that_is_too_small_is_refused(codes: Path) -> None:
         run(codes, "--vocab-size", "20")
 
 
-def test_command_line() -> None:
+def test_templates_are_known_before_anything_is_done(codes: Path) -> None:
     assert compose.template_names("tts,asr,tts") == ("tts", "asr")
-    with pytest.raises(argparse.ArgumentTypeError, match="no template 'sing'"):
-        compose.template_names("asr,sing")
+    with pytest.raises(UserError, match="no template 'sing'"):
+        run(codes, "--template", "asr,sing")
+    assert not (codes.parent / "samples").exists()

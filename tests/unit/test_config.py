@@ -89,6 +89,112 @@ def test_a_wrong_file_is_named(tmp_path: Path) -> None:
         load_config(file)
 
 
+BLEND = """
+data:
+  blend:
+    asr: {shard: shards/asr, weight: 0.3}
+    tts: {shard: shards/tts, weight: 7e-1}
+  stages:
+    - {from_step: 100, weights: {tts: 1}}
+    - {from_step: 200, weights: {asr: 2, tts: 1}}
+"""
+
+
+@pytest.fixture
+def blend(tmp_path: Path) -> Path:
+    file = tmp_path / "blend.yaml"
+    file.write_text(BLEND)
+    return file
+
+
+def test_a_blend_is_read_changed_and_saved(blend: Path, tmp_path: Path) -> None:
+    added = ["data.blend.chat.shard=shards/chat", "data.blend.chat.weight=1", "data.stages.1.weights.chat=5"]
+    config = load_config(blend, [*added, "data.blend.asr.weight=0.4", "data.stages.0.from_step=9"])
+    assert {name: (source.shard, source.weight) for name, source in config.data.blend.items()} == {
+        "asr": ("shards/asr", 0.4),
+        "tts": ("shards/tts", 0.7),
+        "chat": ("shards/chat", 1.0),
+    }
+    assert [stage.from_step for stage in config.data.stages] == [9, 200]
+    assert config.data.stages[1].weights == {"asr": 2.0, "tts": 1.0, "chat": 5.0}
+    assert list(config.data.prefixes().items())[:2] == [("asr", "shards/asr"), ("chat", "shards/chat")]
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+    one = load_config(
+        blend, ["data.stages=[{from_step: 5, weights: {asr: 1}}]", "data.blend.asr={shard: a, weight: 1}"]
+    )
+    assert [stage.from_step for stage in one.data.stages] == [5]
+    assert load_config(blend, ["data.blend=null", "data.stages=null"]).data.blend == {}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.blend.asr.wieght=1", "unknown key `data.blend.asr.wieght`; did you mean `data.blend.asr.weight`"),
+        ("data.blned.asr.weight=1", "unknown key `data.blned.asr.weight`; did you mean `data.blend.asr.weight`"),
+        ("data.blend.ars.weight=1", "data.blend.ars.shard names no shard; give its prefix"),
+        ("data.blend.chat.shard=x", "give one of data.blend.chat.weight and data.blend.chat.epochs, not none"),
+        ("data.blend.asr.epochs=1", "give one of data.blend.asr.weight and data.blend.asr.epochs, not both"),
+        ("data.blend.asr={shard: a, epochs: 1}", "data.blend.asr.epochs and data.blend.tts.weight do not mix"),
+        ("data.blend.asr.weight=-1", "data.blend.asr.weight must not be negative"),
+        ("data.blend.asr.weight=much", "data.blend.asr.weight must be a number, not 'much'"),
+        ("data.blend.asr.weight.x=1", "unknown key `data.blend.asr.weight.x`"),
+        ("data.blend.asr=3", "data.blend.asr is a section, not the value 3"),
+        ("data.blend=3", "data.blend is a section, not the value 3"),
+        ("data.blend={3: {shard: a}}", "data.blend: the name 3 is not text; put it in quotes"),
+        ("data.blend={a b: {shard: a, weight: 1}}", "the name 'a b' of a source must be of letters"),
+        (
+            "data.blend.new={shard: shards/asr, weight: 1}",
+            "data.blend.asr.shard and data.blend.new.shard are both shards/asr",
+        ),
+        ("data.blend={asr: {shard: a, weight: 0}, tts: {shard: b, weight: 0}}", "data.blend: all weights are zero"),
+        (
+            "data.blend={asr: {shard: a, epochs: 1}, tts: {shard: b, epochs: 2}}",
+            "data.stages change weights, but data.blend",
+        ),
+        ("data.blend=null", "data.stages are changes of data.blend, which names no source"),
+        ("data.stages.0.from_step=0", "data.stages.0.from_step=0 must be above 0: data.blend holds from step 0"),
+        (
+            "data.stages.1.from_step=100",
+            "data.stages.1.from_step=100 must be above 100: the stage before it begins at 100",
+        ),
+        ("data.stages.1.from_stp=3", "unknown key `data.stages.1.from_stp`; did you mean `data.stages.1.from_step`"),
+        ("data.stages.2.from_step=300", "data.stages.2.from_step: there are 2 items here"),
+        ("data.stages.0.weights.chat=1", "data.stages.0.weights.chat: no such source; data.blend names asr, tts"),
+        ("data.stages.0.weights.tts=0", "data.stages.0.weights: all are zero"),
+        ("data.stages.0.weights.tts=-1", "data.stages.0.weights.tts must not be negative"),
+        ("data.stages.0.weights.tts=[1]", "data.stages.0.weights.tts must be a number"),
+        ("data.stages=[3]", "data.stages.0 is a section, not the value 3"),
+        ("data.stages.first.weights.asr=1", "unknown key `data.stages.first.weights.asr`"),
+    ],
+)
+def test_a_wrong_blend_is_named(blend: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(blend, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_blend_in_the_file_is_named(blend: Path) -> None:
+    blend.write_text(BLEND.replace("7e-1", "1}\n    asr: {shard: b, weight: 1"))
+    with pytest.raises(UserError, match=r"blend\.yaml: line 6 .*the key `asr` stands twice"):
+        load_config(blend)
+    blend.write_text(BLEND.replace("weight:", "wieght:", 1))
+    with pytest.raises(
+        UserError, match=r"blend\.yaml: unknown key `data\.blend\.asr\.wieght`; did you mean `data\.blend\.asr\.weight`"
+    ):
+        load_config(blend)
+
+
+def test_training_reads_one_shard_or_one_blend(blend: Path, path: Path) -> None:
+    check_run(load_config(blend), 1)
+    with pytest.raises(UserError, match=r"data\.train and data\.blend are both set.*data\.train= or data\.blend=null"):
+        check_run(load_config(blend, ["data.train=shards/train"]), 1)
+    check_run(load_config(blend, ["data.train=shards/train", "data.train="]), 1)
+    with pytest.raises(UserError, match=r"neither data\.train nor data\.blend names a shard"):
+        check_run(load_config(path, ["data.train="]), 1)
+
+
 def test_a_batch_that_does_not_divide_is_refused(path: Path) -> None:
     config = load_config(path, ["train.global_batch=12", "train.micro_batch=2"])
     check_run(config, 3)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from data_prep import encode
 from data_prep.__main__ import main
-from data_prep.encode import encode_sorted, total_seconds
+from data_prep.encode import encode_sorted
+from data_prep.learn import total_seconds
 from ttt_dist.audio import Codec, load_codec
 from ttt_dist.audio.codec import Codes
 from ttt_dist.audio.melvq import MelVQ
@@ -75,7 +76,8 @@ def test_codes_on_disk_are_the_codecs(corpus: Path, tmp_path: Path) -> None:
     assert meta["counts"]["utterances"] == 8
     assert meta["counts"]["codes"] == sum(map(len, dataset)) == sum(-(-len(wave) // 320) for wave in waves)
     assert meta["files"] == {
-        f"part-00000.{kind}": sha256_file(out / f"part-00000.{kind}") for kind in ("bin", "idx", "jsonl")
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in (out / f"part-00000.{kind}" for kind in ("bin", "idx", "jsonl"))
     }
     assert not temporary_files(tmp_path)
 
@@ -109,7 +111,7 @@ def test_other_inputs_are_not_mixed_in(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="learnt from something else"):
         run(corpus, out, *LEARN, "--seed", "1")
     run(corpus, tmp_path / "other", *LEARN, "--seed", "1")
-    with pytest.raises(UserError, match=r"part-00000\.json: was made from another manifest or codec"):
+    with pytest.raises(UserError, match=r"codes/codec: holds another codec"):
         run(corpus, out, "--codec", str(tmp_path / "other" / "codec"))
     (corpus / "more.jsonl").write_text('{"audio": "0.wav", "text": "0"}\n')
     with pytest.raises(UserError, match=r"part-00000\.json: was made from another manifest"):

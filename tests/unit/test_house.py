@@ -23,6 +23,7 @@ FLOORS = [
         "ttt_dist.audio",
         "ttt_dist.telemetry",
         "ttt_dist.files",
+        "ttt_dist.leases",
         "ttt_dist.errors",
     ],
 ]

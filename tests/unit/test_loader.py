@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.structures import tiny_layout
 from ttt_dist.data.loader import HeldOutLoader, PackLoader
 from ttt_dist.data.shards import ShardReader, ShardWriter
+from ttt_dist.data.sources import Sources
 from ttt_dist.errors import UserError
 from ttt_dist.sequence.batch import Batch
 from ttt_dist.sequence.objective import Objective
@@ -39,7 +40,9 @@ def _sample(rng: np.random.Generator) -> Sample:
 def loader(
     reader: ShardReader, global_batch: int = 8, micro: int = 2, rank: int = 0, size: int = 1, **more: int
 ) -> PackLoader:
-    return PackLoader(reader, LAYOUT, Objective(), 5, SEQ_LEN, global_batch, micro, rank, size, **more)
+    return PackLoader(
+        Sources({"train": reader}), LAYOUT, Objective(), 5, SEQ_LEN, global_batch, micro, rank, size, **more
+    )
 
 
 def rows(batches: list[Batch]) -> list[tuple]:
@@ -75,7 +78,7 @@ def test_epochs_bring_new_noise_and_every_pack(reader: ShardReader) -> None:
     first, second = ([rows(one.step(NUM_PACKS * e + i))[0] for i in range(NUM_PACKS)] for e in (0, 1))
     assert len(set(first)) == NUM_PACKS
     assert not set(first) & set(second)
-    assert one.epoch_of(NUM_PACKS) == 1.0
+    assert one.epoch_of(NUM_PACKS) == {"train": 1.0}
 
 
 def test_errors_of_the_thread_surface(reader: ShardReader, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,10 +96,10 @@ def test_what_does_not_divide_or_fit_is_refused(reader: ShardReader) -> None:
     with pytest.raises(UserError, match=r"global_batch=4 .*micro_batch=4 x 2"):
         loader(reader, 4, 4, size=2)
     with pytest.raises(UserError, match=r"packed at seq_len 48.*seq_len=32"):
-        PackLoader(reader, LAYOUT, Objective(), 5, 32, 8, 2, 0, 1)
+        PackLoader(Sources({"train": reader}), LAYOUT, Objective(), 5, 32, 8, 2, 0, 1)
     other = tiny_layout(shuffle_seed=1)
     with pytest.raises(UserError, match=r"train\.json: token layout differs in special_ids"):
-        PackLoader(reader, other, Objective(), 5, SEQ_LEN, 8, 2, 0, 1)
+        PackLoader(Sources({"train": reader}), other, Objective(), 5, SEQ_LEN, 8, 2, 0, 1)
 
 
 @pytest.mark.parametrize(("micro", "size"), [(1, 1), (4, 1), (4, 2), (16, 1), (8, 4)])

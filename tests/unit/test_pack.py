@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep import pack
-from data_prep.binpack import best_fit_decreasing, pack_lengths
+from data_prep.binpack import best_fit_decreasing, num_windows, pack_window
+from data_prep.parts import part_prefix
+from data_prep.sample_parts import SampleWriter
 from tests.structures import tiny_layout
-from ttt_dist.data.shards import ShardReader, ShardWriter
+from ttt_dist.data.shards import ShardReader
 from ttt_dist.data.verify import verify
 from ttt_dist.errors import UserError
 from ttt_dist.sequence.sample import Sample, Segment
@@ -36,7 +38,8 @@ def librispeech_like(num_samples: int, seed: int = 0) -> tuple[np.ndarray, np.nd
 
 
 def packed(lengths: np.ndarray, seq_len: int, seed: int = 0, window: int = 100_000) -> list[np.ndarray]:
-    return [one for packs in pack_lengths(lengths, seq_len, seed, window) for one in packs]
+    windows = range(num_windows(len(lengths), window))
+    return [one for number in windows for one in pack_window(lengths, number, seq_len, seed, window)[1]]
 
 
 @given(
@@ -105,13 +108,13 @@ def test_seeded() -> None:
 
 
 def write_samples(folder: Path, part: int, lengths: list[int]) -> None:
-    """A part of samples whose text ids tell part and place."""
-    meta = {"layout": LAYOUT.to_dict(), "seq_len": None, "made_from": {"settings": {}, "templates": ["asr"]}}
-    with ShardWriter(folder / f"part-{part:05d}", meta) as writer:
+    """A part (of two) of samples whose text ids tell part and place."""
+    made_from = {"settings": {}, "templates": ["asr"], "codes": f"codes of part {part}"}
+    with SampleWriter(part_prefix(folder, part), part, 2, LAYOUT, made_from) as writer:
         for number, length in enumerate(lengths):
             ids = np.full(length, part, np.int32)
             ids[1] = number
-            writer.add([Sample([Segment(ids[:1], False), Segment(ids[1:], True)])])
+            writer.add(Sample([Segment(ids[:1], False), Segment(ids[1:], True)]))
 
 
 def arguments(folder: Path, *more: str) -> argparse.Namespace:
@@ -143,15 +146,16 @@ def test_pack_keeps_all_and_names_what_is_too_long(folder: Path, capsys: pytest.
     assert contents(folder) == [(0, 0, 5), (0, 1, 9), (0, 2, 12), (0, 3, 3), (1, 0, 4), (1, 1, 4), (1, 3, 6), (1, 4, 7)]
     assert verify(folder.parent / "shards" / "train") == []
     reader = ShardReader(folder.parent / "shards" / "train")
-    assert [source["samples"] for source in reader.meta["sources"]] == [4, 5]
-    assert reader.meta["dropped"] == ["part-00001.bin: document 2: 30 tokens, longer than seq_len 16"]
+    assert reader.meta["sources"] == [{"settings": {}, "templates": ["asr"], "parts": 2, "samples": 9}]
+    message = "part-00001.bin: document 2: 30 tokens, longer than seq_len 16: dropped"
+    assert reader.meta["too_long"] == {"dropped": 1, "cut": 0, "pieces": 0, "tokens_lost": 30, "examples": [message]}
     pack.run(arguments(folder, "--seq-len", "16", "--max-errors", "1"))
 
 
 def test_too_long_fail_writes_nothing(folder: Path) -> None:
     with pytest.raises(UserError, match=r"1 samples exceed --seq-len 16: raise it"):
         pack.run(arguments(folder, "--seq-len", "16", "--too-long", "fail", "--max-errors", "5"))
-    assert not (folder.parent / "shards").exists()
+    assert not list((folder.parent / "shards").iterdir())
 
 
 def test_the_shard_is_the_same_again(folder: Path) -> None:

@@ -1,11 +1,16 @@
-"""Speech tokenizers behind one interface: waveforms to discrete codes and back."""
+"""Speech tokenizers behind one interface: waveforms to discrete codes and back.
+
+`load_codec` opens any of them by name and folder; `describe_codec` reads what a saved one is without loading weights.
+"""
 
 from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,58 +20,173 @@ from ttt_dist.errors import UserError
 
 Codes = npt.NDArray[np.int32]
 
+DESCRIPTION = "codec.json"  # the file that makes a folder a saved codec
+PRETRAINED = ("dac", "encodec", "higgs", "mimi", "neucodec", "xcodec", "xcodec2")  # read through transformers
+PUBLISHED = ("glm4voice", *PRETRAINED)  # codecs whose folders others published
+KNOWN = (*PUBLISHED, "melvq")
+
+
+@dataclass(frozen=True)
+class CodecInfo:
+    """What a codec is, without its weights."""
+
+    name: str
+    hash: str
+    sample_rate: int
+    frame_rate: float
+    codes_per_frame: int
+    codebook_size: int
+
 
 class Codec(ABC):
-    """A speech tokenizer of one codebook.
+    """A speech tokenizer.
 
-    A code covers exactly `sample_rate / frame_rate` samples: code k stands for samples [k * hop, (k + 1) * hop).
+    A frame covers `hop` samples: frame i stands for samples [i * hop, (i + 1) * hop). It has one code, or k of them in
+    a row where k codebooks of K entries were chosen: c_0, c_1 + K, c_2 + 2K, ... (`ttt_dist.audio.codebooks`).
     """
 
     name: str
     sample_rate: int  # Hz, of the waveforms it takes and gives
-    frame_rate: float  # codes per second
-    codebook_size: int
+    frame_rate: float  # frames per second
+    codes_per_frame: int = 1
+    codebook_size: int  # of all codebooks together: codes are in 0..codebook_size-1
     hash: str  # hex SHA-256 over everything that decides its codes
 
     @property
     def hop(self) -> int:
-        """Samples per code."""
+        """Samples per frame."""
         return round(self.sample_rate / self.frame_rate)
+
+    @property
+    def code_rate(self) -> float:
+        """Codes per second."""
+        return self.frame_rate * self.codes_per_frame
 
     @abstractmethod
     def encode(self, waves: Sequence[Tensor]) -> list[Codes]:
-        """Waveforms [T_i] at `sample_rate` -> codes [ceil(T_i / hop)], int32 in 0..codebook_size-1.
+        """Waveforms [T_i] at `sample_rate` -> codes [ceil(T_i / hop) * codes_per_frame], int32.
 
         A waveform's codes do not depend on which others are in the batch.
         """
 
     @abstractmethod
     def decode(self, codes: Codes) -> Tensor:
-        """Codes [n] -> waveform [n * hop], float32 in -1..1. Deterministic."""
+        """Codes [n * codes_per_frame] -> waveform [n * hop], float32 in -1..1. Deterministic."""
 
     @abstractmethod
     def save(self, folder: str | Path) -> None:
         """Write the codec as a folder that `load_codec` reads."""
 
+    @property
+    def info(self) -> CodecInfo:
+        """Name, hash, rates and sizes."""
+        return CodecInfo(**{key: getattr(self, key) for key in CodecInfo.__dataclass_fields__})
 
-def load_codec(spec: str | Path) -> Codec:
-    """Load `NAME:FOLDER`, or `FOLDER` whose codec.json says the name. Raises UserError where it is none."""
-    from ttt_dist.audio.melvq import MelVQ  # here, because melvq builds on this file
+    def describe(self) -> dict[str, Any]:
+        """Plain values that say what made the codes, for the record."""
+        return asdict(self.info)
 
-    kinds: dict[str, type[MelVQ]] = {"melvq": MelVQ}
+
+def load_codec(
+    spec: str | Path,
+    codebooks: int | None = None,
+    decoder_command: str | None = None,
+    device: str | None = None,
+) -> Codec:
+    """Load `NAME:FOLDER` (a published codec), or a `FOLDER` that `save` wrote, whose codec.json says the name.
+
+    `codebooks` chooses the first so many of a codec that has several (default: all, or what the folder was saved
+    with). `decoder_command` makes waveforms of codes in the codec's stead (`ttt_dist.audio.external`). `device` is
+    where a network runs: by default CUDA where there is any. Raises UserError where the folder holds no such codec.
+    """
     name, _, place = str(spec).rpartition(":")
     folder = Path(place)
-    description = folder / "codec.json"
-    if not description.is_file():
-        raise UserError(
-            f"{folder}: is no codec folder (codec.json is missing); name one that was saved, or learn melvq with --train-codec"
-        )
+    if (folder / DESCRIPTION).is_file():
+        codec = _load_saved(name, folder, codebooks, device)
+    elif name in PUBLISHED:
+        codec = _load_published(name, folder, codebooks, device)
+    else:
+        raise _no_codec(name, folder)
+    if decoder_command is None:
+        return codec
+    from ttt_dist.audio.external import ExternalDecoder  # here, because it builds on this file, like all codecs below
+
+    return ExternalDecoder(codec, decoder_command)
+
+
+def describe_codec(folder: str | Path) -> CodecInfo:
+    """What a saved codec is, from its codec.json alone. Raises UserError where that cannot be read."""
+    path = Path(folder) / DESCRIPTION
+    if not path.is_file():
+        raise _no_codec("", Path(folder))
+    stored = read_description(Path(folder))
     try:
-        stored = json.loads(description.read_text(encoding="utf-8"))["name"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{description}: is no codec description ({error}); save the codec again") from error
-    if name and name != stored:
-        raise UserError(f"{description}: holds codec {stored!r}, but {name!r} was asked for; write {stored}:{folder}")
-    if stored not in kinds:
-        raise UserError(f"{description}: codec {stored!r} is not known; known are {', '.join(sorted(kinds))}")
-    return kinds[stored].load(folder)
+        return CodecInfo(
+            name=str(stored["name"]),
+            hash=str(stored["hash"]),
+            sample_rate=int(stored["sample_rate"]),
+            frame_rate=float(stored["frame_rate"]),
+            codes_per_frame=int(stored.get("codes_per_frame", 1)),
+            codebook_size=int(stored["codebook_size"]),
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: does not say what the codec is ({error!r}); save the codec again") from error
+
+
+def read_description(folder: Path) -> Mapping[str, Any]:
+    """The contents of a codec.json, whose name is known. Raises UserError naming the file."""
+    path = folder / DESCRIPTION
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        name = stored["name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: is no codec description ({error}); save the codec again") from error
+    if name not in KNOWN:
+        raise UserError(f"{path}: codec {name!r} is not known; known are {', '.join(sorted(KNOWN))}")
+    return dict(stored)
+
+
+def _load_saved(name: str, folder: Path, codebooks: int | None, device: str | None) -> Codec:
+    stored = read_description(folder)
+    if name and name != stored["name"]:
+        raise UserError(
+            f"{folder / DESCRIPTION}: holds codec {stored['name']!r}, but {name!r} was asked for; "
+            f"write {stored['name']}:{folder}"
+        )
+    if stored["name"] == "melvq":
+        from ttt_dist.audio.melvq import MelVQ
+
+        if codebooks not in (None, 1):
+            raise UserError(f"codebooks {codebooks}: melvq has one codebook; leave the choice out")
+        return MelVQ.load(folder)
+    from ttt_dist.audio.published import saved_choice
+
+    weights, chosen = saved_choice(folder, stored, codebooks)
+    codec = _load_published(stored["name"], weights, chosen, device)
+    if codec.hash != stored.get("hash"):
+        raise UserError(
+            f"{folder / DESCRIPTION}: was saved of weights with hash {str(stored.get('hash'))[:12]}, but {weights} now has "
+            f"{codec.hash[:12]}; restore the weights, or encode anew with {stored['name']}:{weights}"
+        )
+    return codec
+
+
+def _load_published(name: str, folder: Path, codebooks: int | None, device: str | None) -> Codec:
+    if name == "glm4voice":
+        from ttt_dist.audio.glm4voice import Glm4Voice
+
+        return Glm4Voice.load(folder, codebooks, device)
+    from ttt_dist.audio.pretrained import Pretrained
+
+    return Pretrained.load(name, folder, codebooks, device)
+
+
+def _no_codec(name: str, folder: Path) -> UserError:
+    if name and name not in KNOWN:
+        return UserError(f"{name}:{folder}: codec {name!r} is not known; known are {', '.join(sorted(KNOWN))}")
+    if not name and (folder / "config.json").is_file():
+        return UserError(f"{folder}: looks like a published model; say which codec it is, such as mimi:{folder}")
+    return UserError(
+        f"{folder}: is no codec folder (codec.json is missing); name one that was saved, learn melvq with "
+        "--train-codec, or name a published codec and its folder, such as glm4voice:DIR"
+    )

@@ -1,14 +1,14 @@
 """From packs to batches: this rank's micro-batches of a step (`PackLoader`), and of a held-out set (`HeldOutLoader`).
 
 Both are pure functions of their arguments: the noise comes from (seed, sample, epoch), the choice of packs from
-(seed, step, slot). How the slots of a step are dealt to ranks and micro-batches changes nothing else.
+(seed, blend, step, slot). How the slots of a step are dealt to ranks and micro-batches changes nothing else.
 """
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from ttt_dist.data.order import PackOrder
 from ttt_dist.data.shards import ShardReader
+from ttt_dist.data.sources import Sources
 from ttt_dist.errors import UserError
 from ttt_dist.sequence.batch import Batch, collate
 from ttt_dist.sequence.objective import Objective
@@ -19,12 +19,12 @@ class PackLoader:
     """Batches of [micro_batch, seq_len] for training; `step(n)` gives this rank's micro-batches of step n.
 
     A background thread prepares the `prefetch` steps that follow; what it raises surfaces in the `step` that asks for
-    it. Raises UserError where the shard's layout or seq_len does not fit, or the global batch does not divide.
+    it. Raises UserError where a shard's layout or seq_len does not fit, or the global batch does not divide.
     """
 
     def __init__(
         self,
-        reader: ShardReader,
+        sources: Sources,
         layout: TokenLayout,
         objective: Objective,
         seed: int,
@@ -35,15 +35,16 @@ class PackLoader:
         dp_size: int,
         prefetch: int = 1,
     ) -> None:
-        check_shard(reader, layout, seq_len)
+        for reader in sources.readers.values():
+            check_shard(reader, layout, seq_len)
         if global_batch < 1 or global_batch % (micro_batch * dp_size):
             raise UserError(
                 f"global_batch={global_batch} is no multiple of micro_batch={micro_batch} x {dp_size} data-parallel "
                 f"ranks = {micro_batch * dp_size}: choose a multiple, or another micro_batch"
             )
-        self.reader, self.layout, self.objective, self.seed, self.seq_len = reader, layout, objective, seed, seq_len
+        self.sources, self.layout, self.objective, self.seed, self.seq_len = sources, layout, objective, seed, seq_len
         self.global_batch, self.micro_batch, self.dp_rank, self.dp_size = global_batch, micro_batch, dp_rank, dp_size
-        self.order = PackOrder(len(reader), seed)
+        self.order = sources.order(seed, global_batch)
         self._prefetch = prefetch
         self._thread = ThreadPoolExecutor(1, "packs") if prefetch else None
         self._coming: dict[int, Future[list[Batch]]] = {}
@@ -53,9 +54,9 @@ class PackLoader:
         """Micro-batches of one rank in one step: the accumulation steps."""
         return self.global_batch // (self.micro_batch * self.dp_size)
 
-    def epoch_of(self, step: int) -> float:
-        """How often all packs have been read when `step` begins."""
-        return step * self.global_batch / len(self.reader)
+    def epoch_of(self, step: int) -> dict[str, float]:
+        """How often all packs of each source have been read when `step` begins."""
+        return {name: count / len(self.sources.readers[name]) for name, count in self.order.counts(step).items()}
 
     def step(self, step: int) -> list[Batch]:
         """This rank's batches of one step, in order of micro-batch."""
@@ -81,9 +82,9 @@ class PackLoader:
     def _micro_batch(self, step: int, number: int) -> Batch:
         first = (number * self.dp_size + self.dp_rank) * self.micro_batch
         slots = range(first, first + self.micro_batch)
-        places = [self.order.pack_at(step, slot, self.global_batch) for slot in slots]
-        packs = [self.reader[pack] for pack, _ in places]
-        epochs = [epoch for _, epoch in places]
+        places = [self.order.place_at(step, slot) for slot in slots]
+        packs = [self.sources.readers[place.source][place.pack] for place in places]
+        epochs = [place.epoch for place in places]
         return collate(packs, self.layout, self.objective, self.seed, epochs, self.seq_len)
 
 

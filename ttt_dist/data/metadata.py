@@ -58,7 +58,20 @@ def read(prefix: str | Path) -> dict[str, Any]:
     return meta
 
 
+def shard_names(prefix: Path, meta: dict[str, Any]) -> list[str]:
+    """The names of the shards that a prefix stands for: those of a set, or its own."""
+    return list(meta.get("shards") or [prefix.name])
+
+
 def is_intact(prefix: str | Path) -> bool:
     """Whether the JSON's bytes are exactly those that were written."""
-    content = with_suffix(prefix, ".json").read_bytes()
-    return content == render(json.loads(content)).encode()
+    return is_rendered(with_suffix(prefix, ".json").read_bytes())
+
+
+def is_rendered(content: bytes) -> bool:
+    """Whether bytes are exactly what `render` made of the values in them."""
+    try:
+        values = json.loads(content)
+    except ValueError:
+        return False
+    return isinstance(values, dict) and content == render(values).encode()

@@ -3,6 +3,7 @@
 An epoch reads every pack once, in an order given by a keyed permutation that is computed per index (a Feistel network
 with cycle walking: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). There is no list to shuffle and
 no state: any step is found at once, a resumed run needs only its step, and a longer run continues a shorter one.
+`ttt_dist.data.blend` shares the slots out among several sources.
 """
 
 from functools import lru_cache
@@ -58,20 +59,27 @@ def permutation_keys(*name: int | str) -> tuple[int, ...]:
 
 
 class PackOrder:
-    """Which pack stands at (step, slot) of the run, for one source of `num_packs` packs.
+    """The order in which one source of `num_packs` packs is read: pack and epoch of its n-th reading.
 
-    A blend of sources is to be another class with this one method, which first chooses the source and then counts
-    within it, each source under its own seed.
+    A source of a blend has its `name` in the keys of its permutations, so that its order is its own whatever the others
+    are. Without a name, it is the only one.
     """
 
-    def __init__(self, num_packs: int, seed: int) -> None:
+    def __init__(self, num_packs: int, seed: int, name: str | None = None) -> None:
         assert num_packs >= 1
         self.num_packs = num_packs
         self.seed = seed
+        self.name = name
+
+    def nth(self, number: int) -> tuple[int, int]:
+        """(pack index, epoch) of the reading `number`, from 0. The epoch also seeds the pack's noise."""
+        assert number >= 0
+        epoch, place = divmod(number, self.num_packs)
+        name = () if self.name is None else (self.name,)
+        return permute(place, self.num_packs, permutation_keys("packs", self.seed, *name, epoch)), epoch
 
     def pack_at(self, step: int, slot: int, global_batch: int) -> tuple[int, int]:
-        """(pack index, epoch) of slot 0..global_batch-1 of a step. The epoch also seeds the pack's noise."""
+        """(pack index, epoch) of slot 0..global_batch-1 of a step, where this source fills all slots."""
         assert step >= 0
         assert 0 <= slot < global_batch
-        epoch, place = divmod(step * global_batch + slot, self.num_packs)
-        return permute(place, self.num_packs, permutation_keys("packs", self.seed, epoch)), epoch
+        return self.nth(step * global_batch + slot)

@@ -2,13 +2,15 @@
 
 One document is one pack and one sequence is one segment of a sample; the mode byte of a sequence says whether it starts
 a sample (bit 0) and whether its tokens are targets (bit 1). A pack is contiguous: one read. Composed samples are kept
-in the same format, one sample per document and no seq_len.
+in the same format, one sample per document and no seq_len. Larger corpora are sets: shards PREFIX-00000-of-00012 and so
+on, and PREFIX.json that lists them.
 """
 
 import os
 from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import sha256
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -110,10 +112,13 @@ class ShardWriter:
             counts["fill"] = round(self._num_tokens / max(self.num_documents * self.meta["seq_len"], 1), 6)
         return counts
 
-    def close(self) -> dict[str, Any]:
-        """Complete the shard and return its meta. Raises UserError where nothing was added or the disk is full."""
+    def close(self, may_be_empty: bool = False) -> dict[str, Any]:
+        """Complete the shard and return its meta. Raises UserError where nothing was added or the disk is full.
+
+        A part of composed samples may be empty: it has a JSON and no files.
+        """
         try:
-            if self.num_documents == 0:
+            if self.num_documents == 0 and not may_be_empty:
                 raise UserError(f"{self.prefix}: nothing to write, no sample was left; see the messages above")
             with writing(self._final[".bin"]):
                 meta = self._write_temporary()
@@ -133,10 +138,13 @@ class ShardWriter:
     def _write_temporary(self) -> dict[str, Any]:
         """Everything that can fail for want of space happens here, before any name changes."""
         self._builder.finalize(str(self._temporary[".idx"]))
-        digests = {".bin": self._digest.hexdigest(), ".idx": sha256_file(self._temporary[".idx"])}
+        if not self.num_documents:
+            for suffix in (".bin", ".idx"):  # an empty file cannot be mapped
+                self._temporary.pop(suffix).unlink()
         files = {
-            self._final[suffix].name: {"bytes": self._temporary[suffix].stat().st_size, "sha256": digest}
-            for suffix, digest in digests.items()
+            self._final[suffix].name: {"bytes": path.stat().st_size, "sha256": self._sha256(suffix)}
+            for suffix, path in self._temporary.items()
+            if suffix != ".json"
         }
         beside = metadata.checksums_beside(self.prefix.parent)
         meta = {"format": metadata.FORMAT, **self.meta, "counts": self.counts(), "files": files, "beside": beside}
@@ -146,10 +154,13 @@ class ShardWriter:
                 os.fsync(file.fileno())
         return meta
 
+    def _sha256(self, suffix: str) -> str:
+        return self._digest.hexdigest() if suffix == ".bin" else sha256_file(self._temporary[suffix])
+
     def _rename(self) -> None:
         # The JSON makes a shard visible: the old one goes first and the new one comes last.
         self._final[".json"].unlink(missing_ok=True)
-        for suffix in SUFFIXES:
+        for suffix in [suffix for suffix in SUFFIXES if suffix in self._temporary]:
             os.replace(self._temporary[suffix], self._final[suffix])
         fsync_folder(self.prefix.parent)
 
@@ -164,7 +175,7 @@ class ShardWriter:
 
 
 class ShardReader:
-    """Reads a shard: `len` documents, `[i]` the samples of one, `.document(i)` its arrays.
+    """Reads a shard, or a set of shards as one: `len` documents, `[i]` the samples of one, `.document(i)` its arrays.
 
     Opening checks that the files are there and have their sizes; `data_prep verify` checks every byte.
     """
@@ -174,22 +185,14 @@ class ShardReader:
         self.meta = metadata.read(self.prefix)
         self.layout = TokenLayout.from_dict(self.meta["layout"], f"{self.prefix}.json")
         self.seq_len: int | None = self.meta["seq_len"]
-        self._check_sizes()
-        self._data = open_indexed(self.prefix, multimodal=True)
-        self._borders = self._data.document_indices
+        self._shards = [
+            _IndexedShard(self.prefix.with_name(name), self.meta if name == self.prefix.name else None)
+            for name in metadata.shard_names(self.prefix, self.meta)
+        ]
+        self._ends = list(accumulate(map(len, self._shards)))
         stated = self.meta["counts"].get("packs")
         if len(self) != stated:
             raise UserError(f"{self.prefix}.idx: {len(self)} documents, its JSON says {stated}; write the shard again")
-
-    def _check_sizes(self) -> None:
-        for suffix in (".bin", ".idx"):
-            path = with_suffix(self.prefix, suffix)
-            expected = self.meta["files"].get(path.name, {}).get("bytes")
-            if not path.is_file():
-                raise UserError(f"{path}: missing; write the shard again")
-            if path.stat().st_size != expected:
-                size = path.stat().st_size
-                raise UserError(f"{path}: {size} bytes, but its JSON says {expected}; write the shard again")
 
     def require_same_codec(self, other: "ShardReader") -> None:
         """Refuse a shard whose codes come from another codec, though the layouts may agree; both hashes are named."""
@@ -201,7 +204,7 @@ class ShardReader:
             )
 
     def __len__(self) -> int:
-        return len(self._borders) - 1
+        return self._ends[-1]
 
     def __getitem__(self, index: int) -> list[Sample]:
         return to_samples(self.document(index))
@@ -210,16 +213,60 @@ class ShardReader:
         """One document's arrays, copied: one contiguous read."""
         if not 0 <= index < len(self):
             raise IndexError(f"pack {index} of {len(self)}")
-        where = slice(int(self._borders[index]), int(self._borders[index + 1]))
+        return self.documents(np.array([index]))[0]
+
+    def documents(self, indices: np.ndarray) -> list[Document]:
+        """Several documents' arrays, in any order."""
+        shard_of = np.searchsorted(self._ends, indices, side="right")
+        starts = [0, *self._ends]
+        found: dict[int, Document] = {}
+        for number in np.unique(shard_of).tolist():
+            chosen = np.flatnonzero(shard_of == number)
+            found |= zip(chosen.tolist(), self._shards[number].documents(indices[chosen] - starts[number]), strict=True)
+        return [found[i] for i in range(len(indices))]
+
+    def lengths(self) -> np.ndarray:
+        """Tokens per document, int64 [len]."""
+        return np.concatenate([shard.lengths() for shard in self._shards])
+
+
+class _IndexedShard:
+    """The .bin and .idx of one shard, their sizes checked against its JSON."""
+
+    def __init__(self, prefix: Path, meta: dict[str, Any] | None) -> None:
+        self.prefix = prefix
+        self._check_sizes((meta or metadata.read(prefix))["files"])
+        self._data = open_indexed(prefix, multimodal=True)
+        self._borders = self._data.document_indices
+
+    def _check_sizes(self, files: dict[str, dict[str, Any]]) -> None:
+        for suffix in (".bin", ".idx"):
+            path = with_suffix(self.prefix, suffix)
+            expected = files.get(path.name, {}).get("bytes")
+            if not path.is_file():
+                raise UserError(f"{path}: missing; write the shard again")
+            if path.stat().st_size != expected:
+                size = path.stat().st_size
+                raise UserError(f"{path}: {size} bytes, but its JSON says {expected}; write the shard again")
+
+    def __len__(self) -> int:
+        return len(self._borders) - 1
+
+    def documents(self, indices: np.ndarray) -> list[Document]:
+        firsts, lasts = self._borders[indices], self._borders[indices + 1]
+        places = zip(indices.tolist(), firsts.tolist(), lasts.tolist(), strict=True)
+        return [self._document(index, slice(first, last)) for index, first, last in places]
+
+    def _document(self, number: int, where: slice) -> Document:
+        """Arrays are copied: the mapped files may be closed meanwhile."""
         lengths = self._data.sequence_lengths[where].copy()
         offset = int(self._data.index.sequence_pointers[where.start])
         try:
             ids = self._data.bin_reader.read(dtype=np.int32, count=int(lengths.sum()), offset=offset)
         except ValueError as error:
-            raise UserError(f"{self.prefix}.idx: pack {index} lies outside the .bin; run data_prep verify") from error
+            raise UserError(f"{self.prefix}.idx: pack {number} lies outside the .bin; run data_prep verify") from error
         return Document(ids.copy(), lengths, self._data.index.sequence_modes[where].copy())
 
     def lengths(self) -> np.ndarray:
-        """Tokens per document, int64 [len]."""
         ends = np.concatenate([[0], np.cumsum(self._data.sequence_lengths, dtype=np.int64)])
         return np.diff(ends[self._borders])

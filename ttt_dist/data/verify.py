@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,25 +23,38 @@ def verify(prefix: str | Path, tick: Callable[[], None] = lambda: None) -> list[
     except UserError as error:
         return [str(error)]
     problems = [] if metadata.is_intact(prefix) else [f"{with_suffix(prefix, '.json')}: changed since it was written"]
-    problems += _verify_files(Path(prefix), meta["files"])
-    problems += _verify_beside(Path(prefix).parent, meta.get("beside", {}))
-    return problems or _verify_packs(prefix, tick)
+    problems += verify_beside(Path(prefix).parent, meta.get("beside", {}))
+    if "shards" in meta:
+        return problems or _verify_set(Path(prefix), meta, tick)
+    problems += verify_files(Path(prefix), meta["files"])
+    return problems or (_verify_packs(prefix, tick) if meta["files"] else [])
 
 
-def _verify_files(prefix: Path, files: dict[str, dict[str, object]]) -> Iterator[str]:
-    for path in (with_suffix(prefix, ".bin"), with_suffix(prefix, ".idx")):
-        record = files.get(path.name)
-        if record is None:
-            yield f"{path}: the JSON has no checksum of it"
-        elif not path.is_file():
-            yield f"{path}: missing"
+def _verify_set(prefix: Path, meta: dict[str, Any], tick: Callable[[], None]) -> list[str]:
+    problems = verify_files(prefix, meta["files"])
+    if problems:
+        return problems
+    for name in meta["shards"]:
+        problems += verify(prefix.with_name(name), tick)
+    return problems
+
+
+def verify_files(prefix: Path, files: dict[str, dict[str, object]]) -> list[str]:
+    """What is wrong with the files that a JSON names, beside `prefix`, by their sizes and checksums."""
+    problems = []
+    for name, record in files.items():
+        path = prefix.with_name(name)
+        if not path.is_file():
+            problems.append(f"{path}: missing")
         elif path.stat().st_size != record.get("bytes"):
-            yield f"{path}: {path.stat().st_size} bytes, but the JSON says {record.get('bytes')}"
+            problems.append(f"{path}: {path.stat().st_size} bytes, but the JSON says {record.get('bytes')}")
         elif sha256_file(path) != record.get("sha256"):
-            yield f"{path}: checksum differs, its contents have changed"
+            problems.append(f"{path}: checksum differs, its contents have changed")
+    return problems
 
 
-def _verify_beside(folder: Path, checksums: dict[str, str]) -> Iterator[str]:
+def verify_beside(folder: Path, checksums: dict[str, str]) -> Iterator[str]:
+    """What is wrong with the tokenizer, codec and template.json of a folder."""
     for name, checksum in checksums.items():
         if not (folder / name).exists():
             yield f"{folder / name}: missing"

@@ -1,24 +1,28 @@
-"""Templates: how an utterance or a chat becomes a sample, for training and for prompts alike (method: tokens, samples).
+"""Templates: how an entry of a manifest becomes a sample, for training and for prompts alike (method: tokens, samples).
 
-ChatML turns; audio of the user between begin_of_audio and end_of_audio; speech of the assistant interleaved with its
-text, `text_ratio` text tokens then `audio_ratio` codes, the last span carrying all remaining audio.
+`TemplateSettings` says which templates there are and how speech is interleaved; users give them in a YAML file.
+`ChatTemplate` renders entries with them, for one tokenizer and token layout.
 """
 
-import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import lru_cache
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import InitVar, asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 from ttt_dist.errors import UserError
+from ttt_dist.sequence import template_form
+from ttt_dist.sequence.chat_markup import ChatML, OwnTemplate, end_of_turn
 from ttt_dist.sequence.sample import Sample, Segment
+from ttt_dist.sequence.template_content import ContentWriter
+from ttt_dist.sequence.template_entry import Entry, EntryWriter
+from ttt_dist.sequence.template_form import ASSISTANT, CHAT_ROLES, DOCUMENT, SYSTEM, TURNS, Turn
 from ttt_dist.sequence.text_tokenizer import TextTokenizer
-from ttt_dist.sequence.tokens import PIECES, TokenLayout
+from ttt_dist.sequence.tokens import TokenLayout, extend
+from ttt_dist.typed_yaml import build, read_yaml
 
-_PIECE = re.compile("(" + "|".join([r"<\|audio_\d+\|>", *map(re.escape, PIECES.values())]) + ")")
-_NAME_OF_PIECE = {piece: name for name, piece in PIECES.items()}
+ASR_SYSTEM, TTS_SYSTEM = (template_form.built_in()[name][0][SYSTEM] for name in ("asr", "tts"))  # type: ignore[index]
 
 
 @dataclass
@@ -29,13 +33,68 @@ class TemplateSettings:
     """Text tokens between spans."""
     audio_ratio: int = 26
     """Codes of every span but the last."""
-    asr_system: str = "Transcribe the speech."
-    tts_system: str = "Speak the text."
+    last_span: Literal["rest", "chunks"] = "rest"
+    """What follows when the text has run out: one span of all codes that remain, or spans of `audio_ratio`."""
+    chat_template: Literal["chatml", "tokenizer"] = "chatml"
+    """Markup of the turns: ChatML, or the tokenizer's own chat template."""
     name_speaker: bool = False
     """Name the speaker in TTS prompts."""
+    templates: dict[str, template_form.TemplateItems] = field(default_factory=template_form.built_in)
+    """What each template writes (`ttt_dist.sequence.template_form`)."""
+    asr_system: InitVar[str] = ASR_SYSTEM
+    """Of a template.json written before templates were settings; so is the next."""
+    tts_system: InitVar[str] = TTS_SYSTEM
+
+    def __post_init__(self, asr_system: str, tts_system: str) -> None:
+        for name, value in (("text_ratio", self.text_ratio), ("audio_ratio", self.audio_ratio)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"{name}: is {value!r}; give a whole number, 1 or more")
+        for name, choice, known in (
+            ("last_span", self.last_span, ("rest", "chunks")),
+            ("chat_template", self.chat_template, ("chatml", "tokenizer")),
+        ):
+            if choice not in known:
+                raise UserError(f"{name}: is {choice!r}; choose {' or '.join(known)}")
+        for name, system, usual in (("asr", asr_system, ASR_SYSTEM), ("tts", tts_system, TTS_SYSTEM)):
+            if system != usual:
+                self.templates = {**self.templates, name: [{SYSTEM: system}, *self.templates[name][1:]]}
+        self.forms()
+
+    def forms(self) -> dict[str, list[Turn]]:
+        """The templates, read. Raises UserError naming the key that is wrong."""
+        return {name: template_form.read_template(name, items) for name, items in self.templates.items()}
+
+    def require(self, name: str) -> None:
+        """Raise UserError unless there is a template `name`."""
+        if name not in self.templates:
+            raise UserError(f"no template '{name}': choose among {', '.join(self.templates)}, or add it in a file")
+
+    def fixed_texts(self, names: Iterable[str]) -> list[str]:
+        """What these templates write themselves, in every language: a tokenizer to be trained should know it."""
+        forms = self.forms()
+        contents = [content for name in names for turn in forms[name] for content in turn.contents.values()]
+        texts = [piece.value.strip() for content in contents for piece in content if not piece.is_field]
+        return [*dict.fromkeys(filter(None, texts)), *(role + "\n" for role in CHAT_ROLES), "\n"]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def load_template_settings(path: Path) -> TemplateSettings:
+    """Settings from YAML; what the file does not say is as usual, its templates come on top of the built-in ones.
+
+    Raises UserError naming the file and the key.
+    """
+    values = read_yaml(path)
+    templates = values.pop("templates", None) or {}
+    if not isinstance(templates, dict):
+        raise UserError(f"{path}: templates is {templates!r}; write names with a list of turns below each")
+    try:
+        settings: TemplateSettings = build(TemplateSettings, values, str(path))
+        return replace(settings, templates=settings.templates | {str(name): items for name, items in templates.items()})
+    except UserError as error:
+        told = str(error)
+        raise UserError(told if told.startswith(str(path)) else f"{path}: {told}") from None
 
 
 class ChatTemplate:
@@ -45,83 +104,102 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self.layout = layout
         self.settings = settings or TemplateSettings()
-        self._fixed = lru_cache(maxsize=256)(self._encode)  # role headers and system prompts recur in every sample
+        ratios = self.settings.text_ratio, self.settings.audio_ratio
+        self._writer = ContentWriter(tokenizer, layout, *ratios, self.settings.last_span)
+        self._markup = (ChatML if self.settings.chat_template == "chatml" else OwnTemplate)(tokenizer, layout)
+        self._forms = self.settings.forms()
+
+    @classmethod
+    def for_codes(cls, tokenizer: TextTokenizer, codebook_size: int, settings: TemplateSettings) -> "ChatTemplate":
+        """With the tokenizer's vocabulary, extended; `im_end` of the layout is what ends a turn under these settings.
+
+        Raises UserError where they ask for a chat template of the tokenizer and it has none that can be used.
+        """
+        own = end_of_turn(tokenizer) if settings.chat_template == "tokenizer" else None
+        return cls(tokenizer, extend(tokenizer, codebook_size, end_of_turn=own), settings)
+
+    def require(self, name: str) -> None:
+        """Raise UserError unless there is a template `name`."""
+        self.settings.require(name)
+
+    def sample(self, name: str, entry: Entry, codes: Sequence[np.ndarray]) -> Sample:
+        """An entry as a sample of template `name`; `codes` of its recordings, in the order of `clips(entry)`.
+
+        Targets: the contents of the assistant, each with the token that ends its turn; of a document all.
+        Raises UserError where the entry lacks what the template writes.
+        """
+        form = self._form(name)
+        try:
+            if form[0].role == DOCUMENT:
+                return Sample([Segment(self._entry_writer(entry, codes).content(form[0]), True)])
+            return self._conversation(form, entry, codes)
+        except UserError as error:
+            raise UserError(f"{error} (template {name})") from None
+
+    def prompt(self, name: str, entry: Entry, codes: Sequence[np.ndarray]) -> np.ndarray:
+        """The start of `sample`, up to and including the header of the assistant's last turn, int32.
+
+        What that turn writes may be missing from entry and codes. Raises UserError where something else is.
+        """
+        form = self._form(name)
+        if form[0].role == DOCUMENT:
+            raise UserError(
+                f"template {name} writes a document: it has no prompt; choose one that ends with the assistant"
+            )
+        try:
+            turns = self._entry_writer(entry, codes).turns(form)
+            asked = turns[:-1] if turns[-1][0] == ASSISTANT else turns
+            roles = [*(role for role, _ in asked), ASSISTANT]
+            return self._markup.prompt(roles, [content() for _, content in asked])
+        except UserError as error:
+            raise UserError(f"{error} (template {name})") from None
 
     def asr(self, codes: np.ndarray, text: str) -> Sample:
         """Speech in; its transcript, interleaved with the same codes, out."""
-        return self._sample(self.asr_prompt(codes), self.interleave(self._text(text), codes))
+        return self.sample("asr", {"audio": "given", "text": text}, [codes])
 
     def tts(self, text: str, codes: np.ndarray, speaker: str | None = None) -> Sample:
         """Text in; the text, interleaved with its speech, out."""
-        return self._sample(self.tts_prompt(text, speaker), self.interleave(self._text(text), codes))
+        return self.sample("tts", {"audio": "given", "text": text, "speaker": speaker}, [codes])
 
     def asr_prompt(self, codes: np.ndarray) -> np.ndarray:
         """Ids up to and including the assistant's header, int32."""
-        content = [[self.layout.begin_of_audio], self.layout.code_ids(codes), [self.layout.end_of_audio]]
-        return self._prompt(self.settings.asr_system, _join(content))
+        return self.prompt("asr", {"audio": "given"}, [codes])
 
     def tts_prompt(self, text: str, speaker: str | None = None) -> np.ndarray:
         """Ids up to and including the assistant's header, int32; the speaker is used where `name_speaker` is set."""
-        named = f"{speaker}: {text}" if self.settings.name_speaker and speaker else text
-        return self._prompt(self.settings.tts_system, self._text(named))
+        return self.prompt("tts", {"text": text, "speaker": speaker}, [])
 
     def interleave(self, text_ids: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        """T_1 A_1 ... T_M A_M (method: tokens). Text that outlasts the codes comes before the last span."""
-        layout, settings = self.layout, self.settings
-        audio_ids = layout.code_ids(codes)
-        if not len(audio_ids):
-            return np.asarray(text_ids, dtype=np.int32)
-        parts: list[Any] = []
-        while len(text_ids) > settings.text_ratio and len(audio_ids) > settings.audio_ratio:
-            parts += [text_ids[: settings.text_ratio], [layout.begin_of_audio]]
-            parts += [audio_ids[: settings.audio_ratio], [layout.end_of_audio_new]]
-            text_ids, audio_ids = text_ids[settings.text_ratio :], audio_ids[settings.audio_ratio :]
-        parts += [text_ids, [layout.begin_of_quad], audio_ids, [layout.end_of_audio_span_last]]
-        return _join(parts)
+        """T_1 A_1 ... T_M A_M of ids of text and codes (`ContentWriter.spoken`); without codes, the text."""
+        text_ids = np.asarray(text_ids, dtype=np.int32)
+        return self._writer.spoken(text_ids, self.layout.code_ids(codes)) if len(codes) else text_ids
 
-    def chat(self, messages: Sequence[dict[str, str]]) -> Sample:
-        """ChatML of {"role", "content"} messages whose strings may hold <|audio_N|> and delimiters; assistant turns are targets."""
-        segments: list[Segment] = []
-        for number, message in enumerate(messages):
-            is_target = message["role"] == "assistant"
-            body = _join([self.parse(message["content"]), [self.layout.im_end]])
-            segments.append(Segment(self._header(message["role"], first=number == 0), False))
-            segments.append(Segment(body, is_target))
-        return Sample(segments)
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> Sample:
+        """A conversation of {"role", "content"} in the released format; the turns of the assistant are targets."""
+        contents = [self.parse(message["content"]) for message in messages]
+        return self._markup.sample([message["role"] for message in messages], contents)
+
+    def document(self, content: str) -> Sample:
+        """Text of the released format without turns; all of it is target."""
+        return Sample([Segment(self.parse(content), True)])
 
     def parse(self, content: str) -> np.ndarray:
-        """Ids of a string of the released format: audio codes and delimiters by name, the rest by the text tokenizer."""
-        parts: list[Any] = []
-        for piece in filter(None, _PIECE.split(content)):
-            if piece.startswith("<|audio_"):
-                parts.append(self.layout.code_ids(np.array([int(piece[8:-2])])))
-            elif piece in _NAME_OF_PIECE:
-                parts.append([self.layout.special_ids[_NAME_OF_PIECE[piece]]])
-            else:
-                parts.append(self._encode(piece))
-        return _join(parts)
+        """Ids of a string of the released format (`ContentWriter.parse`)."""
+        return self._writer.parse(content)
 
-    def _sample(self, prompt: np.ndarray, response: np.ndarray) -> Sample:
-        return Sample([Segment(prompt, False), Segment(_join([response, [self.layout.im_end]]), True)])
+    def _entry_writer(self, entry: Entry, codes: Sequence[np.ndarray]) -> EntryWriter:
+        return EntryWriter(self._writer, entry, codes, self.settings.name_speaker)
 
-    def _prompt(self, system: str, content: np.ndarray) -> np.ndarray:
-        end = [self.layout.im_end]
-        system_turn = [self._header("system", first=True), self._fixed(system), end]
-        return _join([*system_turn, self._header("user"), content, end, self._header("assistant")])
+    def _form(self, name: str) -> list[Turn]:
+        self.require(name)
+        return self._forms[name]
 
-    def _header(self, role: str, first: bool = False) -> np.ndarray:
-        return _join([[] if first else self._fixed("\n"), [self.layout.im_start], self._fixed(role + "\n")])
-
-    def _text(self, text: str) -> np.ndarray:
-        ids = self._encode(text.strip())
-        if not len(ids):
-            raise UserError("the text has no tokens: give it a text or leave the utterance out")
-        return ids
-
-    def _encode(self, text: str) -> np.ndarray:
-        return np.asarray(self.tokenizer.encode(text), dtype=np.int32)
-
-
-def _join(parts: Sequence[Any]) -> np.ndarray:
-    """Concatenate id sequences into int32 [n]."""
-    return np.concatenate([np.asarray(part, dtype=np.int32) for part in parts]) if parts else np.zeros(0, np.int32)
+    def _conversation(self, form: list[Turn], entry: Entry, codes: Sequence[np.ndarray]) -> Sample:
+        if any(turn.role == TURNS for turn in form) and not any(turn.get("audio") for turn in entry.get("turns") or []):
+            raise UserError("has no audio: record one of its turns, or use a template of text alone")
+        turns = self._entry_writer(entry, codes).turns(form)
+        roles = [role for role, _ in turns]
+        if ASSISTANT not in roles:
+            raise UserError("has no turn of the assistant, so there is nothing to learn: leave the entry out")
+        return self._markup.sample(roles, [content() for _, content in turns])

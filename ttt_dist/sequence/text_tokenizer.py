@@ -6,12 +6,15 @@ Plain text never becomes a special token here, whatever it contains: specials ar
 import io
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
 
 from ttt_dist.errors import UserError
 from ttt_dist.files import atomic_write
+
+CHAT_DATE = "26 Jul 2024"
+"""Given to chat templates that write the day, so that a prompt reads as the samples did; Llama's default without a clock."""
 
 
 class TextTokenizer(ABC):
@@ -34,6 +37,17 @@ class TextTokenizer(ABC):
     def special_id(self, piece: str) -> int | None:
         """Id of a special token that the tokenizer already has, or None."""
 
+    def encode_markup(self, text: str) -> list[int]:
+        """Ids of text that is trusted: special tokens in it are recognised."""
+        return self.encode(text)
+
+    def render_chat(self, messages: Sequence[dict[str, str]]) -> str:
+        """The {"role", "content"} messages as the tokenizer's own chat template writes them.
+
+        Raises UserError where it has none, or it refuses the roles.
+        """
+        raise UserError(f"tokenizer {self.name}: has no chat template of its own; set chat_template chatml")
+
     def save(self, folder: str | Path) -> None:
         """Copy the tokenizer's files, byte for byte."""
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -52,11 +66,39 @@ class HuggingFaceTokenizer(TextTokenizer):
         self.name = folder.resolve().name
         self.hash = sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
         self.size = len(self._tokenizer)
+        self._backend = self._tokenizer.backend_tokenizer  # the wrapper takes twice as long
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = True
         names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
         self.files = [folder / name for name in names if (folder / name).is_file()]
 
     def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+        try:
+            return list(self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise _not_unicode(text, error) from error
+
+    def encode_markup(self, text: str) -> list[int]:
+        self._backend.encode_special_tokens = False
+        try:
+            return list(self._backend.encode(text, add_special_tokens=False).ids)
+        finally:
+            self._backend.encode_special_tokens = True
+
+    def render_chat(self, messages: Sequence[dict[str, str]]) -> str:
+        from jinja2 import TemplateError
+
+        if not self._tokenizer.chat_template:
+            return super().render_chat(messages)
+        try:
+            return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, date_string=CHAT_DATE))
+        except (TemplateError, ValueError, TypeError) as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise UserError(
+                f"tokenizer {self.name}: its chat template refuses the turns {roles} ({error}); give templates with other "
+                "turns, e.g. without a system turn, or set chat_template chatml"
+            ) from error
 
     def decode(self, ids: Iterable[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
@@ -81,7 +123,10 @@ class SentencePieceTokenizer(TextTokenizer):
         self.files = [path]
 
     def encode(self, text: str) -> list[int]:
-        return list(self._model.encode(text))
+        try:
+            return list(self._model.encode(text))
+        except (RuntimeError, UnicodeEncodeError) as error:
+            raise _not_unicode(text, error) from error
 
     def decode(self, ids: Iterable[int]) -> str:
         return str(self._model.decode([int(i) for i in ids]))
@@ -89,6 +134,13 @@ class SentencePieceTokenizer(TextTokenizer):
     def special_id(self, piece: str) -> int | None:
         known = self._model.piece_to_id(piece)
         return None if known == self._model.unk_id() else known
+
+
+def _not_unicode(text: str, error: Exception) -> Exception:
+    """What to tell of a text that a tokenizer cannot take; JSON may hold halves of surrogate pairs."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return UserError("the text holds half of a surrogate pair: write it in valid Unicode")
+    return error
 
 
 def load_tokenizer(path: str | Path) -> TextTokenizer:

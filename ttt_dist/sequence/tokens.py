@@ -142,7 +142,7 @@ class TokenLayout:
     def code_ids(self, codes: np.ndarray) -> np.ndarray:
         """Token ids (int32) of codec codes. Raises UserError on a code outside the codebook."""
         codes = np.asarray(codes)
-        if codes.size and (codes.min() < 0 or codes.max() >= self.num_codes):
+        if codes.size and codes.astype(np.uint64).max() >= self.num_codes:  # a negative one becomes a large one
             raise UserError(
                 f"audio code outside 0..{self.num_codes - 1}: the codec's codebook is larger than the token layout's"
             )
@@ -189,16 +189,21 @@ class TokenLayout:
                 )
 
 
-def extend(tokenizer: Vocabulary, codebook_size: int, multiple: int = 128) -> TokenLayout:
+def extend(
+    tokenizer: Vocabulary, codebook_size: int, multiple: int = 128, end_of_turn: int | None = None
+) -> TokenLayout:
     """Layout that appends the missing special tokens, the codes and the audio delimiters to any text tokenizer.
 
     Order: text, missing text specials, codes, mask, end_of_audio_new, end_of_audio_span_last (the released order).
-    `multiple` pads the number of embedding rows.
+    `multiple` pads the number of embedding rows. `end_of_turn` is the `im_end` of a tokenizer that ends turns with a token
+    of its own.
     """
     special_ids: dict[str, int] = {}
     next_id = tokenizer.size
     for name in TEXT_SPECIALS:
         known = tokenizer.special_id(PIECES[name])
+        if end_of_turn is not None and (name == "im_end" or known == end_of_turn):
+            known = end_of_turn if name == "im_end" else None
         special_ids[name] = next_id if known is None else known
         next_id += known is None
     first_code = next_id

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from ttt_dist.config import Config, to_dict, zero_stage
+from ttt_dist.data.blend import past
 from ttt_dist.errors import UserError
 from ttt_dist.files import atomic_write, fsync_folder, writing
 from ttt_dist.sequence.tokens import TokenLayout
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 LATEST = "latest"
 FACTS = "run.json"
 # A change of these leaves the weights valid, but the run no longer continues what it was.
-ORDER_SETTINGS = ("seed", "objective", "data.train", "train.global_batch")
+ORDER_SETTINGS = ("seed", "objective", "train.global_batch")
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,19 @@ def require_resumable(checkpoint: Path, run: Facts) -> None:
     _require_equal("train.precision", saved["train"]["precision"], run.config["train"]["precision"], where)
     _require_equal("the number of processes", facts["world_size"], run.world_size, where)
     _require_equal("the ZeRO stage (deepspeed)", facts["zero_stage"], run.zero_stage, where)
-    for key in ORDER_SETTINGS:
-        there, here = _pick(saved, key), _pick(run.config, key)
-        if there != here:
-            warn(f"{where}: {key} was {there}, now {here}: the run goes on, but not as it would have")
+    _warn_of_another_order(saved, run.config, int(facts["step"]), where)
+
+
+def _warn_of_another_order(saved: dict[str, Any], here: dict[str, Any], step: int, where: str) -> None:
+    """Name what decided the steps before `step` and is no longer so. What begins later may be changed at will."""
+    before, now = (
+        {**{key: _pick(config, key) for key in ORDER_SETTINGS}, **past(config["data"], step)}
+        for config in (saved, here)
+    )
+    for key in dict.fromkeys([*before, *now]):
+        was, is_now = before.get(key, "unset"), now.get(key, "unset")
+        if was != is_now:
+            warn(f"{where}: {key} was {was}, now {is_now}: the run goes on, but not as it would have")
 
 
 def save(engine: "deepspeed.DeepSpeedEngine", folder: Path, step: int, run: Facts, keep_last: int) -> Path:

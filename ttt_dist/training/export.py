@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 def export_model(
     engine: "deepspeed.DeepSpeedEngine", mesh: Mesh, config: Config, layout: TokenLayout, folder: Path
 ) -> None:
-    """Write the model folder from the engine's weights and what lies beside the training shard; collective."""
+    """Write the model folder from the engine's weights and what lies beside a training shard; collective."""
     from ttt_dist.parallel.gather import whole_weights
 
     weights = whole_weights(engine, mesh, config.model, layout)
-    assets = Path(config.data.train).parent
+    assets = assets_folder(config)
 
     def write() -> None:
         try:
@@ -35,9 +35,18 @@ def export_model(
     on_first_rank(write)
 
 
+def assets_folder(config: Config) -> Path:
+    """Whose tokenizer, codec and template an export takes: the folder of the first source, by name, that has all three."""
+    folders = [Path(prefix).parent for prefix in config.data.prefixes().values()]
+    return next((folder for folder in folders if not _missing(folder)), folders[0])
+
+
 def require_assets(config: Config) -> None:
     """Raise UserError where an export would lack something at the end of the run."""
-    folder = Path(config.data.train).parent
-    missing = [name for name in ASSETS if not (folder / name).exists()]
-    if missing:
+    folder = assets_folder(config)
+    if missing := _missing(folder):
         raise UserError(f"{folder}: lacks {', '.join(missing)}, which the exported model needs; pack the shards again")
+
+
+def _missing(folder: Path) -> list[str]:
+    return [name for name in ASSETS if not (folder / name).exists()]

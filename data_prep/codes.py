@@ -1,0 +1,93 @@
+"""Parts of codes as compose reads them: entries of the manifest with the codes of their clips."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.entry import Entry
+from ttt_dist.data.indexed import open_indexed
+from ttt_dist.data.metadata import with_suffix
+from ttt_dist.errors import UserError
+from ttt_dist.files import sha256_file
+
+
+@dataclass(frozen=True)
+class CodesPart:
+    """A part that `data_prep encode` wrote: PREFIX and its JSON."""
+
+    prefix: Path
+    meta: dict[str, Any]
+
+    @property
+    def manifest(self) -> Path:
+        return with_suffix(self.prefix, ".jsonl")
+
+    @property
+    def num_utterances(self) -> int:
+        return int(self.meta["counts"]["utterances"])
+
+    def check(self) -> None:
+        """Compare the files with their checksums. Raises UserError naming the one that differs."""
+        for name, record in self.meta["files"].items():
+            file = self.prefix.with_name(name)
+            if not file.is_file() or sha256_file(file) != record["sha256"]:
+                raise UserError(f"{file}: missing or changed since it was written; run data_prep encode again")
+
+    def entries(self) -> Iterator[Entry]:
+        """The manifest's entries. Raises UserError naming file and line."""
+        try:
+            with open(self.manifest, encoding="utf-8") as file:
+                for number, line in enumerate(file, start=1):
+                    yield self._parse(line, number)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{self.manifest}: not readable ({error}); run data_prep encode again") from error
+
+    def _parse(self, line: str, number: int) -> Entry:
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{self.manifest}:{number}: not JSON ({error}); run data_prep encode again") from error
+        if not isinstance(entry, dict):
+            raise UserError(f"{self.manifest}:{number}: not a JSON object; run data_prep encode again")
+        return entry
+
+    def utterances(self) -> Iterator[tuple[int, Entry, list[np.ndarray]]]:
+        """(line, entry, codes of its clips) of every utterance.
+
+        Raises UserError where codes and manifest do not match.
+        """
+        if not self.num_utterances:
+            return
+        dataset = open_indexed(self.prefix, multimodal=False)
+        borders = dataset.document_indices.tolist()
+        number = 0
+        for number, entry in enumerate(self.entries(), start=1):
+            if number >= len(borders):
+                break
+            yield number, entry, [np.array(dataset[i]) for i in range(borders[number - 1], borders[number])]
+        if number != len(borders) - 1:
+            raise UserError(f"{self.manifest}: {number} lines for {len(borders) - 1} utterances; run encode again")
+
+
+def find_copies(parts: Sequence[CodesPart]) -> list[frozenset[int]]:
+    """Per part, the lines whose audio came before, in this part or an earlier one; 16 bytes per utterance of memory."""
+    hashes = [bytes.fromhex(entry["audio_hash"]) for part in parts for entry in part.entries()]
+    values = np.frombuffer(b"".join(hashes), dtype=[("high", "<u8"), ("low", "<u8")])
+    _, first = np.unique(values, return_index=True)
+    is_copy = np.ones(len(values), bool)
+    is_copy[first] = False
+    starts = np.cumsum([0] + [part.num_utterances for part in parts])
+    return [frozenset((1 + np.flatnonzero(is_copy[start:stop])).tolist()) for start, stop in itertools.pairwise(starts)]
+
+
+def fingerprint(parts: Sequence[CodesPart]) -> str:
+    """One checksum of all parts, by those of their JSONs."""
+    return hashlib.sha256("".join(part.meta["checksum"] for part in parts).encode()).hexdigest()

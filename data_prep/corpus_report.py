@@ -1,0 +1,64 @@
+"""OUT.report.json beside a manifest: what was listed, how much of it there is, and what was left out and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_prep.entry import Entry
+from data_prep.problems import Problems
+from ttt_dist.data.metadata import render, with_suffix
+from ttt_dist.files import atomic_write, sha256_file
+
+FORMAT = "ttt_dist manifest report 1"
+
+
+@dataclass
+class Totals:
+    """What a manifest holds; `groups` counts by the values of `split` and `lang`."""
+
+    lines: int = 0
+    seconds: float = 0.0
+    groups: dict[str, dict[str, list[float]]] = field(default_factory=lambda: {"splits": {}, "langs": {}})
+
+    def add(self, entry: Entry) -> None:
+        """Count one entry."""
+        seconds = float(entry.get("duration") or 0.0)
+        self.lines += 1
+        self.seconds += seconds
+        for group, name in (("splits", "split"), ("langs", "lang")):
+            if entry.get(name) is not None:
+                count = self.groups[group].setdefault(str(entry[name]), [0, 0.0])
+                count[0] += 1
+                count[1] += seconds
+
+    def describe(self) -> str:
+        """`1,234 utterances, 1.52 hours`."""
+        return f"{self.lines:,} utterances, {self.seconds / 3600:.2f} hours"
+
+    def summary(self) -> dict[str, Any]:
+        """Lines and hours, of all and by split and language."""
+        groups = {
+            group: {name: {"lines": count[0], "hours": _hours(count[1])} for name, count in sorted(values.items())}
+            for group, values in self.groups.items()
+        }
+        return {"lines": self.lines, "hours": _hours(self.seconds), **groups}
+
+
+def _hours(seconds: float) -> float:
+    return round(seconds / 3600, 6)
+
+
+def report_of(manifest: Path) -> Path:
+    """Where the report of a manifest stands."""
+    return with_suffix(manifest, ".report.json")
+
+
+def write_report(path: Path, made_by: str, source: Path, written: Mapping[Path, Totals], problems: Problems) -> None:
+    """Write the report; it ends in its own checksum. `made_by` is the reader or the command."""
+    manifests = {path.name: {"sha256": sha256_file(path), **totals.summary()} for path, totals in written.items()}
+    meta = {"format": FORMAT, "made_by": made_by, "source": str(source), "manifests": manifests, **problems.summary()}
+    with atomic_write(path) as file:
+        file.write(render(meta))

@@ -1,0 +1,72 @@
+"""Common Voice: tables of clips by split, the clips in one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.entry import Entry
+from data_prep.problems import Problems
+from data_prep.readers import ReaderOptions
+from data_prep.readers.common import add_duration, is_there, require_folder
+from data_prep.readers.delimited import Row, read_rows
+from ttt_dist.errors import UserError
+
+SPLITS = ("train", "dev", "test")
+OPTIONAL = {"client_id": "speaker", "age": "age", "gender": "gender", "accents": "accents"}
+
+
+def read_commonvoice(options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
+    """LANG/{train,dev,test}.tsv (`client_id`, `path`, `sentence`, `locale`, ...) and LANG/clips/*.mp3.
+
+    `--source` is the folder of a language or of a release. `--split validated` (or `other`, ...) reads that table
+    instead; the three splits are parts of `validated`. Lengths are those of clip_durations.tsv where it is there, else
+    of the files. In these tables `"` is a letter, not a quote.
+    """
+    folder = require_folder(options.source)
+    splits = (options.split,) if options.split else SPLITS
+    tables = sorted(path for depth in ("", "*/") for split in splits for path in folder.glob(f"{depth}{split}.tsv"))
+    if not tables:
+        raise UserError(f"{folder}: has no {splits[0]}.tsv, nor has a folder in it; correct --source or --split")
+    seconds: dict[str, float] = {}
+    last = None
+    for table in tables:
+        if table.parent != last:
+            last, seconds = table.parent, _clip_seconds(table.parent / "clip_durations.tsv", problems)
+        for place, row in read_rows(table, problems, "\t", quoted=False):
+            entry = _entry(table, row, place, options, problems)
+            if entry and _has_length(entry, seconds, problems, place):
+                yield entry
+
+
+def _entry(table: Path, row: Row, place: str, options: ReaderOptions, problems: Problems) -> Entry | None:
+    name, text = row.get("path", ""), row.get("sentence", "").strip()
+    if not name or not text:
+        message = f"{place}: column 'path' or 'sentence' is missing or empty; complete or remove the line"
+        problems.report(message, "no text")
+        return None
+    audio = table.parent / "clips" / (name if Path(name).suffix else f"{name}.mp3")  # early releases left it away
+    entry = {"id": audio.stem, "audio": str(audio), "text": text, "split": table.stem}
+    entry["lang"] = options.lang or row.get("locale") or table.parent.name
+    return entry | {field: row[column] for column, field in OPTIONAL.items() if row.get(column)}
+
+
+def _has_length(entry: Entry, seconds: dict[str, float], problems: Problems, place: str) -> bool:
+    audio = Path(entry["audio"])
+    if audio.name not in seconds:
+        return add_duration(entry, problems, place)
+    entry["duration"] = seconds[audio.name]
+    return is_there(audio, problems, place)
+
+
+def _clip_seconds(path: Path, problems: Problems) -> dict[str, float]:
+    """Seconds by clip, from columns `clip` and `duration[ms]`."""
+    seconds: dict[str, float] = {}
+    if not path.is_file():
+        return seconds
+    for place, row in read_rows(path, problems, "\t", quoted=False):
+        try:
+            seconds[row["clip"]] = int(row["duration[ms]"]) / 1000
+        except (KeyError, ValueError):
+            problems.report(f"{place}: is not CLIP<TAB>MILLISECONDS below 'clip' and 'duration[ms]'; correct the line")
+    return seconds

@@ -1,0 +1,96 @@
+"""Local data sets of Hugging Face: what `save_to_disk` wrote, folders of Parquet, folders of files with metadata.
+
+The files are read as they are, without `datasets`, which decodes audio by a library that this project does not need.
+Nothing is copied: entries refer to rows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from data_prep.entry import Entry
+from data_prep.problems import Problems
+from data_prep.readers import ReaderOptions
+from data_prep.readers.arrow_rows import read_arrow_rows
+from data_prep.readers.common import require_folder, walk
+from data_prep.readers.tables import read_text_rows
+from ttt_dist.errors import UserError
+
+NUMBERED = re.compile(r"-\d{5}-of-\d{5}.*$")  # train-00000-of-00002, with or without a hash behind
+METADATA = ("metadata.csv", "metadata.jsonl")
+
+
+def read_hf(options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
+    """A data set's folder. The column of audio is found by the schema; `--columns` names others (`text=sentence`).
+
+    `save_to_disk`: its Arrow files, the split being the folder's name in a `DatasetDict`. Otherwise all .parquet and
+    .arrow files below, the split being the name before `-00000-of-00002`, or the file's; and each metadata.csv or
+    metadata.jsonl with `file_name`, the split being its folder's name where that is not the source.
+    """
+    folder = require_folder(options.source)
+    saved = _saved(folder)
+    if saved is not None:
+        for path, split in saved:
+            yield from _table(path, split, options, problems)
+        return
+    for path in walk(folder, problems):
+        if path.suffix in (".parquet", ".arrow") and not path.name.startswith("cache-"):
+            yield from _table(path, NUMBERED.sub("", path.stem), options, problems)
+        elif path.name in METADATA:
+            yield from _metadata(path, options, problems)
+
+
+def _table(path: Path, split: str | None, options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
+    if options.wants(split or "", problems, str(path)):
+        prefix = _name(path.with_suffix(""), options)
+        yield from read_arrow_rows(path, prefix, options, problems, {"split": split} if split else {})
+
+
+def _metadata(path: Path, options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
+    named = replace(options, columns={"audio": "file_name", **options.columns})
+    split = {} if path.parent == options.source else {"split": path.parent.name}
+    yield from read_text_rows(path, _name(path.with_suffix(""), options), named, problems, split)
+
+
+def _name(path: Path, options: ReaderOptions) -> str:
+    return path.relative_to(options.source).as_posix().replace("/", "-")
+
+
+def _saved(folder: Path) -> list[tuple[Path, str | None]] | None:
+    """The Arrow files that `save_to_disk` wrote, in order, with their split; None where the folder is no such one."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = _json(folder / "dataset_dict.json").get("splits")
+        if not isinstance(splits, list):
+            raise UserError(f"{folder / 'dataset_dict.json'}: names no 'splits'; save the data set again")
+        return [(path, str(split)) for split in splits for path in _files(folder / str(split))]
+    if (folder / "state.json").is_file():
+        split = _json(folder / "state.json").get("_split")
+        return [(path, split if isinstance(split, str) else None) for path in _files(folder)]
+    return None
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files that a state.json lists; names that lead out of the folder are refused."""
+    path = folder / "state.json"
+    try:
+        names = [Path(item["filename"]) for item in _json(path)["_data_files"]]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: names no '_data_files'; save the data set again") from error
+    if any(name.name != str(name) for name in names):
+        raise UserError(f"{path}: names files in other folders; save the data set again")
+    return [folder / name for name in names]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); save the data set again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: is no JSON object; save the data set again")
+    return found

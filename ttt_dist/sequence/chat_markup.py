@@ -1,0 +1,135 @@
+"""Chat markup: the tokens around the turns of a conversation, by ChatML or by the tokenizer's own chat template.
+
+What stands around the contents depends on the roles alone. A `Frame` holds it as ids, made once per succession of roles:
+rendering a template and tokenising its markup for every sample would be slow.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from ttt_dist.errors import UserError
+from ttt_dist.sequence.sample import Sample, Segment
+from ttt_dist.sequence.template_form import ASSISTANT, USER
+from ttt_dist.sequence.text_tokenizer import TextTokenizer
+from ttt_dist.sequence.tokens import TokenLayout
+
+_MARK = re.compile("\ue0f0([0-9]+)\ue0f1")  # private use: no template writes or trims it
+
+
+class Frame(NamedTuple):
+    """The markup of a conversation of n turns."""
+
+    literals: tuple[np.ndarray, ...]
+    """n + 1 runs of ids (int32): before the first content, between two, after the last."""
+    order: tuple[int, ...]
+    """Which turn's content stands between them: 0..n-1, but a template may move a turn."""
+
+
+class Markup(ABC):
+    """Puts contents (ids, int32) into turns."""
+
+    def __init__(self) -> None:
+        self.frame = lru_cache(maxsize=1024)(self._frame)
+
+    @abstractmethod
+    def _frame(self, roles: tuple[str, ...]) -> Frame:
+        """The markup of turns with these roles."""
+
+    def sample(self, roles: Sequence[str], contents: Sequence[np.ndarray]) -> Sample:
+        """The conversation. Targets: the contents of the assistant, each with the token that ends its turn."""
+        literals, order = self.frame(tuple(roles))
+        segments: list[Segment] = []
+        before = [literals[0]]
+        for index, after in zip(order, literals[1:], strict=True):
+            if roles[index] == ASSISTANT:
+                segments.append(Segment(np.concatenate(before), False))
+                segments.append(Segment(np.concatenate([contents[index], after[:1]]), True))
+                before = [after[1:]]
+            else:
+                before += [contents[index], after]
+        if roles[order[-1]] != ASSISTANT:  # what follows the last end of turn would only take up room
+            segments.append(Segment(np.concatenate(before), False))
+        return Sample(segments)
+
+    def prompt(self, roles: Sequence[str], contents: Sequence[np.ndarray]) -> np.ndarray:
+        """Ids (int32) up to the content of the assistant's last turn, the last of `roles`; the start of such a sample."""
+        literals, order = self.frame(tuple(roles))
+        parts = [literals[0]]
+        for index, after in zip(order[: order.index(len(roles) - 1)], literals[1:], strict=False):
+            parts += [contents[index], after]
+        return np.concatenate(parts)
+
+
+class ChatML(Markup):
+    """`<|im_start|>ROLE`, a newline, the content, `<|im_end|>`, and a newline before the next turn."""
+
+    def __init__(self, tokenizer: TextTokenizer, layout: TokenLayout) -> None:
+        super().__init__()
+        self.tokenizer, self.layout = tokenizer, layout
+
+    def _frame(self, roles: tuple[str, ...]) -> Frame:
+        start, end = [self.layout.im_start], [self.layout.im_end]
+        headers = [start + self.tokenizer.encode(role + "\n") for role in roles]
+        between = end + self.tokenizer.encode("\n")
+        runs = [headers[0], *(between + header for header in headers[1:]), end]
+        return Frame(tuple(np.array(run, np.int32) for run in runs), tuple(range(len(roles))))
+
+
+class OwnTemplate(Markup):
+    """The tokenizer's own chat template: its markup with special tokens recognised, for the template is trusted.
+
+    Contents are put in as ids, so plain text in them never becomes a special token. Raises UserError where the template
+    refuses the roles, or ends a turn of the assistant with another token than the layout's `im_end`.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, layout: TokenLayout) -> None:
+        super().__init__()
+        self.tokenizer, self.layout = tokenizer, layout
+        found = end_of_turn(tokenizer)
+        if found != layout.im_end:
+            raise UserError(
+                f"tokenizer {tokenizer.name}: its chat template ends a turn with token {found}, the token layout with "
+                f"{layout.im_end}; compose again with chat_template tokenizer, or set chatml"
+            )
+
+    def _frame(self, roles: tuple[str, ...]) -> Frame:
+        frame = _own_frame(self.tokenizer, roles)
+        for index, after in zip(frame.order, frame.literals[1:], strict=True):
+            if roles[index] == ASSISTANT and after[:1].tolist() != [self.layout.im_end]:
+                raise UserError(
+                    f"tokenizer {self.tokenizer.name}: its chat template ends the assistant's turn {index + 1} of "
+                    f"{', '.join(roles)} with other tokens than a last one; set chat_template chatml"
+                )
+        return frame
+
+
+def end_of_turn(tokenizer: TextTokenizer) -> int:
+    """The special token with which the tokenizer's own chat template ends the assistant's turn.
+
+    Raises UserError where it has no template, or ends the turn otherwise.
+    """
+    after = _own_frame(tokenizer, (USER, ASSISTANT)).literals[-1]
+    if len(after) and tokenizer.special_id(tokenizer.decode(after[:1].tolist()).strip()) == after[0]:
+        return int(after[0])
+    raise UserError(
+        f"tokenizer {tokenizer.name}: its chat template ends the assistant's turn with no special token, so decoding could "
+        "not stop there; set chat_template chatml"
+    )
+
+
+def _own_frame(tokenizer: TextTokenizer, roles: tuple[str, ...]) -> Frame:
+    """The chat template rendered with marks in place of the contents, and cut at them."""
+    messages = [{"role": role, "content": f"\ue0f0{index}\ue0f1"} for index, role in enumerate(roles)]
+    pieces = _MARK.split(tokenizer.render_chat(messages))
+    order = tuple(int(index) for index in pieces[1::2])
+    if sorted(order) != list(range(len(roles))) or (roles[-1] == ASSISTANT and order[-1] != len(roles) - 1):
+        raise UserError(
+            f"tokenizer {tokenizer.name}: its chat template does not write each of the turns {', '.join(roles)} once, "
+            "the last one last; set chat_template chatml"
+        )
+    return Frame(tuple(np.array(tokenizer.encode_markup(text), np.int32) for text in pieces[::2]), order)
