@@ -4,9 +4,9 @@
     python -m benchmarks.data_prep --only compose
     python -m benchmarks.data_prep --only encode --device cuda --out benchmarks/results/DATE-data-prep-cuda.md
 
-Compose: audio-heavy samples (ASR, 12.5 codes a second) from codes on disk to sample parts on disk, against the released
-way: the same samples as ChatML strings with `<|audio_N|>` for every code, read from JSONL and put through the Hugging
-Face tokenizer. Pack: the command itself on a million composed samples of two distributions of length, with its peak
+Compose: ASR and TTS samples of segments of 10 to 30 s at 12.5 codes a second, from codes on disk to checksummed sample
+parts on disk, against the released way: the same codes as ChatML strings with `<|audio_N|>` for each, through the Hugging
+Face tokenizer (nothing read or written). Pack: the command itself on a million composed samples of two distributions of length, with its peak
 memory. Encode: hours of audio per hour with each codec at its published size and random weights.
 
 The last line is one JSON object with `compose_speedup`, `pack_fill`, `pack_samples_per_minute` and the codecs' rates.
@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.codec_speed import encode_rates
 from benchmarks.released_way import ReleasedWay
 from benchmarks.result_file import head
 from data_prep.__main__ import main as data_prep
@@ -45,9 +44,9 @@ WORDS = "the quick brown fox jumps over a lazy dog while seven old ships sail fr
 
 
 def speech(num_utterances: int, seed: int = 0) -> list[tuple[np.ndarray, str]]:
-    """Codes [n] and text of utterances of 2 to 17 s, at 12.5 codes and about 2.5 words a second."""
+    """Codes [n] and text of segments of 10 to 30 s, at 12.5 codes and about 2.5 words a second."""
     rng = np.random.default_rng(seed)
-    seconds = np.clip(rng.normal(12, 3, num_utterances), 2, 17)
+    seconds = rng.uniform(10, 30, num_utterances)
     words = np.array(WORDS.split())
     return [
         (rng.integers(0, NUM_CODES, int(12.5 * one), dtype=np.int32), " ".join(rng.choice(words, int(2.5 * one))))
@@ -58,7 +57,7 @@ def speech(num_utterances: int, seed: int = 0) -> list[tuple[np.ndarray, str]]:
 def compose_speed(folder: Path, num_utterances: int) -> dict[str, float]:
     """Tokens a second and core of `data_prep compose` and of the released way, on the same utterances."""
     utterances = speech(num_utterances)
-    released = ReleasedWay(folder / "released", utterances, NUM_CODES)
+    released = ReleasedWay(folder / "released", [text for _, text in utterances], NUM_CODES)
     codes = folder / "codes"
     codec = {"name": "melvq", "hash": "0", "sample_rate": 16000, "frame_rate": 12.5, "codebook_size": NUM_CODES}
     (codes / "codec").mkdir(parents=True)
@@ -68,11 +67,12 @@ def compose_speed(folder: Path, num_utterances: int) -> dict[str, float]:
             writer.add({"id": str(number), "text": text}, [one])
         counts = {"utterances": len(utterances), "codes": sum(len(one) for one, _ in utterances), "seconds": 0.0}
         writer.finish({"part": 0, "parts": 1, "codec": codec, "made_from": {}, "counts": counts, "problems": []})
-    command = ["compose", "--codes", str(codes), "--template", "asr", "--tokenizer", str(released.tokenizer_folder)]
+    command = ["compose", "--codes", str(codes), "--template", "asr,tts", "--tokenizer", str(released.tokenizer_folder)]
     data_prep([*command, "--out", str(folder / "warm-up")])
     ours, _ = cpu_seconds(lambda: data_prep([*command, "--out", str(folder / "samples")]))
     num_tokens = ShardReader(part_prefix(folder / "samples", 0)).meta["counts"]["tokens"]
-    theirs, their_tokens = cpu_seconds(released.run)
+    released.load()
+    theirs, their_tokens = cpu_seconds(lambda: released.run(utterances))
     return {
         "compose_tokens_per_s": round(num_tokens / ours),
         "released_tokens_per_s": round(their_tokens / theirs),
@@ -174,6 +174,8 @@ def measure(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
             for name in LENGTHS:
                 yield f"pack {name}", pack_speed(folder / name, name, args.samples)
         if args.only in (None, "encode"):
+            from benchmarks.codec_speed import encode_rates
+
             yield "encode", encode_rates(folder / "codecs", args.device, args.seconds)
 
 

@@ -1,44 +1,52 @@
 """The released way to make token ids of speech: ChatML strings with `<|audio_N|>` per code, through the text tokenizer."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-PROMPT = "Transcribe the speech."
 TEXT_RATIO, AUDIO_RATIO = 13, 26
 
 
 class ReleasedWay:
-    """A JSONL of messages, and a Hugging Face tokenizer to which the codes were added as special tokens."""
+    """A Hugging Face tokenizer to which the codes were added as special tokens."""
 
-    def __init__(self, folder: Path, utterances: Sequence[tuple[np.ndarray, str]], num_codes: int) -> None:
+    def __init__(self, folder: Path, texts: Sequence[str], num_codes: int) -> None:
         self.tokenizer_folder = folder / "text"
         self._folder = folder / "with-codes"
-        train_tokenizer(self.tokenizer_folder, [text for _, text in utterances])
+        train_tokenizer(self.tokenizer_folder, texts)
         add_codes(self.tokenizer_folder, self._folder, num_codes)
-        self._data = folder / "train.jsonl"
-        with open(self._data, "w", encoding="utf-8") as file:
-            for codes, text in utterances:
-                file.write(json.dumps({"messages": messages(codes, text)}) + "\n")
 
-    def run(self) -> int:
-        """Every record to ids; returns how many tokens there are."""
+    def load(self) -> None:
+        """Open the tokenizer, which is no part of the rate."""
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(self._folder)
+        self._tokenizer = AutoTokenizer.from_pretrained(self._folder)
+
+    def run(self, utterances: Sequence[tuple[np.ndarray, str]]) -> int:
+        """ASR and TTS samples of codes and texts, as ids; returns how many tokens there are."""
         num_tokens = 0
-        with open(self._data, encoding="utf-8") as file:
-            for line in file:
-                turns = json.loads(line)["messages"]
-                text = "\n".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>" for turn in turns)
-                num_tokens += len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        for codes, text in utterances:
+            for turns in (asr(codes, text), tts(codes, text)):
+                chat = "\n".join(f"<|im_start|>{role}\n{content}<|im_end|>" for role, content in turns)
+                num_tokens += len(self._tokenizer(chat, add_special_tokens=False)["input_ids"])
         return num_tokens
 
 
-def messages(codes: np.ndarray, text: str) -> list[dict[str, str]]:
-    """An ASR sample as the release writes it: speech, then the transcript interleaved with the same codes."""
+def asr(codes: np.ndarray, text: str) -> list[tuple[str, str]]:
+    """Turns of an ASR sample as the release writes it: speech, then the transcript interleaved with the same codes."""
+    heard = "".join(f"<|audio_{code}|>" for code in codes.tolist())
+    user = f"<|begin_of_audio|>{heard}<|end_of_audio|>"
+    return [("system", "Transcribe the speech."), ("user", user), ("assistant", interleaved(codes, text))]
+
+
+def tts(codes: np.ndarray, text: str) -> list[tuple[str, str]]:
+    """Turns of a TTS sample: the text, then the text interleaved with its speech."""
+    return [("system", "Speak the text."), ("user", text), ("assistant", interleaved(codes, text))]
+
+
+def interleaved(codes: np.ndarray, text: str) -> str:
+    """Text and speech in turn; the release counts text in tokens, here words stand for them."""
     sound = [f"<|audio_{code}|>" for code in codes.tolist()]
     words, response = text.split(), ""
     while len(words) > TEXT_RATIO and len(sound) > AUDIO_RATIO:
@@ -46,13 +54,7 @@ def messages(codes: np.ndarray, text: str) -> list[dict[str, str]]:
             " ".join(words[:TEXT_RATIO]) + f"<|begin_of_audio|>{''.join(sound[:AUDIO_RATIO])}<|end_of_audio_new|> "
         )
         words, sound = words[TEXT_RATIO:], sound[AUDIO_RATIO:]
-    response += " ".join(words) + f"<|begin_of_quad|>{''.join(sound)}<|end_of_audio_span_last|>"
-    heard = "".join(f"<|audio_{code}|>" for code in codes.tolist())
-    return [
-        {"role": "system", "content": PROMPT},
-        {"role": "user", "content": f"<|begin_of_audio|>{heard}<|end_of_audio|>"},
-        {"role": "assistant", "content": response},
-    ]
+    return response + " ".join(words) + f"<|begin_of_quad|>{''.join(sound)}<|end_of_audio_span_last|>"
 
 
 def train_tokenizer(folder: Path, texts: Sequence[str]) -> None:

@@ -66,15 +66,21 @@ class CodesPart:
         """
         if not self.num_utterances:
             return
-        dataset = open_indexed(self.prefix, multimodal=False)
-        borders = dataset.document_indices.tolist()
+        codes, borders = self._codes()
         number = 0
         for number, entry in enumerate(self.entries(), start=1):
             if number >= len(borders):
                 break
-            yield number, entry, [np.array(dataset[i]) for i in range(borders[number - 1], borders[number])]
+            yield number, entry, codes[borders[number - 1] : borders[number]]
         if number != len(borders) - 1:
             raise UserError(f"{self.manifest}: {number} lines for {len(borders) - 1} utterances; run encode again")
+
+    def _codes(self) -> tuple[list[np.ndarray], list[int]]:
+        """The codes of every clip, and the first clip of every utterance; a part is a few MB."""
+        dataset = open_indexed(self.prefix, multimodal=False)
+        lengths = dataset.sequence_lengths
+        everything = np.fromfile(with_suffix(self.prefix, ".bin"), "<i4")
+        return np.split(everything, np.cumsum(lengths)[:-1]), dataset.document_indices.tolist()
 
 
 def find_copies(parts: Sequence[CodesPart]) -> list[frozenset[int]]:

@@ -6,25 +6,20 @@ settings go beside them. A part that is there already and was made from the same
 
 import argparse
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data_prep.codes import CodesPart, find_copies
-from data_prep.entry import Entry
 from data_prep.jobs import Outcome, PartJob, Tick, add_arguments, run_parts, share_of, tell
 from data_prep.learn import learn_tokenizer
 from data_prep.manifest import Problems
 from data_prep.parts import find_parts, part_prefix, require_no_others
 from data_prep.sample_parts import SampleWriter, finished_samples
-from data_prep.samples import render_template, save_tokenizer, write_once
+from data_prep.samples import copy_codec, render_template, save_tokenizer, write_once
 from ttt_dist.errors import UserError
-from ttt_dist.files import copy_folder, remove_leftovers
+from ttt_dist.files import remove_leftovers
 from ttt_dist.leases import lease
-from ttt_dist.sequence.sample import Sample
 from ttt_dist.sequence.templates import ChatTemplate, TemplateSettings, load_template_settings
 from ttt_dist.sequence.text_tokenizer import load_tokenizer
 
@@ -172,19 +167,13 @@ class ComposeJob(PartJob):
                     writer.counts["copies"] += 1
                     continue
                 try:
-                    for sample in list(self._samples(entry, codes)):
+                    for sample in self.template.samples(self.names, entry, codes):
                         writer.add(sample)
                 except UserError as error:
                     writer.problems.append(
                         f"{part.manifest}:{line}: {entry.get('id', 'utterance without id')}: {error}"
                     )
         return writer.outcome()
-
-    def _samples(self, entry: Entry, codes: list[np.ndarray]) -> Iterator[Sample]:
-        if not all(map(len, codes)):
-            raise UserError("the audio has no codes: leave the utterance out")
-        for name in self.names:
-            yield self.template.sample(name, entry, codes)
 
 
 def put_beside(template: ChatTemplate, out: Path, codec: Path | None) -> None:
@@ -193,5 +182,5 @@ def put_beside(template: ChatTemplate, out: Path, codec: Path | None) -> None:
         remove_leftovers(out / "tokenizer", out / "saved-tokenizer", out / "codec", out / "template.json")
         save_tokenizer(template.tokenizer, out / "tokenizer")
         if codec is not None:
-            copy_folder(codec, out / "codec")
+            copy_codec(codec, out / "codec")
         write_once(out / "template.json", render_template(template.settings))

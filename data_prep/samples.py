@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ttt_dist.data.metadata import BESIDE
+from ttt_dist.data.metadata import BESIDE, codec_hash
 from ttt_dist.errors import UserError
 from ttt_dist.files import atomic_write, copy_folder, temporary_name
 from ttt_dist.sequence.templates import TemplateSettings
@@ -28,10 +28,23 @@ def find_parts(folder: Path, made_by: str) -> list[Path]:
 def copy_beside(source: Path, target: Path) -> None:
     """Copy tokenizer/, codec/ and template.json. Raises UserError where `target` has others."""
     for name in BESIDE:
-        if (source / name).is_dir():
+        if name == "codec" and (source / name).is_dir():
+            copy_codec(source / name, target / name)
+        elif (source / name).is_dir():
             copy_folder(source / name, target / name)
         elif (source / name).is_file():
             write_once(target / name, (source / name).read_text(encoding="utf-8"))
+
+
+def copy_codec(source: Path, target: Path) -> None:
+    """Copy a saved codec. Raises UserError where `target` is another one.
+
+    Of a published codec only codec.json is kept: one of the same hash is left alone wherever it says the weights are.
+    """
+    kept = [path.name for path in target.iterdir()] if target.is_dir() else []
+    known = codec_hash(target) if kept == ["codec.json"] else None
+    if known is None or known != codec_hash(source):
+        copy_folder(source, target)
 
 
 def write_once(path: Path, text: str) -> None:

@@ -57,6 +57,11 @@ class Originals:
         """A player of the recording."""
         return report.player(self._write(f"{utterance_id}.wav", self.wave(utterance_id)))
 
+    @property
+    def can_resynthesise(self) -> bool:
+        """Whether the codec makes speech by itself, without a program that would be given on a command line."""
+        return self.codec is not None and self.codec.no_decoder is None
+
     def resynthesised(self, utterance_id: str) -> tuple[torch.Tensor, str]:
         """The recording through the codec and back: the best that speech of these codes can sound; and its player."""
         assert self.codec is not None
@@ -100,7 +105,8 @@ def sections(run: Path, originals: Originals) -> Iterator[str]:
         yield report.section("Speech to text", note, transcripts(asr, originals))
     tts = read_jsonl(run / "results" / "tts.jsonl")
     if tts:
-        note = "Held-out texts: a recording, the same through the codec and back, and what the model says; below, what it hears in it."
+        again = ", the same through the codec and back," if originals.can_resynthesise else ""
+        note = f"Held-out texts: a recording{again} and what the model says; below, what it hears in it."
         yield report.section("Text to speech", note, speech(run, tts, originals))
     if (run / "config.yaml").is_file():
         yield report.section(
@@ -149,8 +155,9 @@ def speech(run: Path, records: list[Record], originals: Originals) -> str:
             columns.append(
                 report.captioned("recording", "", report.spectrogram(wave, rate), originals.player(record["id"]))
             )
-            wave, player = originals.resynthesised(record["id"])
-            columns.append(report.captioned("through the codec", "", report.spectrogram(wave, rate), player))
+            if originals.can_resynthesise:
+                wave, player = originals.resynthesised(record["id"])
+                columns.append(report.captioned("through the codec", "", report.spectrogram(wave, rate), player))
         path = run / "results" / record["wav"]
         wave = UtteranceReader(path.parent, rate).read({"audio": path.name})
         heard = f"heard as “{record['hypothesis']}”"

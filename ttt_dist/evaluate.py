@@ -2,6 +2,8 @@
 
     python ttt_dist/evaluate.py --model runs/demo/export --task asr --data test.jsonl --out results/
     python ttt_dist/evaluate.py --model runs/demo/export --task tts --data test.jsonl --out results/ --limit 50
+    python ttt_dist/evaluate.py --model runs/glm/export --task tts --data test.jsonl --out results/ \\
+        --decoder-command "python glm_decode.py {codes} {wav}"
 
 asr transcribes each line's audio. tts speaks each line's text (its speaker is named where the model was trained so),
 writes the WAV, and has the model transcribe it. One JSON line per utterance goes to OUT/TASK.jsonl, the summary to
@@ -37,7 +39,9 @@ def main() -> None:
     if not items and not broken:
         raise UserError(f"{arguments.data}: holds no line; name a JSONL manifest with at least one utterance")
     folder, root = load_folder(arguments.model), arguments.data.parent
-    setting = Setting.of(folder, decoding, arguments.batch, arguments.seed, root, arguments.audio_root)
+    setting = Setting.of(
+        folder, decoding, arguments.batch, arguments.seed, root, arguments.audio_root, arguments.decoder_command
+    )
 
     start = time.monotonic()
     outcome = TASKS[arguments.task](setting, items, arguments.out)
@@ -67,6 +71,8 @@ def summarise(arguments: argparse.Namespace, outcome: Outcome, seconds: float) -
         "model": str(arguments.model),
         "data": str(arguments.data),
     }
+    if arguments.decoder_command is not None:
+        about["decoder_command"] = arguments.decoder_command
     decoding = vars(settings_from_flags(arguments)) | {"seed": arguments.seed}
     counts = {"utterances": len(outcome.records), "errors": len(outcome.errors), "seconds": round(seconds, 1)}
     return {"task": arguments.task, **score, **counts, **about, "decoding": decoding}
@@ -83,6 +89,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", required=True, type=Path, help="manifest (JSONL) with text, and audio for asr")
     parser.add_argument("--out", required=True, type=Path, help="folder for results")
     parser.add_argument("--audio-root", type=Path, help="folder that all audio lies in (default: the manifest's)")
+    parser.add_argument(
+        "--decoder-command",
+        metavar="COMMAND",
+        help="program that makes the speech of the codes, with {codes} and {wav} in it (docs/codecs.md)",
+    )
     parser.add_argument("--limit", type=int, help="use the first LIMIT lines")
     parser.add_argument("--batch", type=int, default=32, help="requests decoded side by side, per core (default 32)")
     parser.add_argument("--max-errors", type=int, default=0, help="lines that may be unusable (default 0)")
@@ -91,6 +102,8 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.batch < 1 or (arguments.limit is not None and arguments.limit < 1) or arguments.seed < 0:
         parser.error("--batch and --limit must be at least 1, --seed at least 0")
+    if arguments.decoder_command is not None and arguments.task != "tts":
+        parser.error("--decoder-command makes speech: it goes with --task tts")
     return arguments
 
 

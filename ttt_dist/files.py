@@ -131,11 +131,12 @@ def copy_folder(source: str | Path, target: str | Path) -> None:
     try:
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(source, temporary)
-            for path in temporary.rglob("*"):
-                if path.is_file():
-                    with open(path, "rb") as file:
-                        os.fsync(file.fileno())
+            for path in sorted(path for path in source.rglob("*") if path.is_file()):
+                copy = temporary / path.relative_to(source)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+                with open(copy, "rb") as file:
+                    os.fsync(file.fileno())
             if not _is_copy(target, source):
                 os.replace(temporary, target)
             fsync_folder(target.parent)

@@ -32,6 +32,7 @@ def main() -> None:
         transcribe(folder, arguments.audio, settings, arguments.seed)
     else:
         codec = load_codec(folder.codec, decoder_command=arguments.decoder_command)
+        codec.require_decoder()
         speak(folder, codec, arguments.prompt, arguments.speaker, arguments.out, settings, arguments.seed)
 
 

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from data_prep.samples import copy_beside
+from tests.structures import tiny_layout
 from ttt_dist.audio import CodecInfo, describe_codec, load_codec, resample
 from ttt_dist.audio.batches import batches
 from ttt_dist.audio.codebooks import flatten, unflatten
@@ -24,7 +26,11 @@ from ttt_dist.audio.codec import PRETRAINED
 from ttt_dist.audio.external import ExternalDecoder
 from ttt_dist.audio.melvq import MelVQ, MelVQSettings
 from ttt_dist.audio.pretrained import Pretrained
+from ttt_dist.data.metadata import checksums_beside, codec_hash
+from ttt_dist.data.shards import ShardReader, ShardWriter
+from ttt_dist.data.verify import verify_beside
 from ttt_dist.errors import UserError
+from ttt_dist.sequence.sample import Sample, Segment
 
 TRANSFORMER = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32}
 HUBERT: dict[str, Any] = {
@@ -434,6 +440,69 @@ def test_a_saved_codec_is_described_without_weights(tmp_path: Path) -> None:
             describe_codec(tmp_path)
     with pytest.raises(UserError, match=r"codec\.json is missing"):
         describe_codec(tmp_path / "nowhere")
+
+
+def saved(folders: dict[str, Path], weights: Path, place: Path, codebooks: int | None = None) -> Path:
+    """A folder with a codec/ of dac, whose weights lie in `weights`."""
+    if not weights.exists():
+        copied(folders, "dac", weights)
+    load_codec(f"dac:{weights}", codebooks).save(place / "codec")
+    return place
+
+
+def test_a_codec_is_the_same_wherever_its_weights_lie(folders: dict[str, Path], tmp_path: Path) -> None:
+    here, there = (saved(folders, tmp_path / f"weights {name}", tmp_path / name) for name in ("here", "there"))
+    descriptions = [(folder / "codec" / "codec.json").read_text() for folder in (here, there)]
+    assert descriptions[0] != descriptions[1]
+    assert codec_hash(here / "codec") == codec_hash(there / "codec") is not None
+    copy_beside(here, tmp_path / "out")
+    copy_beside(there, tmp_path / "out")
+    assert (tmp_path / "out" / "codec" / "codec.json").read_text() == descriptions[0]
+    other = saved(folders, folders["dac"], tmp_path / "fewer", codebooks=2)
+    with pytest.raises(UserError, match="exists already and differs"):
+        copy_beside(other, tmp_path / "out")
+
+
+def test_shards_of_one_codec_are_mixed_wherever_its_weights_lie(folders: dict[str, Path], tmp_path: Path) -> None:
+    layout = tiny_layout()
+    sample = Sample([Segment(np.arange(3, dtype=np.int32), True)])
+    shards = {}
+    for name, codebooks in (("here", 3), ("there", 3), ("fewer", 2)):
+        place = saved(folders, tmp_path / f"weights {name}", tmp_path / name, codebooks)
+        with ShardWriter(place / "train", {"layout": layout.to_dict(), "seq_len": 8}) as writer:
+            writer.add([sample])
+        shards[name] = ShardReader(place / "train")
+    assert shards["here"].meta["beside"] != shards["there"].meta["beside"]
+    shards["here"].require_same_codec(shards["there"])
+    hashes = [shards[name].prefix.parent / "codec" for name in ("here", "fewer")]
+    mine, other = (str(codec_hash(folder))[:12] for folder in hashes)
+    with pytest.raises(UserError, match=f"its codec has hash {mine}, that of .*fewer/train {other}"):
+        shards["here"].require_same_codec(shards["fewer"])
+
+
+def test_codecs_with_files_of_their_own_must_be_equal(tmp_path: Path) -> None:
+    codec = MelVQ(MelVQSettings(sample_rate=8000, codebook_size=4), torch.rand(4, 4, 40), torch.zeros(40))
+    codec.save(tmp_path / "a" / "codec")
+    copy_beside(tmp_path / "a", tmp_path / "out")
+    copy_beside(tmp_path / "a", tmp_path / "out")
+    path = tmp_path / "out" / "codec" / "codebook.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert codec_hash(path.parent) == codec.hash
+    with pytest.raises(UserError, match="exists already and differs"):
+        copy_beside(tmp_path / "a", tmp_path / "out")
+
+
+def test_every_byte_of_a_saved_codec_is_verified(folders: dict[str, Path], tmp_path: Path) -> None:
+    place = saved(folders, folders["dac"], tmp_path)
+    checksums, path = checksums_beside(place), place / "codec" / "codec.json"
+    assert list(verify_beside(place, checksums)) == []
+    content = path.read_bytes()
+    for index in range(len(content)):
+        path.write_bytes(content[:index] + bytes([content[index] ^ 1]) + content[index + 1 :])
+        assert list(verify_beside(place, checksums)) == [
+            f"{place / 'codec'}: checksum differs, its contents have changed"
+        ]
 
 
 DECODE = """

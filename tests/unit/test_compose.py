@@ -217,3 +217,16 @@ def test_templates_are_known_before_anything_is_done(codes: Path) -> None:
     with pytest.raises(UserError, match="no template 'sing'"):
         run(codes, "--template", "asr,sing")
     assert not (codes.parent / "samples").exists()
+
+
+def test_copies_of_a_recording_are_left_out(codes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first of those with the same audio stays, in whichever part."""
+    hashes = [f"{number:032x}" for number in (1, 2, 1, 3, 4, 5, 6, 2, 7, 7, 8, 9)]
+    for number, value in enumerate(hashes):
+        part, line = divmod(number, 6)
+        change_entry(codes, part, line + 1, {"id": f"u{number}", "text": "one two", "audio_hash": value})
+    out = run(codes, "--deduplicate", "--template", "asr", "--tokenizer", str(given_tokenizer(codes)))
+    assert "9 samples" in (told := capsys.readouterr().out) and "3 copies of earlier recordings were left out" in told
+    assert [len(ShardReader(out / f"part-0000{part}")) for part in range(2)] == [5, 4]
+    run(codes, "--template", "asr", "--tokenizer", str(given_tokenizer(codes)))  # asked otherwise: made anew
+    assert [len(ShardReader(out / f"part-0000{part}")) for part in range(2)] == [6, 6]

@@ -1,6 +1,8 @@
 """Error rates against values worked by hand, and the evaluation command from manifest to summary."""
 
 import json
+import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,12 +12,16 @@ import soundfile
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from ttt_dist import evaluate, generate
+from ttt_dist.audio import load_codec
 from ttt_dist.audio.melvq import MelVQ, MelVQSettings
+from ttt_dist.audio.whisper_vq import FIXED, WhisperVQ, WhisperVQConfig
 from ttt_dist.config import ModelConfig
 from ttt_dist.errors import UserError
 from ttt_dist.evaluation.metrics import Counts, Score, normalise, word_counts
+from ttt_dist.inference.decoder import Decoder
 from ttt_dist.model.huggingface import export_folder
 from ttt_dist.model.layers import PlainFactory, RandomWeights
 from ttt_dist.model.transformer import Transformer
@@ -195,3 +201,57 @@ def test_codes_survive_the_way_through_a_wav(workplace: Path) -> None:
     codes = np.random.default_rng(0).integers(0, 16, 40).astype(np.int32)
     (again,) = codec.encode([codec.decode(codes)])
     assert len(again) == len(codes)
+
+
+@pytest.fixture(scope="module")
+def mute(workplace: Path) -> Path:
+    """The model with a codec of as many codes that has no decoder: a tiny glm4voice."""
+    sizes = {"d_model": 16, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "num_mel_bins": 20}
+    blocks = {"max_source_positions": 600, "quantize_causal_block_size": 200, "pooling_kernel_size": 4}
+    values = FIXED | sizes | blocks | {"pooling_position": 1, "quantize_position": 1, "quantize_vocab_size": 16}
+    weights, model = workplace / "glm", workplace / "mute"
+    weights.mkdir()
+    (weights / "config.json").write_text(json.dumps(values))
+    torch.manual_seed(0)
+    network = WhisperVQ(WhisperVQConfig.read(values, weights / "config.json"))
+    save_file(network.state_dict(), weights / "model.safetensors")
+    shutil.copytree(workplace / "model", model)
+    shutil.rmtree(model / "codec")
+    load_codec(f"glm4voice:{weights}").save(model / "codec")
+    return model
+
+
+def test_speech_is_refused_before_it_is_generated(
+    workplace: Path, mute: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("something was generated")
+
+    monkeypatch.setattr(Decoder, "generate", never)
+    evaluation = ["--task", "tts", "--data", workplace / "test.jsonl", "--out", tmp_path / "results"]
+    for module, words in ((generate, ["--prompt", "two", "--out", tmp_path / "out.wav"]), (evaluate, evaluation)):
+        with pytest.raises(UserError, match="glm4voice: .*give --decoder-command") as caught:
+            command(monkeypatch, module, "--model", mute, *words)
+        assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_command_speaks_for_a_codec_without_decoder(
+    workplace: Path, mute: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = "import json, sys, soundfile; n = len(json.load(open(sys.argv[1])))\n"
+    (tmp_path / "decode.py").write_text(f"{program}soundfile.write(sys.argv[2], [0.1] * (1920 * n), 24000)")
+    decode = f"{shlex.join([sys.executable, str(tmp_path / 'decode.py')])} {{codes}} {{wav}}"
+    data = ["--model", mute, "--data", workplace / "test.jsonl", "--limit", 2, "--out", tmp_path]
+    command(monkeypatch, evaluate, *data, "--task", "tts", "--decoder-command", decode)
+    summary = json.loads((tmp_path / "tts_summary.json").read_text())
+    assert (summary["utterances"], summary["decoder_command"]) == (2, decode)
+    records = [json.loads(line) for line in (tmp_path / "tts.jsonl").read_text().splitlines()]
+    assert any(record["wav"] for record in records)
+    for record in records:
+        if record["wav"]:
+            info = soundfile.info(tmp_path / record["wav"])
+            assert (info.samplerate, info.frames) == (16000, 1280 * record["codes"])
+    with pytest.raises(SystemExit):
+        command(monkeypatch, evaluate, *data, "--task", "asr", "--decoder-command", decode)
+    command(monkeypatch, evaluate, *data, "--task", "asr")  # transcribing takes no decoder

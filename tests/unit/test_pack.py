@@ -1,22 +1,25 @@
 """Packing: every sample once, packs full, short and long mixed, the same in every run, memory bounded by the window."""
 
 import argparse
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from data_prep import pack
 from data_prep.binpack import best_fit_decreasing, num_windows, pack_window
 from data_prep.parts import part_prefix
 from data_prep.sample_parts import SampleWriter
+from data_prep.too_long import cut, pieces
 from tests.structures import tiny_layout
-from ttt_dist.data.shards import ShardReader
-from ttt_dist.data.verify import verify
+from ttt_dist.data.shards import ShardReader, to_document, to_samples
+from ttt_dist.data.verify import check_document, verify
 from ttt_dist.errors import UserError
 from ttt_dist.sequence.sample import Sample, Segment
+from ttt_dist.sequence.tokens import TokenLayout
 
 LAYOUT = tiny_layout()
 
@@ -186,3 +189,66 @@ def test_template_of_another_run_is_refused(folder: Path) -> None:
     (folder / "template.json").write_text('{"text_ratio": 5}\n')
     with pytest.raises(UserError, match=r"shards/template\.json: from a run with other settings"):
         pack.run(arguments(folder, "--seq-len", "32"))
+
+
+def document_sample(layout: TokenLayout, spans: list[tuple[int, int]], prompt: int = 0) -> Sample:
+    """`prompt` tokens of a prompt, then (text, codes) in turn, all targets."""
+    ids: list[int] = []
+    for number, (text, codes) in enumerate(spans, start=1):
+        last = number == len(spans)
+        ends = (
+            (layout.begin_of_quad, layout.end_of_audio_span_last)
+            if last
+            else (layout.begin_of_audio, layout.end_of_audio_new)
+        )
+        ids += [1] * text + ([ends[0], *[layout.first_code] * codes, ends[1]] if codes else [])
+    targets = np.array(ids, np.int32)
+    return Sample(
+        [Segment(np.full(prompt, 2, np.int32), False), Segment(targets, True)] if prompt else [Segment(targets, True)]
+    )
+
+
+@given(
+    spans=st.lists(st.tuples(st.integers(1, 12), st.integers(0, 12)), min_size=1, max_size=8),
+    prompt=st.integers(0, 9),
+    seq_len=st.integers(4, 40),
+)
+@settings(deadline=None, max_examples=300)
+def test_cuts_tear_no_span_and_lose_nothing_of_a_document(
+    spans: list[tuple[int, int]], prompt: int, seq_len: int
+) -> None:
+    sample = document_sample(LAYOUT, spans, prompt)
+    assume(len(sample) > seq_len)
+    document = to_document([sample])
+    found = pieces(document, LAYOUT, seq_len)
+    for start, stop in found:
+        assert 0 < stop - start <= seq_len
+        assert not list(check_document(cut(document, start, stop), LAYOUT, seq_len))
+        (piece,) = to_samples(cut(document, start, stop))
+        np.testing.assert_array_equal(piece.ids, sample.ids[start:stop])
+        np.testing.assert_array_equal(piece.is_target, sample.is_target[start:stop])
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(found))
+    longest = max(codes + 2 for _, codes in spans)
+    if not prompt and longest <= seq_len:  # a last piece of one token has nothing to learn
+        assert found and found[0][0] == 0 and found[-1][1] >= len(sample) - 1
+    if prompt:
+        assert len(found) <= 1
+
+
+def test_pack_cuts_where_asked(tmp_path: Path) -> None:
+    folder = tmp_path / "samples"
+    made_from = {"settings": {}, "templates": ["text"], "codes": "x"}
+    for part in range(2):
+        with SampleWriter(part_prefix(folder, part), part, 2, LAYOUT, made_from) as writer:
+            writer.add(document_sample(LAYOUT, [(10, 5), (10, 5), (9, 0)]))
+            writer.add(document_sample(LAYOUT, [(3, 2)]))
+            writer.add(document_sample(LAYOUT, [(3, 40)]))
+    (folder / "template.json").write_text("{}\n")
+    pack.run(arguments(folder, "--seq-len", "24", "--too-long", "cut"))
+    reader = ShardReader(tmp_path / "shards" / "train")
+    too_long = reader.meta["too_long"]
+    # Two of 43 tokens become 24 and 19; of two with a span of 42 that fits nowhere the text before it is kept.
+    assert (too_long["cut"], too_long["pieces"], too_long["dropped"], too_long["tokens_lost"]) == (4, 6, 0, 84)
+    assert verify(tmp_path / "shards" / "train") == []
+    lengths = sorted(len(one) for index in range(len(reader)) for one in reader[index])
+    assert lengths == [3, 3, 7, 7, 19, 19, 24, 24]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data_prep.samples import load_template, render_template
+from data_prep.samples import render_template
 from ttt_dist.data.shards import to_document
 from ttt_dist.data.verify import check_document
 from ttt_dist.errors import UserError
@@ -479,26 +479,7 @@ def test_a_file_is_read_over_the_usual_settings_and_its_faults_are_named(tmp_pat
 def test_settings_survive_template_json(tmp_path_factory: pytest.TempPathFactory, choice: TemplateSettings) -> None:
     path = tmp_path_factory.mktemp("t") / "template.json"
     path.write_text(render_template(choice), encoding="utf8")
-    assert load_template(path) == choice == TemplateSettings(**json.loads(path.read_text()))
-
-
-def test_template_json_of_an_older_version_is_read_as_it_was_meant(tmp_path: Path) -> None:
-    old = {
-        "text_ratio": 3,
-        "audio_ratio": 10,
-        "asr_system": "Write.",
-        "tts_system": "Speak the text.",
-        "name_speaker": True,
-    }
-    path = tmp_path / "template.json"
-    path.write_text(json.dumps(old))
-    settings = load_template(path)
-    assert settings.templates["asr"][0] == {"system": "Write."} and settings.name_speaker
-    assert settings.templates["tts"] == TemplateSettings().templates["tts"]
-    for content, message in (({"rap": 1}, "unexpected keyword"), ({"text_ratio": 0}, "text_ratio: is 0")):
-        path.write_text(json.dumps(content))
-        with pytest.raises(UserError, match=rf"template\.json: .*{message}"):
-            load_template(path)
+    assert choice == TemplateSettings(**json.loads(path.read_text()))
 
 
 def test_a_tokenizer_to_be_trained_learns_what_the_templates_write() -> None:

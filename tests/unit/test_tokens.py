@@ -9,6 +9,7 @@ import pytest
 from tests.structures import SHARED, needs_shared, tiny_layout
 from ttt_dist.errors import UserError
 from ttt_dist.sequence.sample import spans
+from ttt_dist.sequence.template_content import ContentWriter
 from ttt_dist.sequence.templates import ChatTemplate
 from ttt_dist.sequence.text_tokenizer import load_tokenizer, train_sentencepiece
 from ttt_dist.sequence.tokens import TokenLayout, extend, released
@@ -101,12 +102,13 @@ def test_released_samples_parse_to_the_stated_classes_spans_and_targets() -> Non
 @needs_shared
 def test_own_interleaving_is_the_released_one() -> None:
     layout = released()
-    template = ChatTemplate(load_tokenizer(SHARED / "gpt2-bpe"), layout)
+    tokenizer = load_tokenizer(SHARED / "gpt2-bpe")
+    template = ChatTemplate(tokenizer, layout)
     content = json.loads((SHARED / "ttt_released_samples.jsonl").read_text(encoding="utf8").splitlines()[1])[
         "messages"
     ][2]["content"]
     codes = layout.codes_of(template.parse(content))
     text_ids = np.concatenate([[1000], np.arange(13), np.arange(13), np.arange(2)])[1:]
-    ids = template.interleave(text_ids, codes)
+    ids = ContentWriter(tokenizer, layout, 13, 26, "rest").spoken(text_ids, layout.code_ids(codes))
     assert [len(layout.codes_of(ids[a:b])) for a, b in spans(ids, layout)] == [26, 26, 75]
     np.testing.assert_array_equal(ids[~layout.is_audio[ids] & (ids < 1000)], text_ids)

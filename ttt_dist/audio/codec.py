@@ -51,6 +51,7 @@ class Codec(ABC):
     codes_per_frame: int = 1
     codebook_size: int  # of all codebooks together: codes are in 0..codebook_size-1
     hash: str  # hex SHA-256 over everything that decides its codes
+    no_decoder: str | None = None  # why `decode` is refused, and the remedy; None where it works
 
     @property
     def hop(self) -> int:
@@ -72,6 +73,11 @@ class Codec(ABC):
     @abstractmethod
     def decode(self, codes: Codes) -> Tensor:
         """Codes [n * codes_per_frame] -> waveform [n * hop], float32 in -1..1. Deterministic."""
+
+    def require_decoder(self) -> None:
+        """Refuse a codec that cannot decode, before the work whose result it would have to speak. Raises UserError."""
+        if self.no_decoder:
+            raise UserError(self.no_decoder)
 
     @abstractmethod
     def save(self, folder: str | Path) -> None:

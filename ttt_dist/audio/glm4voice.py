@@ -32,6 +32,9 @@ class Glm4Voice(PublishedCodec):
     name = "glm4voice"
     sample_rate = SAMPLE_RATE
     num_codebooks = 1
+    no_decoder = (
+        "glm4voice: its codes are made speech by an external program; give --decoder-command 'PROGRAM {codes} {wav}'"
+    )
 
     def __init__(self, model: WhisperVQ, folder: Path, hash: str, device: torch.device) -> None:
         self.folder, self.hash, self.device = folder, hash, device
@@ -68,9 +71,7 @@ class Glm4Voice(PublishedCodec):
 
     def decode(self, codes: Codes) -> Tensor:
         """Refused: the published decoder is no part of this tokenizer."""
-        raise UserError(
-            "glm4voice: its codes are made speech by an external program; give --decoder-command 'PROGRAM {codes} {wav}'"
-        )
+        raise UserError(self.no_decoder)
 
     def describe(self) -> dict[str, Any]:
         """Adds the precision of the layers, in which the last digits of the distances lie."""

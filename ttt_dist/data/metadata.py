@@ -29,6 +29,20 @@ def checksums_beside(folder: Path) -> dict[str, str]:
     return {name: checksum_beside(folder / name) for name in BESIDE if (folder / name).exists()}
 
 
+def codec_hash(folder: Path) -> str | None:
+    """The hash of a saved codec, by which codecs are compared; None where there is none that says its hash.
+
+    The checksum of its folder says more: codec.json of a published codec also names where the weights lie, which is
+    another place on another machine.
+    """
+    from ttt_dist.audio import describe_codec  # imports torch, which takes seconds
+
+    try:
+        return describe_codec(folder).hash
+    except UserError:
+        return None
+
+
 def render(meta: dict[str, Any]) -> str:
     """The JSON text of `meta`, its own checksum as the last key. One meta has one text, so any changed byte shows."""
     body = {key: value for key, value in meta.items() if key != "checksum"}

@@ -28,6 +28,7 @@ from ttt_dist.sequence.tokens import TokenLayout
 STARTS_SAMPLE = 1
 IS_TARGET = 2
 SUFFIXES = (".bin", ".idx", ".json")
+DOCUMENTS_AT_ONCE = 128
 
 
 class Document(NamedTuple):
@@ -43,12 +44,14 @@ def to_document(samples: Sequence[Sample]) -> Document:
     lengths: list[int] = []
     modes: list[int] = []
     for sample in samples:
-        assert len(sample), "a sample without tokens cannot be stored"
-        segments = [segment for segment in sample.segments if len(segment.ids)]
-        lengths += [len(segment.ids) for segment in segments]
-        flags = [IS_TARGET * segment.is_target for segment in segments]
-        modes += [flags[0] | STARTS_SAMPLE, *flags[1:]]
-    ids = np.concatenate([sample.ids for sample in samples])
+        starts = STARTS_SAMPLE
+        for ids, is_target in sample.segments:
+            if len(ids):
+                lengths.append(len(ids))
+                modes.append(IS_TARGET * is_target | starts)
+                starts = 0
+        assert not starts, "a sample without tokens cannot be stored"
+    ids = samples[0].ids if len(samples) == 1 else np.concatenate([sample.ids for sample in samples])
     return Document(ids, np.array(lengths, np.int32), np.array(modes, np.int8))
 
 
@@ -75,6 +78,7 @@ class ShardWriter:
         self.meta = meta
         self.layout = TokenLayout.from_dict(meta["layout"], str(prefix))
         self.num_documents = 0
+        self._waiting: list[Document] = []
         self._num_samples = self._num_tokens = self._num_audio = self._num_targets = 0
         self._digest = sha256()
         self._final = {suffix: with_suffix(self.prefix, suffix) for suffix in SUFFIXES}
@@ -89,18 +93,34 @@ class ShardWriter:
 
     def add_document(self, document: Document) -> None:
         """Append one document as it lies on disk, for jobs that only move samples."""
-        ids = np.ascontiguousarray(document.ids, dtype="<i4")
-        with writing(self._final[".bin"]):
-            self._builder.add_document(ids, document.lengths.tolist(), document.modes.tolist())
-        self._digest.update(ids.tobytes())
+        self._waiting.append(document)
         self.num_documents += 1
-        self._num_samples += int(np.count_nonzero(document.modes & STARTS_SAMPLE))
+        if len(self._waiting) == DOCUMENTS_AT_ONCE:
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        """Write what was added: many documents with one call each to count, hash and write."""
+        if not self._waiting:
+            return
+        ids, lengths, modes = (np.concatenate(arrays) for arrays in zip(*self._waiting, strict=True))
+        content = np.ascontiguousarray(ids, dtype="<i4").tobytes()
+        with writing(self._final[".bin"]):
+            self._builder.data_file.write(content)
+        first = len(self._builder.sequence_lengths)
+        ends = first + np.cumsum([len(document.lengths) for document in self._waiting])
+        self._builder.document_indices.extend(ends.tolist())
+        self._builder.sequence_lengths.extend(lengths.tolist())
+        self._builder.sequence_modes.extend(modes.tolist())
+        self._digest.update(content)
+        self._num_samples += int(np.count_nonzero(modes & STARTS_SAMPLE))
         self._num_tokens += len(ids)
         self._num_audio += int(np.count_nonzero(self.layout.is_audio[ids]))
-        self._num_targets += int(document.lengths[(document.modes & IS_TARGET) != 0].sum())
+        self._num_targets += int(lengths[(modes & IS_TARGET) != 0].sum())
+        self._waiting.clear()
 
     def counts(self) -> dict[str, float]:
         """What has been added so far; `fill` is the share of seq_len that holds tokens."""
+        self._write_waiting()
         counts: dict[str, float] = {
             "packs": self.num_documents,
             "samples": self._num_samples,
@@ -137,6 +157,7 @@ class ShardWriter:
 
     def _write_temporary(self) -> dict[str, Any]:
         """Everything that can fail for want of space happens here, before any name changes."""
+        self._write_waiting()
         self._builder.finalize(str(self._temporary[".idx"]))
         if not self.num_documents:
             for suffix in (".bin", ".idx"):  # an empty file cannot be mapped
@@ -195,8 +216,15 @@ class ShardReader:
             raise UserError(f"{self.prefix}.idx: {len(self)} documents, its JSON says {stated}; write the shard again")
 
     def require_same_codec(self, other: "ShardReader") -> None:
-        """Refuse a shard whose codes come from another codec, though the layouts may agree; both hashes are named."""
+        """Refuse a shard whose codes come from another codec, though the layouts may agree; both hashes are named.
+
+        Folders that differ may be of one codec, whose weights lie elsewhere on another machine: the hash decides.
+        """
         mine, theirs = (shard.meta.get("beside", {}).get("codec") for shard in (self, other))
+        if mine != theirs:
+            hashes = [metadata.codec_hash(shard.prefix.parent / "codec") for shard in (self, other)]
+            if None not in hashes:
+                mine, theirs = hashes
         if mine != theirs:
             raise UserError(
                 f"{self.prefix}: its codec has hash {str(mine)[:12]}, that of {other.prefix} {str(theirs)[:12]}; "

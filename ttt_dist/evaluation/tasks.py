@@ -71,9 +71,14 @@ class Setting:
         seed: int,
         root: Path,
         audio_root: Path | None,
+        decoder_command: str | None = None,
     ) -> "Setting":
-        """`root` is the manifest's folder, `audio_root` the one that all audio lies in (default: the same)."""
-        decoder, codec = Decoder.from_folder(folder, batch_size), load_codec(folder.codec)
+        """`root` is the manifest's folder, `audio_root` the one that all audio lies in (default: the same).
+
+        `decoder_command` makes the speech in the codec's stead.
+        """
+        decoder = Decoder.from_folder(folder, batch_size)
+        codec = load_codec(folder.codec, decoder_command=decoder_command)
         template = ChatTemplate(folder.tokenizer, folder.layout, folder.template)
         reader = UtteranceReader(root, codec.sample_rate, audio_root=audio_root)
         return cls(reader, decoder, codec, template, ModelJudge(decoder, codec, template, decoding), decoding, seed)
@@ -120,7 +125,11 @@ def asr(setting: Setting, items: Sequence[Item], out: Path) -> Outcome:
 
 
 def tts(setting: Setting, items: Sequence[Item], out: Path) -> Outcome:
-    """Speak each text, write the WAV below `out`, read it back, and score the judge's transcript of it."""
+    """Speak each text, write the WAV below `out`, read it back, and score the judge's transcript of it.
+
+    Raises UserError, before anything is spoken, where the codec cannot decode.
+    """
+    setting.codec.require_decoder()
     outcome = Outcome([])
     with Progress(2 * len(items), "speaking, then transcribing", "step") as progress:
         for part in _parts(items):

@@ -279,5 +279,7 @@ def _files(folder: Path) -> Iterator[Path]:
 def _build(kind: type[T], values: dict[str, Any], path: Path) -> T:
     try:
         return kind(**values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; export the model again") from None
     except TypeError as error:
         raise UserError(f"{path}: not the settings of this version ({error}); export the model again") from error

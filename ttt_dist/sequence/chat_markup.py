@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ttt_dist.errors import UserError
-from ttt_dist.sequence.sample import Sample, Segment
+from ttt_dist.sequence.sample import Sample
 from ttt_dist.sequence.template_form import ASSISTANT, USER
 from ttt_dist.sequence.text_tokenizer import TextTokenizer
 from ttt_dist.sequence.tokens import TokenLayout
@@ -43,18 +43,18 @@ class Markup(ABC):
     def sample(self, roles: Sequence[str], contents: Sequence[np.ndarray]) -> Sample:
         """The conversation. Targets: the contents of the assistant, each with the token that ends its turn."""
         literals, order = self.frame(tuple(roles))
-        segments: list[Segment] = []
-        before = [literals[0]]
+        parts, ends = [literals[0]], []
         for index, after in zip(order, literals[1:], strict=True):
             if roles[index] == ASSISTANT:
-                segments.append(Segment(np.concatenate(before), False))
-                segments.append(Segment(np.concatenate([contents[index], after[:1]]), True))
-                before = [after[1:]]
+                ends += [(len(parts), False), (len(parts) + 2, True)]
+                parts += [contents[index], after[:1], after[1:]]
             else:
-                before += [contents[index], after]
-        if roles[order[-1]] != ASSISTANT:  # what follows the last end of turn would only take up room
-            segments.append(Segment(np.concatenate(before), False))
-        return Sample(segments)
+                parts += [contents[index], after]
+        if roles[order[-1]] != ASSISTANT:
+            ends.append((len(parts), False))
+        else:
+            parts.pop()  # what follows the last end of turn would only take up room
+        return Sample.of_parts(parts, ends)
 
     def prompt(self, roles: Sequence[str], contents: Sequence[np.ndarray]) -> np.ndarray:
         """Ids (int32) up to the content of the assistant's last turn, the last of `roles`; the start of such a sample."""

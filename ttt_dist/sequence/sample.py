@@ -1,7 +1,10 @@
 """Samples, their segments, and the audio spans within them."""
 
+from collections.abc import Sequence
+from functools import cached_property
 from hashlib import blake2b
-from typing import NamedTuple
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,8 +23,16 @@ class Sample:
 
     def __init__(self, segments: list[Segment]) -> None:
         self.segments = segments
-        self.ids = np.concatenate([np.asarray(s.ids, dtype=np.int32) for s in segments])
-        self.is_target = np.repeat([s.is_target for s in segments], [len(s.ids) for s in segments])
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """All tokens, int32 [n]."""
+        return np.concatenate([np.asarray(s.ids, dtype=np.int32) for s in self.segments])
+
+    @cached_property
+    def is_target(self) -> np.ndarray:
+        """Which tokens the model must produce, bool [n]."""
+        return np.repeat([s.is_target for s in self.segments], [len(s.ids) for s in self.segments])
 
     @classmethod
     def from_arrays(cls, ids: np.ndarray, is_target: np.ndarray) -> "Sample":
@@ -31,6 +42,19 @@ class Sample:
         flags = [bool(is_target[start]) for start in (0, *borders)]
         return cls([Segment(part, flag) for part, flag in zip(parts, flags, strict=True)])
 
+    @classmethod
+    def of_parts(cls, parts: Sequence[Any], ends: Sequence[tuple[int, bool]]) -> "Sample":
+        """Ids in `parts`, joined once, and cut into segments: (number of parts that end with it, whether it is a target)."""
+        ids = np.concatenate(parts, dtype=np.int32, casting="unsafe")
+        borders = list(accumulate(map(len, parts), initial=0))
+        segments, first = [], 0
+        for last, is_target in ends:
+            segments.append(Segment(ids[borders[first] : borders[last]], is_target))
+            first = last
+        sample = cls(segments)
+        sample.__dict__["ids"] = ids
+        return sample
+
     @property
     def key(self) -> int:
         """64-bit hash of the content: names the sample wherever it is packed, so its noise does not depend on the pack."""
@@ -39,7 +63,7 @@ class Sample:
         return int.from_bytes(digest.digest(), "little")
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return sum(len(segment.ids) for segment in self.segments)
 
 
 def runs(flags: np.ndarray) -> list[tuple[int, int]]:

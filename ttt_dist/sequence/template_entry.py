@@ -1,7 +1,7 @@
 """What a template says of one entry of a manifest: its turns, each with the content that is written for it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ from ttt_dist.sequence.template_form import (
 )
 
 Entry = Mapping[str, Any]
+RECORDED = (AUDIO, *SPOKEN)
 NOTHING = np.zeros(0, dtype=np.int32)
 
 
@@ -58,6 +59,16 @@ class EntryWriter:
         self.recordings = sort_recordings(entry, [writer.audio(clip) for clip in codes])
         self.name_speaker = name_speaker
 
+    @property
+    def has_spoken_turns(self) -> bool:
+        """Whether one of the entry's turns has a recording."""
+        return any(turn.get("audio") for turn in self.entry.get("turns") or [])
+
+    @cached_property
+    def _interleaved(self) -> np.ndarray:
+        """The entry's text and its recording: the response of several templates."""
+        return self.writer.spoken(self.writer.text(_words(self.entry)), self.recordings.first)
+
     def turns(self, form: Sequence[Turn]) -> list[tuple[str, Callable[[], np.ndarray]]]:
         """(role, maker of the content) of every turn; a system turn of the entry replaces the template's."""
         found: list[tuple[str, Callable[[], np.ndarray]]] = []
@@ -73,10 +84,13 @@ class EntryWriter:
 
     def content(self, turn: Turn) -> np.ndarray:
         """Ids (int32) of a turn of the template. Text is tokenised in stretches as long as recordings leave them."""
+        pieces = turn.content(self.entry.get("lang"))
+        if len(pieces) == 1 and pieces[0].is_field and pieces[0].value in RECORDED:
+            return self._recorded(pieces[0].value, turn.role)
         parts: list[np.ndarray] = []
         text = ""
-        for piece in turn.content(self.entry.get("lang")):
-            if piece.is_field and (piece.value == AUDIO or piece.value in SPOKEN):
+        for piece in pieces:
+            if piece.is_field and piece.value in RECORDED:
                 parts += [self.writer.encode(text if parts else text.lstrip()), self._recorded(piece.value, turn.role)]
                 text = ""
             else:
@@ -115,7 +129,7 @@ class EntryWriter:
         """What a placeholder for sound or speech stands for."""
         writer, recordings = self.writer, self.recordings
         if name == TEXT_AUDIO:
-            return writer.spoken(writer.text(_words(self.entry)), recordings.first)
+            return self._interleaved
         if name == TEXT_SPEECH:
             text_ids = writer.text(_words(self.entry))
             return writer.spoken(text_ids, recordings.speech) if self.entry.get("speech") else text_ids

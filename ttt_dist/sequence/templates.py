@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import InitVar, asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +17,10 @@ from ttt_dist.sequence.chat_markup import ChatML, OwnTemplate, end_of_turn
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.sequence.template_content import ContentWriter
 from ttt_dist.sequence.template_entry import Entry, EntryWriter
-from ttt_dist.sequence.template_form import ASSISTANT, CHAT_ROLES, DOCUMENT, SYSTEM, TURNS, Turn
+from ttt_dist.sequence.template_form import ASSISTANT, CHAT_ROLES, DOCUMENT, TURNS, Turn
 from ttt_dist.sequence.text_tokenizer import TextTokenizer
 from ttt_dist.sequence.tokens import TokenLayout, extend
 from ttt_dist.typed_yaml import build, read_yaml
-
-ASR_SYSTEM, TTS_SYSTEM = (template_form.built_in()[name][0][SYSTEM] for name in ("asr", "tts"))  # type: ignore[index]
 
 
 @dataclass
@@ -41,11 +39,8 @@ class TemplateSettings:
     """Name the speaker in TTS prompts."""
     templates: dict[str, template_form.TemplateItems] = field(default_factory=template_form.built_in)
     """What each template writes (`ttt_dist.sequence.template_form`)."""
-    asr_system: InitVar[str] = ASR_SYSTEM
-    """Of a template.json written before templates were settings; so is the next."""
-    tts_system: InitVar[str] = TTS_SYSTEM
 
-    def __post_init__(self, asr_system: str, tts_system: str) -> None:
+    def __post_init__(self) -> None:
         for name, value in (("text_ratio", self.text_ratio), ("audio_ratio", self.audio_ratio)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UserError(f"{name}: is {value!r}; give a whole number, 1 or more")
@@ -55,9 +50,6 @@ class TemplateSettings:
         ):
             if choice not in known:
                 raise UserError(f"{name}: is {choice!r}; choose {' or '.join(known)}")
-        for name, system, usual in (("asr", asr_system, ASR_SYSTEM), ("tts", tts_system, TTS_SYSTEM)):
-            if system != usual:
-                self.templates = {**self.templates, name: [{SYSTEM: system}, *self.templates[name][1:]]}
         self.forms()
 
     def forms(self) -> dict[str, list[Turn]]:
@@ -128,13 +120,22 @@ class ChatTemplate:
         Targets: the contents of the assistant, each with the token that ends its turn; of a document all.
         Raises UserError where the entry lacks what the template writes.
         """
-        form = self._form(name)
-        try:
-            if form[0].role == DOCUMENT:
-                return Sample([Segment(self._entry_writer(entry, codes).content(form[0]), True)])
-            return self._conversation(form, entry, codes)
-        except UserError as error:
-            raise UserError(f"{error} (template {name})") from None
+        return self.samples([name], entry, codes)[0]
+
+    def samples(self, names: Sequence[str], entry: Entry, codes: Sequence[np.ndarray]) -> list[Sample]:
+        """A sample for each template; what they share is written once."""
+        writer = self._entry_writer(entry, codes)
+        found = []
+        for name in names:
+            form = self._form(name)
+            try:
+                if form[0].role == DOCUMENT:
+                    found.append(Sample([Segment(writer.content(form[0]), True)]))
+                else:
+                    found.append(self._conversation(form, writer))
+            except UserError as error:
+                raise UserError(f"{error} (template {name})") from None
+        return found
 
     def prompt(self, name: str, entry: Entry, codes: Sequence[np.ndarray]) -> np.ndarray:
         """The start of `sample`, up to and including the header of the assistant's last turn, int32.
@@ -170,11 +171,6 @@ class ChatTemplate:
         """Ids up to and including the assistant's header, int32; the speaker is used where `name_speaker` is set."""
         return self.prompt("tts", {"text": text, "speaker": speaker}, [])
 
-    def interleave(self, text_ids: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        """T_1 A_1 ... T_M A_M of ids of text and codes (`ContentWriter.spoken`); without codes, the text."""
-        text_ids = np.asarray(text_ids, dtype=np.int32)
-        return self._writer.spoken(text_ids, self.layout.code_ids(codes)) if len(codes) else text_ids
-
     def chat(self, messages: Sequence[Mapping[str, str]]) -> Sample:
         """A conversation of {"role", "content"} in the released format; the turns of the assistant are targets."""
         contents = [self.parse(message["content"]) for message in messages]
@@ -195,10 +191,10 @@ class ChatTemplate:
         self.require(name)
         return self._forms[name]
 
-    def _conversation(self, form: list[Turn], entry: Entry, codes: Sequence[np.ndarray]) -> Sample:
-        if any(turn.role == TURNS for turn in form) and not any(turn.get("audio") for turn in entry.get("turns") or []):
+    def _conversation(self, form: list[Turn], writer: EntryWriter) -> Sample:
+        if any(turn.role == TURNS for turn in form) and not writer.has_spoken_turns:
             raise UserError("has no audio: record one of its turns, or use a template of text alone")
-        turns = self._entry_writer(entry, codes).turns(form)
+        turns = writer.turns(form)
         roles = [role for role, _ in turns]
         if ASSISTANT not in roles:
             raise UserError("has no turn of the assistant, so there is nothing to learn: leave the entry out")

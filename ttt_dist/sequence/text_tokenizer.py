@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ttt_dist.errors import UserError
 from ttt_dist.files import atomic_write
+from ttt_dist.sequence.word_cache import WordCache, is_exact_for
 
 CHAT_DATE = "26 Jul 2024"
 """Given to chat templates that write the day, so that a prompt reads as the samples did; Llama's default without a clock."""
@@ -70,14 +71,19 @@ class HuggingFaceTokenizer(TextTokenizer):
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.encode_special_tokens = True
+        by_word = is_exact_for(self._backend.to_str())
+        self._encode = WordCache(self._encode_whole).encode if by_word else self._encode_whole
         names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
         self.files = [folder / name for name in names if (folder / name).is_file()]
 
     def encode(self, text: str) -> list[int]:
         try:
-            return list(self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
-        except (TypeError, UnicodeEncodeError) as error:
+            return self._encode(text)
+        except (TypeError, AttributeError, UnicodeEncodeError) as error:
             raise _not_unicode(text, error) from error
+
+    def _encode_whole(self, text: str) -> list[int]:
+        return list(self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
     def encode_markup(self, text: str) -> list[int]:
         self._backend.encode_special_tokens = False

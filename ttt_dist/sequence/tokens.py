@@ -141,12 +141,12 @@ class TokenLayout:
 
     def code_ids(self, codes: np.ndarray) -> np.ndarray:
         """Token ids (int32) of codec codes. Raises UserError on a code outside the codebook."""
-        codes = np.asarray(codes)
-        if codes.size and codes.astype(np.uint64).max() >= self.num_codes:  # a negative one becomes a large one
+        codes = np.ascontiguousarray(codes, dtype=np.int32)
+        if codes.size and codes.view(np.uint32).max() >= self.num_codes:  # a negative one becomes a large one
             raise UserError(
                 f"audio code outside 0..{self.num_codes - 1}: the codec's codebook is larger than the token layout's"
             )
-        return (codes + self.first_code).astype(np.int32)
+        return codes + np.int32(self.first_code)
 
     def codes_of(self, ids: np.ndarray) -> np.ndarray:
         """Codec codes among token ids, in order; every other token is left out."""
