@@ -4,10 +4,11 @@
     python -m benchmarks.data_prep --only compose
     python -m benchmarks.data_prep --only encode --device cuda --out benchmarks/results/DATE-data-prep-cuda.md
 
-Compose: ASR and TTS samples of segments of 10 to 30 s at 12.5 codes a second, from codes on disk to checksummed sample
-parts on disk, against the released way: the same codes as ChatML strings with `<|audio_N|>` for each, through the Hugging
-Face tokenizer (nothing read or written). Pack: the command itself on a million composed samples of two distributions of length, with its peak
-memory. Encode: hours of audio per hour with each codec at its published size and random weights.
+Compose: ASR and TTS samples of segments of 10 to 30 s at 12.5 codes a second, from codes on disk to checksummed parts of
+samples on disk, against the released way: the same codes as ChatML strings with `<|audio_N|>` for each, through the
+Hugging Face tokenizer (nothing read or written). Pack: the command itself on a million composed samples of two
+distributions of length, with its peak memory. Encode: hours of audio per hour with each codec at its published size and
+random weights.
 
 The last line is one JSON object with `compose_speedup`, `pack_fill`, `pack_samples_per_minute` and the codecs' rates.
 """

@@ -64,7 +64,7 @@ def _check_parts(folder: Path, tick: Tick) -> list[str]:
     """All parts that there are to be; with them tokenizer, codec and template.json, and the notes of what was learnt."""
     found = sorted(folder.glob("part-*.json"))
     if not found:
-        raise UserError(f"{folder}: holds no part-*.json; name a folder of codes or samples, or a shard's prefix")
+        raise UserError(f"{folder}: holds no part-*.json, and no note says that it was learnt; name another")
     problems: list[str] = []
     for note in sorted(folder.glob("*.learnt.json")):
         problems += _check_learnt(folder / note.name.removesuffix(".learnt.json"))
@@ -90,5 +90,4 @@ def _check_part(prefix: Path, tick: Tick) -> list[str]:
     part = json.loads(content)
     if part.get("format") == metadata.FORMAT:
         return verify(prefix, tick)
-    tick()
     return [*verify_files(prefix, part["files"]), *verify_beside(prefix.parent, part["beside"])]

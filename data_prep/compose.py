@@ -17,11 +17,11 @@ from data_prep.manifest import Problems
 from data_prep.parts import find_parts, part_prefix, require_no_others
 from data_prep.sample_parts import SampleWriter, finished_samples
 from data_prep.samples import copy_codec, render_template, save_tokenizer, write_once
+from data_prep.vocabulary import add_layout_argument, open_template
 from ttt_dist.errors import UserError
 from ttt_dist.files import remove_leftovers
 from ttt_dist.leases import lease
 from ttt_dist.sequence.templates import ChatTemplate, TemplateSettings, load_template_settings
-from ttt_dist.sequence.text_tokenizer import load_tokenizer
 
 EXAMPLES = """examples:
   python -m data_prep compose --codes codes/train --template asr,tts --tokenizer Qwen2.5/ --out samples/train
@@ -49,6 +49,7 @@ def add_parser(subparsers: Any) -> None:
     tokenizer.add_argument("--train-tokenizer", action="store_true", help="train a sentencepiece model on the texts")
     parser.add_argument("--vocab-size", type=int, default=400, help="entries to train, at most (default 400)")
     parser.add_argument("--tokenizer-out", type=Path, help="folder for the trained model (default OUT/tokenizer)")
+    add_layout_argument(parser)
     add_template_arguments(parser)
     parser.add_argument("--name-speaker", action="store_true", help="name the speaker in tts prompts")
     parser.add_argument("--deduplicate", action="store_true", help="of entries with the same audio keep the first")
@@ -93,7 +94,9 @@ def run(args: argparse.Namespace) -> None:
         tokenizer = args.tokenizer_out or args.out / "tokenizer"
         learn_tokenizer(parts, settings, args.template, args.vocab_size, tokenizer)
     problems = Problems(args.max_errors)
-    job = ComposeJob(parts, args.template, settings, tokenizer, args.codes / "codec", args.out, args.deduplicate)
+    job = ComposeJob(
+        parts, args.template, settings, tokenizer, args.codes / "codec", args.out, args.deduplicate, args.layout
+    )
     totals = run_parts(job, share, problems)
     counts = {name: int(totals.counts.get(name, 0)) for name in ("samples", "tokens", "audio_tokens", "copies")}
     what = f"{counts['samples']:,} samples, {counts['tokens']:,} tokens, {counts['audio_tokens']:,} of them audio"
@@ -117,6 +120,7 @@ class ComposeJob(PartJob):
     codec: Path
     out: Path
     deduplicate: bool
+    layout: str = "own"
     label = "composing"
     unit = "utterance"
 
@@ -135,7 +139,7 @@ class ComposeJob(PartJob):
         from ttt_dist.audio import describe_codec
 
         num_codes = describe_codec(self.codec).codebook_size
-        self.template = ChatTemplate.for_codes(load_tokenizer(self.tokenizer), num_codes, self.settings)
+        self.template = open_template(self.tokenizer, num_codes, self.layout, self.settings)
         put_beside(self.template, self.out, self.codec)
         self.copies = find_copies(self.parts) if self.deduplicate else [frozenset()] * len(self.parts)
 
@@ -151,6 +155,7 @@ class ComposeJob(PartJob):
             "templates": list(self.names),
             "settings": self.settings.to_dict(),
             "tokenizer_hash": self.template.tokenizer.hash,
+            "layout": self.layout,
             "left_out_sha256": hashlib.sha256(copies).hexdigest() if self.deduplicate else None,
         }
 

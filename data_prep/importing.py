@@ -18,12 +18,12 @@ from data_prep.encode import PART_SIZE, keep_codec
 from data_prep.jobs import Outcome, PartJob, Tick, add_arguments, run_parts, share_of, tell
 from data_prep.parts import LineRange, cut_lines, part_prefix, require_no_others
 from data_prep.problems import Problems
-from data_prep.released import read_released, released_for, released_sample
+from data_prep.released import read_released, released_sample
 from data_prep.sample_parts import SampleWriter, finished_samples
+from data_prep.vocabulary import add_layout_argument, open_template
 from ttt_dist.errors import UserError
 from ttt_dist.files import sha256_file
-from ttt_dist.sequence.templates import ChatTemplate, TemplateSettings, load_template_settings
-from ttt_dist.sequence.text_tokenizer import load_tokenizer
+from ttt_dist.sequence.templates import TemplateSettings, load_template_settings
 
 EXAMPLES = """examples:
   # the authors' data, for their checkpoints
@@ -42,7 +42,7 @@ class ImportJob(PartJob):
     tokenizer: Path
     settings: TemplateSettings
     num_codes: int
-    is_released: bool
+    layout: str
     out: Path
     label = "importing"
     unit = "part"
@@ -59,16 +59,7 @@ class ImportJob(PartJob):
 
     def open(self) -> None:
         """Load the tokenizer and make the token layout. Raises UserError where they do not fit."""
-        tokenizer = load_tokenizer(self.tokenizer)
-        if self.is_released:
-            self.template = ChatTemplate(tokenizer, released_for(tokenizer), self.settings)
-        else:
-            self.template = ChatTemplate.for_codes(tokenizer, self.num_codes, self.settings)
-        if self.template.layout.num_codes != self.num_codes:
-            raise UserError(
-                f"--layout released has {self.template.layout.num_codes:,} audio codes, the codec {self.num_codes:,}; "
-                "name GLM-4-Voice's tokenizer, or leave --layout out"
-            )
+        self.template = open_template(self.tokenizer, self.num_codes, self.layout, self.settings)
         put_beside(self.template, self.out, None)
 
     def finished(self, number: int) -> Outcome | None:
@@ -82,7 +73,7 @@ class ImportJob(PartJob):
             of_piece = {"source": piece.name, "first_line": 1, "lines_sha256": sha256_file(piece)}
         return {
             **of_piece,
-            "layout": "released" if self.is_released else "own",
+            "layout": self.layout,
             "settings": self.settings.to_dict(),
             "tokenizer_hash": self.template.tokenizer.hash,
         }
@@ -138,7 +129,7 @@ def run(args: argparse.Namespace) -> None:
     require_no_others(args.out, len(pieces))
     settings = load_template_settings(args.settings) if args.settings else TemplateSettings()
     num_codes = args.num_codes or _keep(args.codec, args.out)
-    job = ImportJob(pieces, args.tokenizer, settings, num_codes, args.layout == "released", args.out)
+    job = ImportJob(pieces, args.tokenizer, settings, num_codes, args.layout, args.out)
     problems = Problems(args.max_errors)
     totals = run_parts(job, share, problems)
     counts = {name: int(totals.counts.get(name, 0)) for name in ("samples", "tokens", "audio_tokens")}
@@ -176,9 +167,7 @@ def add_parser(subparsers: Any) -> None:
     codes.add_argument(
         "--num-codes", type=int, help="... or only their number; a model trained on it cannot be exported"
     )
-    parser.add_argument(
-        "--layout", choices=("own", "released"), default="own", help="ids: the tokenizer's, extended; or the authors'"
-    )
+    add_layout_argument(parser)
     parser.add_argument("--settings", type=Path, help="YAML with the chat template (chatml or tokenizer)")
     parser.add_argument("--part-size", type=int, default=PART_SIZE, help=f"lines of a part (default {PART_SIZE})")
     parser.add_argument("--max-errors", type=int, default=0, help="bad records that are put up with (default 0)")

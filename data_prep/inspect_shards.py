@@ -67,7 +67,7 @@ def run_verify(args: argparse.Namespace) -> None:
         say(problem)
     if problems:
         raise UserError(f"{args.prefix}: {len(problems)} problem(s), listed above; write it again")
-    say(f"{args.prefix}: sound, every checksum and every token")
+    say(f"{args.prefix}: sound, every checksum" + (" and every token" if progress.done else ""))
 
 
 def run_stats(args: argparse.Namespace) -> None:
@@ -89,7 +89,7 @@ def statistics(reader: ShardReader) -> Iterator[str]:
     layout = reader.layout
     text = f"tokenizer {layout.tokenizer} of {layout.num_text_tokens:,}"
     yield f"  layout: {text}, {layout.num_codes:,} codes, {layout.vocab_size:,} ids"
-    for source in reader.meta.get("sources", []):
+    if source := reader.meta.get("source"):
         what = ", ".join(source.get("templates") or ["imported"])
         yield f"  source: {source['samples']:,} samples of {source['parts']:,} part(s), {what}"
     too_long = reader.meta.get("too_long") or {"dropped": 0, "cut": 0}

@@ -23,7 +23,7 @@ from ttt_dist.data.metadata import with_suffix
 from ttt_dist.data.shards import SUFFIXES, ShardWriter
 from ttt_dist.errors import UserError
 from ttt_dist.files import atomic_write, remove_leftovers
-from ttt_dist.leases import lease, require_lease
+from ttt_dist.leases import lease
 from ttt_dist.telemetry.console import say, warn
 
 SHARD_SAMPLES = 1_000_000
@@ -112,6 +112,7 @@ class PackJob(PartJob):
 
     def plan(self) -> None:
         """Read the lengths of all samples, and settle what happens to those that are too long."""
+        self.previous = _files_of(self.out)
         self.source.read_lengths(with_suffix(self.out, ".lengths"))
         self.too_long = self.source.shorten(self.seq_len, cut=self.policy == "cut")
         self.made_from = {
@@ -181,7 +182,7 @@ class PackJob(PartJob):
     def make(self, number: int, tick: Tick) -> Outcome:
         prefix = self.prefix(number)
         remove_leftovers(*(with_suffix(prefix, suffix) for suffix in SUFFIXES))
-        with ShardWriter(prefix, self.meta()) as writer:
+        with ShardWriter(prefix, self.meta(), may_be_empty=self.num_parts > 1) as writer:
             for window in self._windows(number):
                 chosen, packs = pack_window(self.source.lengths, window, self.seq_len, self.seed, self.window)
                 documents = self.source.load(chosen)
@@ -197,7 +198,7 @@ class PackJob(PartJob):
             "seq_len": self.seq_len,
             "seed": self.seed,
             "made_from": self.made_from,
-            "sources": self.source.describe(),
+            "source": self.source.describe(),
             "too_long": self.too_long,
             "versions": versions(),
         }
@@ -208,22 +209,25 @@ def finish(job: PackJob) -> None:
 
     The task that finishes last does it; the others leave.
     """
-    previous = _files_of(job.out)
     if job.num_parts > 1:
         shards = [(job.prefix(number), job.finished(number)) for number in range(job.num_parts)]
         missing = [prefix.name for prefix, outcome in shards if outcome is None]
         if missing:
             say(f"{job.out}: {len(missing)} of {len(shards)} shards are left to other tasks, {missing[0]} first")
             return
-        with require_lease(job.out):
+        with lease(job.out, wait=True):
             remove_leftovers(with_suffix(job.out, ".json"))
             with atomic_write(with_suffix(job.out, ".json")) as file:
                 file.write(_render_set(job, [prefix for prefix, _ in shards]))
-    for name in previous - _files_of(job.out):
+    for name in job.previous - _files_of(job.out):
         job.out.with_name(name).unlink(missing_ok=True)
 
 
 def _render_set(job: PackJob, prefixes: list[Path]) -> str:
+    """The JSON of a set. A shard that has no sample left is no member. Raises UserError where none has any."""
+    prefixes = [prefix for prefix in prefixes if metadata.read(prefix)["counts"]["packs"]]
+    if not prefixes:
+        raise UserError(f"{job.out}: nothing to write, all samples are too long; raise --seq-len")
     metas = [metadata.read(prefix) for prefix in prefixes]
     counts: dict[str, float] = {
         name: sum(meta["counts"][name] for meta in metas) for name in metas[0]["counts"] if name != "fill"
@@ -244,7 +248,7 @@ def _files_of(prefix: Path) -> set[str]:
     path = with_suffix(prefix, ".json")
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-        names = [prefix.name, *(meta.get("shards") or [])]
-        return {f"{name}{suffix}" for name in names for suffix in SUFFIXES}
+        names = metadata.shard_names(prefix, meta)
+        return {path.name, *(f"{name}{suffix}" for name in names for suffix in SUFFIXES)}
     except (OSError, ValueError, AttributeError):
         return set()

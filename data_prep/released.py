@@ -1,7 +1,7 @@
 """The released format: `{"messages": [{"role", "content"}]}` or `{"text"}`, audio codes written as `<|audio_N|>` in the strings.
 
 `read_released` reads JSONL, JSON and Parquet in bounded memory; `released_sample` makes a sample of a record, the codes as
-ids without the detour through the text tokenizer; `released_for` gives the vocabulary of the released checkpoints.
+ids without the detour through the text tokenizer.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from ttt_dist.errors import UserError
 from ttt_dist.sequence.sample import Sample
 from ttt_dist.sequence.template_form import ASSISTANT, CHAT_ROLES
 from ttt_dist.sequence.templates import ChatTemplate
-from ttt_dist.sequence.text_tokenizer import TextTokenizer
-from ttt_dist.sequence.tokens import PIECES, TokenLayout, released
 
 Record = dict[str, Any]
 
@@ -196,23 +194,3 @@ def _messages(messages: object) -> list[dict[str, str]]:
     if messages and not any(message["role"] == ASSISTANT for message in messages):
         raise UserError("has no message of the assistant, so there is nothing to learn; add it, or remove the record")
     return messages or []
-
-
-def released_for(tokenizer: TextTokenizer) -> TokenLayout:
-    """The released vocabulary with this text tokenizer.
-
-    Raises UserError where the tokenizer is too large, or has other text at the ids of the release's special tokens.
-    """
-    layout = released(tokenizer.name, tokenizer.hash)
-    if tokenizer.size > layout.num_text_tokens:
-        raise UserError(
-            f"tokenizer {tokenizer.name}: has {tokenizer.size:,} entries, the released vocabulary has room for "
-            f"{layout.num_text_tokens:,}; take Qwen2.5's, or compose with a layout of the tokenizer's own"
-        )
-    for name, token_id in layout.special_ids.items():
-        if token_id < tokenizer.size and tokenizer.special_id(PIECES[name]) != token_id:
-            raise UserError(
-                f"tokenizer {tokenizer.name}: id {token_id} is not {PIECES[name]} as in the released vocabulary; take "
-                "Qwen2.5's, or compose with a layout of the tokenizer's own"
-            )
-    return layout

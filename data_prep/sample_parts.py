@@ -10,6 +10,7 @@ from data_prep.jobs import Outcome
 from data_prep.parts import has_files, read_part, versions
 from ttt_dist.data.metadata import with_suffix
 from ttt_dist.data.shards import SUFFIXES, ShardWriter
+from ttt_dist.errors import UserError
 from ttt_dist.files import remove_leftovers
 from ttt_dist.sequence.sample import Sample
 from ttt_dist.sequence.tokens import TokenLayout
@@ -29,7 +30,7 @@ class SampleWriter:
         meta = {"layout": layout.to_dict(), "seq_len": None, "part": number, "parts": num_parts}
         remove_leftovers(*(with_suffix(prefix, suffix) for suffix in SUFFIXES))
         self._meta = {**meta, "made_from": made_from, "versions": versions()}
-        self._shard = ShardWriter(prefix, self._meta)
+        self._shard = ShardWriter(prefix, self._meta, may_be_empty=True)
 
     def add(self, sample: Sample) -> None:
         """Append a sample."""
@@ -50,15 +51,31 @@ class SampleWriter:
             self._shard.abort()
             return
         self._meta.update(self._extra())
-        self._shard.close(may_be_empty=True)
+        self._shard.close()
+
+
+PER_PART = ("codes", "left_out_sha256", "lines_sha256", "first_line", "source")
+"""Keys of `made_from` that differ between the parts of a folder; the others are the same for all."""
+
+
+def shared(made_from: dict[str, Any]) -> dict[str, Any]:
+    """What the parts of a folder have in common: settings, templates, tokenizer, codec."""
+    return {key: value for key, value in made_from.items() if key not in PER_PART}
 
 
 def finished_samples(prefix: Path, made_from: dict[str, Any]) -> Outcome | None:
-    """What a finished part came to; None where there is none, or one of other input, which is then written anew."""
+    """What a finished part came to; None where there is none, or one of other codes or lines, which is then written anew.
+
+    Raises UserError where it was made with other settings, templates, tokenizer or codec.
+    """
     part = read_part(prefix, "compose again")
-    if part is None or part.get("made_from") != made_from or not has_files(prefix, part):
+    if part is None:
         return None
-    return _outcome(part)
+    before, now = shared(part["made_from"]), shared(made_from)
+    if before != now:
+        key = next(key for key in (*now, *before) if before.get(key) != now.get(key))
+        raise UserError(f"{prefix}.json: was made with other {key}; remove its folder or choose another --out")
+    return _outcome(part) if part["made_from"] == made_from and has_files(prefix, part) else None
 
 
 def _outcome(part: dict[str, Any]) -> Outcome:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.sample_parts import shared
 from data_prep.too_long import cut, pieces
 from ttt_dist.data.shards import Document, ShardReader
 from ttt_dist.errors import UserError
@@ -70,7 +71,7 @@ class SampleSource:
             if part["seq_len"] is not None:
                 raise UserError(f"{prefix}: packs, not samples; give --samples the folder that compose wrote")
             layout.require_same(TokenLayout.from_dict(part["layout"], f"{prefix}.json"), f"{prefix}.json")
-            if part["made_from"].get("settings") != first["made_from"].get("settings"):
+            if shared(part["made_from"]) != shared(first["made_from"]):
                 raise UserError(f"{prefix}: composed with other settings than {first_prefix}; compose again")
         if not self.starts[-1]:
             raise UserError(f"{first_prefix.parent}: its parts hold no sample; see what compose reported")
@@ -79,15 +80,10 @@ class SampleSource:
         """One checksum of all parts, by those of their JSONs."""
         return hashlib.sha256("".join(part["checksum"] for _, part in self.parts).encode()).hexdigest()
 
-    def describe(self) -> list[dict[str, Any]]:
-        """Where the samples came from, for the JSON of shards: parts made in the same way are one line."""
-        groups: dict[str, dict[str, Any]] = {}
-        for _, part in self.parts:
-            made = {key: value for key, value in part["made_from"].items() if key not in PER_PART}
-            group = groups.setdefault(repr(made), {**made, "parts": 0, "samples": 0})
-            group["parts"] += 1
-            group["samples"] += part["counts"]["samples"]
-        return list(groups.values())
+    def describe(self) -> dict[str, Any]:
+        """Where the samples came from, for the JSON of shards."""
+        num_samples = sum(part["counts"]["samples"] for _, part in self.parts)
+        return {**shared(self.parts[0][1]["made_from"]), "parts": len(self.parts), "samples": num_samples}
 
     def read_lengths(self, path: Path) -> None:
         """Write the length of every sample to a temporary file beside `path`, and map it as `lengths`, int32 [n]."""
@@ -173,7 +169,3 @@ class SampleSource:
                 self._open.popitem(last=False)
         self._open.move_to_end(part)
         return self._open[part]
-
-
-PER_PART = ("codes", "left_out_sha256", "lines_sha256", "first_line")
-"""Keys of a part's `made_from` that differ between parts made in the same way."""

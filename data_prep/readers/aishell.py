@@ -46,7 +46,7 @@ def read_aishell2(options: ReaderOptions, problems: Problems) -> Iterator[Entry]
     lists = [path for path in _lists_of(folder) if path.with_name("trans.txt").is_file()]
     if not lists:
         raise UserError(
-            f"{folder}: has no wav.scp with trans.txt beside it, here or two folders down; correct --source"
+            f"{folder}: has no wav.scp with trans.txt beside it, here or up to three folders down; correct --source"
         )
     for scp in lists:
         split = "train" if scp.parent.name == "data" else scp.parent.name
@@ -70,7 +70,7 @@ def read_aishell2(options: ReaderOptions, problems: Problems) -> Iterator[Entry]
 
 
 def _lists_of(folder: Path) -> list[Path]:
-    """wav.scp here or up to two folders down: the corpus has a million files, which are not worth listing."""
+    """wav.scp here or up to three folders down: the corpus has a million files, which are not worth listing."""
     return sorted(path for depth in ("", "*/", "*/*/", "*/*/*/") for path in folder.glob(f"{depth}wav.scp"))
 
 

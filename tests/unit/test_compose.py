@@ -10,6 +10,7 @@ import pytest
 from data_prep import compose
 from data_prep.encode import PartWriter
 from data_prep.parts import describe_file, part_prefix, write_part
+from tests.structures import SHARED, needs_shared
 from ttt_dist.data.indexed import open_indexed
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.data.verify import verify
@@ -230,3 +231,22 @@ def test_copies_of_a_recording_are_left_out(codes: Path, capsys: pytest.CaptureF
     assert [len(ShardReader(out / f"part-0000{part}")) for part in range(2)] == [5, 4]
     run(codes, "--template", "asr", "--tokenizer", str(given_tokenizer(codes)))  # asked otherwise: made anew
     assert [len(ShardReader(out / f"part-0000{part}")) for part in range(2)] == [6, 6]
+
+
+def test_other_templates_are_refused_where_samples_lie(codes: Path) -> None:
+    out = run(codes, "--template", "asr", "--tokenizer", str(given_tokenizer(codes)))
+    with pytest.raises(UserError, match=r"part-00000\.json: was made with other templates; remove its folder"):
+        run(codes, "--template", "tts", "--tokenizer", str(given_tokenizer(codes)))
+    assert len(ShardReader(out / "part-00000")) == 6
+
+
+@needs_shared
+def test_ids_of_the_released_checkpoints(codes: Path) -> None:
+    with pytest.raises(UserError, match=r"--layout released has 16,384 audio codes, the codec 32"):
+        run(codes, "--template", "asr", "--tokenizer", str(SHARED / "gpt2-bpe"), "--layout", "released")
+    description = codes / "codec" / "codec.json"
+    description.write_text(description.read_text().replace(f"{NUM_CODES}", "16384"))
+    out = run(codes, "--template", "asr", "--tokenizer", str(SHARED / "gpt2-bpe"), "--layout", "released")
+    layout = ShardReader(out / "part-00000").layout
+    assert (layout.vocab_size, layout.first_code, layout.mask) == (168072, 151685, 168069)
+    assert verify(out / "part-00000") == []

@@ -149,7 +149,7 @@ def test_pack_keeps_all_and_names_what_is_too_long(folder: Path, capsys: pytest.
     assert contents(folder) == [(0, 0, 5), (0, 1, 9), (0, 2, 12), (0, 3, 3), (1, 0, 4), (1, 1, 4), (1, 3, 6), (1, 4, 7)]
     assert verify(folder.parent / "shards" / "train") == []
     reader = ShardReader(folder.parent / "shards" / "train")
-    assert reader.meta["sources"] == [{"settings": {}, "templates": ["asr"], "parts": 2, "samples": 9}]
+    assert reader.meta["source"] == {"settings": {}, "templates": ["asr"], "parts": 2, "samples": 9}
     message = "part-00001.bin: document 2: 30 tokens, longer than seq_len 16: dropped"
     assert reader.meta["too_long"] == {"dropped": 1, "cut": 0, "pieces": 0, "tokens_lost": 30, "examples": [message]}
     pack.run(arguments(folder, "--seq-len", "16", "--max-errors", "1"))
@@ -227,10 +227,10 @@ def test_cuts_tear_no_span_and_lose_nothing_of_a_document(
         (piece,) = to_samples(cut(document, start, stop))
         np.testing.assert_array_equal(piece.ids, sample.ids[start:stop])
         np.testing.assert_array_equal(piece.is_target, sample.is_target[start:stop])
-    assert all(before[1] == after[0] for before, after in itertools.pairwise(found))
     longest = max(codes + 2 for _, codes in spans)
-    if not prompt and longest <= seq_len:  # a last piece of one token has nothing to learn
-        assert found and found[0][0] == 0 and found[-1][1] >= len(sample) - 1
+    if not prompt and longest <= seq_len:  # a piece of one token has nothing to learn: nothing else is left out
+        borders = [0, *itertools.chain(*found), len(sample)]
+        assert all(after - before in (0, 1) for before, after in zip(borders[::2], borders[1::2], strict=True))
     if prompt:
         assert len(found) <= 1
 
@@ -252,3 +252,28 @@ def test_pack_cuts_where_asked(tmp_path: Path) -> None:
     assert verify(tmp_path / "shards" / "train") == []
     lengths = sorted(len(one) for index in range(len(reader)) for one in reader[index])
     assert lengths == [3, 3, 7, 7, 19, 19, 24, 24]
+
+
+def test_shards_without_samples_are_no_members_of_a_set(tmp_path: Path) -> None:
+    folder = tmp_path / "samples"
+    for part, lengths in enumerate(([5, 40, 40, 40, 40, 40], [40, 40, 40, 6])):
+        write_samples(folder, part, lengths)
+    (folder / "template.json").write_text("{}\n")
+    small = ["--seq-len", "8", "--shard-samples", "2", "--max-errors", "9"]
+    pack.run(arguments(folder, *small))
+    reader = ShardReader(tmp_path / "shards" / "train")
+    assert 1 <= len(reader.meta["shards"]) <= 2 and len(list((tmp_path / "shards").glob("train-*.json"))) == 5
+    assert contents(folder) == [(0, 0, 5), (1, 3, 6)]
+    assert verify(tmp_path / "shards" / "train") == []
+    with pytest.raises(UserError, match="nothing to write, all samples are too long"):
+        pack.run(arguments(folder, *small[2:], "--seq-len", "4"))
+
+
+def test_a_set_becomes_one_shard_and_leaves_nothing_behind(folder: Path) -> None:
+    shards = folder.parent / "shards"
+    pack.run(arguments(folder, "--seq-len", "32", "--shard-samples", "4"))
+    assert len(list(shards.glob("train-*-of-00003.bin"))) == 3
+    before = contents(folder)
+    pack.run(arguments(folder, "--seq-len", "32"))
+    assert sorted(path.name for path in shards.iterdir()) == ["template.json", "train.bin", "train.idx", "train.json"]
+    assert contents(folder) == before

@@ -14,7 +14,8 @@ from tokenizers import AddedToken, Tokenizer
 
 from data_prep import released as subject
 from data_prep.problems import Problems
-from data_prep.released import read_released, released_for, released_sample
+from data_prep.released import read_released, released_sample
+from data_prep.vocabulary import released_for
 from tests.structures import SHARED, needs_shared
 from ttt_dist.errors import UserError
 from ttt_dist.sequence.sample import spans

@@ -368,7 +368,7 @@ ENTRIES = {
     "no audio to speak": ("tts", {"text": "a"}, 0, "has no audio"),
     "no label": ("classification", {"audio": "a"}, 1, r"lacks 'label' as text: .* \(template classification\)"),
     "label is a list": ("classification", {"audio": "a", "label": ["dog"]}, 1, "lacks 'label' as text"),
-    "no turns": ("audio_chat", {"audio": "a"}, 1, "has no audio"),
+    "no turns": ("audio_chat", {"audio": "a"}, 1, "lacks 'turns'"),
     "no turns of text": ("text_chat", {"text": "a"}, 0, "lacks 'turns'"),
     "turn with nothing": ("text_chat", {"turns": [{"role": "assistant"}]}, 0, "turn 1: lacks 'text'"),
     "turn with no role": ("text_chat", {"turns": [{"text": "a"}]}, 0, "turn 1: role is None"),

@@ -70,12 +70,14 @@ class ShardWriter:
     """Writes one shard under temporary names; `close` makes it appear whole, `abort` leaves nothing.
 
     `meta` goes into the JSON and must hold `layout` (TokenLayout.to_dict) and `seq_len` (None for composed samples).
-    As a context manager it closes on success and aborts on an error. Raises UserError naming the path on a full disk.
+    One part of many `may_be_empty`: then it is a JSON alone. As a context manager it closes on success and aborts on an
+    error. Raises UserError naming the path on a full disk.
     """
 
-    def __init__(self, prefix: str | Path, meta: dict[str, Any]) -> None:
+    def __init__(self, prefix: str | Path, meta: dict[str, Any], may_be_empty: bool = False) -> None:
         self.prefix = Path(prefix)
         self.meta = meta
+        self.may_be_empty = may_be_empty
         self.layout = TokenLayout.from_dict(meta["layout"], str(prefix))
         self.num_documents = 0
         self._waiting: list[Document] = []
@@ -132,13 +134,10 @@ class ShardWriter:
             counts["fill"] = round(self._num_tokens / max(self.num_documents * self.meta["seq_len"], 1), 6)
         return counts
 
-    def close(self, may_be_empty: bool = False) -> dict[str, Any]:
-        """Complete the shard and return its meta. Raises UserError where nothing was added or the disk is full.
-
-        A part of composed samples may be empty: it has a JSON and no files.
-        """
+    def close(self) -> dict[str, Any]:
+        """Complete the shard and return its meta. Raises UserError where nothing was added or the disk is full."""
         try:
-            if self.num_documents == 0 and not may_be_empty:
+            if self.num_documents == 0 and not self.may_be_empty:
                 raise UserError(f"{self.prefix}: nothing to write, no sample was left; see the messages above")
             with writing(self._final[".bin"]):
                 meta = self._write_temporary()

@@ -192,7 +192,7 @@ class ChatTemplate:
         return self._forms[name]
 
     def _conversation(self, form: list[Turn], writer: EntryWriter) -> Sample:
-        if any(turn.role == TURNS for turn in form) and not writer.has_spoken_turns:
+        if any(turn.role == TURNS for turn in form) and writer.entry.get("turns") and not writer.has_spoken_turns:
             raise UserError("has no audio: record one of its turns, or use a template of text alone")
         turns = writer.turns(form)
         roles = [role for role, _ in turns]

@@ -69,6 +69,7 @@ class Progress:
         self._start = self._last = time.monotonic()
         self._bar = sys.stderr.isatty()
         self._plain_lines = 0
+        self._shown = -1.0
 
     def __enter__(self) -> Self:
         return self
@@ -91,7 +92,7 @@ class Progress:
 
     def close(self, finished: bool = True) -> None:
         """Show the last state. A job too short for a single plain line stays silent where there is no terminal."""
-        if self._bar or (self._plain_lines and finished):
+        if self._bar or (self._plain_lines and finished and self.done != self._shown):
             self._show(end="\n")
 
     def line(self) -> str:
@@ -111,6 +112,7 @@ class Progress:
     def _show(self, end: str) -> None:
         if rank() != 0:
             return
+        self._shown = self.done
         if not self._bar:
             self._plain_lines += 1
             sys.stderr.write(self.line() + "\n")
