@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from data_prep.beside import copy_codec, render_template, save_tokenizer, write_once
 from data_prep.codes import CodesPart, find_copies
 from data_prep.jobs import Outcome, PartJob, Tick, add_arguments, run_parts, share_of, tell
 from data_prep.learn import learn_tokenizer
 from data_prep.manifest import Problems
 from data_prep.parts import find_parts, part_prefix, require_no_others
 from data_prep.sample_parts import SampleWriter, finished_samples
-from data_prep.samples import copy_codec, render_template, save_tokenizer, write_once
 from data_prep.vocabulary import add_layout_argument, open_template
 from ttt_dist.errors import UserError
 from ttt_dist.files import remove_leftovers

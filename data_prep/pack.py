@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_prep.beside import copy_beside
 from data_prep.binpack import WINDOW, num_windows, pack_window
 from data_prep.jobs import Outcome, PartJob, Tick, add_arguments, run_parts, share_of, tell
 from data_prep.manifest import Problems
 from data_prep.parts import find_parts, has_files, read_part, versions
 from data_prep.sample_source import SampleSource
-from data_prep.samples import copy_beside
 from ttt_dist.data import metadata
 from ttt_dist.data.metadata import with_suffix
 from ttt_dist.data.shards import SUFFIXES, ShardWriter

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data_prep.samples import copy_beside
+from data_prep.beside import copy_beside
 from tests.structures import tiny_layout
 from ttt_dist.audio import CodecInfo, describe_codec, load_codec, resample
 from ttt_dist.audio.batches import batches

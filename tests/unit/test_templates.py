@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data_prep.samples import render_template
+from data_prep.beside import render_template
 from ttt_dist.data.shards import to_document
 from ttt_dist.data.verify import check_document
 from ttt_dist.errors import UserError

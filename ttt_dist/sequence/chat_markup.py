@@ -44,17 +44,17 @@ class Markup(ABC):
         """The conversation. Targets: the contents of the assistant, each with the token that ends its turn."""
         literals, order = self.frame(tuple(roles))
         parts, ends = [literals[0]], []
+        size = len(literals[0])
         for index, after in zip(order, literals[1:], strict=True):
+            parts += [contents[index], after]
             if roles[index] == ASSISTANT:
-                ends += [(len(parts), False), (len(parts) + 2, True)]
-                parts += [contents[index], after[:1], after[1:]]
-            else:
-                parts += [contents[index], after]
+                end = size + len(contents[index]) + 1
+                ends += [(size, False), (end, True)]
+            size += len(contents[index]) + len(after)
         if roles[order[-1]] != ASSISTANT:
-            ends.append((len(parts), False))
-        else:
-            parts.pop()  # what follows the last end of turn would only take up room
-        return Sample.of_parts(parts, ends)
+            ends.append((size, False))
+        ids = np.concatenate(parts)
+        return Sample.cut(ids[: ends[-1][0]], ends)  # what follows the last end of turn would only take up room
 
     def prompt(self, roles: Sequence[str], contents: Sequence[np.ndarray]) -> np.ndarray:
         """Ids (int32) up to the content of the assistant's last turn, the last of `roles`; the start of such a sample."""

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from functools import cached_property
 from hashlib import blake2b
-from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,14 +42,12 @@ class Sample:
         return cls([Segment(part, flag) for part, flag in zip(parts, flags, strict=True)])
 
     @classmethod
-    def of_parts(cls, parts: Sequence[Any], ends: Sequence[tuple[int, bool]]) -> "Sample":
-        """Ids in `parts`, joined once, and cut into segments: (number of parts that end with it, whether it is a target)."""
-        ids = np.concatenate(parts, dtype=np.int32, casting="unsafe")
-        borders = list(accumulate(map(len, parts), initial=0))
-        segments, first = [], 0
-        for last, is_target in ends:
-            segments.append(Segment(ids[borders[first] : borders[last]], is_target))
-            first = last
+    def cut(cls, ids: np.ndarray, ends: Sequence[tuple[int, bool]]) -> "Sample":
+        """Ids int32 [n] with where each segment ends, and whether it is a target."""
+        segments, start = [], 0
+        for end, is_target in ends:
+            segments.append(Segment(ids[start:end], is_target))
+            start = end
         sample = cls(segments)
         sample.__dict__["ids"] = ids
         return sample

@@ -18,7 +18,7 @@ PATTERNS = (  # as tokenizer.json of Qwen2 and later, and of Llama 3 and later, 
 
 
 class WordCache(dict[str, list[int]]):
-    """Words, each as the ids it has with a space before it; `encode` gives the ids of any text [n]."""
+    """Words, each with the space before it, and their ids; `encode` gives the ids of any text [n]."""
 
     def __init__(self, encode: Callable[[str], list[int]]) -> None:
         super().__init__()
@@ -27,15 +27,15 @@ class WordCache(dict[str, list[int]]):
     def __missing__(self, word: str) -> list[int]:
         if len(self) >= MOST_WORDS:
             self.clear()
-        ids = self[word] = self._encode(" " + word)
+        ids = self[word] = self._encode(word)
         return ids
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, the same as the tokenizer's own."""
-        words = text.split(" ")
-        if len(words) < 2 or words != text.split():
+        first, *words = text.split(" ")
+        if not words or [first, *words] != text.split():
             return self._encode(text)
-        return list(chain(self._encode(words[0]), *map(self.__getitem__, words[1:])))
+        return list(chain(self[first], *[self[f" {word}"] for word in words]))
 
 
 def is_exact_for(description: str) -> bool:

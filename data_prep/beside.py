@@ -1,28 +1,14 @@
-"""What compose, pack and the inspectors share: folders of parts, and the files that travel beside them."""
+"""What travels beside samples and shards: tokenizer/, codec/ and template.json."""
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ttt_dist.data.metadata import BESIDE, codec_hash
 from ttt_dist.errors import UserError
 from ttt_dist.files import atomic_write, copy_folder, temporary_name
 from ttt_dist.sequence.templates import TemplateSettings
 from ttt_dist.sequence.text_tokenizer import TextTokenizer, load_tokenizer
-from ttt_dist.telemetry.console import warn
-
-NAMED_ERRORS = 20
-"""How many bad items are named on the console before the rest is only counted."""
-
-
-def find_parts(folder: Path, made_by: str) -> list[Path]:
-    """Prefixes of the complete parts of a folder, in order. Raises UserError where there is none."""
-    parts = [path.with_suffix("") for path in sorted(folder.glob("part-*.json"))]
-    if not parts:
-        raise UserError(f"{folder}: no complete part-*.json here; run data_prep {made_by} first, or name its folder")
-    return parts
 
 
 def copy_beside(source: Path, target: Path) -> None:
@@ -71,23 +57,3 @@ def save_tokenizer(tokenizer: TextTokenizer, target: Path) -> None:
 def render_template(settings: TemplateSettings) -> str:
     """The text of template.json."""
     return json.dumps(settings.to_dict(), indent=1, ensure_ascii=False) + "\n"
-
-
-def load_template(path: Path) -> TemplateSettings:
-    """Read template.json. Raises UserError naming the key that this version does not know or cannot use."""
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return TemplateSettings(**values)
-    except UserError as error:
-        raise UserError(f"{path}: {error}; compose again") from None
-    except (TypeError, OSError, ValueError) as error:
-        raise UserError(f"{path}: not the settings of this version ({error}); compose again") from error
-
-
-def report_errors(errors: Sequence[str], already_named: int = 0) -> None:
-    """Name the first bad items and count the rest."""
-    room = max(NAMED_ERRORS - already_named, 0)
-    for message in errors[:room]:
-        warn(message)
-    if already_named < NAMED_ERRORS < already_named + len(errors):
-        warn("more of the kind are only counted")
