@@ -160,6 +160,7 @@ class ComposeJob(PartJob):
         }
 
     def make(self, number: int, tick: Tick) -> Outcome:
+        """Write the part."""
         part = self.parts[number]
         part.check()
         writer = SampleWriter(

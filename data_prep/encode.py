@@ -129,6 +129,7 @@ class EncodeJob(PartJob):
         }
 
     def make(self, number: int, tick: Tick) -> Outcome:
+        """Write the part."""
         problems: list[str] = []
         counts = {"utterances": 0, "codes": 0, "seconds": 0.0}
         folder = self.ranges[number].path.parent

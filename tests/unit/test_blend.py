@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from tests.distributed.cases import ROOT
 from tests.structures import tiny_layout
-from ttt_dist.config import Config, DataConfig, SourceConfig, StageConfig, to_dict
+from ttt_dist.config import Config, to_dict
 from ttt_dist.data.blend import BlendOrder, OneSource, Order, Place, Stage, exact
 from ttt_dist.data.loader import PackLoader
 from ttt_dist.data.order import PackOrder
 from ttt_dist.data.shards import ShardReader, ShardWriter
 from ttt_dist.data.sources import Sources
+from ttt_dist.data_config import DataConfig, SourceConfig, StageConfig
 from ttt_dist.errors import UserError
 from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.sample import Sample, Segment

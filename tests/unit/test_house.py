@@ -18,6 +18,7 @@ FLOORS = [
     ["ttt_dist.model", "ttt_dist.data"],
     [
         "ttt_dist.config",
+        "ttt_dist.data_config",
         "ttt_dist.typed_yaml",
         "ttt_dist.sequence",
         "ttt_dist.audio",

@@ -603,3 +603,32 @@ def test_only_whole_files_of_words_are_joined(tmp_path: Path) -> None:
             ["utterances", "--manifest", str(tmp_path / "m.jsonl"), "--out", str(tmp_path / "o.jsonl"), "--count", "2"]
         )
     assert {part for entry in entries(tmp_path / "o.jsonl") for part in entry["audio"]} == {"a.wav"}
+
+
+def test_verify_finds_any_flipped_byte_of_manifests_and_report(tmp_path: Path) -> None:
+    for number in range(6):
+        soundfile.write(tmp_path / f"one_ann_{number}.wav", np.zeros(800), 8000)
+    out, held = tmp_path / "out" / "train.jsonl", tmp_path / "out" / "held.jsonl"
+    listed = ["manifest", "--reader", "pattern", "--pattern", "{text}_{speaker}_{index}.wav", "--source", str(tmp_path)]
+    main([*listed, "--out", str(out), "--holdout-every", "3", "--holdout-out", str(held)])
+    main(["utterances", "--manifest", str(out), "--out", str(tmp_path / "out" / "strings.jsonl"), "--count", "5"])
+    rng = np.random.default_rng(0)
+    manifests = [out, held, tmp_path / "out" / "strings.jsonl"]
+    for listed_in in manifests:
+        main(["verify", str(listed_in)])
+        for path in (listed_in, tmp_path / "out" / ("strings" if "strings" in listed_in.name else "train")):
+            path = path if path == listed_in else path.with_name(f"{path.name}.jsonl.report.json")
+            content = path.read_bytes()
+            for place in rng.integers(0, len(content), 20).tolist():
+                path.write_bytes(
+                    content[:place] + bytes([content[place] ^ (1 << int(rng.integers(8)))]) + content[place + 1 :]
+                )
+                with pytest.raises(UserError, match="problem"):
+                    main(["verify", str(listed_in)])
+            path.write_bytes(content)
+        main(["verify", str(listed_in)])
+    out.unlink()
+    with pytest.raises(UserError, match="1 problem"):
+        main(["verify", str(out)])
+    with pytest.raises(UserError, match=r"no \*\.report\.json here knows other\.jsonl"):
+        main(["verify", str(tmp_path / "out" / "other.jsonl")])
