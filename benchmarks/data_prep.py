@@ -71,7 +71,8 @@ def compose_speed(folder: Path, num_utterances: int, code_rate: float) -> dict[s
         for number, (one, text) in enumerate(utterances):
             writer.add({"id": str(number), "text": text}, [one])
         in_part = {"utterances": len(utterances), "codes": sum(len(one) for one, _ in utterances), "seconds": 0.0}
-        writer.finish({"part": 0, "parts": 1, "codec": codec, "made_from": {}, "counts": in_part, "problems": []})
+        made = {"manifest": {"name": "none"}, "codec": codec, "made_from": {}}
+        writer.finish({**made, "part": 0, "parts": 1, "counts": in_part, "problems": []})
     command = ["compose", "--codes", str(codes), "--template", "asr,tts", "--tokenizer", str(released.tokenizer_folder)]
     data_prep([*command, "--out", str(folder / "samples")])
     counts = ShardReader(part_prefix(folder / "samples", 0)).meta["counts"]

@@ -151,6 +151,7 @@ class ComposeJob(PartJob):
         copies = repr(sorted(self.copies[number])).encode()
         return {
             "codes": self.parts[number].meta["checksum"],
+            "manifest": self.parts[number].meta["manifest"],
             "codec": self.parts[number].meta["codec"],
             "templates": list(self.names),
             "settings": self.settings.to_dict(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from data_prep.entry import Entry
 from data_prep.problems import Problems
-from ttt_dist.data.metadata import render, with_suffix
+from ttt_dist.data.metadata import is_rendered, render, with_suffix
 from ttt_dist.files import atomic_write, sha256_file
 
 FORMAT = "ttt_dist manifest report 1"
@@ -54,6 +55,15 @@ def _hours(seconds: float) -> float:
 def report_of(manifest: Path) -> Path:
     """Where the report of a manifest stands."""
     return with_suffix(manifest, ".report.json")
+
+
+def provenance(manifest: Path) -> dict[str, Any]:
+    """Where a manifest comes from, for what is made of it: its name, and what its report says of reader and corpus."""
+    report = report_of(manifest)
+    if not report.is_file() or not is_rendered(content := report.read_bytes()):
+        return {"name": manifest.name}
+    known = json.loads(content)
+    return {"name": manifest.name, "made_by": known["made_by"], "source": known["source"]}
 
 
 def write_report(path: Path, made_by: str, source: Path, written: Mapping[Path, Totals], problems: Problems) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from data_prep.corpus_report import provenance
 from data_prep.entry import Entry, parse_line, with_paths
 from data_prep.jobs import Outcome, PartJob, Tick, add_arguments, run_parts, share_of, tell
 from data_prep.learn import learn_codec
@@ -147,6 +148,7 @@ class EncodeJob(PartJob):
                     counts["seconds"] += sum(map(len, recordings)) / self.loaded.sample_rate
             counts["seconds"] = round(counts["seconds"], 3)
             made = {"made_from": self._made_from(number), "codec": self.loaded.describe(), "versions": versions()}
+            made["manifest"] = provenance(self.ranges[number].path)
             writer.finish({**made, "part": number, "parts": self.num_parts, "counts": counts, "problems": problems})
         return Outcome(dict(counts), problems)
 

@@ -83,7 +83,9 @@ class SampleSource:
     def describe(self) -> dict[str, Any]:
         """Where the samples came from, for the JSON of shards."""
         num_samples = sum(part["counts"]["samples"] for _, part in self.parts)
-        return {**shared(self.parts[0][1]["made_from"]), "parts": len(self.parts), "samples": num_samples}
+        imported = {part["made_from"]["source"] for _, part in self.parts if "source" in part["made_from"]}
+        common = shared(self.parts[0][1]["made_from"])
+        return {**common, "imported": sorted(imported), "parts": len(self.parts), "samples": num_samples}
 
     def read_lengths(self, path: Path) -> None:
         """Write the length of every sample to a temporary file beside `path`, and map it as `lengths`, int32 [n]."""

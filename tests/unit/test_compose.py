@@ -28,7 +28,14 @@ def write_codes(folder: Path, part: int, parts: int, entries: list[dict], codes:
         for number, one in enumerate(codes):
             writer.add(entries[number] if number < len(entries) else {}, [one.astype(np.int32)])
         counts = {"utterances": len(codes), "codes": sum(map(len, codes)), "seconds": 1.0}
-        made = {"made_from": {}, "codec": {"name": "melvq"}, "versions": {}, "counts": counts, "problems": []}
+        made = {
+            "made_from": {},
+            "manifest": {"name": "m"},
+            "codec": {"name": "melvq"},
+            "versions": {},
+            "counts": counts,
+            "problems": [],
+        }
         writer.finish({**made, "part": part, "parts": parts})
 
 

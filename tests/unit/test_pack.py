@@ -149,7 +149,7 @@ def test_pack_keeps_all_and_names_what_is_too_long(folder: Path, capsys: pytest.
     assert contents(folder) == [(0, 0, 5), (0, 1, 9), (0, 2, 12), (0, 3, 3), (1, 0, 4), (1, 1, 4), (1, 3, 6), (1, 4, 7)]
     assert verify(folder.parent / "shards" / "train") == []
     reader = ShardReader(folder.parent / "shards" / "train")
-    assert reader.meta["source"] == {"settings": {}, "templates": ["asr"], "parts": 2, "samples": 9}
+    assert reader.meta["source"] == {"settings": {}, "templates": ["asr"], "imported": [], "parts": 2, "samples": 9}
     message = "part-00001.bin: document 2: 30 tokens, longer than seq_len 16: dropped"
     assert reader.meta["too_long"] == {"dropped": 1, "cut": 0, "pieces": 0, "tokens_lost": 30, "examples": [message]}
     pack.run(arguments(folder, "--seq-len", "16", "--max-errors", "1"))
