@@ -87,6 +87,9 @@ BF16_REFERENCE = Layout(1, precision="bf16")
 LOCAL_COUNTS = Layout(0, 1, 2)
 
 
+pytestmark = pytest.mark.timeout(1500)  # the first test waits for all runs
+
+
 def loss_cases() -> dict[Any, Any]:
     """The runs of both tables and of their references."""
     layouts = [*FP32, *BF16, BF16_REFERENCE]
