@@ -4,11 +4,11 @@
     python -m benchmarks.data_prep --only compose
     python -m benchmarks.data_prep --only encode --device cuda --out benchmarks/results/DATE-data-prep-cuda.md
 
-Compose: ASR and TTS samples of segments of 10 to 30 s at 12.5 and at 50 codes a second, from codes on disk to checksummed parts of
-samples on disk, against the released way: the same codes as ChatML strings with `<|audio_N|>` for each, through the
-Hugging Face tokenizer (nothing read or written). Pack: the command itself on a million composed samples of two
-distributions of length, with its peak memory. Encode: hours of audio per hour with each codec at its published size and
-random weights.
+Compose: ASR and TTS samples of segments of 10 to 30 s at 12.5 and at 50 codes a second, from codes on disk to checksummed
+parts of samples on disk, against the released way: the same codes as ChatML strings with `<|audio_N|>` for each, through
+the Hugging Face tokenizer (nothing read or written). Pack: the command itself on a million composed samples of two
+distributions of length, with the memory that it needs beyond its imports and the mapped files. Encode: hours of audio
+per hour with each codec at its published size and random weights.
 
 The last line is one JSON object with `compose_speedup` (audio-heavy: at 50 codes a second), `compose_speedup_12.5hz`,
 `pack_fill`, `pack_samples_per_minute` and the codecs' rates.
@@ -17,10 +17,10 @@ The last line is one JSON object with `compose_speedup` (audio-heavy: at 50 code
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -153,25 +153,47 @@ def pack_speed(folder: Path, name: str, num_samples: int) -> dict[str, float]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+class OwnMemory(threading.Thread):
+    """The most memory of its own that this process has while the block runs, in MB; pages of mapped files are not counted."""
+
+    def __enter__(self) -> "OwnMemory":
+        self.daemon, self.peak, self.ended = True, 0.0, threading.Event()
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self.ended.wait(0.05):
+            self.peak = max(self.peak, own_memory())
+
+
+def own_memory() -> float:
+    """RssAnon of this process, in MB."""
+    lines = Path("/proc/self/status").read_text(encoding="utf8").splitlines()
+    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("RssAnon"))
+
+
 def pack_here(folder: Path) -> dict[str, float]:
-    """Pack the samples of `folder` in this process; memory beyond what it has after its imports, in MB."""
+    """Pack the samples of `folder` in this process; memory beyond what it has after its imports."""
     import torch  # noqa: F401  what the command imports is no part of the rate
 
     from ttt_dist.data.indexed import indexed_dataset
 
     indexed_dataset()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = own_memory()
     out = folder / "shards" / "train"
     command = ["pack", "--samples", str(folder / "samples"), "--seq-len", str(SEQ_LEN), "--out", str(out)]
-    seconds, _ = cpu_seconds(lambda: data_prep([*command, "--max-errors", "1000000000"]))
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with OwnMemory() as memory:
+        seconds, _ = cpu_seconds(lambda: data_prep([*command, "--max-errors", "1000000000"]))
     counts, too_long = ShardReader(out).meta["counts"], ShardReader(out).meta["too_long"]
     return {
         "samples_per_minute": round(60 * (counts["samples"] + too_long["dropped"]) / seconds),
         "fill": counts["fill"],
         "dropped": too_long["dropped"],
-        "imports_mb": round(before / 1000),
-        "memory_mb": round((after - before) / 1000),
+        "own_memory_mb": round(memory.peak - before),
     }
 
 
