@@ -92,10 +92,10 @@ def total_seconds(manifest: Path) -> float | None:
 def _waves(manifest: Path, reader: UtteranceReader, progress: Progress, share: float, seed: int) -> Iterator[Tensor]:
     """The audio of a random share of the manifest. What is bad is passed over: encoding counts it again.
 
-    Raises UserError where nothing can be read, after the first reasons have been told.
+    Raises UserError where nothing can be read, with the first reason.
     """
     generator = random.Random(seed)
-    problems = Problems(told=3)
+    problems = Problems(told=0)
     readable = False
     for place, entry in read_manifest(manifest, problems):
         if generator.random() >= share:
@@ -110,7 +110,8 @@ def _waves(manifest: Path, reader: UtteranceReader, progress: Progress, share: f
             yield wave
             progress.advance(len(wave) / reader.sample_rate)
     if not readable:
-        raise UserError(f"{manifest}: no audio could be read to learn the codec from (see the warnings)")
+        reasons = [place for tally in problems.errors.values() for place in tally.places] or ["it has no line"]
+        raise UserError(f"{manifest}: no audio could be read to learn the codec from: {reasons[0]}")
 
 
 def learn_tokenizer(
