@@ -13,6 +13,8 @@ from ttt_dist.data.order import permutation_keys, permute
 WINDOW = 100_000
 LEFT_OVER = 0.02
 """Share of a window that is packed best-fit-decreasing: below it the choice of closing samples gets poor."""
+USUAL = 0.75
+"""Share of the samples that are no longer than what space is left for: by the longest, a few would decide for all."""
 
 
 def num_windows(num_samples: int, window: int = WINDOW) -> int:
@@ -49,10 +51,10 @@ def _pack_window(lengths: list[int], seq_len: int, rng: np.random.Generator) -> 
 
 
 def _fill(pool: "_Pool", seq_len: int, rng: np.random.Generator) -> list[int]:
-    """One pack: samples as they come while a pair of any two still fits after them, then the samples that close it."""
+    """One pack: samples as they come while a pair of most others still fits after them, then the samples that close it."""
     pack: list[int] = []
     space = seq_len
-    while pool.size and space - pool.next_length() >= 2 * pool.longest:
+    while pool.size and (not pack or space - pool.next_length() >= 2 * pool.usual):
         space -= pool.next_length()
         pack.append(pool.take_next())
     while space and (length := pool.closing_length(space, rng)):
@@ -67,7 +69,7 @@ class _Pool:
     def __init__(self, lengths: list[int], seq_len: int) -> None:
         self.lengths = lengths
         self.size = len(lengths)
-        self.longest = max(lengths, default=0)
+        self.usual = sorted(lengths)[int(USUAL * len(lengths))] if lengths else 0
         self._seq_len = seq_len
         self._taken = bytearray(len(lengths))
         self._next = 0
