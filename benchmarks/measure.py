@@ -16,6 +16,7 @@ from ttt_dist.model.transformer import head_dim
 from ttt_dist.sequence.batch import Batch
 from ttt_dist.sequence.sample import Sample
 from ttt_dist.telemetry.console import Progress, warn
+from ttt_dist.training.flops import known_peak_tflops
 
 PART_BATCHES = 4  # micro-batches that parts are measured on
 
@@ -154,11 +155,10 @@ def time_of(run: Callable[[], Any], device: str, repeat: int = 3) -> float:
 
 def peak_flops(device: str) -> tuple[float, str]:
     """FLOP/s that the device could do, and where the figure is from."""
-    known = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16 of the SXM boards' data sheets
     name = torch.cuda.get_device_name() if device == "cuda" else ""
-    for model, flops in known.items():
-        if model in name:
-            return flops, f"data sheet, {model} dense bf16"
+    known = known_peak_tflops(name)
+    if known is not None:
+        return known * 1e12, f"data sheet, {name} dense bf16"
     size, dtype = (2048, torch.float32) if device == "cpu" else (8192, torch.bfloat16)
     a, b = torch.randn(2, size, size, device=device, dtype=dtype)
     best = min(time_of(lambda: a @ b, device, repeat=1) for _ in range(5))

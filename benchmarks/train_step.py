@@ -12,12 +12,8 @@ the vocabulary has 168,072 entries in both. Figures:
 - peak memory: largest resident set of the process on CPU, torch.cuda.max_memory_allocated on CUDA; `memory_ratio` is
   ours over the baseline's. The baseline's micro-batch is one row on CPU, the least it can take; on CUDA as many rows as
   one of our micro-batches has samples, halved as often as it runs out of memory.
-- MFU: useful work over time and peak FLOP/s. Useful work of a step, forward and backward, the same for both sides:
-    6 x weights of the blocks' matrices x useful tokens
-    + 6 x vocabulary x hidden size x positions with a loss (no other position needs logits)
-    + 12 x visible (query, key) pairs x head width x heads x layers.
-  What is done beyond that (padding, hidden pairs, recomputation) counts as nothing. Peak: the data sheet's dense bf16
-  figure of known GPUs, else the best of some large matrix products in the same run.
+- MFU: useful work (`ttt_dist.training.flops`, the same for both sides) over time and peak FLOP/s. Peak: the data sheet's
+  dense bf16 figure of known GPUs, else the best of some large matrix products in the same run.
 - parts (always on CUDA, --parts on CPU): attention of all layers and the loss, each alone on random input, in
   milliseconds per 1,000 useful tokens; and how far attention is from fp32 attention under the dense mask.
 """
@@ -37,14 +33,12 @@ from benchmarks.measure import measure, peak_flops
 from benchmarks.mixture import LONGEST, draw_samples
 from benchmarks.result_file import head
 from ttt_dist.errors import UserError
-from ttt_dist.model.flex import visible_intervals
-from ttt_dist.model.layers import NoWeights, PlainFactory
-from ttt_dist.model.transformer import Transformer, head_dim
 from ttt_dist.sequence.batch import collate
 from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.sample import Sample
 from ttt_dist.sequence.tokens import released
 from ttt_dist.telemetry.console import main_guard, result, say
+from ttt_dist.training.flops import ModelFlops
 
 LAYOUT = released()
 SEED = 0
@@ -128,16 +122,10 @@ def start_side(side: str, seq_len: int) -> dict[str, Any]:
 
 
 def useful_flops(samples: list[Sample], device: str) -> float:
-    """Useful work of a step in FLOP, forward and backward; the formula is that of the module's docstring."""
-    config, _ = setting(device)
-    model = Transformer.for_layout(config, LAYOUT, PlainFactory(NoWeights()))
-    matrices = sum(p.numel() for p in model.blocks.parameters() if p.dim() == 2)
+    """Useful work of a step in FLOP, forward and backward."""
     batch = collate([[sample] for sample in samples], LAYOUT, Objective(), SEED, [0] * len(samples), LONGEST)
-    starts, ends = visible_intervals(batch.sample_ids, batch.span_ids)
-    pairs = int((ends - starts).clamp(min=0).sum(dtype=torch.int64))
-    head = LAYOUT.vocab_size * config.hidden_size * (batch.ar_tokens + batch.nar_tokens)
-    attention = pairs * head_dim(config) * config.num_heads * config.num_layers
-    return 6.0 * matrices * batch.useful_tokens + 6.0 * head + 12.0 * attention
+    flops = ModelFlops.of(setting(device)[0], LAYOUT.vocab_size)
+    return flops.useful(batch.useful_tokens, batch.ar_tokens + batch.nar_tokens, batch.visible_pairs)
 
 
 def figures_of(measured: dict[str, Any], work: float, peak: float) -> dict[str, Any]:

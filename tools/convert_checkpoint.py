@@ -1,14 +1,20 @@
-"""Published models to model folders for training, and model folders to what `transformers` loads.
+"""Published models to model folders for training, checkpoints to other layouts, and both to what `transformers` loads.
 
     python tools/convert_checkpoint.py import-hf --source Qwen2.5-0.5B --out models/qwen2.5-0.5b --layout released
     python tools/convert_checkpoint.py import-hf --source Llama-3.2-1B --out models/llama --codebook 4096 --seed 1
+    python tools/convert_checkpoint.py inspect   --source runs/mine
+    python tools/convert_checkpoint.py reshard   --source runs/mine/checkpoints/step-00000200 --out out/step-200
     python tools/convert_checkpoint.py export-hf --source runs/mine/export --out out/hf --dtype bf16 --max-shard-size 2GB
+    python tools/convert_checkpoint.py export-hf --source runs/mine --out out/hf --dtype bf16
 
-`--source` is a folder on this machine with config.json and safetensors. Tensors pass through in pieces: neither command ever
-holds a whole model. `--out` is complete or absent; one that exists is never touched.
+`--source` is a folder on this machine: for import-hf one with config.json and safetensors; else a checkpoint in either form, a
+run folder (its newest complete checkpoint), or, but for reshard, a model folder. What reshard writes is read by train.py
+--resume, whatever the layout of its processes. Tensors pass through in pieces: no command ever holds a whole model. `--out` is
+complete or absent; one that exists is never touched.
 """
 
 import argparse
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -35,6 +41,8 @@ from ttt_dist.model.vocabulary import draw_rows, row_statistics
 from ttt_dist.sequence.text_tokenizer import TextTokenizer, load_tokenizer
 from ttt_dist.sequence.tokens import PIECES, TokenLayout, extend, released
 from ttt_dist.telemetry.console import Progress, main_guard, say
+from ttt_dist.training.conversion import export_checkpoint, reshard
+from ttt_dist.training.inspection import inspect_folder
 
 EMBEDDING, HEAD = VOCABULARY_TENSORS
 SOURCE_ROWS = "source_vocab_size"  # key of an imported config.json: rows of the published model, padding included
@@ -46,10 +54,20 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "keep": None}
 def main() -> None:
     """Run one conversion and say what came out."""
     args = parse_arguments()
+    os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed looks at its import, which is with the first of its files
     if args.command == "import-hf":
         say(import_hf(args.source, args.out, args.tokenizer, args.codebook, args.seed, args.max_shard_size))
-    else:
+    elif args.command == "inspect":
+        inspect(args.source)
+    elif args.command == "reshard":
+        _require_new(args.out)
+        say(reshard(args.source, args.out, args.max_shard_size))
+    elif (args.source / CONFIG).is_file():
         say(export_hf(args.source, args.out, DTYPES[args.dtype], args.max_shard_size))
+    else:
+        _require_new(args.out)
+        dtype = DTYPES[args.dtype] or torch.float32
+        say(export_checkpoint(args.source, args.out, dtype, args.max_shard_size, args.tokenizer))
 
 
 def import_hf(
@@ -110,6 +128,15 @@ def export_hf(source: Path, out: Path, dtype: torch.dtype | None = None, max_sha
         for file in sorted((source / "tokenizer").glob("*")):
             shutil.copyfile(file, place / file.name)
     return f"{out}: {own['architectures'][0]}, {num_rows:,} rows"
+
+
+def inspect(source: Path) -> None:
+    """Print what a folder holds. Raises UserError where it is not whole."""
+    lines, failure = inspect_folder(source)
+    for line in lines:
+        say(line)
+    if failure is not None:
+        raise failure
 
 
 def _copy(
@@ -239,28 +266,34 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (
-        ("import-hf", "a published model, for train.init_from"),
-        ("export-hf", "a model for transformers"),
-    ):
-        command = commands.add_parser(
+    added = {
+        name: commands.add_parser(
             name, help=text, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        command.add_argument("--source", required=True, type=Path, help="folder to read")
-        command.add_argument("--out", required=True, type=Path, help="folder to write; must not exist")
-        command.add_argument(
-            "--max-shard-size", type=shard_size, default=MAX_SHARD_BYTES, help="of a file of weights (default 5GB)"
+        for name, text in (
+            ("import-hf", "a published model, for train.init_from"),
+            ("export-hf", "a model folder or a checkpoint, for transformers"),
+            ("reshard", "a checkpoint, for another layout of processes"),
+            ("inspect", "what a checkpoint or a model folder holds"),
         )
-        if name == "export-hf":
+    }
+    for name, command in added.items():
+        command.add_argument("--source", required=True, type=Path, help="folder to read")
+        if name != "inspect":
+            command.add_argument("--out", required=True, type=Path, help="folder to write; must not exist")
             command.add_argument(
-                "--dtype", choices=DTYPES, default="keep", help="of the weights (default: as they are)"
+                "--max-shard-size", type=shard_size, default=MAX_SHARD_BYTES, help="of a file of weights (default 5GB)"
             )
-            continue
-        command.add_argument("--tokenizer", type=Path, help="the model's text tokenizer (default: in --source)")
-        layout = command.add_mutually_exclusive_group(required=True)
-        layout.add_argument("--layout", choices=["released"], help="the released TtT vocabulary, on Qwen2.5's")
-        layout.add_argument("--codebook", type=codebook_size, help="extend the tokenizer by this many codes")
-        command.add_argument("--seed", type=int, default=0, help="of the rows that are drawn (default 0)")
+    export, imported = added["export-hf"], added["import-hf"]
+    export.add_argument(
+        "--dtype", choices=DTYPES, default="keep", help="of the weights (default: as they are; checkpoints have fp32)"
+    )
+    export.add_argument("--tokenizer", type=Path, help="of a checkpoint (default: beside the shards of its run)")
+    imported.add_argument("--tokenizer", type=Path, help="the model's text tokenizer (default: in --source)")
+    layout = imported.add_mutually_exclusive_group(required=True)
+    layout.add_argument("--layout", choices=["released"], help="the released TtT vocabulary, on Qwen2.5's")
+    layout.add_argument("--codebook", type=codebook_size, help="extend the tokenizer by this many codes")
+    imported.add_argument("--seed", type=int, default=0, help="of the rows that are drawn (default 0)")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""A run folder as one self-contained HTML page: curves, scores, mask picture, transcripts, speech to listen to.
+"""A run folder as one self-contained HTML page: curves, restarts and faults, scores, mask picture, transcripts, speech.
 
     python tools/report.py runs/demo            # writes runs/demo/report.html
 
@@ -8,7 +8,9 @@ Shows what the run folder holds; parts that a run has not (no results yet, no ma
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,14 @@ from ttt_dist.audio import Codec, UtteranceReader, load_codec, write_wav
 from ttt_dist.errors import UserError
 from ttt_dist.evaluation import report
 from ttt_dist.files import atomic_write
+from ttt_dist.telemetry import curves
 from ttt_dist.telemetry.console import main_guard, say
+from ttt_dist.telemetry.events import read_events, with_silent_ends
 
 Record = dict[str, Any]
 NUM_TRANSCRIPTS, NUM_SPOKEN = 12, 6
+NUM_EVENTS, DETAIL_LENGTH = 60, 160
+COLUMNS = ("time", "step", "event")  # of every event; the rest are its details
 
 
 def main() -> None:
@@ -33,12 +39,9 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.run / "metrics.jsonl").is_file():
         raise UserError(f"{args.run}: no metrics.jsonl here; name the run_dir of a training run")
-    originals = Originals(args.run, args.data or args.run / "data" / "test.jsonl", args.audio_root)
     out = args.run / "report.html"
     with atomic_write(out) as file:
-        file.write(
-            report.page(f"Text-to-Talk run {args.run.name}", subtitle(args.run), list(sections(args.run, originals)))
-        )
+        file.write(report.page(f"Text-to-Talk run {args.run.name}", subtitle(args.run), list(sections(args))))
     say(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 
 
@@ -82,39 +85,109 @@ class Originals:
 def subtitle(run: Path) -> str:
     environment = read_json(run / "environment.json")
     hardware = environment.get("hardware", {})
-    gpus = ", ".join(hardware.get("gpus", [])) or f"{hardware.get('cores', '?')} CPU cores"
+    models = Counter(hardware.get("gpus", []))
+    gpus = (
+        ", ".join(f"{number} x {name}" for name, number in models.items()) or f"{hardware.get('cores', '?')} CPU cores"
+    )
     processes = f"{environment.get('world_size', '?')} processes on {gpus}"
     return f"{environment.get('started', '')} · {processes} · revision {environment.get('revision')}"
 
 
-def sections(run: Path, originals: Originals) -> Iterator[str]:
+def sections(args: argparse.Namespace) -> Iterator[str]:
     """The parts of the page, in order."""
-    records = read_jsonl(run / "metrics.jsonl")
-    yield report.figures(key_figures(run, records))
-    yield report.section(
-        "Loss", "Cross-entropy of text and weighted cross-entropy of masked speech codes.", report.curves(records)
-    )
+    run: Path = args.run
+    records, events = read_jsonl(run / "metrics.jsonl"), with_silent_ends(read_events(run))
+    yield report.figures(key_figures(run, records, events))
+    yield from training_sections(records, events)
     if (run / "data" / "mask.png").is_file():
         note = (
             "The first tokens of a training pack: which positions each position may look at, and where a loss is taken."
         )
         yield report.section("Who sees whom", note, report.image((run / "data" / "mask.png").read_bytes()))
-    asr = read_jsonl(run / "results" / "asr.jsonl")
-    if asr:
-        note = "Held-out recordings, the worst first, then others. Struck out: missed; underlined: heard wrongly."
-        yield report.section("Speech to text", note, transcripts(asr, originals))
-    tts = read_jsonl(run / "results" / "tts.jsonl")
-    if tts:
-        again = ", the same through the codec and back," if originals.can_resynthesise else ""
-        note = f"Held-out texts: a recording{again} and what the model says; below, what it hears in it."
-        yield report.section("Text to speech", note, speech(run, tts, originals))
+    yield from score_sections(run, args.data or run / "data" / "test.jsonl", args.audio_root)
+    profiles = sorted((run / "profile").glob("*.txt"))
+    if profiles:
+        note = "The heaviest operations of the profiled steps; the traces beside them open in ui.perfetto.dev."
+        tables = (report.folded(path.stem, report.text(path.read_text(encoding="utf8"))) for path in profiles)
+        yield report.section("Profile", note, "".join(tables))
     if (run / "config.yaml").is_file():
         yield report.section(
             "Configuration", "As resolved at the start.", report.text((run / "config.yaml").read_text())
         )
 
 
-def key_figures(run: Path, records: list[Record]) -> dict[str, str]:
+def score_sections(run: Path, manifest: Path, audio_root: Path | None) -> Iterator[str]:
+    """What the model hears and says. The run's codec is needed here only, so a run without results does without."""
+    asr, tts = read_jsonl(run / "results" / "asr.jsonl"), read_jsonl(run / "results" / "tts.jsonl")
+    if not asr and not tts:
+        return
+    originals = Originals(run, manifest, audio_root)
+    if asr:
+        note = "Held-out recordings, the worst first, then others. Struck out: missed; underlined: heard wrongly."
+        yield report.section("Speech to text", note, transcripts(asr, originals))
+    if tts:
+        again = ", the same through the codec and back," if originals.can_resynthesise else ""
+        note = f"Held-out texts: a recording{again} and what the model says; below, what it hears in it."
+        yield report.section("Text to speech", note, speech(run, tts, originals))
+
+
+def training_sections(records: list[Record], events: list[Record]) -> Iterator[str]:
+    """The curves of the run, and its diary."""
+    marks = curves.Marks.of(events)
+    yield report.note(marks.explained())
+    parts = {
+        "Loss": (curves.losses, "Cross-entropy of text and weighted cross-entropy of masked speech codes."),
+        "Loss by noise": (
+            curves.nar_by_p,
+            "Cross-entropy of masked speech codes, without weights, by p: the share of a sample's codes that is masked.",
+        ),
+        "Optimisation": (curves.optimisation, "The gradient's norm is that before clipping."),
+        "Speed": (curves.speed, "Of the steps since the last record; tokens are those that are not padding."),
+        "Time of a step": (curves.step_split, "Where rank 0 spends its time."),
+    }
+    for title, (draw, note) in parts.items():
+        figure = draw(records, marks)
+        if figure is not None:
+            yield report.section(title, note, report.svg(figure))
+    if events:
+        yield report.section("Events", describe_events(events), events_table(events))
+
+
+def describe_events(events: list[Record]) -> str:
+    """How often the run was started, saved, disturbed."""
+    names = {
+        "start": "start",
+        "stop": "stop",
+        "fault": "fault",
+        "skipped_step": "skipped step",
+        "checkpoint": "checkpoint",
+    }
+    numbers = {name: sum(event["event"] == kind for event in events) for kind, name in names.items()}
+    told = ", ".join(f"{number:,} {name}{'s' if number > 1 else ''}" for name, number in numbers.items() if number)
+    stalls = [event["seconds"] for event in events if event["event"] == "checkpoint" and "seconds" in event]
+    return f"{told}." + (f" A checkpoint stalls training by {sum(stalls) / len(stalls):.2g} s." if stalls else "")
+
+
+def events_table(events: list[Record]) -> str:
+    """All but the checkpoints, the newest first."""
+    shown = [event for event in events if event["event"] != "checkpoint"][::-1]
+    rows = []
+    for event in shown[:NUM_EVENTS]:
+        fields = {key: value for key, value in event.items() if key not in COLUMNS and value is not None}
+        details = ", ".join(f"{key}: {value}" for key, value in fields.items())
+        cells = [str(event["time"] or "").partition(".")[0].replace("T", " "), f"{event['step']:,}"]
+        cells += [event["event"].replace("_", " "), shortened(details)]
+        rows.append([report.plain(cell, is_bad=event["event"] == "fault") for cell in cells])
+    hidden = len(shown) - len(rows)
+    more = f"{hidden:,} earlier ones are in events.jsonl" if hidden else ""
+    return report.table(["time (UTC)", "step", "event", ""], rows) + report.note(more)
+
+
+def shortened(details: str) -> str:
+    return details if len(details) <= DETAIL_LENGTH else f"{details[:DETAIL_LENGTH]} ..."
+
+
+def key_figures(run: Path, records: list[Record], events: list[Record]) -> dict[str, str]:
     """Name -> value of the cards at the top."""
     found: dict[str, str] = {}
     for task, label in (("asr", "speech to text, word error rate"), ("tts", "own speech transcribed, word error rate")):
@@ -125,7 +198,12 @@ def key_figures(run: Path, records: list[Record]) -> dict[str, str]:
     if steps:
         found["steps"] = f"{steps[-1]['step']:,}"
         found["useful tokens a second"] = f"{steps[-1]['useful_tokens_per_s']:,.0f}"
+        if "mfu" in steps[-1]:
+            found["of the devices' peak (MFU)"] = f"{100 * steps[-1]['mfu']:.1f} %"
         found["of a step spent on reading data"] = f"{100 * steps[-1]['data_share']:.1f} %"
+    restarts = sum(event["event"] == "start" for event in events) - 1
+    if restarts > 0:
+        found["restarts"] = f"{restarts:,}"
     minutes = read_json(run / "figures.json").get("train_minutes")
     return found | ({"minutes of training": f"{minutes}"} if minutes else {})
 
@@ -138,9 +216,8 @@ def transcripts(records: list[Record], originals: Originals) -> str:
     for record in worst_first[:half] + worst_first[len(worst_first) // 2 :][:half]:
         known = record["id"] in originals.entries and originals.codec is not None
         heard = report.marked(record["reference"], record["hypothesis"])
-        rows.append(
-            [originals.player(record["id"]) if known else "", record.get("speaker", ""), record["reference"], heard]
-        )
+        said = [report.plain(record.get("speaker", "")), report.plain(record["reference"])]
+        rows.append([originals.player(record["id"]) if known else "", *said, heard])
     return report.table(["recording", "speaker", "said", "heard by the model"], rows)
 
 
@@ -172,9 +249,14 @@ def read_json(path: Path) -> Record:
 
 
 def read_jsonl(path: Path) -> list[Record]:
+    """The objects of a file, none where there is none; a last line that is being written is left out."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf8").split("\n") if line.strip()]
+    *whole, last = path.read_text(encoding="utf8").split("\n")
+    records = [json.loads(line) for line in whole if line.strip()]
+    with suppress(json.JSONDecodeError):
+        records.append(json.loads(last))
+    return records
 
 
 if __name__ == "__main__":

@@ -212,8 +212,37 @@ class CheckpointConfig:
     """Steps between checkpoints; 0: only at the end."""
     keep_last: int = 2
     """Complete checkpoints kept in the run folder; 0: all."""
+    keep_every: int = 0
+    """Checkpoints of steps that are a multiple of this are kept for ever; 0: none is."""
     resume: bool = True
     """Continue from the newest complete checkpoint of run_dir where there is one; false: refuse a run_dir that has any."""
+
+
+@dataclass
+class GuardConfig:
+    """What ends a run, or a step, before its end."""
+
+    max_skipped: int = 10
+    """Steps in a row that may be skipped; more end the run. A step is skipped where its loss or gradient is not finite."""
+    spike_factor: float = 0.0
+    """Skip steps whose gradient norm is above this many times the median of the last accepted ones; 0: never."""
+    step_timeout: float = 600.0
+    """Seconds that a step, an evaluation or a save may take before the run ends with the stacks of all processes."""
+    start_timeout: float = 1800.0
+    """The same for everything up to the end of the first step, which compiles; also for all processes to come together."""
+    stop_after: float = 0.0
+    """Minutes after which the run saves and stops, to be started again; 0: never. A SLURM time limit is known anyway."""
+
+    def check(self) -> None:
+        """Raise UserError for a value outside its range."""
+        for name in ("max_skipped", "spike_factor", "stop_after"):
+            require(getattr(self, name) >= 0, f"guard.{name} must not be negative, but is {getattr(self, name)}")
+        for name in ("step_timeout", "start_timeout"):
+            require(getattr(self, name) > 0, f"guard.{name} must be positive, not {getattr(self, name)}")
+        require(
+            self.spike_factor == 0 or self.spike_factor > 1,
+            f"guard.spike_factor={self.spike_factor} would skip ordinary steps; use a factor above 1, or 0 for never",
+        )
 
 
 @dataclass
@@ -228,6 +257,21 @@ class TelemetryConfig:
     """Project name shown by Weights & Biases."""
     tensorboard: bool = False
     """Write TensorBoard event files into run_dir/tensorboard."""
+    peak_tflops: float = 0.0
+    """TFLOP/s of one device, which the MFU is a share of; 0: dense bf16 of known GPUs, and no MFU elsewhere."""
+    profile_start: int = 10
+    """First step that is profiled, counted from 1 as in metrics.jsonl."""
+    profile_steps: int = 0
+    """Steps that are profiled, into run_dir/profile; 0: none."""
+    profile_ranks: list[int] = field(default_factory=lambda: [0])
+    """Processes that are profiled."""
+
+    def check(self) -> None:
+        """Raise UserError for a value outside its range."""
+        for name in ("log_every", "profile_start"):
+            require(getattr(self, name) > 0, f"telemetry.{name} must be positive, not {getattr(self, name)}")
+        for name in ("peak_tflops", "profile_steps"):
+            require(getattr(self, name) >= 0, f"telemetry.{name} must not be negative, but is {getattr(self, name)}")
 
 
 @dataclass
@@ -308,6 +352,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     prep: PrepConfig = field(default_factory=PrepConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -456,12 +501,8 @@ def _check_values(config: Config) -> None:
         require(size > 0 or name == "sequence_parallel", f"parallel.{name} must be positive, not {size}")
     require(bool(config.run_dir), "run_dir must name a folder")
     require(0 <= config.seed < 2**63, f"seed must lie in [0, 2^63), not {config.seed}")
-    require(
-        config.checkpoint.save_every >= 0,
-        f"checkpoint.save_every must not be negative, but is {config.checkpoint.save_every}",
-    )
-    require(
-        config.checkpoint.keep_last >= 0,
-        f"checkpoint.keep_last must not be negative, but is {config.checkpoint.keep_last}",
-    )
-    require(config.telemetry.log_every > 0, f"telemetry.log_every must be positive, not {config.telemetry.log_every}")
+    for name in ("save_every", "keep_last", "keep_every"):
+        value = getattr(config.checkpoint, name)
+        require(value >= 0, f"checkpoint.{name} must not be negative, but is {value}")
+    config.guard.check()
+    config.telemetry.check()

@@ -4,7 +4,11 @@
     python ttt_dist/train.py --config recipes/demo.yaml --dry-run
 
 Everything about the run ends up in its run_dir. Started again with the same run_dir, it goes on from the newest complete
-checkpoint. Any setting of ttt_dist/config.py can be given as section.key=value behind the config file.
+checkpoint, on as many processes in whatever layout; a new run_dir may start from a checkpoint of another one with --resume.
+Any setting of ttt_dist/config.py can be given as section.key=value behind the config file.
+
+Exit status: 0 finished, 75 stopped as asked (saved; start again), 76 a process was lost (start again), 77 diverged, 1 a
+mistake that one line explains, 2 bad usage.
 """
 
 import argparse
@@ -12,6 +16,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Run as a file, Python puts this file's folder first into the path; its modules are to be found as ttt_dist.* only.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -27,13 +32,28 @@ from ttt_dist.model.families import require_same_model
 from ttt_dist.parallel.mesh import Mesh, require_divisible
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.telemetry.console import main_guard, say
+from ttt_dist.telemetry.events import Events
 from ttt_dist.telemetry.metrics import open_metrics, require_sinks
+from ttt_dist.telemetry.profiler import ProfileWindow
 from ttt_dist.telemetry.run_folder import environment, write_environment
 from ttt_dist.training import checkpoint
 from ttt_dist.training.describe import count_parameters, describe_data
-from ttt_dist.training.environment import Processes, init_process_group, leave_process_group, prepare_process, processes
+from ttt_dist.training.environment import (
+    init_process_group,
+    leave_process_group,
+    log_to_files,
+    prepare_process,
+    processes,
+)
 from ttt_dist.training.export import export_model, require_assets
+from ttt_dist.training.launchers import Processes
 from ttt_dist.training.memory import memory_per_rank
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+    from ttt_dist.parallel.groups import Mpu
+    from ttt_dist.training.loop import Run
 
 
 def main() -> None:
@@ -42,7 +62,7 @@ def main() -> None:
     place = processes()
     prepare_process(place.local_size)
     try:
-        job = settle(load_config(arguments.config, arguments.overrides), place)
+        job = settle(load_config(arguments.config, arguments.overrides), place, arguments.resume)
     except UserError:
         if place.local_rank != 0:
             sys.exit(1)  # every process of this machine meets the same mistake: one of them tells it
@@ -62,10 +82,16 @@ class Job:
     loader: PackLoader
     held_out: HeldOutLoader | None
     facts: checkpoint.Facts
-    resume_from: Path | None
+    candidates: list[Path]
+    """Checkpoints to go on from, the first one that proves whole; none: the run starts anew."""
+
+    @property
+    def start(self) -> Path | None:
+        """The checkpoint that the run would go on from, unless it proves damaged."""
+        return next(iter(self.candidates), None)
 
 
-def settle(config: Config, place: Processes) -> Job:
+def settle(config: Config, place: Processes, resume: Path | None = None) -> Job:
     """Open what the run needs and check that it fits, before any process group exists. Raises UserError."""
     check_run(config, place.world_size)
     mesh = Mesh.of(config.parallel, place.world_size, place.rank)
@@ -93,38 +119,63 @@ def settle(config: Config, place: Processes) -> Job:
             mesh.data_rank, mesh.data, train.eval_packs or None,
         )  # fmt: skip
     facts = checkpoint.Facts.of_run(config, layout, place.world_size)
-    resume_from = checkpoint.latest(Path(config.run_dir) / "checkpoints")
-    if resume_from is not None:
-        if not config.checkpoint.resume:
-            raise UserError(
-                f"{resume_from}: run_dir holds a run already; set checkpoint.resume=true or choose another run_dir"
-            )
-        checkpoint.require_resumable(resume_from, facts)
-    return Job(config, mesh, loader, held_out, facts, resume_from)
+    candidates = find_candidates(config, resume)
+    for candidate in candidates[:1]:
+        checkpoint.require_resumable(candidate, facts)
+    checkpoint.require_space(Path(config.run_dir), sum(count_parameters(config.model, layout).values()))
+    return Job(config, mesh, loader, held_out, facts, candidates)
+
+
+def find_candidates(config: Config, resume: Path | None) -> list[Path]:
+    """Checkpoints of this run, newest first, or, where it has none yet, those that --resume names."""
+    own = checkpoint.found(Path(config.run_dir) / "checkpoints")
+    if own and not config.checkpoint.resume:
+        raise UserError(f"{own[0]}: run_dir holds a run already; set checkpoint.resume=true or choose another run_dir")
+    return own or ([] if resume is None else checkpoint.named(resume))
 
 
 def train(job: Job, place: Processes) -> None:
     """Join the other processes, build or restore the model, train it, export it."""
-    # DeepSpeed takes seconds to import and looks for its accelerator while at it: after prepare_process, after the checks.
-    from ttt_dist.model.huggingface import FolderWeights
-    from ttt_dist.model.layers import RandomWeights
-    from ttt_dist.parallel import groups
-    from ttt_dist.training.engine import build_engine, build_model
-    from ttt_dist.training.environment import log_to_files
-    from ttt_dist.training.loop import Run, fit
+    from ttt_dist.training.loop import fit
 
-    config, mesh, layout, run_dir = job.config, job.mesh, job.facts.layout, Path(job.config.run_dir)
+    run = set_up(job, place)
+    last, export = job.config.train.steps, run.folder / "export"
+    try:
+        with run.watchdog.faults_told():
+            fit(run)
+            run.watchdog.mark(last, "exporting the model", job.config.guard.start_timeout)
+            export_model(run.engine, run.mesh, job.config, job.facts.layout, export)
+        run.tell("finish", last)
+        say(f"{export}: the trained model")
+    finally:
+        run.close()
+    leave_process_group()
+
+
+def set_up(job: Job, place: Processes) -> "Run":
+    """Everything that the loop works with: the process group, the engine with its weights, the logs; collective."""
+    # DeepSpeed takes seconds to import and looks for its accelerator while at it: after prepare_process, after the checks.
+    from ttt_dist.parallel import groups
+    from ttt_dist.training.engine import guard_updates
+    from ttt_dist.training.guard import Guard
+    from ttt_dist.training.loop import Run
+    from ttt_dist.training.stopping import StopRequests
+    from ttt_dist.training.watchdog import Watchdog
+
+    config, mesh, run_dir = job.config, job.mesh, Path(job.config.run_dir)
+    stop = StopRequests(60 * config.guard.stop_after)
     if mesh.tensor > 1:  # Megatron overlaps sums with products only where the device runs its queues in order
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    init_process_group(place)
+    init_process_group(place, config.guard.start_timeout)
     log_to_files(run_dir / "logs", place.rank)
-    mpu = groups.join(mesh)
-
-    init_from = config.train.init_from
-    weights = FolderWeights(init_from, config.model, layout) if init_from else RandomWeights(config.seed)
-    engine = build_engine(build_model(config, layout, mesh, mpu, weights), config, mesh, mpu)
-    start_step = checkpoint.load(engine, job.resume_from) if job.resume_from else 0
-
+    events = Events(run_dir)
+    watchdog = Watchdog(
+        run_dir / "logs", config.guard.start_timeout, lambda step, reason: events.log("fault", step, reason=reason)
+    )
+    engine, source = build(job, groups.join(mesh))
+    start_step, counters = (0, {}) if source is None else checkpoint.progress_of(source)
+    guard = Guard(config.guard, counters)
+    guard_updates(engine, guard)
     metrics = None
     if place.is_first:
         save_config(config, run_dir / "config.yaml")
@@ -133,17 +184,39 @@ def train(job: Job, place: Processes) -> None:
         metrics = open_metrics(
             run_dir, start_step, to_dict(config), chosen.wandb, chosen.wandb_project, chosen.tensorboard
         )
-    num_parameters = sum(count_parameters(config.model, layout).values())
+    profile = ProfileWindow.of_run(config, place.rank, start_step)
+    run = Run(
+        config, engine, mesh, job.loader, job.held_out, job.facts, guard, stop, watchdog, profile, metrics, events, start_step
+    )  # fmt: skip
+    run.tell("start", start_step, checkpoint=source and str(source), world_size=place.world_size, mesh=str(mesh))
+    num_parameters = sum(count_parameters(config.model, job.facts.layout).values())
     say(f"{run_dir}: {num_parameters:,} parameters on {place.world_size} process(es), {mesh}, from step {start_step}")
     for line in describe_data(job.loader, config.train.steps):
         say(line)
-    fit(Run(config, engine, mesh, job.loader, job.held_out, job.facts, metrics, start_step))
-    export_model(engine, mesh, config, layout, run_dir / "export")
-    say(f"{run_dir / 'export'}: the trained model")
-    if metrics is not None:
-        metrics.close()
-    job.loader.close()
-    leave_process_group()
+    return run
+
+
+def build(job: Job, mpu: "Mpu | None") -> "tuple[DeepSpeedEngine, Path | None]":
+    """The engine with its first weights or those of a checkpoint, and which checkpoint that was; collective."""
+    from ttt_dist.model.huggingface import FolderWeights
+    from ttt_dist.model.layers import RandomWeights, WeightSource, zero_weights
+    from ttt_dist.training.engine import build_engine, build_model
+    from ttt_dist.training.portable import load_portable
+
+    config, mesh, layout = job.config, job.mesh, job.facts.layout
+    source, init_from = checkpoint.first_whole(job.candidates), config.train.init_from
+    weights: WeightSource = RandomWeights(config.seed)
+    if source is not None:
+        weights = zero_weights  # all of them are about to be read
+    elif init_from is not None:
+        weights = FolderWeights(init_from, config.model, layout)
+    engine = build_engine(build_model(config, layout, mesh, mpu, weights), config, mesh, mpu)
+    if source is not None and checkpoint.has_layout_of(source, job.facts):
+        checkpoint.load(engine, source)
+    elif source is not None:
+        say(f"{source}: of another layout of processes, its weights and moments are dealt out anew")
+        load_portable(engine, mesh, config.model, layout, source)
+    return engine, source
 
 
 def describe(job: Job, place: Processes) -> None:
@@ -166,11 +239,7 @@ def describe(job: Job, place: Processes) -> None:
         say(f"data       {line}")
     if job.held_out is not None:
         say(f"held out   {config.data.valid}: {job.held_out.num_packs:,} of {len(job.held_out.reader):,} packs")
-    start = (
-        f"resumes at step {checkpoint.step_of(job.resume_from)} from {job.resume_from}"
-        if job.resume_from
-        else "starts anew"
-    )
+    start = f"resumes at step {checkpoint.step_of(job.start)} from {job.start}" if job.start else "starts anew"
     say(f"run        {config.run_dir}: {start}")
 
 
@@ -184,6 +253,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, print what would be trained, and exit"
     )
+    parser.add_argument(
+        "--resume", type=Path, metavar="PATH",
+        help="checkpoint, or run folder, that a run_dir without checkpoints of its own starts from; any layout",
+    )  # fmt: skip
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the file"

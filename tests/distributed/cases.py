@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from tests.distributed.random_packs import LAYOUT, SEQ_LEN, global_batches
-from ttt_dist.config import Config, ModelConfig, ParallelConfig, TrainConfig
+from ttt_dist.config import CheckpointConfig, Config, ModelConfig, ParallelConfig, TrainConfig
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.batch import Batch, collate
 from ttt_dist.sequence.objective import Objective
@@ -35,9 +35,9 @@ class Layout:
     pipeline: int = 1
     ulysses: int = 1
     sequence_parallel: bool = False
-    checkpointing: str = "none"
+    checkpointing: Literal["none", "selective", "full"] = "none"
     compile: bool = False
-    precision: str = "fp32"
+    precision: Literal["bf16", "fp32"] = "fp32"
     normalisation: str = "sample"
     tied: bool = False
     kv_heads: int = 2
@@ -88,7 +88,7 @@ def losses_of_local_counts(layout: Layout, num_steps: int) -> list[tuple[float, 
 
     def local_counts(batches: list[Batch], mesh: Mesh, device: torch.device) -> Any:
         part = sum(batch.count for batch in batches) * dist.get_world_size()
-        return module.Counts(part, 0.0, 0.0, 0.0)
+        return module.Counts(part, 0.0, 0.0, 0.0, 0.0)
 
     right, module.global_counts = module.global_counts, local_counts  # type: ignore[assignment]
     try:
@@ -116,7 +116,7 @@ def resume(layout: Layout, before: int, after: int) -> tuple[list[Any], list[Any
     with new_engine(layout) as engine:
         for step in range(before):
             run_step(engine, layout, step)
-        checkpoint.save(engine, folder, before, facts, keep_last=1)
+        checkpoint.save(engine, folder, before, facts, {}, CheckpointConfig(keep_last=1))
         going_on = [run_step(engine, layout, step) for step in range(before, before + after)]
         expected = all_weights(engine, layout)
 
@@ -124,8 +124,8 @@ def resume(layout: Layout, before: int, after: int) -> tuple[list[Any], list[Any
     assert newest is not None
     checkpoint.require_resumable(newest, facts)
     with new_engine(layout) as engine:
-        start = checkpoint.load(engine, newest)
-        resumed = [run_step(engine, layout, step) for step in range(start, before + after)]
+        checkpoint.load(engine, newest)
+        resumed = [run_step(engine, layout, step) for step in range(before, before + after)]
         found = all_weights(engine, layout)
     checkpoint.on_first_rank(lambda: shutil.rmtree(folder))
     return going_on, resumed, max((float((expected[n] - found[n]).abs().max()) for n in expected), default=0.0)

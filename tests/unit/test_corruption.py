@@ -14,6 +14,7 @@ from ttt_dist.sequence.batch import Batch, collate
 from ttt_dist.sequence.corruption import Draw, corrupt, draw, truncated_length
 from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.sample import Sample, Segment
+from ttt_dist.sequence.visibility import dense_mask
 
 LAYOUT = tiny_layout(shuffle_seed=5)
 probabilities = st.sampled_from([0.0, 0.3, 1.0])
@@ -126,6 +127,38 @@ def test_loss_equals_brute_force(rows: list, objective: Objective, seed: int) ->
         assert batch.input_ids[row, : len(ids)].tolist() == ids
         assert not batch.sample_ids[row, len(ids) :].any()
     assert loss_of(batch, logits) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(packs(LAYOUT), objectives, st.integers(0, 2**31))
+def test_bins_of_p_stand_at_masked_positions(rows: list, objective: Objective, seed: int) -> None:
+    """Bin b of 1..5 holds p in [(b - 1) / 5, b / 5); whatever has no NAR target is in bin 0."""
+    seq_len = max(1, *(sum(map(len, row)) for row in rows)) + 2
+    batch = collate(rows, LAYOUT, objective, seed, [0] * len(rows), seq_len)
+    assert torch.equal(batch.nar_bins != 0, batch.nar_weights != 0)
+    for row, pack in enumerate(rows):
+        for number, sample in enumerate(pack, start=1):
+            found = set(batch.nar_bins[row][batch.sample_ids[row] == number].tolist()) - {0}
+            assert found <= {math.floor(5 * draw(sample, seed, 0).p_noise) + 1}
+
+
+def test_p_of_1_is_in_the_last_bin() -> None:
+    assert [draw(long_sample(), 0, 0)._replace(time=time).p_bin for time in (0.0, 0.19, 0.2, 0.99, 1.0)] == [
+        1,
+        1,
+        2,
+        5,
+        5,
+    ]
+
+
+@settings(max_examples=100, deadline=None)
+@given(packs(LAYOUT), objectives, st.integers(0, 2**31))
+def test_visible_pairs_are_those_of_the_mask(rows: list, objective: Objective, seed: int) -> None:
+    seq_len = max(1, *(sum(map(len, row)) for row in rows)) + 2
+    batch = collate(rows, LAYOUT, objective, seed, [0] * len(rows), seq_len)
+    mask = dense_mask(batch.sample_ids, batch.position_ids, batch.span_ids)
+    assert batch.visible_pairs == int(mask.sum())
 
 
 @settings(max_examples=50, deadline=None)

@@ -11,6 +11,7 @@ from tests.structures import packs, tiny_layout
 from ttt_dist.model import loss as loss_module
 from ttt_dist.model.loss import LossRows, VocabularySlice, linear_cross_entropy, loss_rows
 from ttt_dist.sequence.batch import Batch, collate
+from ttt_dist.sequence.corruption import NUM_P_BINS
 from ttt_dist.sequence.objective import Objective
 
 LAYOUT = tiny_layout()
@@ -18,8 +19,8 @@ NUM_TOKENS, NUM_ROWS = LAYOUT.vocab_size, LAYOUT.padded_vocab_size
 VOCABULARY = VocabularySlice(0, NUM_TOKENS)
 
 
-def naive(hidden: Tensor, weight: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Both weighted sums from the logits of every position."""
+def naive(hidden: Tensor, weight: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Both weighted sums from the logits of every position, and the NAR cross-entropies by bin of p with their number."""
     logits = F.linear(hidden, weight)
     logits[..., NUM_TOKENS:] = float("-inf")
     log_probs = logits.log_softmax(-1)
@@ -27,7 +28,12 @@ def naive(hidden: Tensor, weight: Tensor, batch: Batch) -> tuple[Tensor, Tensor,
         -(weights * log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)).sum()
         for targets, weights in ((batch.ar_targets, batch.ar_weights), (batch.nar_targets, batch.nar_weights))
     )
-    return ar + nar, ar, nar
+    by_p = torch.zeros(2, NUM_P_BINS, dtype=torch.float64)
+    for row, place in batch.nar_weights.nonzero().tolist():
+        bin_of = int(batch.nar_bins[row, place]) - 1
+        by_p[0, bin_of] -= log_probs[row, place, batch.nar_targets[row, place]].detach()
+        by_p[1, bin_of] += 1
+    return ar + nar, ar, nar, by_p
 
 
 @settings(max_examples=40, deadline=None)
@@ -49,12 +55,15 @@ def test_loss_and_gradients_equal_those_of_full_logits(rows: list, preset: str, 
     for mine, theirs in zip(mine_grads, torch.autograd.grad(reference[0] * 0.37, (hidden, weight)), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
     assert not mine_grads[1][NUM_TOKENS:].any()
+    torch.testing.assert_close(sums.figures(), torch.cat([*(x.view(1) for x in sums[1:3]), sums.nar_by_p.flatten()]))
 
 
 def random_rows(num_rows: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, LossRows]:
     generator = torch.Generator().manual_seed(num_rows)
     targets = torch.randint(0, NUM_TOKENS, (num_rows,), generator=generator)
-    rows = LossRows(torch.arange(num_rows), targets, torch.rand(num_rows, generator=generator), num_rows // 2)
+    num_ar = num_rows // 2
+    bins = torch.cat([torch.zeros(num_ar, dtype=torch.int64), torch.randint(1, NUM_P_BINS + 1, (num_rows - num_ar,))])
+    rows = LossRows(torch.arange(num_rows), targets, torch.rand(num_rows, generator=generator), bins, num_ar)
     hidden = torch.randn(num_rows, 5, dtype=torch.float64, generator=generator).to(dtype).requires_grad_()
     return hidden, torch.randn(NUM_ROWS, 5, generator=generator).to(dtype).requires_grad_(), rows
 
@@ -68,7 +77,7 @@ def test_no_rows_give_zero_loss_and_zero_gradients() -> None:
     hidden, weight, rows = random_rows(0)
     sums = linear_cross_entropy(hidden, weight, rows, VOCABULARY)
     sums.loss.backward()
-    assert sums.loss.item() == sums.ar_sum.item() == sums.nar_sum.item() == 0
+    assert sums.loss.item() == sums.ar_sum.item() == sums.nar_sum.item() == sums.nar_by_p.abs().sum() == 0
     assert weight.grad is not None
     assert not weight.grad.any()
 

@@ -37,7 +37,7 @@ def full_batch(seq_len: int, num_samples: int) -> Batch:
     position, sample = (place % length).unsqueeze(0), (place // length + 1).unsqueeze(0)
     span = ((position > length // 4) & (position < length // 2)).long()
     ones = torch.ones(1, seq_len)
-    return Batch(ids, position, sample, span, ids, ones, ids, 0 * ones, count=1.0)
+    return Batch(ids, position, sample, span, ids, ones, ids, 0 * ones, 0 * ids, count=1.0)
 
 
 def live_after_forward(model: Transformer, batch: Batch) -> int:

@@ -7,6 +7,7 @@ Both are pure functions of their arguments: the noise comes from (seed, sample, 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from ttt_dist.data.blend import Place
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.data.sources import Sources
 from ttt_dist.errors import UserError
@@ -79,10 +80,16 @@ class PackLoader:
     def _prepare(self, step: int) -> list[Batch]:
         return [self._micro_batch(step, number) for number in range(self.num_micro_batches)]
 
-    def _micro_batch(self, step: int, number: int) -> Batch:
+    def places(self, step: int) -> list[Place]:
+        """Where this rank's packs of one step come from."""
+        return [place for number in range(self.num_micro_batches) for place in self._places(step, number)]
+
+    def _places(self, step: int, number: int) -> list[Place]:
         first = (number * self.dp_size + self.dp_rank) * self.micro_batch
-        slots = range(first, first + self.micro_batch)
-        places = [self.order.place_at(step, slot) for slot in slots]
+        return [self.order.place_at(step, slot) for slot in range(first, first + self.micro_batch)]
+
+    def _micro_batch(self, step: int, number: int) -> Batch:
+        places = self._places(step, number)
         packs = [self.sources.readers[place.source][place.pack] for place in places]
         epochs = [place.epoch for place in places]
         return collate(packs, self.layout, self.objective, self.seed, epochs, self.seq_len)

@@ -1,4 +1,4 @@
-"""Pieces of a self-contained HTML report: figures, curves, pictures, audio players, marked transcripts.
+"""Pieces of a self-contained HTML report: figures, pictures, tables, audio players, marked transcripts.
 
 Each function turns plain data into a string of HTML; nothing is fetched when the page is opened.
 """
@@ -8,17 +8,14 @@ import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import jiwer
 import numpy as np
 import torch
-from matplotlib.axes import Axes
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ttt_dist.audio.logmel import LogMel
-
-COLOURS = {"ar": "#2a6f97", "nar": "#e07a1f", "valid": "#6b7280"}
 
 STYLE = """
 :root{--ink:#1f2933;--dim:#6b7280;--line:#e5e7eb;--card:#fff;--page:#f6f7f9;--good:#18794e;--bad:#c2341d}
@@ -33,6 +30,9 @@ audio{width:200px;height:32px}del{color:var(--bad)}ins{color:var(--bad);text-dec
 .ok{color:var(--good)}div.row{display:grid;grid-template-columns:repeat(3,1fr);gap:12px;margin-bottom:14px}
 div.row h3{grid-column:1/-1;margin:0;font-size:15px}figure{margin:0}figcaption{color:var(--dim);font-size:13px}
 pre{overflow:auto;font-size:12.5px;margin:0}section.scroll{overflow-x:auto}
+svg{width:100%}svg text{font-family:system-ui,sans-serif!important}
+td:first-child{white-space:nowrap}
+summary{cursor:pointer;color:var(--dim);font-size:13.5px;padding:4px 0}.bad{color:var(--bad);font-weight:600}
 """
 
 
@@ -49,36 +49,17 @@ def section(title: str, note: str, body: str) -> str:
     return f"<h2>{escape(title)}</h2><p class=note>{escape(note)}</p><section class='card scroll'>{body}</section>"
 
 
+def note(content: str) -> str:
+    """A remark between sections; nothing for an empty one."""
+    return f"<p class=note>{escape(content)}</p>" if content else ""
+
+
 def figures(values: Mapping[str, str]) -> str:
     """Key figures side by side: name -> value."""
     cells = [
         f"<div class=figure><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in values.items()
     ]
     return f"<div class=figures>{''.join(cells)}</div>"
-
-
-def curves(records: Sequence[Mapping[str, Any]]) -> str:
-    """Training and held-out losses over steps, as one SVG, from the records of metrics.jsonl."""
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for axis, (key, label) in zip(axes, (("ar", "text (AR), nats"), ("nar", "speech (NAR), nats")), strict=True):
-        _curve(axis, records, f"{key}_loss", COLOURS[key], "training")
-        _curve(axis, records, f"eval_{key}_loss", COLOURS["valid"], "held out", marker="o")
-        axis.set(xlabel="step", title=label)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25)
-        axis.set_ylim(bottom=0)
-        axis.legend(frameon=False)
-    return svg(figure)
-
-
-def _curve(
-    axis: Axes, records: Sequence[Mapping[str, Any]], key: str, colour: str, label: str, marker: str | None = None
-) -> None:
-    points = [(record["step"], record[key]) for record in records if key in record]
-    if points:
-        steps, values = zip(*points, strict=True)
-        axis.plot(steps, values, color=colour, label=label, marker=marker, markersize=3, linewidth=1.4)
 
 
 def spectrogram(wave: torch.Tensor, sample_rate: int) -> str:
@@ -137,9 +118,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def svg(figure: Figure) -> str:
-    """A figure as inline SVG."""
+    """A figure as inline SVG, in the page's own font."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True)
+    with rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
 
 
@@ -155,9 +137,19 @@ def image(data: bytes) -> str:
     return f"<img alt='' src='data:image/png;base64,{base64.b64encode(data).decode()}'>"
 
 
+def plain(content: str, is_bad: bool = False) -> str:
+    """Text as a cell of a table; bad news stands out."""
+    return f"<span class=bad>{escape(content)}</span>" if is_bad else escape(content)
+
+
 def text(content: str) -> str:
     """Preformatted text."""
     return f"<pre>{escape(content)}</pre>"
+
+
+def folded(title: str, body: str) -> str:
+    """A body that a click opens."""
+    return f"<details><summary>{escape(title)}</summary>{body}</details>"
 
 
 def word_errors(reference: str, hypothesis: str) -> float:

@@ -136,7 +136,7 @@ def export_folder(
             raise UserError(f"{assets / name}: missing; an exported model needs {', '.join(ASSETS)} beside its shards")
     with new_folder(folder) as place:
         pairs = weights.items() if isinstance(weights, Mapping) else weights
-        num_rows, dtype = _write_weights(place, pairs, config, max_shard_bytes)
+        num_rows, dtype = write_weights(place, pairs, config, max_shard_bytes)
         write_json(place / CONFIG, config_json(config, layout, num_rows, dtype, objective))
         layout.save(place / LAYOUT)
         _copy_assets(assets, place)
@@ -233,10 +233,10 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf8")
 
 
-def _write_weights(
-    place: Path, weights: Iterable[tuple[str, Tensor]], config: ModelConfig, max_shard_bytes: int
+def write_weights(
+    place: Path, weights: Iterable[tuple[str, Tensor]], config: ModelConfig, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> tuple[int, torch.dtype]:
-    """Write weights of our names; number of rows of the vocabulary, and the type of the last weight."""
+    """Write all weights of a model, given by our names; number of rows of the vocabulary, and the type of the last weight."""
     num_rows, dtype = 0, torch.float32
     with closing(TensorWriter(place, max_shard_bytes)) as writer:
         for name, tensor in weights:

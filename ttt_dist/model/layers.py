@@ -46,6 +46,11 @@ class NoWeights:
         return torch.empty(shape, device="meta")
 
 
+def zero_weights(name: str, shape: tuple[int, ...], std: float = 0.0, mean: float = 0.0) -> Tensor:
+    """Storage for weights that are about to be read from elsewhere."""
+    return torch.zeros(shape)
+
+
 class TokenSplit(Protocol):
     """Which tokens this process computes hidden states of, and how attention reaches the others."""
 

@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ttt_dist.sequence.batch import Batch
+from ttt_dist.sequence.corruption import NUM_P_BINS
 
+NUM_FIGURES = 2 + 2 * NUM_P_BINS  # of LossSums.figures
 CHUNK_ELEMENTS = 1 << 23  # logits held at a time: 32 MB in fp32
 CUDA_CHUNK_ELEMENTS = 1 << 28  # 1 GB: each chunk adds to the gradient of the whole head, and kernels want many rows
 
@@ -27,6 +29,12 @@ class LossSums(NamedTuple):
     """AR alone, detached."""
     nar_sum: Tensor
     """NAR alone, detached."""
+    nar_by_p: Tensor
+    """Cross-entropy of the NAR targets without weights, and their number, by bin of p: fp64 [2, NUM_P_BINS], detached."""
+
+    def figures(self) -> Tensor:
+        """All that is summed over batches and processes to be reported: AR, NAR, `nar_by_p`; fp64 [NUM_FIGURES]."""
+        return torch.cat([self.ar_sum.view(1), self.nar_sum.view(1), self.nar_by_p.flatten()])
 
 
 class LossRows(NamedTuple):
@@ -36,6 +44,8 @@ class LossRows(NamedTuple):
     """Indices into hidden states [T, H], int64 [N]."""
     targets: Tensor
     weights: Tensor
+    bins: Tensor
+    """Bin of p, 1 to NUM_P_BINS, of NAR rows; 0 of AR rows."""
     num_ar: int
 
 
@@ -57,9 +67,9 @@ def loss_rows(batch: Batch, tokens: slice) -> LossRows:
     ar, nar = batch.ar_weights.flatten()[tokens], batch.nar_weights.flatten()[tokens]
     ar_rows, nar_rows = ar.nonzero().squeeze(1), nar.nonzero().squeeze(1)
     targets = [batch.ar_targets.flatten()[tokens][ar_rows], batch.nar_targets.flatten()[tokens][nar_rows]]
-    return LossRows(
-        torch.cat([ar_rows, nar_rows]), torch.cat(targets), torch.cat([ar[ar_rows], nar[nar_rows]]), len(ar_rows)
-    )
+    bins = torch.cat([torch.zeros_like(ar_rows), batch.nar_bins.flatten()[tokens][nar_rows]])
+    weights = torch.cat([ar[ar_rows], nar[nar_rows]])
+    return LossRows(torch.cat([ar_rows, nar_rows]), torch.cat(targets), weights, bins, len(ar_rows))
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, rows: LossRows, vocabulary: VocabularySlice) -> LossSums:
@@ -75,9 +85,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, rows: LossRows, vocabul
     if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < num_tokens:
         raise ValueError(f"loss targets must lie in 0..{num_tokens - 1}, but span {targets.min()}..{targets.max()}")
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    return LossSums(
-        *_LinearCrossEntropy.apply(hidden, weight, targets, rows.weights, rows.num_ar, vocabulary, needs_grad)
-    )
+    return LossSums(*_LinearCrossEntropy.apply(hidden, weight, rows, vocabulary, needs_grad))
 
 
 def chunk_rows(num_classes: int, on_cuda: bool) -> int:
@@ -91,12 +99,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
-        targets: Tensor,
-        weights: Tensor,
-        num_ar: int,
+        rows: LossRows,
         vocabulary: VocabularySlice,
         needs_grad: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         exact = torch.promote_types(hidden.dtype, torch.float32)
         losses = torch.empty(len(hidden), dtype=exact, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
@@ -107,25 +113,33 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             logits = (hidden[part] @ classes.T).to(exact)
-            losses[part] = _cross_entropy_(logits, targets[part], vocabulary)
+            losses[part] = _cross_entropy_(logits, rows.targets[part], vocabulary)
             if grad_hidden is not None and grad_weight is not None:
-                logits *= weights[part, None].to(exact)
+                logits *= rows.weights[part, None].to(exact)
                 # Gradients are multiplied in the weights' own type, and summed over chunks in fp32.
                 logits_grad = logits.to(hidden.dtype)
                 torch.mm(logits_grad, classes, out=grad_hidden[part])
                 _add_product_(grad_weight[:num_classes], logits_grad.T, hidden[part])
         if grad_hidden is not None and grad_weight is not None:
             ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
-        losses *= weights.to(exact)
-        ar_sum, nar_sum = (part.sum(dtype=torch.float64) for part in losses.split([num_ar, len(losses) - num_ar]))
-        ctx.mark_non_differentiable(ar_sum, nar_sum)
-        return (ar_sum + nar_sum).to(exact), ar_sum, nar_sum
+        nar_by_p = _by_bin(losses, rows.bins)
+        losses *= rows.weights.to(exact)
+        ar_sum, nar_sum = (part.sum(dtype=torch.float64) for part in losses.tensor_split([rows.num_ar]))
+        ctx.mark_non_differentiable(ar_sum, nar_sum, nar_by_p)
+        return (ar_sum + nar_sum).to(exact), ar_sum, nar_sum, nar_by_p
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad.to(grad_weight.dtype), *[None] * 5
+        return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad.to(grad_weight.dtype), None, None, None
+
+
+def _by_bin(losses: Tensor, bins: Tensor) -> Tensor:
+    """Sum of losses [N] and number of rows in each bin 1 to NUM_P_BINS, fp64 [2, NUM_P_BINS], in one order on any device."""
+    is_in = bins == torch.arange(1, NUM_P_BINS + 1, device=bins.device).unsqueeze(1)  # [NUM_P_BINS, N]
+    sums = torch.where(is_in, losses, 0).sum(dim=1, dtype=torch.float64)  # a product would carry NaN into other bins
+    return torch.stack([sums, is_in.sum(dim=1, dtype=torch.float64)])
 
 
 def _cross_entropy_(logits: Tensor, targets: Tensor, vocabulary: VocabularySlice) -> Tensor:

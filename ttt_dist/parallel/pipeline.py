@@ -6,9 +6,10 @@ anew, and the last one finds its targets there. DeepSpeed balances the stages by
 
 import io
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields
+from typing import Any
 
 import torch
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from ttt_dist.config import ModelConfig
 from ttt_dist.model.attention import AttentionPlan, attention_plan
 from ttt_dist.model.layers import LayerFactory
-from ttt_dist.model.loss import loss_rows
+from ttt_dist.model.loss import NUM_FIGURES, loss_rows
 from ttt_dist.model.recompute import prepare_blocks
 from ttt_dist.model.transformer import Block, rotary
 from ttt_dist.parallel.mesh import Mesh
@@ -32,11 +33,11 @@ TENSORS = [field.name for field in fields(Batch) if field.name != "count"]
 TIED = "embed"
 UNUSED = "unused_"
 Handed = tuple[Tensor, Tensor]
-"""Hidden states [T, H], and the batch as integers [8, B, S]."""
+"""Hidden states [T, H], and the batch as integers [len(TENSORS), B, S]."""
 
 
 def pack_batch(batch: Batch) -> Tensor:
-    """The tensors of a batch as one int32 [8, B, S]: weights by their bits, as integers take no part in gradients."""
+    """The tensors of a batch as one int32 [len(TENSORS), B, S]: weights by their bits, as integers take no part in gradients."""
     tensors = (getattr(batch, name) for name in TENSORS)
     return torch.stack([t.view(torch.int32) if t.is_floating_point() else t.to(torch.int32) for t in tensors])
 
@@ -55,13 +56,13 @@ class LossTotal:
 
     def __init__(self) -> None:
         self.scale = 1.0
-        self.sums = torch.zeros(2, dtype=torch.float64)
+        self.sums = torch.zeros(NUM_FIGURES, dtype=torch.float64)
 
     def __call__(self, end: nn.Module, handed: Handed) -> Tensor:
         """The scaled loss of one micro-batch; `end` has the head."""
         hidden, packed = handed
         output = end.get_submodule("head")(hidden, loss_rows(unpack_batch(packed), slice(None)))
-        self.sums = self.sums.to(hidden.device) + torch.stack([output.ar_sum, output.nar_sum])
+        self.sums = self.sums.to(hidden.device) + output.figures()
         loss: Tensor = output.loss * self.scale
         return loss
 
@@ -172,24 +173,44 @@ def pipeline_module(
     return module
 
 
-def train_pipeline(engine: PipelineEngine, batches: Sequence[Batch], scale: float) -> Tensor:
+def train_pipeline(
+    engine: PipelineEngine, batches: Sequence[Batch], scale: float, charge: Callable[[str], None]
+) -> Tensor:
     """Accumulate the gradients of `scale` * loss over `batches` and update; collective.
 
-    Returns the AR and NAR sums, fp64 [2]: this process's share of them, 0 but on the last stage.
+    Returns the sums of `LossSums.figures`, fp64 [NUM_FIGURES]: this process's share of them, 0 but on the last stage.
+    `charge` hears when forward and backward passes, which take turns, have ended.
     """
     total: LossTotal = engine.module.total
     total.scale = scale * engine.gradient_accumulation_steps()  # DeepSpeed divides by the steps
     total.sums.zero_()
-    engine.train_batch(data_iter=_micro_batches(batches))
+    with _before_update(engine, lambda: charge("forward_backward")):
+        engine.train_batch(data_iter=_micro_batches(batches))
     return total.sums.to(engine.device)
+
+
+@contextmanager
+def _before_update(engine: PipelineEngine, tell: Callable[[], None]) -> Iterator[None]:
+    """Call `tell` when a batch has its gradients: DeepSpeed's schedule goes on to the update without a word."""
+    update = engine._take_model_step
+
+    def tell_and_update(*arguments: Any) -> None:
+        tell()
+        update(*arguments)
+
+    engine._take_model_step = tell_and_update
+    try:
+        yield
+    finally:
+        engine._take_model_step = update
 
 
 def evaluate_pipeline(engine: PipelineEngine, batches: Sequence[Batch]) -> Tensor:
-    """AR and NAR sums over `batches` without an update, as `train_pipeline` returns them; collective."""
+    """AR and NAR sums over `batches` without an update, fp64 [2], 0 but on the last stage; collective."""
     total: LossTotal = engine.module.total
     total.sums.zero_()
     engine.eval_batch(_micro_batches(batches), reduce_output=None, bcast_loss=False, num_micro_batches=len(batches))
-    return total.sums.to(engine.device)
+    return total.sums[:2].to(engine.device)
 
 
 def own_parameters(module: PipelineModule, num_layers: int) -> dict[str, nn.Parameter]:

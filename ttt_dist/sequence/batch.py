@@ -10,6 +10,7 @@ from ttt_dist.sequence.corruption import Corrupted, corrupt, draw
 from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.sample import Sample
 from ttt_dist.sequence.tokens import TokenLayout
+from ttt_dist.sequence.visibility import visible_end
 
 
 @dataclass
@@ -32,6 +33,8 @@ class Batch:
     ar_weights: Tensor
     nar_targets: Tensor
     nar_weights: Tensor
+    nar_bins: Tensor
+    """Bin of the masking ratio p at NAR targets, 1 to NUM_P_BINS; 0 elsewhere."""
     count: float
     """This batch's part of the global count that the loss is divided by."""
 
@@ -47,6 +50,13 @@ class Batch:
     def useful_tokens(self) -> int:
         """Tokens that are not padding."""
         return int((self.sample_ids != 0).sum())
+
+    @property
+    def visible_pairs(self) -> int:
+        """Pairs of a query and a key that it sees: what attention cannot do without."""
+        place = torch.arange(self.input_ids.shape[-1], device=self.input_ids.device)
+        seen = visible_end(self.sample_ids, self.span_ids) - (place - self.position_ids)  # from its sample's start on
+        return int(seen[self.sample_ids != 0].sum())
 
     def to(self, device: torch.device | str) -> "Batch":
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "count"}
@@ -67,12 +77,12 @@ def collate(
         [corrupt(sample, layout, objective, draw(sample, seed, epoch), mix) for sample in pack]
         for pack, epoch in zip(packs, epochs, strict=True)
     ]
-    integers = np.zeros((6, len(packs), seq_len), dtype=np.int64)
+    integers = np.zeros((7, len(packs), seq_len), dtype=np.int64)
     integers[0] = layout.pad
     weights = np.zeros((2, len(packs), seq_len), dtype=np.float32)
     for row, parts in enumerate(rows):
         _fill_row(integers[:, row], weights[:, row], parts)
-    names = ("input_ids", "position_ids", "sample_ids", "span_ids", "ar_targets", "nar_targets")
+    names = ("input_ids", "position_ids", "sample_ids", "span_ids", "ar_targets", "nar_targets", "nar_bins")
     tensors = {name: torch.from_numpy(array) for name, array in zip(names, integers, strict=True)}
     tensors |= {"ar_weights": torch.from_numpy(weights[0]), "nar_weights": torch.from_numpy(weights[1])}
     return Batch(**tensors, count=float(sum(part.divisor for parts in rows for part in parts)))
@@ -87,7 +97,7 @@ def _shared_mix(packs: list[list[Sample]], objective: Objective, seed: int, epoc
 
 
 def _fill_row(integers: np.ndarray, weights: np.ndarray, parts: list[Corrupted]) -> None:
-    """Write corrupted samples one after the other into integers [6, S] and weights [2, S]."""
+    """Write corrupted samples one after the other into integers [7, S] and weights [2, S]."""
     start = num_spans = 0
     for number, part in enumerate(parts, start=1):
         end = start + len(part.input_ids)
@@ -99,6 +109,7 @@ def _fill_row(integers: np.ndarray, weights: np.ndarray, parts: list[Corrupted])
         integers[3, start:end] = np.where(part.span_ids > 0, part.span_ids + num_spans, 0)
         integers[4, start:end] = part.ar_targets
         integers[5, start:end] = part.nar_targets
+        integers[6, start:end] = part.nar_bins
         weights[0, start:end] = part.ar_weights
         weights[1, start:end] = part.nar_weights
         num_spans += int(part.span_ids.max(initial=0))

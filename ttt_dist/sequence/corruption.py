@@ -13,6 +13,7 @@ from ttt_dist.sequence.sample import Sample, runs
 from ttt_dist.sequence.tokens import TokenLayout
 
 MIN_NOISE = 1e-3  # p = (1 - 1e-3) t + 1e-3, so that 1/p stays finite
+NUM_P_BINS = 5  # equal bins of p, by which the NAR loss is watched
 
 
 class Draw(NamedTuple):
@@ -31,6 +32,11 @@ class Draw(NamedTuple):
         """Probability that a maskable token is masked."""
         return (1.0 - MIN_NOISE) * self.time + MIN_NOISE
 
+    @property
+    def p_bin(self) -> int:
+        """Which of the equal bins of p this is, 1 to NUM_P_BINS."""
+        return min(int(self.p_noise * NUM_P_BINS), NUM_P_BINS - 1) + 1
+
 
 def draw(sample: Sample, seed: int, epoch: int) -> Draw:
     """The sample's noise: the same for equal (seed, content of the sample, epoch) wherever it is packed."""
@@ -44,7 +50,8 @@ class Corrupted(NamedTuple):
     """One sample as the model meets it; arrays [n] after truncation.
 
     Position i predicts ar_targets[i] (the next token) with ar_weights[i] and nar_targets[i] (itself, uncorrupted) with
-    nar_weights[i]. span_ids count from 1 within the sample; 0 is causal. `divisor` is the sample's share of the divisor.
+    nar_weights[i]. span_ids count from 1 within the sample; 0 is causal. nar_bins[i] is the bin of p where there is a NAR
+    target, else 0. `divisor` is the sample's share of the divisor.
     """
 
     input_ids: np.ndarray
@@ -53,6 +60,7 @@ class Corrupted(NamedTuple):
     ar_weights: np.ndarray
     nar_targets: np.ndarray
     nar_weights: np.ndarray
+    nar_bins: np.ndarray
     divisor: float
 
 
@@ -123,6 +131,7 @@ def corrupt(
         ar * np.float32(ar_weight),
         np.where(masked, ids, 0),
         masked * np.float32(nar_weight),
+        masked * np.int32(draw.p_bin),
         divisor,
     )
 

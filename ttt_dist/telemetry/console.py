@@ -43,6 +43,14 @@ def warn(message: str) -> None:
         sys.stderr.flush()
 
 
+def complain(message: str) -> None:
+    """A line `error: ...` on stderr, from every rank: the one that fails may not be the first."""
+    _erase_bar()
+    who = f" (rank {rank()})" if rank() else ""
+    sys.stderr.write(f"error{who}: {message}\n")
+    sys.stderr.flush()
+
+
 def result(figures: Mapping[str, Any]) -> None:
     """The last line of a command that a script reads: its figures as one JSON object on stdout."""
     say(json.dumps(figures))
@@ -124,14 +132,13 @@ class Progress:
 
 
 def main_guard(main: Callable[[], None]) -> None:
-    """Run an entry point: a UserError becomes one line on stderr and exit status 1, Ctrl-C status 130."""
+    """Run an entry point: a UserError becomes one line on stderr and its exit status (1 as a rule), Ctrl-C status 130."""
     try:
         main()
     except UserError as error:
-        _erase_bar()
-        who = f" (rank {rank()})" if rank() else ""
-        sys.stderr.write(f"error{who}: {error}\n")
-        sys.exit(1)
+        if not error.is_agreed or rank() == 0:
+            complain(str(error))
+        sys.exit(error.status)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

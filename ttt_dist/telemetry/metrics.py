@@ -1,10 +1,12 @@
 """The figures of a run as it goes: metrics.jsonl always, TensorBoard and Weights & Biases where asked for.
 
-One record per logged step; keys are flat names, values numbers. Only rank 0 makes a MetricsLog.
+One record per logged step; keys are flat names (docs/watching.md), values numbers. Only rank 0 makes a MetricsLog.
 """
 
 import importlib.util
 import json
+import math
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -36,8 +38,9 @@ class MetricsLog:
         self._file = self.path.open("a")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write one record, at once: a run that dies leaves all records of its past."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        """Write one record, at once: a run that dies leaves all records of its past. JSON has no NaN: it is written as null."""
+        sound = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **sound}) + "\n")
         self._file.flush()
         for sink in self._sinks:
             sink.log(step, values)
@@ -66,14 +69,27 @@ class TensorBoard:
 
 
 class WandB:
-    """A Weights & Biases run. `mode` "offline" keeps everything in `run_dir`/wandb; restarts share a group."""
+    """A Weights & Biases run, one for all starts of a run folder: its id is in `run_dir`/wandb/run-id.txt.
+
+    `mode` "offline" keeps everything in `run_dir`/wandb, a folder for each start; `wandb sync` makes one run of them.
+    """
 
     def __init__(self, run_dir: Path, project: str, mode: Literal["offline", "online"], config: dict[str, Any]) -> None:
         import wandb
 
-        settings = wandb.Settings(silent=True, console="off")
+        path = run_dir / "wandb" / "run-id.txt"
+        path.parent.mkdir(exist_ok=True)
+        if not path.is_file():
+            path.write_text(f"{secrets.token_hex(4)}\n")
         self._run = wandb.init(
-            project=project, group=run_dir.name, dir=str(run_dir), config=config, mode=mode, settings=settings
+            project=project,
+            name=run_dir.name,
+            id=path.read_text().strip(),
+            resume="allow",
+            dir=str(run_dir),
+            config=config,
+            mode=mode,
+            settings=wandb.Settings(silent=True, console="off"),
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

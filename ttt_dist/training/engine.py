@@ -20,6 +20,8 @@ from ttt_dist.model.transformer import Transformer
 from ttt_dist.parallel.groups import Mpu, layer_factory
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.tokens import TokenLayout
+from ttt_dist.training.guard import Guard
+from ttt_dist.training.storage import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +35,8 @@ def deepspeed_config(config: Config, mesh: Mesh) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": train.micro_batch,
         "gradient_accumulation_steps": train.global_batch // (train.micro_batch * mesh.data),
         "gradient_clipping": train.clip or sys.float_info.max,  # it is the clipping that computes the norm
-        "bf16": {"enabled": train.precision == "bf16"},
+        # Unasked, DeepSpeed takes a norm that is not finite for one of 1 in bf16, and applies the step.
+        "bf16": {"enabled": train.precision == "bf16", "check_grad_overflow": True},
     }
     settings.setdefault("steps_per_print", 2**31)  # the console line is ours
     if train.precision == "bf16" and values.get("zero_optimization", {}).get("stage", 0) > 0:
@@ -79,7 +82,23 @@ def build_engine(model: nn.Module, config: Config, mesh: Mesh, mpu: Mpu | None) 
         # bf16 at ZeRO 0: DeepSpeed allocates Adam's moments by a step with zero gradients, and so counts one step too many.
         engine.optimizer.optimizer.state.clear()
     engine.clip_fp32_gradients = MethodType(_clip_gradients, engine)
+    engine.checkpoint_engine = Storage()
+    engine._copy_recovery_script = lambda _: (
+        None
+    )  # DeepSpeed's converter knows neither tensor parallelism nor our names
     return engine
+
+
+def guard_updates(engine: deepspeed.DeepSpeedEngine, guard: Guard) -> None:
+    """Let `guard` decide whether a step is applied, between the gradient's norm and the update."""
+    adam = getattr(engine.optimizer, "optimizer", engine.optimizer)  # inside DeepSpeed's own, where there is one
+    update = adam.step
+
+    def step(*arguments: Any, **named: Any) -> Any:
+        owner = engine.optimizer if hasattr(engine.optimizer, "_global_grad_norm") else engine
+        return update(*arguments, **named) if guard.accepts(float(owner._global_grad_norm)) else None
+
+    adam.step = step
 
 
 def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:

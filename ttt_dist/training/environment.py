@@ -1,43 +1,41 @@
 """What a training process sets up around itself before any work: accelerator, threads, process group, log files.
 
-Everything works without a launcher (one process), under the `deepspeed` launcher, and under any other that sets RANK,
-LOCAL_RANK and WORLD_SIZE.
+Everything works without a launcher (one process) and under any of those that launchers.py knows.
 """
 
 import logging
 import os
 import socket
-from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
+import psutil
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
+from ttt_dist.errors import LostProcessError, UserError
+from ttt_dist.training.launchers import Processes, found
+from ttt_dist.training.rendezvous import meet
 
-@dataclass(frozen=True)
-class Processes:
-    """Where this process stands among those of the run."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    local_size: int
-
-    @property
-    def is_first(self) -> bool:
-        return self.rank == 0
+TIMEOUT_S = 1800.0
 
 
 def processes() -> Processes:
-    """Read the launcher's environment; a process without one is alone."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    local_size = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or str(world_size)
-    return Processes(
-        rank=int(os.environ.get("RANK", "0")),
-        world_size=world_size,
-        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-        local_size=int(local_size),
-    )
+    """Read the launcher's environment, and say it again in the variables that torch, DeepSpeed and the console go by."""
+    launcher = found(os.environ)
+    place = launcher.processes
+    said = {
+        "RANK": place.rank,
+        "WORLD_SIZE": place.world_size,
+        "LOCAL_RANK": place.local_rank,
+        "LOCAL_SIZE": place.local_size,
+    }
+    os.environ.update({name: str(value) for name, value in said.items()})
+    for name, value in {"MASTER_ADDR": launcher.address, "MASTER_PORT": launcher.port}.items():
+        if value is not None:
+            os.environ.setdefault(name, str(value))
+    return place
 
 
 def prepare_process(local_size: int) -> None:
@@ -45,25 +43,112 @@ def prepare_process(local_size: int) -> None:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if "OMP_NUM_THREADS" not in os.environ:
-        # Each process would take all cores, and two of them then run several times slower than one.
-        threads = max(1, len(os.sched_getaffinity(0)) // local_size)
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-        torch.set_num_threads(threads)
+        # Each process would take all cores, and two of them then run several times slower than one. SLURM may have given
+        # each task cores of its own.
+        threads = int(os.environ.get("SLURM_CPUS_PER_TASK", "0")) or len(os.sched_getaffinity(0)) // local_size
+        os.environ["OMP_NUM_THREADS"] = str(max(1, threads))
+        torch.set_num_threads(max(1, threads))
 
 
-def init_process_group(place: Processes) -> torch.device:
-    """Join the process group (nccl on CUDA, gloo elsewhere) and return this process's device."""
+def init_process_group(place: Processes, timeout_s: float = TIMEOUT_S) -> torch.device:
+    """Join the process group (nccl on CUDA, gloo elsewhere) and return this process's device.
+
+    `timeout_s` is how long the processes may take to come together, and what the group's operations may take. Raises
+    LostProcessError where some do not come, UserError where they cannot meet.
+    """
+    device = _choose_device(place)
+    store = dist.HashStore() if place.world_size == 1 else _meet(place, timeout_s)
     import deepspeed
 
-    on_cuda = torch.cuda.is_available()
-    if on_cuda:
-        torch.cuda.set_device(place.local_rank)
-    for name, value in _alone().items() if place.world_size == 1 else ():
-        os.environ.setdefault(name, value)
     # DeepSpeed would compile a kernel for inference here, which needs a C++ compiler and is of no use in training.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if on_cuda else "gloo", auto_mpi_discovery=False, verbose=False)
-    return torch.device("cuda", place.local_rank) if on_cuda else torch.device("cpu")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=place.rank,
+            world_size=place.world_size,
+            timeout=timedelta(seconds=timeout_s),
+            device_id=device if device.type == "cuda" and place.world_size > 1 else None,
+        )
+    except RuntimeError as error:
+        raise LostProcessError(
+            f"{socket.gethostname()} cannot connect to all others over {backend} ({str(error).splitlines()[0]}); "
+            f"where they are up, set {backend.upper()}_SOCKET_IFNAME to the network interface that joins them"
+        ) from error
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)  # takes over the group
+    return device
+
+
+def shorten_timeouts(seconds: float) -> None:
+    """From now on the operations of all groups that exist may take so long, and no longer what they began with."""
+    for group in distributed_c10d._world.pg_map:
+        distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+
+
+def _choose_device(place: Processes) -> torch.device:
+    """This process's GPU, where there are any; LOCAL_RANK becomes its number, as DeepSpeed goes by that."""
+    num_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not num_devices:
+        return torch.device("cpu")
+    index = 0 if num_devices == 1 else place.local_rank  # SLURM may show each task its own one only
+    if index >= num_devices:
+        raise UserError(
+            f"{socket.gethostname()} has {num_devices} GPUs for {place.local_size} processes; start one process per GPU"
+        )
+    os.environ["LOCAL_RANK"] = str(index)
+    os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)  # DeepSpeed wants it to be the same
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def _meet(place: Processes, timeout_s: float) -> dist.Store:
+    """The store in which all processes have registered."""
+    if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        _agree_over_mpi(place)
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    if not port.isdigit() or not 0 < int(port) < 2**16:
+        raise UserError(f"MASTER_PORT={port}: no port; give a number from 1 to 65535")
+    store = meet(place, address, int(port), timeout_s)
+    if place.local_size < place.world_size:
+        _choose_interface(address, int(port))
+    return store
+
+
+def _agree_over_mpi(place: Processes) -> None:
+    """Rank 0 tells the others over MPI where to meet. What the environment gives stays as it is."""
+    try:
+        import mpi4py
+
+        mpi4py.rc.finalize = False  # done below: at exit it would wait for processes that have died
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            f"MASTER_ADDR and MASTER_PORT are not set, and MPI cannot be asked ({error}); set both for all processes"
+        ) from None
+    if MPI.COMM_WORLD.size != place.world_size:
+        raise UserError(
+            "MASTER_ADDR and MASTER_PORT are not set; set both for all processes, to an address of rank 0's host"
+        )
+    with socket.socket() as free:
+        free.bind(("", 0))
+        host = "127.0.0.1" if place.local_size == place.world_size else socket.gethostname()
+        address, port = MPI.COMM_WORLD.bcast((host, free.getsockname()[1]))
+    MPI.Finalize()
+    os.environ.setdefault("MASTER_ADDR", address)
+    os.environ.setdefault("MASTER_PORT", str(port))
+
+
+def _choose_interface(address: str, port: int) -> None:
+    """Let gloo listen where this host reaches rank 0's: on many systems a host's own name points to itself alone."""
+    family, kind, _, _, target = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(target)  # sends nothing
+        mine = probe.getsockname()[0]
+    names = [name for name, given in psutil.net_if_addrs().items() if mine in {one.address for one in given}]
+    if names and names != ["lo"]:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", names[0])
 
 
 def leave_process_group() -> None:
@@ -84,11 +169,3 @@ def log_to_files(folder: Path, rank: int) -> None:
             existing.setLevel(logging.WARNING)
         logger.addHandler(handler)
     deepspeed_logger.setLevel(logging.INFO)
-
-
-def _alone() -> dict[str, str]:
-    """The rendezvous of a group of one: a free port of this machine."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -1,23 +1,31 @@
 """The fit loop: what happens at every step, and what every so many steps."""
 
 import gc
-import resource
+import socket
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import deepspeed
-import torch
+import torch.distributed as dist
 
 from ttt_dist.config import Config
 from ttt_dist.data.loader import HeldOutLoader, PackLoader
+from ttt_dist.errors import DivergedError, StopRequestedError
 from ttt_dist.parallel.mesh import Mesh
-from ttt_dist.telemetry.console import Progress, say
+from ttt_dist.telemetry.console import Progress, say, warn
+from ttt_dist.telemetry.events import EventKind, Events
 from ttt_dist.telemetry.metrics import MetricsLog
+from ttt_dist.telemetry.profiler import ProfileWindow
 from ttt_dist.training import checkpoint
+from ttt_dist.training.guard import Guard
+from ttt_dist.training.records import Window
 from ttt_dist.training.schedule import learning_rate
 from ttt_dist.training.step import StepResult, train_step
+from ttt_dist.training.stopping import StopRequests
 from ttt_dist.training.validate import held_out_loss
+from ttt_dist.training.watchdog import Watchdog
 
 
 @dataclass
@@ -30,8 +38,13 @@ class Run:
     loader: PackLoader
     held_out: HeldOutLoader | None
     facts: checkpoint.Facts
+    guard: Guard
+    stop: StopRequests
+    watchdog: Watchdog
+    profile: ProfileWindow
     metrics: MetricsLog | None
     """Rank 0 only."""
+    events: Events
     start_step: int
     """Updates done before this start of the run."""
 
@@ -39,35 +52,94 @@ class Run:
     def folder(self) -> Path:
         return Path(self.config.run_dir)
 
+    def tell(self, event: EventKind, step: int, **fields: Any) -> None:
+        """An entry in the run's diary, by rank 0."""
+        if self.metrics is not None:
+            self.events.log(event, step, **fields)
+
+    def close(self) -> None:
+        """End everything but the process group."""
+        self.profile.close()
+        self.watchdog.close()
+        self.stop.close()
+        self.loader.close()
+        if self.metrics is not None:
+            self.metrics.close()
+
 
 def fit(run: Run) -> None:
-    """Train from `run.start_step` to the last step, with records, evaluations and checkpoints as configured."""
+    """Train from `run.start_step` to the last step, with records, evaluations and checkpoints as configured.
+
+    Raises StopRequestedError when asked to stop, with a checkpoint saved, and DivergedError, without.
+    """
     train, every = run.config.train, run.config.checkpoint.save_every
-    window = Window()
+    window = Window.of_run(run.config, run.facts.layout.vocab_size)
     collect = GarbageCollection(train.gc_every)
     with Progress(train.steps, "training", "step") as progress:
         progress.skip(run.start_step)
         for step in range(run.start_step, train.steps):
-            begin = time.perf_counter()
-            batches = run.loader.step(step)
-            data_s = time.perf_counter() - begin
+            # The first step may compile; what is no step may take as long.
+            limit_s = run.config.guard.start_timeout if step == run.start_step else run.config.guard.step_timeout
             lr = learning_rate(step, train.lr, train.warmup, train.steps, train.min_lr_ratio)
-            result = train_step(run.engine, run.mesh, batches, lr)
-            window.add(result, data_s, time.perf_counter() - begin)
+            with run.profile.step(step + 1):
+                begin = time.perf_counter()
+                run.watchdog.mark(step + 1, "reading data", limit_s)
+                batches = run.loader.step(step)
+                data_s = time.perf_counter() - begin
+                run.watchdog.mark(step + 1, "forward and backward", limit_s)
+                result = train_step(run.engine, run.mesh, batches, lr)
+                window.add(result, data_s, time.perf_counter() - begin)
 
             done = step + 1
+            if run.guard.end_step(result.grad_norm):
+                _skipped(run, done, result)
+            reason = run.stop.agreed(run.engine.device)
             collect.after(done)
             progress.note = f"loss {result.loss:.3f} (ar {result.ar_loss:.3f}, nar {result.nar_loss:.3f})"
             if _due(done, run.config.telemetry.log_every, train.steps):
-                _log(run, done, {**_step_record(result, lr), **window.record()})
-                window = Window()
+                _log(run, done, {**window.record(lr), "skipped_steps": run.guard.skipped})
             if run.held_out is not None and _due(done, train.eval_every, train.steps):
                 _evaluate(run, run.held_out, done)
-            if _due(done, every, train.steps):
-                checkpoint.save(
-                    run.engine, run.folder / "checkpoints", done, run.facts, run.config.checkpoint.keep_last
-                )
+            if reason or _due(done, every, train.steps):
+                _save(run, done)
             progress.advance()
+            if reason and done < train.steps:
+                run.tell("stop", done, reason=reason)
+                raise StopRequestedError(f"{run.folder}: {reason}; saved at step {done}, start again to go on")
+
+
+def _save(run: Run, done: int) -> None:
+    run.watchdog.mark(done, "saving a checkpoint", run.config.guard.start_timeout)
+    begin = time.perf_counter()
+    keep = run.config.checkpoint
+    checkpoint.save(run.engine, run.folder / "checkpoints", done, run.facts, run.guard.state, keep)
+    seconds = time.perf_counter() - begin
+    run.stop.longest_save_s = max(run.stop.longest_save_s, seconds)
+    run.tell("checkpoint", done, seconds=round(seconds, 3))
+
+
+def _skipped(run: Run, done: int, result: StepResult) -> None:
+    """Tell of a step that was not applied, with whose data it was; end the run where there were too many in a row."""
+    own = {
+        "rank": dist.get_rank(),
+        "host": socket.gethostname(),
+        "loss_sums": [str(value) for value in result.own_sums.tolist()],
+        "packs": [f"{place.source}:{place.pack}" for place in run.loader.places(done - 1)],
+    }
+    evidence: dict[str, Any] = {
+        "loss": str(result.loss),
+        "grad_norm": str(result.grad_norm),
+        "in_a_row": run.guard.in_a_row,
+        "ranks": checkpoint.gather(own),
+    }
+    warn(f"step {done} skipped: loss {result.loss:.4g}, gradient norm {result.grad_norm:.4g}")
+    run.tell("skipped_step", done, **evidence)
+    if run.guard.gives_up:
+        raise DivergedError(
+            f"{run.folder}: {run.guard.in_a_row} steps in a row skipped, up to step {done} (loss {result.loss:.4g}, gradient "
+            f"norm {result.grad_norm:.4g}); events.jsonl has what each rank read; lower train.lr or mend the data, and start "
+            "again: the run goes on from its last checkpoint"
+        )
 
 
 class GarbageCollection:
@@ -85,59 +157,8 @@ class GarbageCollection:
             gc.collect(1)
 
 
-@dataclass
-class Window:
-    """Times and tokens of the steps since the last record."""
-
-    steps: int = 0
-    useful_tokens: float = 0.0
-    seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("data", "forward_backward", "optimizer", "step"), 0.0)
-    )
-
-    def add(self, result: StepResult, data_s: float, step_s: float) -> None:
-        """Count one step; `step_s` is all of it, the wait for data included."""
-        self.steps += 1
-        self.useful_tokens += result.counts.useful_tokens
-        parts = {
-            "data": data_s,
-            "forward_backward": result.forward_backward_s,
-            "optimizer": result.optimizer_s,
-            "step": step_s,
-        }
-        for name, value in parts.items():
-            self.seconds[name] += value
-
-    def record(self) -> dict[str, float]:
-        """Mean seconds per step of each phase, the share of waiting for data, useful tokens per second, peak memory."""
-        return {
-            **{f"{name}_s": value / self.steps for name, value in self.seconds.items()},
-            "data_share": self.seconds["data"] / self.seconds["step"],
-            "useful_tokens_per_s": self.useful_tokens / self.seconds["step"],
-            "memory_bytes": peak_memory(),
-        }
-
-
-def peak_memory() -> int:
-    """Most bytes ever held by this process: device memory on CUDA, else resident memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _step_record(result: StepResult, lr: float) -> dict[str, float]:
-    return {
-        "loss": result.loss,
-        "ar_loss": result.ar_loss,
-        "nar_loss": result.nar_loss,
-        "ar_tokens": result.counts.ar_tokens,
-        "nar_tokens": result.counts.nar_tokens,
-        "grad_norm": result.grad_norm,
-        "lr": lr,
-    }
-
-
 def _evaluate(run: Run, held_out: HeldOutLoader, done: int) -> None:
+    run.watchdog.mark(done, "evaluating", run.config.guard.start_timeout)
     losses = held_out_loss(run.engine, run.mesh, held_out)
     _log(run, done, {f"eval_{name}": value for name, value in losses._asdict().items()})
     say(f"step {done}: held-out loss {losses.loss:.4f} (ar {losses.ar_loss:.4f}, nar {losses.nar_loss:.4f})")

@@ -1,0 +1,29 @@
+"""What tests on real daemons need: root and system packages. Elsewhere they skip with the reason; in CI that is a failure."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+
+def need(*programs: str) -> None:
+    """Skip the test, or fail it in CI, where it cannot run: without root, namespaces of one's own, or one of `programs`."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    reason = None
+    if missing:
+        reason = f"not installed: {', '.join(missing)}; .ci/run names the packages"
+    elif os.geteuid() != 0:
+        reason = "only root can start these daemons"
+    elif subprocess.run(["unshare", "--mount", "--pid", "--net", "--fork", "true"], check=False).returncode:
+        reason = "this system lets not even root have namespaces"
+    if reason is not None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
+def alone_in_namespaces(*kinds: str) -> list[str]:
+    """The start of a command that runs in new namespaces, and dies, with all that came of it, with this process."""
+    return [
+        *("setpriv", "--pdeathsig", "KILL", "unshare", "--fork", "--kill-child", "--pid", "--mount-proc"),
+        *(f"--{kind}" for kind in kinds),
+    ]

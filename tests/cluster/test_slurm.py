@@ -1,0 +1,174 @@
+"""The scripts of slurm/ on a real SLURM: each is submitted and runs to its end; a job that is stopped, killed or out of time
+comes back and ends as one that nothing happened to.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data_prep.__main__ import main as data_prep
+from tests.cluster.slurm import Job, Slurm, running_slurm, wait_until
+from tests.distributed.small_run import ROOT, records, timeless
+from tests.prep_way import make_corpus, steps
+from ttt_dist.model.huggingface import load_folder
+from ttt_dist.telemetry.events import read_events
+
+STEPS = 150
+TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    with running_slurm(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of short tones."""
+    folder = tmp_path_factory.mktemp("work")
+    make_corpus(folder / "corpus", num_utterances=36)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoded(slurm: Slurm, work: Path) -> Job:
+    """encode.sbatch as an array of two tasks."""
+    codec = ("--train-codec", "--codec-out", str(work / "codec"), "--sample-rate", "8000", "--codebook-size", "16")
+    values = {"MANIFEST": str(work / "corpus" / "train.jsonl"), "CODEC": "melvq", "OUT": str(work / "codes")}
+    job = slurm.submit(
+        "encode.sbatch", *codec, "--part-size", "7", "--max-errors", "2", options=("--array=0-1",), **values
+    )
+    job.wait()
+    return job
+
+
+@pytest.fixture(scope="module")
+def config(encoded: Job, work: Path) -> Path:
+    """Settings of a run on what was encoded: ZeRO-3 on two processes."""
+    _, compose, pack = steps(work / "corpus", work)
+    for step in (compose, pack):
+        data_prep(step)
+    settings = {
+        "run_dir": str(work / "run"),
+        "deepspeed": str(ROOT / "ds_configs/zero3.json"),
+        "model": {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_hidden_size": 64},
+        "data": {"train": str(work / "shards" / "train")},
+        "train": {"steps": STEPS, "global_batch": 2, "micro_batch": 1, "warmup": 2, "lr": 1e-3},
+        "telemetry": {"log_every": 1},
+    }
+    (work / "config.yaml").write_text(yaml.safe_dump(settings))
+    return work / "config.yaml"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(slurm: Slurm, config: Path) -> Job:
+    """A job that trains to the end."""
+    job = slurm.submit("train.sbatch", options=TWO_NODES, CONFIG=str(config))
+    job.wait()
+    return job
+
+
+def test_encode_as_an_array(encoded: Job, work: Path) -> None:
+    assert encoded.states == {"COMPLETED"}, encoded.log
+    assert "(task 0 of 2: " in encoded.log and "(task 1 of 2: " in encoded.log
+    data_prep(["verify", str(work / "codes")])
+
+
+def test_train_on_two_nodes(undisturbed: Job, work: Path) -> None:
+    assert undisturbed.states == {"COMPLETED"}, undisturbed.log
+    assert [record["step"] for record in records(work / "run") if "loss" in record] == list(range(1, STEPS + 1))
+    assert json.loads((work / "run" / "environment.json").read_text())["world_size"] == 2
+    assert undisturbed.log.count("held-out") == 0 and undisturbed.log.count(" from step 0") == 1  # rank 0 alone talks
+
+
+def test_stopped_killed_and_out_of_time_it_ends_as_if_nothing_had_happened(
+    slurm: Slurm, config: Path, undisturbed: Job, work: Path
+) -> None:
+    run = work / "interrupted"
+    # A checkpoint at every step changes no figure, but leaves time to stop it five times before its end.
+    own = (f"run_dir={run}", "checkpoint.save_every=1")
+    start = dict(options=(*TWO_NODES, "--time=60"), CONFIG=str(config), MAX_RESTARTS="4")
+
+    cancelled = slurm.submit("train.sbatch", *own, **start)
+    wait_for_step(run, 5, cancelled)
+    cancelled.cancel()
+    assert cancelled.wait() == {"CANCELLED"}, cancelled.log  # whoever cancels a job does not want it back
+    assert last_stop(run) == "SIGTERM"
+    assert "queued again" not in cancelled.log
+
+    job = slurm.submit("train.sbatch", *own, **start)
+    for restarts, name in enumerate(("USR1", "TERM"), start=1):
+        wait_for_step(run, done(run) + 5, job)
+        job.signal(name)
+        job.wait_until_queued_again(restarts)
+        assert last_stop(run) == f"SIG{name}"
+        job.start_again_soon()
+    assert job.log.count("status 75, stopped as asked, and saved: queued again") == 2, job.log
+    wait_for_step(run, done(run) + 5, job)
+    job.process(rank=1).kill()
+    job.wait_until_queued_again(3)
+    assert job.log.count("status 137, lost a process; restart 3 of at most 4: queued again") == 1, job.log
+    job.start_again_soon()
+
+    wait_for_step(run, done(run) + 5, job)
+    # Whatever the speed of this machine: held until SLURM wakes it to tell that the time limit is near.
+    job.process(rank=1).suspend()
+    job.change(TimeLimit=str(job.minutes + 2))  # less is left than --signal asks for; SLURM looks every 30 seconds
+    job.wait_until_queued_again(4)
+    assert last_stop(run) == "SIGUSR1"
+    assert done(run) < STEPS
+    job.start_again_soon(TimeLimit="60")
+    assert job.wait() == {"COMPLETED"}, job.log
+    assert timeless(run) == timeless(work / "run")
+    weights = "export/model.safetensors"
+    assert (run / weights).read_bytes() == (work / "run" / weights).read_bytes()
+
+
+def test_a_mistake_and_too_many_restarts_end_a_job(slurm: Slurm, config: Path, work: Path) -> None:
+    wrong = slurm.submit("train.sbatch", "train.global_batch=3", options=TWO_NODES, CONFIG=str(config))
+    lost = slurm.submit(
+        "train.sbatch", f"run_dir={work / 'lost'}", options=(*TWO_NODES, "--dependency=afterany:" + wrong.number),
+        CONFIG=str(config), MAX_RESTARTS="0",
+    )  # fmt: skip
+    assert wrong.wait() == {"FAILED"}
+    assert wrong.facts("ExitCode") == ["1:0"] and wrong.facts("Restarts") == ["0"]
+    assert "train.global_batch=3" in wrong.log, wrong.log
+    wait_for_step(work / "lost", 5, lost)
+    lost.process(rank=0).kill()
+    assert lost.wait() == {"FAILED"}, lost.log
+    assert lost.facts("Restarts") == ["0"]
+
+
+def test_convert_and_evaluate(slurm: Slurm, undisturbed: Job, work: Path) -> None:
+    out = work / "hf"
+    converted = slurm.submit("convert.sbatch", "export-hf", "--source", str(work / "run"), "--out", str(out))
+    model, data = str(work / "run" / "export"), str(work / "corpus" / "train.jsonl")
+    few = ("--limit", "2", "--max-text", "4", "--audio-root", str(work / "corpus"))
+    evaluated = slurm.submit("evaluate.sbatch", *few, MODEL=model, DATA=data, OUT=str(work / "results"))
+    assert converted.wait() == {"COMPLETED"}, converted.log
+    assert load_folder(out)
+    assert evaluated.wait() == {"COMPLETED"}, evaluated.log
+    assert json.loads((work / "results" / "asr_summary.json").read_text())["utterances"] == 2
+    assert json.loads(evaluated.log.strip().splitlines()[-1])["utterances"] == 2
+
+
+def done(run: Path) -> int:
+    """The last step that the run has recorded."""
+    lines = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []
+    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+
+
+def wait_for_step(run: Path, step: int, job: Job) -> None:
+    def arrived() -> bool:
+        assert not job.states & {"FAILED", "COMPLETED"}, f"it has ended at step {done(run)}:\n{job.log}"
+        return done(run) >= step
+
+    wait_until(arrived, job)
+
+
+def last_stop(run: Path) -> str:
+    return [event for event in read_events(run) if event["event"] == "stop"][-1]["reason"]

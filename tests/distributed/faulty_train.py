@@ -1,0 +1,61 @@
+"""train.py with a fault put into it: FAULT=hang:1:7 (rank 1 stops reading data at step 7) or nan:1:7-8 (its gradients of
+steps 7 and 8 are not finite, while its loss is). Everything else is the real program.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from ttt_dist import train
+from ttt_dist.data.loader import PackLoader
+from ttt_dist.telemetry.console import main_guard
+
+KIND, RANK, STEPS = os.environ["FAULT"].split(":")
+FIRST, LAST = (int(step) for step in (STEPS.split("-") * 2)[:2])
+
+
+def is_here(step: int) -> bool:
+    """Whether the fault is in this rank's step number `step`, counted from 1."""
+    return os.environ.get("RANK", "0") == RANK and FIRST <= step <= LAST
+
+
+def hang(read: Any, loader: PackLoader, step: int) -> Any:
+    """Read the packs of a step, or never come back."""
+    while is_here(step + 1):
+        time.sleep(1)
+    return read(loader, step)
+
+
+def poison(train_step: Any, engine: Any, *arguments: Any) -> Any:
+    """Run a step with gradients that are not finite where the fault is."""
+    if not is_here(engine.global_steps + 1):
+        return train_step(engine, *arguments)
+    right, engine.backward = engine.backward, lambda loss, **named: right(loss * float("nan"), **named)
+    try:
+        return train_step(engine, *arguments)
+    finally:
+        engine.backward = right
+
+
+def main() -> None:
+    """Put the fault in, and train."""
+    if KIND == "hang":
+        read = PackLoader.step
+        PackLoader.step = lambda loader, step: hang(read, loader, step)  # type: ignore[method-assign]
+    else:
+        from ttt_dist.training.environment import prepare_process, processes
+
+        prepare_process(processes().local_size)  # the loop imports deepspeed, which looks around once
+        from ttt_dist.training import loop
+
+        train_step = loop.train_step
+        loop.train_step = lambda *arguments: poison(train_step, *arguments)
+    train.main()
+
+
+if __name__ == "__main__":
+    main_guard(main)

@@ -1,0 +1,140 @@
+"""A small run of the real command: random shards with everything beside them, a config, and ways to start it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from tests.distributed.launch import free_port
+from tests.distributed.random_packs import SEQ_LEN, random_pack
+from ttt_dist.data.shards import ShardWriter
+from ttt_dist.sequence.text_tokenizer import train_sentencepiece
+from ttt_dist.sequence.tokens import extend
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = "ttt_dist/train.py"
+STEPS, SAVED = 6, 3
+GRACE_S = 30.0
+
+
+def make_run(folder: Path, **sections: dict[str, Any]) -> Path:
+    """Make shards and a config of `STEPS` steps in `folder`, with settings replaced by section; the config's path."""
+    shards = folder / "shards"
+    words = ["one two three four five", "six seven eight nine zero"]
+    tokenizer = train_sentencepiece(words * 20, shards / "tokenizer", vocab_size=300)
+    layout = extend(tokenizer, 32)
+    (shards / "codec").mkdir()
+    (shards / "codec" / "codec.json").write_text("{}")
+    (shards / "template.json").write_text("{}")
+    for seed, (name, num_packs) in enumerate({"train": 20, "valid": 5}.items()):
+        random = np.random.default_rng(seed)
+        with ShardWriter(shards / name, {"layout": layout.to_dict(), "seq_len": SEQ_LEN}) as writer:
+            for _ in range(num_packs):
+                writer.add(random_pack(random, layout))
+    settings: dict[str, Any] = {
+        "run_dir": str(folder / "run"),
+        "deepspeed": str(ROOT / "ds_configs/zero3.json"),
+        "model": {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_hidden_size": 64},
+        "data": {"train": str(shards / "train"), "valid": str(shards / "valid")},
+        "train": {"steps": STEPS, "global_batch": 8, "micro_batch": 2, "eval_every": 3, "warmup": 2, "lr": 3e-3},
+        "checkpoint": {"save_every": SAVED, "keep_last": 0},
+        "telemetry": {"log_every": 1},
+    }
+    for section, values in sections.items():
+        settings.setdefault(section, {}).update(values)
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Environment of a command of ours: this Python's programs first, the project on the path."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), **more}
+
+
+def execute(command: list[str], **more: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command in the project's folder to its end."""
+    return subprocess.run(
+        command, cwd=ROOT, env=environment(**more), capture_output=True, text=True, timeout=170, check=False
+    )
+
+
+def launch(config: Path, *arguments: str) -> None:
+    """Train with the deepspeed launcher on two processes, without a fault."""
+    command = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", str(free_port())]
+    done = execute([*command, TRAIN, "--config", str(config), *arguments])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+class Ranks:
+    """Processes of one run started as `srun` starts them, one by one, by any program that takes train.py's arguments."""
+
+    def __init__(self, world_size: int, *arguments: str, program: str = TRAIN, log: Path, **more: str) -> None:
+        """Output of rank 0 and all errors go to `log`-rank-N files."""
+        rendezvous = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        self.logs = [log.with_name(f"{log.name}-rank-{rank}.txt") for rank in range(world_size)]
+        self.processes = []
+        for rank, path in enumerate(self.logs):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_SIZE": str(world_size), "OMP_NUM_THREADS": "1"}
+            with path.open("w") as file:
+                self.processes.append(
+                    subprocess.Popen(
+                        [sys.executable, program, *arguments], cwd=ROOT,
+                        env=environment(**rendezvous, **own, **more), stdout=file, stderr=subprocess.STDOUT,
+                    )
+                )  # fmt: skip
+
+    @property
+    def running(self) -> bool:
+        return all(process.poll() is None for process in self.processes)
+
+    def signal(self, number: int, rank: int | None = None) -> None:
+        """Send a signal to all ranks, or to one."""
+        for process in self.processes if rank is None else [self.processes[rank]]:
+            process.send_signal(number)
+
+    def wait(self, timeout_s: float = 150) -> list[int]:
+        """Exit statuses. As launchers do, kills what still runs GRACE_S after a rank has failed, or at the end."""
+        end = time.monotonic() + timeout_s
+        while any(process.poll() is None for process in self.processes) and time.monotonic() < end:
+            if any(process.poll() for process in self.processes):
+                end = min(end, time.monotonic() + GRACE_S)
+            time.sleep(0.1)
+        self.kill()
+        return [process.returncode for process in self.processes]
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def output(self) -> str:
+        return "".join(path.read_text() for path in self.logs)
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+TIMELESS = ("step", "loss", "ar_loss", "nar_loss", "grad_norm", "lr", "eval_loss")
+
+
+def timeless(run: Path) -> list[dict[str, Any]]:
+    """What two runs of the same steps must have alike to the last bit."""
+    return [{key: record.get(key) for key in TIMELESS} for record in records(run)]
+
+
+def copy_of(run: Path, target: Path) -> Path:
+    """A copy of a run folder at another place, without its export: as its state was while it trained."""
+    shutil.copytree(run, target)
+    shutil.rmtree(target / "export", ignore_errors=True)
+    return target

@@ -1,0 +1,164 @@
+"""What ends a run, and that nothing is lost: signals, a killed, a stuck, a frozen process, numbers that are not finite, a
+full disk, damaged checkpoints. Each run is the real command on two processes, and each goes on to the very figures of a
+run that nothing happened to.
+"""
+
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.small_run import Ranks, copy_of, make_run, records, timeless
+from ttt_dist.telemetry.events import read_events
+from ttt_dist.training.seal import require_whole
+
+STEPS, SAVE_EVERY = 14, 4
+FAULTY = "tests/distributed/faulty_train.py"
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("faults")
+    make_run(
+        folder,
+        train={"steps": STEPS, "eval_every": 0, "gc_every": 0},
+        checkpoint={"save_every": SAVE_EVERY, "keep_last": 2},
+        guard={"step_timeout": 4.0},
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(work: Path) -> Path:
+    run = work / "undisturbed"
+    assert start(work, run).wait() == [0, 0]
+    return run
+
+
+def start(work: Path, run: Path, *settings: str, program: str = "ttt_dist/train.py", **more: str) -> Ranks:
+    """The run on two processes, as `srun` starts them."""
+    run.mkdir(exist_ok=True)
+    arguments = ("--config", str(work / "config.yaml"), f"run_dir={run}", *settings)
+    return Ranks(2, *arguments, program=program, log=run / "output", **more)
+
+
+def step_of(run: Path) -> int:
+    """Last step that the run has recorded."""
+    try:
+        return max((record["step"] for record in records(run)), default=0)
+    except (FileNotFoundError, json.JSONDecodeError):
+        return 0
+
+
+def wait_until(condition: Callable[[], bool], ranks: Ranks) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert ranks.running, ranks.output()
+        assert time.monotonic() < end, ranks.output()
+        time.sleep(0.01)
+
+
+def assert_goes_on(work: Path, run: Path, undisturbed: Path, from_step: int | None = None) -> None:
+    """Started again, the run ends with the figures, and the weights, of the undisturbed one."""
+    again = start(work, run)
+    assert again.wait() == [0, 0], again.output()
+    assert timeless(run) == timeless(undisturbed)
+    weights = "export/model.safetensors"
+    assert (run / weights).read_bytes() == (undisturbed / weights).read_bytes()
+    if from_step is not None:
+        assert [event for event in read_events(run) if event["event"] == "start"][-1]["step"] == from_step
+
+
+def test_a_signal_to_one_process_stops_all_with_everything_saved(work: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ranks = start(work, run)
+    wait_until(lambda: step_of(run) >= 2, ranks)
+    ranks.signal(signal.SIGTERM, rank=1)
+    assert ranks.wait() == [75, 75], ranks.output()
+    assert re.search(r"SIGTERM; saved at step \d+, start again", ranks.output())
+    assert ranks.output().count("start again") == 1  # one process tells it for all
+    stop = next(event for event in read_events(run) if event["event"] == "stop")
+    assert stop["reason"] == "SIGTERM"
+    assert_goes_on(work, run, undisturbed, from_step=stop["step"])
+
+
+def test_a_killed_process_is_named_and_costs_the_steps_since_the_last_checkpoint(
+    work: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    ranks = start(work, run)
+    wait_until(lambda: step_of(run) >= SAVE_EVERY + 1, ranks)
+    ranks.signal(signal.SIGKILL, rank=1)
+    assert ranks.wait() == [76, -signal.SIGKILL], ranks.output()
+    assert "no sign of life from rank(s) 1" in ranks.output()
+    assert_goes_on(work, run, undisturbed)
+
+
+def test_a_stuck_process_is_named_and_all_stacks_are_dumped(work: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ranks = start(work, run, program=FAULTY, FAULT="hang:1:6")
+    assert ranks.wait() == [76, 76], ranks.output()
+    assert "rank(s) 1 still in step 6: reading data" in ranks.output()
+    stacks = {path.name: path.read_text() for path in (run / "logs").glob("*.stacks.txt")}
+    assert sorted(stacks) == ["rank-00000.stacks.txt", "rank-00001.stacks.txt"]
+    assert "in hang" in stacks["rank-00001.stacks.txt"]
+    assert "train_step" in stacks["rank-00000.stacks.txt"]
+    assert "rank(s) 1" in next(event for event in read_events(run) if event["event"] == "fault")["reason"]
+    assert_goes_on(work, run, undisturbed, from_step=SAVE_EVERY)
+
+
+def test_a_frozen_process_is_named(work: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ranks = start(work, run)
+    wait_until(lambda: step_of(run) >= 2, ranks)
+    ranks.signal(signal.SIGSTOP, rank=1)
+    assert ranks.wait() == [76, -signal.SIGKILL], ranks.output()
+    assert "no sign of life from rank(s) 1" in ranks.output()
+
+
+def test_too_many_skipped_steps_end_the_run_with_the_evidence(work: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ranks = start(work, run, "guard.max_skipped=1", program=FAULTY, FAULT="nan:1:6-7")
+    assert ranks.wait() == [77, 77], ranks.output()
+    assert "2 steps in a row skipped, up to step 7" in ranks.output()
+    evidence = [event for event in read_events(run) if event["event"] == "skipped_step"][-1]
+    assert evidence["in_a_row"] == 2
+    assert [rank["rank"] for rank in evidence["ranks"]] == [0, 1]
+    assert sum(len(rank["packs"]) for rank in evidence["ranks"]) == 8
+    assert_goes_on(work, run, undisturbed, from_step=SAVE_EVERY)
+
+
+def test_a_disk_that_fills_up_while_saving_is_one_line(work: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ranks = start(work, run, program="tests/distributed/small_disk_train.py", FULL_AFTER="1")
+    assert set(ranks.wait()) == {1}, ranks.output()
+    assert "no space left on the disk while writing it; free some" in ranks.output()
+    assert "Traceback" not in ranks.output()
+    left = [path.name for path in sorted((run / "checkpoints").iterdir())]
+    assert left == ["latest", f"step-{SAVE_EVERY:08d}"]
+    assert_goes_on(work, run, undisturbed, from_step=SAVE_EVERY)
+
+
+def flip(checkpoint: Path) -> None:
+    """Change one bit of the largest file."""
+    path = max(checkpoint.iterdir(), key=lambda path: path.stat().st_size)
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 16]))
+
+
+def test_a_damaged_newest_checkpoint_is_skipped(work: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = copy_of(undisturbed, tmp_path / "run")
+    newest = sorted((run / "checkpoints").glob("step-*"))[-1]
+    flip(newest)
+    assert_goes_on(work, run, undisturbed, from_step=12)
+    output = (run / "output-rank-0.txt").read_text()
+    assert re.search(rf"warning: skipping a checkpoint: \S*{newest.name}", output), output
+    require_whole(newest)  # written anew

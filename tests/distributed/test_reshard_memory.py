@@ -1,0 +1,94 @@
+"""reshard holds one weight at a time, however large the checkpoint and its files are."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from tests.distributed.cases import ROOT, Layout
+from tests.distributed.launch import run_distributed
+from tests.distributed.random_packs import LAYOUT
+from ttt_dist.config import CheckpointConfig, Config, ModelConfig
+from ttt_dist.training.native import NativeCheckpoint
+
+NUM_ROWS = 20_480
+LARGE = ModelConfig(hidden_size=512, num_layers=4, num_heads=8, num_kv_heads=8, ffn_hidden_size=2048)
+SPLITS = [Layout(3, 2, dp=2), Layout(1, 2, tensor=2)]
+
+MEASURE = """
+import json, sys, threading
+from pathlib import Path
+from ttt_dist.training.conversion import reshard
+
+def own():  # pages of mapped files are not this process's own
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("RssAnon"))
+
+class Watch(threading.Thread):
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.ended, self.peak = threading.Event(), 0
+    def run(self):
+        while not self.ended.wait(0.001):
+            self.peak = max(self.peak, own())
+
+folder = Path(sys.argv[1])
+reshard(folder / "small", folder / "warm")  # what is imported on the way is no part of it
+watch, before = Watch(), own()
+watch.start()
+reshard(folder / "large", folder / "out")
+watch.ended.set()
+watch.join()
+print(json.dumps(watch.peak - before))
+"""
+
+
+def save(split: Layout, folder: Path) -> None:
+    """Native checkpoints of a large and a small model of random weights; their moments are random too."""
+    import torch
+
+    from ttt_dist.model.layers import RandomWeights
+    from ttt_dist.parallel import groups
+    from ttt_dist.training import checkpoint
+    from ttt_dist.training.engine import build_engine, build_model
+
+    mesh = split.mesh()
+    for name, model, num_rows in (("large", LARGE, NUM_ROWS), ("small", split.config().model, 128)):
+        config: Config = replace(split.config(), model=model)
+        layout = replace(LAYOUT, padded_vocab_size=num_rows)
+        mpu = groups.join(mesh)
+        engine = build_engine(build_model(config, layout, mesh, mpu, RandomWeights()), config, mesh, mpu)
+        adam = engine.optimizer.optimizer
+        masters: Any = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)
+        for master in masters or [master for group in adam.param_groups for master in group["params"]]:
+            moments = {key: torch.rand_like(master) for key in ("exp_avg", "exp_avg_sq")}
+            adam.state[master] = {"step": torch.tensor(1.0), **moments}
+        facts = checkpoint.Facts.of_run(config, layout, dist.get_world_size())
+        checkpoint.save(engine, folder / name, 1, facts, {}, CheckpointConfig())
+        groups.leave()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("split", SPLITS, ids=str)
+def test_memory_is_that_of_a_weight_or_two(split: Layout, tmp_path: Path) -> None:
+    run_distributed([(save, (split, tmp_path))], 2)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    peak = json.loads(done.stdout.splitlines()[-1])
+    native = next((tmp_path / "large").glob("step-*"))
+    largest_file = max(path.stat().st_size for path in native.iterdir())
+    largest_weight = 4 * LARGE.hidden_size * NUM_ROWS
+    told = f"{peak / 1e6:.0f} MB for a file of {largest_file / 1e6:.0f} MB, a weight of {largest_weight / 1e6:.0f} MB"
+    assert largest_file > 200e6
+    assert peak <= 2 * largest_file, told
+    assert peak <= 2 * largest_weight, told
+    shapes = NativeCheckpoint(native).shapes
+    assert max(4 * shape[0] * shape[-1] for shape in shapes.values()) == largest_weight
+    shutil.rmtree(tmp_path)

@@ -1,0 +1,156 @@
+"""Which checkpoints there are, which are passed over, which are kept. What is in them: tests/distributed."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from tests.distributed.launch import free_port
+from ttt_dist.config import CheckpointConfig
+from ttt_dist.errors import UserError
+from ttt_dist.training import checkpoint
+from ttt_dist.training.seal import MANIFEST, seal_all
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone() -> Iterator[None]:
+    """A process group of one."""
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{free_port()}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Checkpoints of steps 3, 6 and 9 with some files each, and what an unfinished save left."""
+    for step in (3, 6, 9):
+        make(tmp_path, step)
+    (tmp_path / ".step-00000012.tmp").mkdir()
+    return tmp_path
+
+
+def make(folder: Path, step: int) -> Path:
+    path = folder / f"step-{step:08d}"
+    path.mkdir(parents=True)
+    for name in ("weights.pt", "optim.pt", checkpoint.FACTS):
+        (path / name).write_bytes(f"{name} {step}".encode() * 100)
+    seal_all(path)
+    return path
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path / "optim.pt", 100)
+
+
+def remove_a_file(path: Path) -> None:
+    (path / "weights.pt").unlink()
+
+
+def remove_manifest(path: Path) -> None:
+    (path / MANIFEST).unlink()
+
+
+def break_manifest(path: Path) -> None:
+    (path / MANIFEST).write_text('{"files": {"a": 3}}')
+
+
+def flip(path: Path) -> None:
+    data = bytearray((path / "optim.pt").read_bytes())
+    data[500] ^= 1
+    (path / "optim.pt").write_bytes(data)
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [path.name for path in paths]
+
+
+def test_the_newest_comes_first(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert names(checkpoint.found(folder)) == ["step-00000009", "step-00000006", "step-00000003"]
+    assert checkpoint.latest(folder) == folder / "step-00000009"
+    assert checkpoint.found(folder / "none") == []
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("damage", [truncate, remove_a_file, remove_manifest, break_manifest])
+def test_what_is_not_complete_is_passed_over_and_told(
+    damage: Callable[[Path], None], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(folder / "step-00000009")
+    assert checkpoint.latest(folder) == folder / "step-00000006"
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"warning: skipping a checkpoint: {folder / 'step-00000009'}")
+    damage(folder / "step-00000003")  # older than the newest complete one: of no interest
+    assert checkpoint.latest(folder) == folder / "step-00000006"
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    damage(folder / "step-00000006")
+    with pytest.raises(UserError, match="holds no complete checkpoint .* remove the folder to start anew"):
+        checkpoint.latest(folder)
+
+
+def test_changed_contents_are_found_before_they_are_loaded(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flip(folder / "step-00000009")
+    candidates = checkpoint.found(folder)
+    assert len(candidates) == 3  # sizes are right
+    assert checkpoint.first_whole(candidates) == folder / "step-00000006"
+    assert "step-00000009/optim.pt: checksum differs" in capsys.readouterr().err
+    flip(folder / "step-00000006")
+    flip(folder / "step-00000003")
+    with pytest.raises(UserError, match="no other checkpoint is whole; remove the folder to start anew"):
+        checkpoint.first_whole(candidates)
+    assert checkpoint.first_whole([]) is None
+
+
+def test_resume_names_a_checkpoint_a_run_or_its_checkpoints(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    assert checkpoint.named(folder / "step-00000003") == [folder / "step-00000003"]
+    assert checkpoint.named(folder)[0] == folder / "step-00000009"
+    run = tmp_path_factory.mktemp("run")
+    shutil.copytree(folder, run / "checkpoints")
+    assert checkpoint.named(run)[0] == run / "checkpoints" / "step-00000009"
+    with pytest.raises(UserError, match="no checkpoint here"):
+        checkpoint.named(run / "export")
+    truncate(folder / "step-00000003")
+    with pytest.raises(UserError, match=r"optim\.pt: has 100 bytes instead of"):
+        checkpoint.named(folder / "step-00000003")
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "keep_every", "kept"),
+    [
+        (0, 0, [2, 4, 6, 8, 10]),
+        (1, 0, [10]),
+        (2, 0, [8, 10]),
+        (5, 0, [2, 4, 6, 8, 10]),
+        (2, 4, [4, 8, 10]),
+        (1, 3, [6, 10]),
+    ],
+)
+def test_keeping(keep_last: int, keep_every: int, kept: list[int], tmp_path: Path) -> None:
+    for step in (2, 4, 6, 8, 10):
+        newest = make(tmp_path, step)
+        checkpoint._drop(newest, CheckpointConfig(keep_last=keep_last, keep_every=keep_every))
+    assert [int(path.name[5:]) for path in sorted(tmp_path.iterdir())] == kept
+
+
+def test_what_unfinished_saves_left_goes_and_broken_checkpoints_count_for_nothing(folder: Path) -> None:
+    remove_manifest(folder / "step-00000006")
+    checkpoint._drop(folder / "step-00000009", CheckpointConfig(keep_last=2))
+    assert sorted(names(list(folder.iterdir()))) == ["step-00000003", "step-00000009"]
+
+
+def test_space_and_access_are_checked_where_the_run_will_write(tmp_path: Path) -> None:
+    checkpoint.require_space(tmp_path / "new" / "run", 1000)
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(UserError, match="a checkpoint takes .* GB, but .* GB are free"):
+        checkpoint.require_space(tmp_path / "new" / "run", 10**15)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write anywhere
+    with pytest.raises(UserError, match=f"run_dir={tmp_path}/run: {tmp_path} cannot be written"):
+        checkpoint.require_space(tmp_path / "run", 1000)

@@ -1,0 +1,159 @@
+"""What each launcher's variables say, and which of them count where one launcher runs inside another."""
+
+import os
+import re
+
+import pytest
+
+from ttt_dist.errors import UserError
+from ttt_dist.training.environment import prepare_process, processes
+from ttt_dist.training.launchers import PORTS, Found, Processes, expand_hosts, found, tasks_per_host
+
+DEEPSPEED = {
+    "RANK": "5", "WORLD_SIZE": "6", "LOCAL_RANK": "1", "LOCAL_SIZE": "2", "CROSS_RANK": "2", "CROSS_SIZE": "3",
+    "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500",
+}  # fmt: skip
+TORCHRUN = {
+    "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "1",
+    "GROUP_WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500",
+}  # fmt: skip
+MPIRUN = {
+    "OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "0", "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+}  # fmt: skip
+HYDRA = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+# As SLURM 22.05 gives them: to the script of `sbatch -n3 -N2`, and, beside those, to the last task of an srun in it.
+BATCH_SCRIPT = {
+    "SLURM_JOB_ID": "1234", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NTASKS": "3", "SLURM_NNODES": "2",
+    "SLURM_TASKS_PER_NODE": "2,1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0",
+}  # fmt: skip
+STEP = BATCH_SCRIPT | {
+    "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_NODELIST": "n[1-2]",
+    "SLURM_STEP_TASKS_PER_NODE": "2,1", "SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "1",
+}  # fmt: skip
+ALONE = Found(Processes(0, 1, 0, 1))
+
+
+def place(environment: dict[str, str]) -> tuple[int, int, int, int]:
+    it = found(environment).processes
+    return it.rank, it.world_size, it.local_rank, it.local_size
+
+
+def test_each_launcher() -> None:
+    assert place(DEEPSPEED) == (5, 6, 1, 2)
+    assert place(TORCHRUN) == (3, 4, 1, 2)
+    assert place(MPIRUN) == (2, 4, 0, 2)
+    assert place(HYDRA) == (3, 4, 1, 2)
+    assert place(STEP) == (2, 3, 0, 1)
+    assert found({}) == ALONE
+
+
+def test_hosts_are_called_what_the_launcher_calls_them() -> None:
+    deepspeed, torchrun, step = (found(e).processes for e in (DEEPSPEED, TORCHRUN, STEP))
+    assert (deepspeed.hosts[deepspeed.host], torchrun.hosts[torchrun.host]) == ("host 3 of 3", "host 2 of 2")
+    assert (step.hosts, step.host) == (("n1", "n2"), 1)
+    assert found(MPIRUN).processes.hosts == ()
+
+
+def test_a_batch_script_and_an_interactive_shell_are_alone() -> None:
+    """They are told how many tasks an srun in them would start; they are none of them."""
+    assert found(BATCH_SCRIPT) == ALONE
+    interactive = {name: value for name, value in BATCH_SCRIPT.items() if name != "SLURM_PROCID"}
+    assert found(interactive) == ALONE
+    for special in (0xFFFFFFFB, 0xFFFFFFFA):  # SLURM's numbers of the batch and the interactive step
+        assert found(STEP | {"SLURM_STEP_ID": str(special)}) == ALONE
+
+
+def test_the_inner_launcher_counts() -> None:
+    assert place(STEP | DEEPSPEED) == place(DEEPSPEED)
+    assert place(MPIRUN | DEEPSPEED) == place(DEEPSPEED)
+    assert place(STEP | MPIRUN) == place(MPIRUN)  # mpirun starts its daemons with an srun of its own
+    assert place(BATCH_SCRIPT | MPIRUN) == place(MPIRUN)
+    assert found(STEP | {"PMI_RANK": "2", "PMI_SIZE": "3"}) == found(STEP)  # srun --mpi=pmi2
+
+
+def test_only_slurm_knows_where_to_meet() -> None:
+    assert {found(e).address for e in (DEEPSPEED, TORCHRUN, MPIRUN, HYDRA, {})} == {None}
+    step = found(STEP)
+    assert step.address == "n1"
+    assert step.port in PORTS
+    others = (STEP | {"SLURM_JOB_ID": "1235"}, STEP | {"SLURM_STEP_ID": "1"})
+    assert len({step.port, *(found(other).port for other in others)}) == 3
+    first_task = STEP | {"SLURM_PROCID": "0", "SLURM_NODEID": "0"}
+    assert (found(first_task).address, found(first_task).port) == (step.address, step.port)
+
+
+@pytest.mark.parametrize(
+    ("short", "names"),
+    [
+        ("node7", ["node7"]),
+        ("n[1-2,7]", ["n1", "n2", "n7"]),
+        ("gpu[08-11]", ["gpu08", "gpu09", "gpu10", "gpu11"]),
+        ("gpu[098-101]", ["gpu098", "gpu099", "gpu100", "gpu101"]),
+        ("a1,b[2-3]-ib,c", ["a1", "b2-ib", "b3-ib", "c"]),
+        ("rack[1-2]n[1-2]", ["rack1n1", "rack1n2", "rack2n1", "rack2n2"]),
+    ],
+)
+def test_lists_of_hosts(short: str, names: list[str]) -> None:
+    assert expand_hosts(short) == names
+
+
+@pytest.mark.parametrize("wrong", ["", "n[1-2", "n1]", "n[1-2],,m"])
+def test_no_lists_of_hosts(wrong: str) -> None:
+    with pytest.raises(ValueError, match="is no list of hosts"):
+        expand_hosts(wrong)
+
+
+def test_tasks_per_host() -> None:
+    assert tasks_per_host("2(x3),1") == [2, 2, 2, 1]
+    assert tasks_per_host("8") == [8]
+    with pytest.raises(ValueError, match="'2x3' is no list of tasks"):
+        tasks_per_host("2x3")
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"RANK": "4", "WORLD_SIZE": "4"}, "rank 4 of 4"),
+        ({"RANK": "x", "WORLD_SIZE": "4"}, "'x'"),
+        ({k: v for k, v in STEP.items() if k != "SLURM_STEP_NODELIST"}, "SLURM_STEP_NODELIST' is not set"),
+        (DEEPSPEED | {"LOCAL_RANK": "2"}, "on its host 2 of 2"),
+    ],
+)
+def test_nonsense_is_one_line(environment: dict[str, str], said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)) as error:
+        found(environment)
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment of its own for what `processes` and `prepare_process` write."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS"):
+        os.environ.pop(name, None)
+    return monkeypatch
+
+
+def test_the_environment_says_it_in_the_words_of_torch(fresh: pytest.MonkeyPatch) -> None:
+    os.environ.update(STEP)
+    assert processes() == found(STEP).processes
+    said = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR")}
+    assert said == {"RANK": "2", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "LOCAL_SIZE": "1", "MASTER_ADDR": "n1"}
+    assert int(os.environ["MASTER_PORT"]) == found(STEP).port
+
+
+def test_where_to_meet_can_be_given(fresh: pytest.MonkeyPatch) -> None:
+    os.environ.update(STEP | {"MASTER_ADDR": "10.0.0.9", "MASTER_PORT": "4711"})
+    processes()
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("10.0.0.9", "4711")
+
+
+def test_cores_are_shared_out_unless_slurm_gave_each_task_its_own(fresh: pytest.MonkeyPatch) -> None:
+    fresh.setattr("torch.set_num_threads", lambda _: None)
+    fresh.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    for variables, threads in (({}, "4"), ({"SLURM_CPUS_PER_TASK": "16"}, "16"), ({"OMP_NUM_THREADS": "3"}, "3")):
+        os.environ.pop("OMP_NUM_THREADS", None)
+        os.environ.update(variables)
+        prepare_process(local_size=4)
+        assert os.environ["OMP_NUM_THREADS"] == threads

@@ -1,0 +1,124 @@
+"""How processes meet: who is missing is named, and what cannot be the run's own meeting point is told apart from it."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch.distributed as dist
+
+from tests.distributed.launch import free_port
+from ttt_dist.errors import LostProcessError, UserError
+from ttt_dist.training.launchers import Processes
+from ttt_dist.training.rendezvous import IncompleteError, meet, ranges
+
+HOSTS = ("alpha", "beta")
+
+
+def meeting(
+    ranks: list[int], port: int, timeout_s: float, world_size: int = 4, address: str = "127.0.0.1"
+) -> list[BaseException | dist.Store]:
+    """What `meet` comes to on each of `ranks`, of which two run on each host, all at once in threads of this process."""
+    results: dict[int, BaseException | dist.Store] = {}
+
+    def come(order: int, rank: int) -> None:
+        try:
+            place = Processes(rank, world_size, rank % 2, 2, host=rank // 2, hosts=HOSTS)
+            results[order] = meet(place, address, port, timeout_s)
+        except BaseException as error:
+            results[order] = error
+
+    threads = [threading.Thread(target=come, args=pair) for pair in enumerate(ranks)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout_s + 20)
+    return [results[order] for order in range(len(ranks))]
+
+
+def test_all_come() -> None:
+    stores = meeting([3, 0, 2, 1], free_port(), 20)
+    assert all(isinstance(store, dist.Store) for store in stores), stores
+    stores[0].set("said", "by rank 3")  # type: ignore[union-attr]
+    assert stores[3].get("said") == b"by rank 3"  # type: ignore[union-attr]
+
+
+def test_a_late_first_rank_is_waited_for() -> None:
+    port, early = free_port(), list[object]()
+    first = threading.Thread(target=lambda: early.extend(meeting([1], port, 20, world_size=2)))
+    first.start()
+    time.sleep(1.0)  # an early start, not a condition: it must come out right whatever comes first
+    late = meeting([0], port, 20, world_size=2)  # kept: the store lives here
+    first.join()
+    assert all(isinstance(store, dist.Store) for store in early + late), early + late
+
+
+@pytest.mark.parametrize(
+    ("ranks", "said"),
+    [
+        ([0, 1], "rank(s) 2-3 of 4 have not come within 1 s, none of beta; "),
+        ([0, 1, 3], "rank(s) 2 of 4 have not come within 1 s; "),
+        ([0], "rank(s) 1-3 of 4 have not come within 1 s, none of beta; "),
+    ],
+)
+def test_who_has_not_come_is_named_by_all_who_have(ranks: list[int], said: str) -> None:
+    """By all: the console then shows what rank 0 says, once."""
+    begin = time.monotonic()
+    results = meeting(ranks, free_port(), 1)
+    assert time.monotonic() - begin < 10
+    for result in results:
+        assert isinstance(result, IncompleteError)
+        assert str(result).startswith(said)
+        assert (result.status, result.is_agreed) == (76, True)
+
+
+def test_rank_0_that_never_comes() -> None:
+    port = free_port()
+    (result,) = meeting([1], port, 1)
+    assert isinstance(result, LostProcessError)
+    assert f"rank 0 at 127.0.0.1:{port} cannot be reached" in str(result)
+
+
+@pytest.fixture
+def somebody_else() -> Iterator[int]:
+    """The port of a server that says nothing."""
+    server = socket.socket()
+    server.bind(("", 0))
+    server.listen()
+    yield server.getsockname()[1]
+    server.close()
+
+
+def test_a_port_in_use(somebody_else: int) -> None:
+    (result,) = meeting([0], somebody_else, 1)
+    assert isinstance(result, UserError) and result.status == 1
+    assert (
+        f"port {somebody_else} of " in str(result) and "--master_port" in str(result) and "MASTER_PORT" in str(result)
+    )
+    assert "\n" not in str(result)
+    (other,) = meeting([1], somebody_else, 1)  # it finds somebody there, who does not answer
+    assert isinstance(other, UserError) and "is not rank 0 of a run (no answer)" in str(other)
+
+
+def test_two_runs_at_one_port() -> None:
+    """The second run's first rank finds the port taken; its others must not pass for the first run's."""
+    port, first = free_port(), list[object]()
+    run = threading.Thread(target=lambda: first.extend(meeting([0, 1], port, 20, world_size=2)))
+    run.start()
+    run.join()
+    results = meeting([0, 1], port, 5, world_size=2)
+    assert all(isinstance(store, dist.Store) for store in first), first
+    assert "cannot be opened" in str(results[0])
+    assert "rank 1 comes to" in str(results[1]) and "for the second time" in str(results[1])
+
+
+def test_an_address_that_nobody_knows() -> None:
+    (result,) = meeting([1], free_port(), 5, address="no-such-host.invalid")
+    assert isinstance(result, UserError) and result.status == 1
+    assert str(result).startswith("MASTER_ADDR=no-such-host.invalid: ")
+
+
+def test_ranges() -> None:
+    assert ranges([0, 2, 3, 4, 7]) == "0, 2-4, 7"
+    assert ranges([]) == ""

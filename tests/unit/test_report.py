@@ -1,0 +1,127 @@
+"""tools/report.py on run folders of any age and state: what is there is shown, nothing is fetched, nothing is trusted."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools import report
+from ttt_dist.config import Config, save_config
+from ttt_dist.errors import UserError
+from ttt_dist.telemetry import curves
+from ttt_dist.telemetry.curves import Marks
+from ttt_dist.telemetry.events import EventKind, Events, read_events, with_silent_ends
+
+ALL = ("Loss", "Loss by noise", "Optimisation", "Speed", "Time of a step", "Events", "Profile", "Configuration")
+
+
+def record(step: int) -> dict:
+    """What a run on CPU writes at a step."""
+    seconds = {"data": 0.1, "forward": 0.2, "backward": 0.4, "optimizer": 0.1, "communication": 0.2}
+    return {
+        "step": step, "loss": 3.0, "ar_loss": 1.0, "nar_loss": 2.0, "grad_norm": 0.5, "lr": 1e-3, "skipped_steps": 0,
+        **{f"{name}_s": value for name, value in seconds.items()}, "step_s": 1.0, "data_share": 0.1,
+        "useful_tokens_per_s": 1000.0, "memory_bytes": 10**9, "slowest_rank": 1, "slowest_ratio": 1.2,
+        "nar_loss_p0.0-0.2": 1.0, "nar_tokens_p0.0-0.2": 5.0, "nar_loss_p0.8-1.0": 2.0, "nar_tokens_p0.8-1.0": 9.0,
+    }  # fmt: skip
+
+
+def write(run: Path, records: list[dict]) -> None:
+    (run / "metrics.jsonl").write_text("".join(json.dumps(values) + "\n" for values in records))
+
+
+def page_of(run: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(sys, "argv", ["report.py", str(run)])
+    report.main()
+    page = (run / "report.html").read_text(encoding="utf8")
+    assert not re.search(r"(src|href)=.(?!data:|#)[^'\"> ]*//", page)
+    return page
+
+
+def titles(page: str) -> list[str]:
+    return re.findall("<h2>(.*?)</h2>", page)
+
+
+def test_a_training_run_without_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, [record(step) for step in range(10, 60, 10)] + [{"step": 50, "eval_ar_loss": 1.1}])
+    Events(tmp_path).log("start", 0, world_size=2)
+    save_config(Config(), tmp_path / "config.yaml")
+    (tmp_path / "export" / "codec").mkdir(parents=True)  # one that needs more than a report should: it is not opened
+    (tmp_path / "profile").mkdir()
+    (tmp_path / "profile" / "steps-3-4-rank-00000.txt").write_text("aten::mm <1 s>")
+    page = page_of(tmp_path, monkeypatch)
+    assert titles(page) == list(ALL)
+    assert "aten::mm &lt;1 s&gt;" in page
+    assert page.count("<svg") == 5
+    for shown in ("text (AR), nats", "gradient norm", "useful tokens a second", "communication", "p 0.8 to 1.0"):
+        assert shown in page
+
+
+def test_an_old_run_shows_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = {"step", "loss", "ar_loss", "nar_loss", "useful_tokens_per_s", "data_share", "step_s"}
+    old = {key: value for key, value in record(10).items() if key in kept} | {"forward_backward_s": 0.8}
+    write(tmp_path, [old])
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2')  # the run is still writing
+    page = page_of(tmp_path, monkeypatch)
+    assert titles(page) == ["Loss", "Speed", "Time of a step"]
+    assert "forward and backward" in page
+
+
+def test_a_run_that_has_just_begun_and_one_that_diverged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, [])
+    assert titles(page_of(tmp_path, monkeypatch)) == []
+    write(tmp_path, [record(10) | dict.fromkeys(("loss", "ar_loss", "nar_loss", "grad_norm"))])
+    assert "Optimisation" in titles(page_of(tmp_path, monkeypatch))
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"no metrics\.jsonl"):
+        page_of(tmp_path, monkeypatch)
+
+
+def log_all(run: Path, events: list[tuple[EventKind, int]], **fields: object) -> list[dict]:
+    for event, step in events:
+        Events(run).log(event, step, **fields)
+    return with_silent_ends(read_events(run))
+
+
+def test_restarts_and_faults_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, [record(step) for step in range(10, 60, 10)])
+    log_all(
+        tmp_path, [("start", 0), ("checkpoint", 20), ("start", 20), ("stop", 30), ("start", 30), ("skipped_step", 35)]
+    )
+    log_all(tmp_path, [("fault", 40)], reason="<script>rank 3</script>" + "x" * 500)
+    page = page_of(tmp_path, monkeypatch)
+    assert "3 starts, 1 stop, 2 faults, 1 skipped step, 1 checkpoint." in page
+    for shown in ("ended without a word", "dashed lines", "red lines", "ticks at the bottom", "<b>2</b><span>restarts"):
+        assert shown in page
+    assert "<script>" not in page and "x" * 300 not in page
+
+
+def test_marks_stand_where_things_happened(tmp_path: Path) -> None:
+    killed = log_all(tmp_path, [("start", 0), ("checkpoint", 20), ("start", 20), ("skipped_step", 25), ("fault", 30)])
+    marks = Marks.of(killed)
+    assert marks == Marks(restarts=[20], faults=[20, 30], skipped=[25])
+    figure = curves.losses([record(10), record(40)], marks)
+    assert figure is not None
+    for axis in figure.axes:
+        lines = {(line.get_color(), tuple(line.get_xdata())) for line in axis.lines}
+        assert {(curves.GREY, (20, 20)), (curves.RED, (20, 20)), (curves.RED, (30, 30)), (curves.RED, (25,))} <= lines
+
+
+@pytest.mark.parametrize("end", ["stop", "fault", "finish"])
+def test_a_start_after_an_end_is_no_fault(tmp_path: Path, end: EventKind) -> None:
+    events: list[tuple[EventKind, int]] = [("start", 0), (end, 5), ("start", 5)]
+    assert [e["event"] for e in log_all(tmp_path, events)] == ["start", end, "start"]
+
+
+def test_areas_add_up_to_the_step_and_long_runs_are_thinned() -> None:
+    figure = curves.step_split([record(step) for step in range(5000)], Marks())
+    assert figure is not None
+    (axis,) = figure.axes
+    top = axis.collections[-1].get_paths()[0].vertices[:, 1].max()
+    assert top == pytest.approx(1.0)
+    assert len(axis.lines[0].get_xdata()) <= curves.MOST_AREAS

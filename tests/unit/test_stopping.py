@@ -1,0 +1,79 @@
+"""Requests to stop: signals and time limits. (That all processes agree is shown in tests/distributed/test_faults.py.)"""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.distributed.launch import free_port
+from ttt_dist.training.stopping import MARGIN_S, StopRequests
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone() -> Iterator[None]:
+    """A process group of one."""
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{free_port()}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_is_heard_and_named(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    stop = StopRequests()
+    try:
+        assert stop.agreed(CPU) is None
+        os.kill(os.getpid(), number)
+        assert stop.agreed(CPU) == number.name
+        assert stop.agreed(CPU) == number.name
+    finally:
+        stop.close()
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_interrupt_is_not_waited_for() -> None:
+    stop = StopRequests()
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        stop.close()
+
+
+def test_stop_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = StopRequests(stop_after_s=100.0)
+    assert stop.agreed(CPU) is None
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 101)
+    assert stop.agreed(CPU) == "the time limit is near"
+    stop.close()
+
+
+@pytest.mark.parametrize(
+    ("length_s", "longest_save_s", "left_s", "stops"),
+    [
+        (3600, 0.0, MARGIN_S + 5, False),
+        (3600, 0.0, MARGIN_S - 5, True),
+        (3600, 20.0, MARGIN_S + 35, True),  # two saves must fit
+        (3600, 20.0, MARGIN_S + 45, False),
+        (60, 0.0, 8, False),  # a tenth of a short job
+        (60, 0.0, 4, True),
+    ],
+)
+def test_the_end_of_a_slurm_job(
+    length_s: float, longest_save_s: float, left_s: float, stops: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = time.time() + left_s
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(end)))
+    monkeypatch.setenv("SLURM_JOB_START_TIME", str(int(end - length_s)))
+    stop = StopRequests()
+    stop.longest_save_s = longest_save_s
+    assert (stop.agreed(CPU) is not None) == stops
+    stop.close()

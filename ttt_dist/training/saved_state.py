@@ -1,0 +1,45 @@
+"""A checkpoint of any form and layout, seen as what it holds: whole weights by name, Adam's moments, and the run's facts."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from ttt_dist.config import Config, ModelConfig
+from ttt_dist.model.layers import NoWeights, PlainFactory
+from ttt_dist.model.transformer import Transformer
+from ttt_dist.sequence.tokens import TokenLayout
+from ttt_dist.training.checkpoint import FACTS, read_facts
+from ttt_dist.typed_yaml import build
+
+WEIGHTS = "weights"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+KINDS = (WEIGHTS, *MOMENTS)
+"""What is saved of each weight, all of it fp32: the weight that the optimizer updates, and Adam's moments by their names."""
+
+
+class SavedState:
+    """Base of the forms. Raises UserError where run.json is missing or broken."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.facts = read_facts(self.folder)
+        where = str(self.folder / FACTS)
+        self.config: Config = build(Config, self.facts["config"], where)
+        self.layout = TokenLayout.from_dict(self.facts["layout"], where)
+        self.shapes = weight_shapes(self.config.model, self.layout)
+        """Whole shapes by our names, see `Transformer`; a tied head is the embedding."""
+
+    @property
+    def adam_step(self) -> int:
+        """Updates that Adam has made: fewer than the run's steps where some were skipped."""
+        raise NotImplementedError
+
+    def read(self, name: str, kind: str) -> Tensor:
+        """The whole fp32 tensor of one of KINDS that belongs to weight `name`; mapped where nothing had to be put together."""
+        raise NotImplementedError
+
+
+def weight_shapes(config: ModelConfig, layout: TokenLayout) -> dict[str, tuple[int, ...]]:
+    """Names and whole shapes of a model's weights, in the order of the Transformer's parameters."""
+    model = Transformer.for_layout(config, layout, PlainFactory(NoWeights()))
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

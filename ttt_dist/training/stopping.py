@@ -1,0 +1,51 @@
+"""Requests to stop: SIGTERM, SIGUSR1, SIGINT, a time limit that comes near. They are heard at once and followed at the end
+of a step, by all processes together, whichever of them was asked.
+"""
+
+import os
+import signal
+import time
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+REASONS = (None, "the time limit is near", *(number.name for number in SIGNALS))
+MARGIN_S = 60.0  # before the end of a SLURM job, beside two saves; at most a tenth of the job's time
+
+
+class StopRequests:
+    """Listens from its making on; `close` gives the signals back to Python."""
+
+    def __init__(self, stop_after_s: float = 0.0) -> None:
+        """Ask for a stop after so many seconds (0: never) too, and before the end of the SLURM job around this process."""
+        self.longest_save_s = 0.0
+        """Kept up to date by whoever saves: a stop must leave time for one more."""
+        self._code = 0
+        self._deadline = time.time() + stop_after_s if stop_after_s else float("inf")
+        self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+
+    def _hear(self, number: int, _: FrameType | None) -> None:
+        self._code = REASONS.index(signal.Signals(number).name)
+        if number == signal.SIGINT:  # whoever presses Ctrl-C twice does not want to wait
+            signal.signal(number, self._before[signal.SIGINT])
+
+    def agreed(self, device: torch.device) -> str | None:
+        """Why all processes are to stop now, or None; collective."""
+        if not self._code and time.time() > min(self._deadline, self._end_of_job()):
+            self._code = 1
+        code = torch.tensor(self._code, device=device)
+        dist.all_reduce(code, dist.ReduceOp.MAX)
+        return REASONS[int(code)]
+
+    def close(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _end_of_job(self) -> float:
+        """When a SLURM job must be asked to stop, to have saved before its end; seconds since 1970."""
+        end, start = (float(os.environ.get(f"SLURM_JOB_{name}_TIME", "inf")) for name in ("END", "START"))
+        if end == float("inf") or start == float("inf"):
+            return float("inf")
+        return end - min(MARGIN_S, (end - start) / 10) - 2 * self.longest_save_s
