@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 
+import psutil
 import pytest
 
 
@@ -19,6 +20,14 @@ def need(*programs: str) -> None:
         reason = "this system lets not even root have namespaces"
     if reason is not None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """Kill what `alone_in_namespaces` has started, and with it everything that runs in its namespaces."""
+    children = psutil.Process(process.pid).children() if process.poll() is None else []
+    for first in children or [process]:  # the first process of the namespaces, whose end is the end of all
+        first.kill()
+    process.wait()
 
 
 def alone_in_namespaces(*kinds: str) -> list[str]:

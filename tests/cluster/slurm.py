@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.cluster.needs import alone_in_namespaces, need
+from tests.cluster.needs import alone_in_namespaces, end, need
 from tests.distributed.launch import free_port
 from tests.distributed.small_run import ROOT, environment
 
@@ -145,9 +145,11 @@ class Job:
 
 def wait_until(condition: Callable[[], bool], job: Job, timeout_s: float = 300) -> None:
     """Poll; AssertionError with the job's log where it takes too long."""
-    end = time.monotonic() + timeout_s
+    deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < end, f"job {job.number} is {job.states} after {timeout_s:g} s:\n{job.log[-6000:]}"
+        assert time.monotonic() < deadline, (
+            f"job {job.number} is {job.states} after {timeout_s:g} s:\n{job.log[-6000:]}"
+        )
         time.sleep(0.1)
 
 
@@ -166,8 +168,7 @@ def running_slurm(folder: Path) -> Iterator[Slurm]:
         _wait_until_idle(slurm, daemons)
         yield slurm
     finally:
-        daemons.kill()
-        daemons.wait()
+        end(daemons)
 
 
 def _configure(folder: Path) -> None:
@@ -196,10 +197,10 @@ def _two_free_ports() -> int:
 
 
 def _wait_until_idle(slurm: Slurm, daemons: "subprocess.Popen[bytes]") -> None:
-    end, state = time.monotonic() + 60, ""
+    deadline, state = time.monotonic() + 60, ""
     while state.split() != ["idle"]:
         logs = [path.read_text()[-2000:] for path in slurm.folder.glob("*.log")]
-        assert daemons.poll() is None and time.monotonic() < end, f"the cluster is {state!r}:\n" + "\n".join(logs)
+        assert daemons.poll() is None and time.monotonic() < deadline, f"the cluster is {state!r}:\n" + "\n".join(logs)
         time.sleep(0.2)
         try:
             state = slurm.run("sinfo", "--noheader", "--format=%T")

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from tests.distributed.random_packs import LAYOUT, SEQ_LEN, global_batches
-from ttt_dist.config import CheckpointConfig, Config, ModelConfig, ParallelConfig, TrainConfig
+from ttt_dist.config import CheckpointConfig, Config, GuardConfig, ModelConfig, ParallelConfig, TrainConfig
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.batch import Batch, collate
 from ttt_dist.sequence.objective import Objective
@@ -129,6 +129,38 @@ def resume(layout: Layout, before: int, after: int) -> tuple[list[Any], list[Any
         found = all_weights(engine, layout)
     checkpoint.on_first_rank(lambda: shutil.rmtree(folder))
     return going_on, resumed, max((float((expected[n] - found[n]).abs().max()) for n in expected), default=0.0)
+
+
+def skip(layout: Layout, rank: int | None, spike_factor: float = 0.0) -> tuple[list[bool], list[float], float]:
+    """Three steps, with a gradient that is not finite on `rank` in the second (None: on none), or one that is a spike.
+
+    Returns which steps were skipped, the losses, and how far the second moved the weights (rank 0).
+    """
+    from ttt_dist.training.engine import guard_updates
+    from ttt_dist.training.guard import Guard
+
+    state = {"norms": [1e-6] * 16} if spike_factor else {}  # norms that any real gradient is above by far
+    guard = Guard(GuardConfig(spike_factor=spike_factor), state)
+    skipped, found = [], []
+    with new_engine(layout) as engine:
+        guard_updates(engine, guard)
+        for step in range(3):
+            is_second = step == 1
+            guard.config.spike_factor = spike_factor if is_second else 0.0
+            before = all_weights(engine, layout) if is_second else {}
+            hook = None
+            if is_second and rank == dist.get_rank():
+                parameter = next(p for p in engine.module.parameters() if p.requires_grad)
+                hook = parameter.register_hook(lambda gradient: gradient * float("nan"))
+            loss, _, _, norm = run_step(engine, layout, step)
+            if hook is not None:
+                hook.remove()
+            skipped.append(guard.end_step(norm))
+            found.append(loss)
+            if is_second:
+                after = all_weights(engine, layout)
+                moved = max((float((after[name] - before[name]).abs().max()) for name in before), default=0.0)
+    return skipped, found, moved
 
 
 @contextmanager

@@ -19,7 +19,9 @@ from ttt_dist.training.saved_state import KINDS, MOMENTS, WEIGHTS
 
 SAVED, AFTER = 3, 6
 STEP = f"step-{SAVED:08d}"
-MOMENT_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # of the norm of a weight's moments, against one process
+# Of the norm of a weight's moments, against one process. Misplaced numbers make it 1; in bf16, sums that tensor
+# parallelism rounds once more are 5e-2 apart when squared.
+MOMENT_TOLERANCE = {"fp32": 1e-4, "bf16": 0.15}
 
 PLAIN = Layout()
 SPLIT = Layout(1, 2, tensor=2)

@@ -1,0 +1,141 @@
+"""Real launches on two hosts: by `deepspeed --hostfile` over ssh, with a host that loses its network, and with every mistake
+that a launch can have.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.hosts import Host, two_hosts
+from tests.distributed.small_run import TRAIN, execute, make_run, records, timeless
+from ttt_dist.telemetry.events import read_events
+
+STEPS, SAVE_EVERY, STEP_TIMEOUT_S = 30, 5, 20
+Hosts = tuple[Host, Host]
+Done = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    with two_hosts(tmp_path_factory.mktemp("hosts")) as both:
+        yield both
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards and the config of a run of tensor parallelism x ZeRO-3, and a host file."""
+    folder = tmp_path_factory.mktemp("work")
+    make_run(
+        folder,
+        train={"steps": STEPS, "eval_every": 0},
+        parallel={"tensor": 2},
+        checkpoint={"save_every": SAVE_EVERY},
+        guard={"step_timeout": float(STEP_TIMEOUT_S)},
+    )
+    (folder / "hosts").write_text("# both\nalpha slots=2\nbeta slots=2\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(hosts: Hosts, work: Path) -> Done:
+    """A run of two hosts with two processes each, started on one of them as DeepSpeed's users do."""
+    program = str(Path(sys.executable).with_name("deepspeed"))
+    return hosts[0].run(program, f"--hostfile={work / 'hosts'}", *command(work / "run", work))
+
+
+def command(run: Path, work: Path, *settings: str) -> list[str]:
+    return [TRAIN, "--config", str(work / "config.yaml"), f"run_dir={run}", *settings]
+
+
+def launch(work: Path, *settings: str, hostfile: Path | None = None, options: tuple[str, ...] = ()) -> list[str]:
+    """tools/launch.py with the same."""
+    checked = [sys.executable, "tools/launch.py", f"--hostfile={hostfile or work / 'hosts'}", *options]
+    return [*checked, *command(work / "launched", work, *settings)]
+
+
+def test_two_hosts_train_as_one(undisturbed: Done, work: Path) -> None:
+    assert undisturbed.returncode == 0, undisturbed.stdout + undisturbed.stderr
+    logs = sorted(path.name for path in (work / "run" / "logs").glob("rank-*.log"))
+    assert logs == [f"rank-{rank:05d}.log" for rank in range(4)]
+    alone = execute([sys.executable, *command(work / "alone", work, "parallel.tensor=1")])
+    assert alone.returncode == 0, alone.stderr
+    figures = ("step", "loss", "ar_loss", "nar_loss", "grad_norm")
+    one, two = ([r for r in records(work / name) if "loss" in r] for name in ("alone", "run"))
+    assert [r["step"] for r in two] == list(range(1, STEPS + 1))
+    for mine, other in zip(one, two, strict=True):
+        assert [mine[key] for key in figures] == pytest.approx([other[key] for key in figures], rel=1e-5)
+
+
+def test_a_host_that_loses_its_network(hosts: Hosts, undisturbed: Done, work: Path) -> None:
+    alpha, beta = hosts
+    run, log = work / "launched", work / "cut.log"
+    process = alpha.start(log, *launch(work))
+    wait_for_step(run, SAVE_EVERY + 1, process, log)
+    beta.wire("down")
+    cut = time.monotonic()
+    status = process.wait(timeout=170)
+    beta.wire("up")
+    told = log.read_text()
+    assert status != 0, told
+    assert "2, 3" in told, told
+    (fault,) = [event for event in read_events(run) if event["event"] == "fault"]
+    assert "no sign of life from rank(s) 2, 3" in fault["reason"]
+    assert time.monotonic() - cut < 100, told  # the step's timeout, and ssh's own 30 seconds for a silent host
+
+    again = alpha.run(*launch(work))
+    assert again.returncode == 0, again.stdout + again.stderr
+    starts = [event["step"] for event in read_events(run) if event["event"] == "start"]
+    assert len(starts) == 2 and starts[1] >= SAVE_EVERY and starts[1] % SAVE_EVERY == 0
+    assert timeless(run) == timeless(work / "run")
+
+
+@pytest.mark.parametrize(
+    ("lines", "settings", "options", "said"),
+    [
+        ("alpha slots=2\nbeta slot=2\n", (), (), ":2: 'beta slot=2' is not `NAME slots=N`"),
+        ("alpha slots=2\nalpha slots=2\n", (), (), ":2: alpha is there twice"),
+        ("# none\n", (), (), "names no host"),
+        ("alpha slots=2\ngamma slots=2\n", (), (), "gamma: cannot be reached by ssh (ssh: connect to host gamma port"),
+        (
+            "alpha slots=2\nnobody slots=2\n",
+            (),
+            (),
+            "nobody: cannot be reached by ssh (ssh: Could not resolve hostname",
+        ),
+        (None, (), ("--master_port=22",), "alpha: port 22 cannot be opened ([Errno 98] Address already in use)"),
+        (None, (), ("--include=beta:7",), "No slot '7' specified on host 'beta'"),
+        (None, ("data.train=nowhere/train",), (), "nowhere/train"),
+        (None, ("train.global_batch=3",), (), "train.global_batch=3"),
+        (None, ("run_dir=/run/mine",), (), "beta: lacks the run folder /run/mine of this host (share it)"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_starts(
+    hosts: Hosts,
+    work: Path,
+    tmp_path: Path,
+    lines: str | None,
+    settings: tuple[str, ...],
+    options: tuple[str, ...],
+    said: str,
+) -> None:
+    hostfile = work / "hosts"
+    if lines is not None:
+        hostfile = tmp_path / "hosts"
+        hostfile.write_text(lines)
+    begin = time.monotonic()
+    done = hosts[0].run(*launch(work, *settings, hostfile=hostfile, options=options))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stderr.startswith("error: ") and said in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert time.monotonic() - begin < 60
+
+
+def wait_for_step(run: Path, step: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + 170
+    while not ((run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= step):
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
