@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.cluster.needs import alone_in_namespaces, end, need
+from tests.cluster.needs import alone_in_namespaces, end, need, need_namespaces
 from tests.distributed.small_run import ROOT, environment
 
 ADDRESSES = {"alpha": "10.77.0.1", "beta": "10.77.0.2"}
@@ -89,6 +89,7 @@ class Host:
 def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
     """alpha and beta, which can log in to each other; skips the test where there can be none."""
     need("sshd", "ssh", "ssh-keygen", "pdsh", "ip", "unshare", "nsenter", "setpriv")
+    need_namespaces()
     _configure(folder)
     hosts = []
     try:

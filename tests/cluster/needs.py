@@ -9,17 +9,22 @@ import pytest
 
 
 def need(*programs: str) -> None:
-    """Skip the test, or fail it in CI, where it cannot run: without root, namespaces of one's own, or one of `programs`."""
+    """Skip the test, or fail it in CI, where one of `programs` is not there."""
     missing = [program for program in programs if shutil.which(program) is None]
-    reason = None
     if missing:
-        reason = f"not installed: {', '.join(missing)}; .ci/run names the packages"
-    elif os.geteuid() != 0:
-        reason = "only root can start these daemons"
-    elif subprocess.run(["unshare", "--mount", "--pid", "--net", "--fork", "true"], check=False).returncode:
-        reason = "this system lets not even root have namespaces"
-    if reason is not None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+        _give_up(f"not installed: {', '.join(missing)}; .ci/run names the packages")
+
+
+def need_namespaces() -> None:
+    """The same without root, or on a system that gives not even root namespaces."""
+    if os.geteuid() != 0:
+        _give_up("only root can start these daemons")
+    if subprocess.run(["unshare", "--mount", "--pid", "--net", "--fork", "true"], check=False).returncode:
+        _give_up("this system gives nobody namespaces of their own")
+
+
+def _give_up(reason: str) -> None:
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.cluster.needs import alone_in_namespaces, end, need
+from tests.cluster.needs import alone_in_namespaces, end, need, need_namespaces
 from tests.distributed.launch import free_port
 from tests.distributed.small_run import ROOT, environment
 
@@ -157,6 +157,7 @@ def wait_until(condition: Callable[[], bool], job: Job, timeout_s: float = 300) 
 def running_slurm(folder: Path) -> Iterator[Slurm]:
     """A cluster whose two nodes are idle; skips the test where there can be none."""
     need("slurmctld", "slurmd", "munged", "sbatch", "unshare", "setpriv")
+    need_namespaces()
     _configure(folder)
     slurm = Slurm(folder)
     with (folder / "daemons.log").open("w") as log:

@@ -102,7 +102,7 @@ def records() -> dict[Any, Any]:
     """What rank 0 brought home of every run, one set of processes per number of them."""
     cases = loss_cases()
     cases["local counts", LOCAL_COUNTS] = (losses_of_local_counts, (LOCAL_COUNTS, STEPS))
-    cases |= {("resume", layout): (resume, (layout, 3, 3)) for layout in RESUMED}
+    cases |= {("resume", layout): (resume, (layout, 3, 10)) for layout in RESUMED}
     gathered = {layout for row in GATHERED for layout in (row, row.reference)}
     cases |= {("weights", layout): (trained_weights, (layout, 2)) for layout in gathered}
     return run_all(cases)

@@ -18,7 +18,7 @@ from ttt_dist.errors import UserError
 from ttt_dist.leases import lease
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS = 50
+KILLS = 20  # 50 and more: python -m tests.prep_way kill
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ def _tokenizer_of(state: SavedState, folder: Path | None) -> TextTokenizer:
     if folder is None and not own.is_dir():
         raise UserError(f"{own}: gone since the run that wrote {state.folder}; name the tokenizer with --tokenizer")
     tokenizer, wanted = load_tokenizer(folder or own), state.layout.tokenizer_hash
-    if tokenizer.hash != wanted:
+    if wanted and tokenizer.hash != wanted:
         raise UserError(
             f"{folder or own}: hash {tokenizer.hash[:12]}, but the checkpoint's token layout was made with {wanted[:12]}; "
             "name the tokenizer that the model was trained with (--tokenizer)"

@@ -56,7 +56,7 @@ class NativeCheckpoint(SavedState):
             return torch.zeros(shape)
         with self._as_deepspeed_writes():
             pieces = [piece.detach().flatten() for piece in part.pieces(name, kind)]
-        flat = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+            flat = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         if not shape.numel() <= flat.numel() < shape.numel() + len(pieces):  # ZeRO-3 makes its pieces equal
             raise UserError(f"{self.folder}: {kind} of {name} are {flat.numel()} numbers instead of {shape.numel()}")
         return flat[: shape.numel()].view(shape)

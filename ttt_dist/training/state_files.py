@@ -6,6 +6,7 @@ What is read is plain values, tensors, and the three classes that DeepSpeed itse
 import hashlib
 import os
 import pickle
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,29 +34,35 @@ def write_state(state: dict[str, Any], path: str | Path) -> FileSum:
 
     Raises UserError where the disk is full.
     """
-    with writing(path), open(path, "wb") as file:
-        summed = _SummedFile(file)
+    with writing(path), open(path, "wb") as file, ThreadPoolExecutor(1) as thread:
+        summed = _SummedFile(file, thread)
+        torch.serialization.set_crc32_options(False)  # a weaker checksum, made one thing after the other
         try:
             torch.save(state, summed)  # type: ignore[arg-type]  # it has what is asked of it, write and flush
         except RuntimeError as error:  # torch closes its archive after a failed write, and that failure hides the first
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from error
             raise
+        finally:
+            torch.serialization.set_crc32_options(True)
         file.flush()
         os.fsync(file.fileno())
     return FileSum(summed.num_bytes, summed.sha256.hexdigest())
 
 
 class _SummedFile:
-    """A file being written whose checksum grows with it: reading it again would take as long as writing it."""
+    """A file being written whose checksum is made meanwhile, in a thread: reading it again would take as long as writing."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.sha256, self.num_bytes = file, hashlib.sha256(), 0
+    def __init__(self, file: IO[bytes], thread: Executor) -> None:
+        self.file, self.thread, self.sha256, self.num_bytes = file, thread, hashlib.sha256(), 0
 
     def write(self, data: Any) -> int:
-        self.sha256.update(data)
+        summed = self.thread.submit(self.sha256.update, data)
         self.num_bytes += memoryview(data).nbytes
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        finally:
+            summed.result()  # `data` is the caller's again after this
 
     def flush(self) -> None:
         self.file.flush()
