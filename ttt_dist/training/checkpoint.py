@@ -136,12 +136,16 @@ def require_resumable(checkpoint: Path, run: Facts) -> None:
 
 
 def has_layout_of(checkpoint: Path, run: Facts) -> bool:
-    """Whether DeepSpeed can load `checkpoint` into the run as it is: the same processes with the same parts."""
+    """Whether DeepSpeed can load `checkpoint` into the run as it is: the same processes with the same parts.
+
+    What it writes of a pipeline in bf16 without ZeRO it cannot read.
+    """
     facts = read_facts(checkpoint)
     saved = facts["config"]
     mine = (run.config["parallel"], run.config["train"]["precision"], run.world_size, run.zero_stage)
     theirs = (saved.get("parallel"), saved["train"]["precision"], facts["world_size"], facts["zero_stage"])
-    return facts.get("form") != PORTABLE and mine == theirs
+    is_unreadable = run.config["parallel"]["pipeline"] > 1 and run.zero_stage == 0 and mine[1] == "bf16"
+    return facts.get("form") != PORTABLE and mine == theirs and not is_unreadable
 
 
 def _warn_of_another_order(saved: dict[str, Any], here: dict[str, Any], step: int, where: str) -> None:

@@ -32,7 +32,7 @@ def seal(folder: Path, files: Mapping[str, FileSum]) -> None:
 
 def seal_all(folder: Path) -> None:
     """`seal` whatever lies in a folder, by reading it."""
-    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST)
     seal(folder, {path.relative_to(folder).as_posix(): file_sum(path) for path in paths})
 
 
