@@ -13,8 +13,8 @@ from data_prep.__main__ import main as data_prep
 from tests.cluster.slurm import Job, Slurm, running_slurm, wait_until
 from tests.distributed.small_run import ROOT, records, timeless
 from tests.prep_way import make_corpus, steps
-from ttt_dist.model.huggingface import load_folder
 from ttt_dist.telemetry.events import read_events
+from ttt_dist.training.seal import require_whole
 
 STEPS = 150
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
@@ -144,13 +144,13 @@ def test_a_mistake_and_too_many_restarts_end_a_job(slurm: Slurm, config: Path, w
 
 
 def test_convert_and_evaluate(slurm: Slurm, undisturbed: Job, work: Path) -> None:
-    out = work / "hf"
-    converted = slurm.submit("convert.sbatch", "export-hf", "--source", str(work / "run"), "--out", str(out))
+    out = work / "resharded"
+    converted = slurm.submit("convert.sbatch", "reshard", "--source", str(work / "run"), "--out", str(out))
     model, data = str(work / "run" / "export"), str(work / "corpus" / "train.jsonl")
     few = ("--limit", "2", "--max-text", "4", "--audio-root", str(work / "corpus"))
     evaluated = slurm.submit("evaluate.sbatch", *few, MODEL=model, DATA=data, OUT=str(work / "results"))
     assert converted.wait() == {"COMPLETED"}, converted.log
-    assert load_folder(out)
+    require_whole(out)
     assert evaluated.wait() == {"COMPLETED"}, evaluated.log
     assert json.loads((work / "results" / "asr_summary.json").read_text())["utterances"] == 2
     assert json.loads(evaluated.log.strip().splitlines()[-1])["utterances"] == 2

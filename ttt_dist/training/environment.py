@@ -12,7 +12,6 @@ from pathlib import Path
 import psutil
 import torch
 import torch.distributed as dist
-from torch.distributed import distributed_c10d
 
 from ttt_dist.errors import LostProcessError, UserError
 from ttt_dist.training.launchers import Processes, found
@@ -79,12 +78,6 @@ def init_process_group(place: Processes, timeout_s: float = TIMEOUT_S) -> torch.
         ) from error
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)  # takes over the group
     return device
-
-
-def shorten_timeouts(seconds: float) -> None:
-    """From now on the operations of all groups that exist may take so long, and no longer what they began with."""
-    for group in distributed_c10d._world.pg_map:
-        distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def _choose_device(place: Processes) -> torch.device:

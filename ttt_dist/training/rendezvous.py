@@ -15,7 +15,7 @@ from ttt_dist.errors import LostProcessError, UserError
 from ttt_dist.training.launchers import Processes
 
 VERDICT, HEARD = "verdict", "heard"
-COMPLETE = b""
+COMPLETE = "complete"
 RETRY_S, POLL_S = 0.5, 0.1
 LAST_WORD_S = 10.0  # rank 0's verdict may take so long to arrive, and it stays so long for the others to hear it
 
@@ -142,10 +142,10 @@ def _await_all(store: dist.Store, place: Processes, deadline: float, timeout_s: 
 
 def _await_verdict(store: dist.Store, deadline: float) -> None:
     store.wait([VERDICT], timedelta(seconds=max(deadline - time.monotonic(), 0) + LAST_WORD_S))
-    verdict = store.get(VERDICT)
+    verdict = store.get(VERDICT).decode()
     if verdict != COMPLETE:
         store.add(HEARD, 1)
-        raise IncompleteError(verdict.decode())
+        raise IncompleteError(verdict)
 
 
 def _wait_for_count(store: dist.Store, key: str, count: int) -> None:
