@@ -35,7 +35,7 @@ START = """\
 set -e
 cd {folder}
 hostname {name}
-mount --bind hosts /etc/hosts
+mount --bind {name}.hosts /etc/hosts
 mount --bind ssh_config /etc/ssh/ssh_config
 mount -t tmpfs tmpfs /run
 mkdir /run/sshd
@@ -109,8 +109,10 @@ def _configure(folder: Path) -> None:
     public = (folder / "host_key.pub").read_text()
     known = (f"{name},{address} {public}" for name, address in (ADDRESSES | ABSENT).items())
     (folder / "known_hosts").write_text("".join(known))
-    names = "".join(f"{address} {name}\n" for name, address in (ADDRESSES | ABSENT).items())
-    (folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
+    for own in ADDRESSES:  # as Debian sets up a host: to itself, its name is an address that no other can reach
+        names = {**ADDRESSES, **ABSENT, own: "127.0.1.1"}
+        lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in names.items())]
+        (folder / f"{own}.hosts").write_text("\n".join(lines) + "\n")
     (folder / "sshd_config").write_text(SSHD.format(folder=folder))
     (folder / "ssh_config").write_text(SSH.format(folder=folder))
 

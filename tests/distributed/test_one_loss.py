@@ -26,7 +26,7 @@ FP32 = [
     *(Layout(zero, micro) for zero, micro in ((0, 2), (1, 2), (2, 4), (3, 1), (3, 8))),
     *(Layout(zero, checkpointing=mode) for zero in (0, 3) for mode in ("selective", "full")),
     # data parallel and ZeRO
-    *(Layout(zero, micro, 2, normalisation=n) for zero in range(4) for micro in (1, 4) for n in ("sample", "token")),
+    *(Layout(zero, m, 2, normalisation=n) for zero in range(4) for m, n in ((1, "sample"), (4, "token"))),
     *(Layout(zero, 2, 2, tied=True) for zero in range(4)),
     *(Layout(zero, 2, 2, checkpointing=mode) for zero in (1, 3) for mode in ("selective", "full")),
     *(Layout(zero, 2, 4) for zero in range(4)),
@@ -36,12 +36,7 @@ FP32 = [
     *(replace(split, zero=zero, micro=2) for split in (SPLIT, SEQUENCE) for zero in range(4)),
     *(replace(split, zero=zero, tied=True, kv_heads=1) for split in (SPLIT, SEQUENCE) for zero in (0, 3)),
     *(replace(split, zero=1, qk_norm=True, kv_heads=heads) for split in (SPLIT, SEQUENCE) for heads in (1, 2)),
-    *(
-        replace(split, zero=z, checkpointing=m)
-        for split in (SPLIT, SEQUENCE)
-        for z in (1, 3)
-        for m in ("selective", "full")
-    ),
+    *(replace(s, zero=z, checkpointing=m) for s in (SPLIT, SEQUENCE) for z, m in ((1, "selective"), (3, "full"))),
     *(Layout(zero, 2, dp=2, tensor=2, tied=tied) for zero in (1, 3) for tied in (False, True)),
     Layout(3, 2, dp=2, tensor=2, sequence_parallel=True, kv_heads=1),
     Layout(2, tensor=4),

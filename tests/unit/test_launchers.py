@@ -4,9 +4,11 @@ import os
 import re
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from ttt_dist.errors import UserError
-from ttt_dist.training.environment import prepare_process, processes
+from ttt_dist.training.environment import choose_device, prepare_process, processes, require_own_gpu
 from ttt_dist.training.launchers import PORTS, Found, Processes, expand_hosts, found, tasks_per_host
 
 DEEPSPEED = {
@@ -157,3 +159,29 @@ def test_cores_are_shared_out_unless_slurm_gave_each_task_its_own(fresh: pytest.
         os.environ.update(variables)
         prepare_process(local_size=4)
         assert os.environ["OMP_NUM_THREADS"] == threads
+
+
+def test_a_gpu_is_taken_once() -> None:
+    store = dist.HashStore()
+    require_own_gpu(store, "GPU-1")
+    require_own_gpu(store, "GPU-2")
+    with pytest.raises(UserError, match=r"two processes on \S+ have the same GPU \(GPU-1\)"):
+        require_own_gpu(store, "GPU-1")
+
+
+def test_each_process_has_its_gpu(fresh: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    fresh.setattr("torch.cuda.is_available", lambda: True)
+    fresh.setattr("torch.cuda.set_device", chosen.append)
+    third = Processes(3, 8, 3, 4)
+    for num_devices, index in ((4, 3), (1, 0)):  # all of the host's; SLURM may show each task its own alone
+        fresh.setattr("torch.cuda.device_count", lambda count=num_devices: count)
+        os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = "3"
+        assert choose_device(third) == torch.device("cuda", index) and chosen[-1] == index
+        assert os.environ["LOCAL_RANK"] == str(
+            index
+        )  # DeepSpeed takes it for the number of the GPU, and wants MPI's the same
+        assert "OMPI_COMM_WORLD_LOCAL_RANK" not in os.environ
+    fresh.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(UserError, match="has 2 GPUs for 4 processes"):
+        choose_device(third)

@@ -55,8 +55,10 @@ def init_process_group(place: Processes, timeout_s: float = TIMEOUT_S) -> torch.
     `timeout_s` is how long the processes may take to come together, and what the group's operations may take. Raises
     LostProcessError where some do not come, UserError where they cannot meet.
     """
-    device = _choose_device(place)
+    device = choose_device(place)
     store = dist.HashStore() if place.world_size == 1 else _meet(place, timeout_s)
+    if device.type == "cuda":
+        require_own_gpu(store, str(torch.cuda.get_device_properties(device).uuid))
     import deepspeed
 
     # DeepSpeed would compile a kernel for inference here, which needs a C++ compiler and is of no use in training.
@@ -80,7 +82,7 @@ def init_process_group(place: Processes, timeout_s: float = TIMEOUT_S) -> torch.
     return device
 
 
-def _choose_device(place: Processes) -> torch.device:
+def choose_device(place: Processes) -> torch.device:
     """This process's GPU, where there are any; LOCAL_RANK becomes its number, as DeepSpeed goes by that."""
     num_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not num_devices:
@@ -94,6 +96,15 @@ def _choose_device(place: Processes) -> torch.device:
     os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)  # DeepSpeed wants it to be the same
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def require_own_gpu(store: dist.Store, identity: str) -> None:
+    """Raise UserError where another process of the run has taken this GPU."""
+    if store.add(f"gpu/{socket.gethostname()}/{identity}", 1) > 1:
+        raise UserError(
+            f"two processes on {socket.gethostname()} have the same GPU ({identity}); start one process per GPU: "
+            "--num_gpus, slots= in the host file, --ntasks-per-node"
+        )
 
 
 def _meet(place: Processes, timeout_s: float) -> dist.Store:
