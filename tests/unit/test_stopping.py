@@ -38,6 +38,7 @@ def test_a_signal_is_heard_and_named(number: signal.Signals) -> None:
 
 
 def test_a_second_interrupt_is_not_waited_for() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs that ignore it
     stop = StopRequests()
     try:
         os.kill(os.getpid(), signal.SIGINT)
@@ -45,6 +46,7 @@ def test_a_second_interrupt_is_not_waited_for() -> None:
             os.kill(os.getpid(), signal.SIGINT)
     finally:
         stop.close()
+        signal.signal(signal.SIGINT, before)
 
 
 def test_stop_after(monkeypatch: pytest.MonkeyPatch) -> None:
