@@ -10,11 +10,11 @@ import yaml
 
 from tests.distributed.cases import ROOT
 from tests.distributed.random_packs import SEQ_LEN, random_pack
-from tests.distributed.test_train_command import alone, launch, records
+from tests.distributed.small_run import launch, records
+from tests.distributed.test_train_command import alone
 from ttt_dist.data.shards import ShardWriter
 from ttt_dist.sequence.text_tokenizer import train_sentencepiece
 from ttt_dist.sequence.tokens import extend
-from ttt_dist.training import checkpoint
 
 STEPS, SAVED, CHANGE = 6, 2, 3
 FIGURES = ("step", "loss", "ar_loss", "nar_loss", "ar_tokens", "nar_tokens", "grad_norm", "lr")
@@ -71,7 +71,7 @@ def figures(run: Path) -> list[dict[str, float]]:
 
 
 def test_two_processes_read_the_same_blend(run: Path, work: Path) -> None:
-    launch(work, f"run_dir={work / 'two'}", "train.micro_batch=2", "checkpoint.save_every=0")
+    launch(work / "config.yaml", f"run_dir={work / 'two'}", "train.micro_batch=2", "checkpoint.save_every=0")
     one, two = figures(run), figures(work / "two")
     assert [record["step"] for record in one] == list(range(1, STEPS + 1))
     for mine, other in zip(one, two, strict=True):
@@ -82,13 +82,15 @@ def test_resume_in_the_middle_is_exact(run: Path, work: Path) -> None:
     """From a step before the change of weights; a stage after the last step is a change of nothing."""
     resumed = work / "resumed"
     shutil.copytree(run, resumed)
-    (resumed / "checkpoints" / checkpoint.LATEST).write_text(f"step-{SAVED:08d}\n")
+    for newer in sorted((resumed / "checkpoints").glob("step-*"))[1:]:
+        shutil.rmtree(newer)
     stage = (
         f"data.stages=[{{from_step: {CHANGE}, weights: {{short: 6, long: 2}}}}, {{from_step: 9, weights: {{long: 1}}}}]"
     )
     done = alone(work, f"run_dir={resumed}", stage, "checkpoint.save_every=0")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "not as it would have" not in done.stderr
+    assert f"from step {SAVED}" in done.stdout
     assert figures(resumed) == figures(run)
     weights = "export/model.safetensors"
     assert (resumed / weights).read_bytes() == (run / weights).read_bytes()
