@@ -227,9 +227,9 @@ class GuardConfig:
     spike_factor: float = 0.0
     """Skip steps whose gradient norm is above this many times the median of the last accepted ones; 0: never."""
     step_timeout: float = 600.0
-    """Seconds that a step, an evaluation or a save may take before the run ends with the stacks of all processes."""
+    """Seconds that a step may take before the run ends with the stacks of all processes."""
     start_timeout: float = 1800.0
-    """The same for everything up to the end of the first step, which compiles; also for all processes to come together."""
+    """The same for all processes to come together, the first step, which compiles, a save, an evaluation and the export."""
     stop_after: float = 0.0
     """Minutes after which the run saves and stops, to be started again; 0: never. A SLURM time limit is known anyway."""
 
