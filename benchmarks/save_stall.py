@@ -55,6 +55,10 @@ def save_repeatedly(folder: str, repeat: int) -> Figures:
             path = checkpoint.save(engine, Path(folder), number + 1, facts, {}, CheckpointConfig(keep_last=1))
             dist.barrier()
             stalls.append(time.perf_counter() - begin)
+            while any(
+                path.parent.glob(f"{checkpoint.GONE}*")
+            ):  # freed beside training: the baseline has the disk alone
+                time.sleep(0.01)
             num_bytes = sum(file.stat().st_size for file in path.iterdir())
             if dist.get_rank() == 0:
                 writes.append(write_once(Path(folder) / "baseline", num_bytes))

@@ -133,13 +133,14 @@ def test_resume_names_a_checkpoint_a_run_or_its_checkpoints(
 def test_keeping(keep_last: int, keep_every: int, kept: list[int], tmp_path: Path) -> None:
     for step in (2, 4, 6, 8, 10):
         newest = make(tmp_path, step)
-        checkpoint._drop(newest, CheckpointConfig(keep_last=keep_last, keep_every=keep_every))
+        checkpoint._drop(newest, CheckpointConfig(keep_last=keep_last, keep_every=keep_every)).join()
     assert [int(path.name[5:]) for path in sorted(tmp_path.iterdir())] == kept
 
 
 def test_what_unfinished_saves_left_goes_and_broken_checkpoints_count_for_nothing(folder: Path) -> None:
     remove_manifest(folder / "step-00000006")
-    checkpoint._drop(folder / "step-00000009", CheckpointConfig(keep_last=2))
+    (folder / ".gone-step-00000001").mkdir()  # by a process that was killed
+    checkpoint._drop(folder / "step-00000009", CheckpointConfig(keep_last=2)).join()
     assert sorted(names(list(folder.iterdir()))) == ["step-00000003", "step-00000009"]
 
 

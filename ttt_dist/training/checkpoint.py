@@ -9,6 +9,7 @@ state is the step: order, noise and learning rate are functions of the seed and 
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ T = TypeVar("T")
 LATEST = "latest"
 FACTS = "run.json"
 PORTABLE = "portable"
+GONE = ".gone-"  # what a checkpoint is called while its space is being freed
 BYTES_PER_PARAMETER = 12  # at least: an fp32 weight and its two moments
 # A change of these leaves the weights valid, but the run no longer continues what it was.
 ORDER_SETTINGS = ("seed", "objective", "train.global_batch")
@@ -272,7 +274,7 @@ def _publish(
     with writing(final):
         fsync_folder(aside)
         if final.exists():  # one that was damaged, or of another past of this run
-            _remove(final)
+            _hide(final)
         os.replace(aside, final)
         fsync_folder(final.parent)
     with atomic_write(final.parent / LATEST) as file:
@@ -280,24 +282,37 @@ def _publish(
     _drop(final, keep)
 
 
-def _drop(newest: Path, keep: CheckpointConfig) -> None:
-    """Remove checkpoints before `newest` that no rule keeps, and what unfinished saves and removals left."""
-    for left in newest.parent.glob(".step-*.tmp"):
+def _drop(newest: Path, keep: CheckpointConfig) -> threading.Thread:
+    """Take checkpoints before `newest` that no rule keeps out of sight, and what unfinished saves left.
+
+    The returned thread frees their space, so that training does not wait for the disk.
+    """
+    folder = newest.parent
+    for left in folder.glob(".step-*.tmp"):
         shutil.rmtree(left)
-    older = [path for path in sorted(newest.parent.glob("step-*")) if path < newest]
+    older = [path for path in sorted(folder.glob("step-*")) if path < newest]
     complete = [path for path in older if (path / MANIFEST).is_file()]
     kept = {path for path in complete if keep.keep_every and int(path.name[len("step-") :]) % keep.keep_every == 0}
     num_recent = keep.keep_last - 1 if keep.keep_last else len(complete)  # beside the newest
     kept |= set(complete[max(len(complete) - num_recent, 0) :])
     for path in older:
         if path not in kept:
-            _remove(path)
+            _hide(path)
+    removal = threading.Thread(target=_remove_all, args=(list(folder.glob(f"{GONE}*")),))
+    removal.start()
+    return removal
 
 
-def _remove(checkpoint: Path) -> None:
-    """Remove a checkpoint; cut short, it is left without a manifest, and so incomplete rather than damaged."""
-    (checkpoint / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(checkpoint)
+def _hide(checkpoint: Path) -> None:
+    """Give a checkpoint a name under which nobody looks for one; the next `_drop` removes it."""
+    gone = checkpoint.with_name(GONE + checkpoint.name)
+    shutil.rmtree(gone, ignore_errors=True)
+    os.replace(checkpoint, gone)
+
+
+def _remove_all(folders: list[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)  # one of before may still be at it
 
 
 def _require_equal(name: str, there: Any, here: Any, where: str) -> None:
