@@ -40,8 +40,14 @@ def parse_entry(line: str, place: str) -> Entry:
     entry = parse_object(line, place)
     if not entry.get("turns") and not entry.get("segments") and not entry.get("audio"):
         raise UserError(f"{place}: field 'audio' is missing or empty; give the path of the recording")
-    _check_clip(entry, place, "")
+    check_recordings(entry, place)
     _check_words(entry, place)
+    return entry
+
+
+def check_recordings(entry: Entry, place: str) -> None:
+    """Whatever recordings, turns and segments an entry names, and be it none. Raises UserError that starts with `place`."""
+    _check_clip(entry, place, "")
     for name, check in (("turns", _check_turn), ("segments", _check_segment)):
         for index, item in enumerate(_items(entry, name, place)):
             check(item, entry, place, f"{name}[{index}]")
@@ -50,7 +56,6 @@ def parse_entry(line: str, place: str) -> Entry:
         if not isinstance(speech, dict) or not speech.get("audio"):
             raise UserError(f"{place}: field 'speech' is no object with an 'audio'; correct or remove it")
         _check_clip(speech, place, "speech.")
-    return entry
 
 
 def parse_object(line: str, place: str) -> Entry:

@@ -17,7 +17,7 @@ from data_prep.compose import put_beside
 from data_prep.encode import PART_SIZE, keep_codec
 from data_prep.jobs import Outcome, PartJob, Tick, add_arguments, run_parts, share_of, tell
 from data_prep.parts import LineRange, cut_lines, part_prefix, require_no_others
-from data_prep.problems import Problems
+from data_prep.problems import Collected, Problems
 from data_prep.released import read_released, released_sample
 from data_prep.sample_parts import SampleWriter, finished_samples
 from data_prep.vocabulary import add_layout_argument, open_template
@@ -106,18 +106,6 @@ class ImportJob(PartJob):
                 yield place, record
             else:
                 problems.append(f"{place}: is {type(record).__name__}, not an object; write messages or text")
-
-
-class Collected(Problems):
-    """Problems that a part keeps, to be told by whoever counts for the whole job."""
-
-    def __init__(self, messages: list[str]) -> None:
-        super().__init__()
-        self.messages = messages
-
-    def report(self, message: str | Exception, reason: str = "bad line") -> None:
-        """Note one bad line."""
-        self.messages.append(str(message))
 
 
 def run(args: argparse.Namespace) -> None:

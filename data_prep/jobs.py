@@ -115,30 +115,36 @@ class Totals:
         return cls(dict(outcome.counts), 1, int(outcome.kept), len(problems), problems[:TOLD])
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--task I --tasks N --workers W`."""
+FLAGS = ("task", "tasks")  # of a share, unless a command's own --task means something else
+
+
+def add_arguments(parser: argparse.ArgumentParser, flags: tuple[str, str] = FLAGS) -> None:
+    """`--task I --tasks N --workers W`; `flags` are the names of the first two."""
+    one, all_ = flags
     group = parser.add_argument_group(
-        "sharing the work", "under mpirun each rank is a task, without --task and --tasks"
+        "sharing the work", f"under mpirun each rank is a task, without --{one} and --{all_}"
     )
-    group.add_argument("--task", type=int, metavar="I", help="do the parts of task I, from 0 (SLURM_ARRAY_TASK_ID)")
-    group.add_argument("--tasks", type=int, metavar="N", help="of N tasks (SLURM_ARRAY_TASK_COUNT)")
+    group.add_argument(f"--{one}", type=int, metavar="I", help="do the parts of task I, from 0 (SLURM_ARRAY_TASK_ID)")
+    group.add_argument(f"--{all_}", type=int, metavar="N", help="of N tasks (SLURM_ARRAY_TASK_COUNT)")
     group.add_argument("--workers", type=int, default=1, help="processes of this task (default 1)")
 
 
-def share_of(args: argparse.Namespace) -> Share:
+def share_of(args: argparse.Namespace, flags: tuple[str, str] = FLAGS) -> Share:
     """The share that command line or MPI give this process. Raises UserError where they contradict each other."""
     ranks = int(os.environ.get("OMPI_COMM_WORLD_SIZE") or os.environ.get("PMI_SIZE") or 1)
-    if (args.task is None) != (args.tasks is None):
-        raise UserError("--task and --tasks: give both, or neither")
+    one, all_ = flags
+    task, tasks = getattr(args, one), getattr(args, all_)
+    if (task is None) != (tasks is None):
+        raise UserError(f"--{one} and --{all_}: give both, or neither")
     if args.workers < 1:
         raise UserError(f"--workers {args.workers}: at least 1 is needed")
-    if args.tasks is None:
+    if tasks is None:
         return _mpi_share(args.workers) if ranks > 1 else Share(workers=args.workers)
     if ranks > 1:
-        raise UserError("--tasks under mpirun: the ranks are the tasks; leave --task and --tasks out")
-    if not 0 <= args.task < args.tasks:
-        raise UserError(f"--task {args.task} --tasks {args.tasks}: tasks are numbered 0..{args.tasks - 1}")
-    return Share(args.task, args.tasks, args.workers)
+        raise UserError(f"--{all_} under mpirun: the ranks are the tasks; leave --{one} and --{all_} out")
+    if not 0 <= task < tasks:
+        raise UserError(f"--{one} {task} --{all_} {tasks}: tasks are numbered 0..{tasks - 1}")
+    return Share(task, tasks, args.workers)
 
 
 def _mpi_share(workers: int) -> Share:

@@ -63,3 +63,15 @@ class Problems:
         """`{"skipped": {reason: {"count", "places"}}, "errors": the same}`, by reason."""
         tallies = {"skipped": self.skipped, "errors": self.errors}
         return {name: {reason: vars(found[reason]) for reason in sorted(found)} for name, found in tallies.items()}
+
+
+class Collected(Problems):
+    """Problems that go into a list, to be told by whoever counts for the whole job."""
+
+    def __init__(self, messages: list[Any]) -> None:
+        super().__init__()
+        self.messages = messages
+
+    def report(self, message: str | Exception, reason: str = "bad line") -> None:
+        """Note one bad line."""
+        self.messages.append(str(message))

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ import torch
 
 from ttt_dist.config import Config, load_config
 from ttt_dist.errors import UserError
+from ttt_dist.inference.settings import as_flags
 from ttt_dist.telemetry.console import main_guard, result, say
 
 PYTHON = sys.executable
@@ -40,11 +42,12 @@ def main() -> None:
         raise UserError(f"--source {args.source}: no such folder; name the folder that holds the recordings")
 
     start = time.monotonic()
-    prepare(config, args.source, args.out / "data")
+    data = args.out / "data"
+    prepare(config, args.source, data)
     before_training = time.monotonic()
-    train(args.config, args.overrides, args.out, args.processes or (1 if torch.cuda.device_count() == 1 else 2))
+    train(args.config, args.overrides, data, args.out, args.processes or default_processes())
     training_minutes = (time.monotonic() - before_training) / 60
-    figures = evaluate(config, args.source, args.out)
+    figures = evaluate(config, args.source, data, args.out)
     figures |= {"train_minutes": round(training_minutes, 1), "minutes": round((time.monotonic() - start) / 60, 1)}
     (args.out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf8")
     run(["tools/report.py", args.out, "--audio-root", args.source])
@@ -97,49 +100,38 @@ def prepare(config: Config, source: Path, data: Path) -> None:
     data_prep("show", data / "shards" / "train", "--tokens", 256, "--mask", data / "mask.png")
 
 
-def train(recipe: str, overrides: Sequence[str], out: Path, processes: int) -> None:
-    """Training through the DeepSpeed launcher on this machine's processes."""
-    shards = [f"data.train={out}/data/shards/train", f"data.valid={out}/data/shards/valid", f"run_dir={out}"]
+def default_processes() -> int:
+    """Training processes where the user names no number."""
+    return 1 if torch.cuda.device_count() == 1 else 2
+
+
+def train(recipe: str, overrides: Sequence[str], data: Path, out: Path, processes: int) -> None:
+    """Training on what `prepare` left in `data`, through the DeepSpeed launcher on this machine's processes."""
+    shards = [f"data.train={data}/shards/train", f"data.valid={data}/shards/valid", f"run_dir={out}"]
     launcher = Path(PYTHON).with_name("deepspeed")
     run(["--num_gpus", processes, "ttt_dist/train.py", "--config", recipe, *shards, *overrides], program=str(launcher))
 
 
-def evaluate(config: Config, source: Path, out: Path) -> dict[str, float]:
+def evaluate(config: Config, source: Path, data: Path, out: Path) -> dict[str, float]:
     """Scores on utterances of held-out recordings: WER of transcripts, and of generated speech transcribed again."""
     wanted = {"asr": config.evaluation.asr_utterances, "tts": config.evaluation.tts_utterances}
+    shutil.rmtree(out / "results" / "parts", ignore_errors=True)  # perhaps of a model that was trained less
     figures = {}
     for task, limit in wanted.items():
         where = [
             "--model",
             out / "export",
             "--data",
-            out / "data" / "test.jsonl",
+            data / "test.jsonl",
             "--out",
             out / "results",
             "--audio-root",
             source,
         ]
-        run(["ttt_dist/evaluate.py", *where, "--task", task, "--limit", limit, *decoding(config)])
+        run(["ttt_dist/evaluate.py", *where, "--task", task, "--limit", limit, *as_flags(config.evaluation.decode)])
         summary = json.loads((out / "results" / f"{task}_summary.json").read_text(encoding="utf8"))
         figures["wer" if task == "asr" else "tts_wer"] = summary["wer"]
     return figures
-
-
-def decoding(config: Config) -> list[object]:
-    """The recipe's decoding settings as flags of evaluate.py."""
-    decode = config.evaluation
-    return [
-        "--block",
-        decode.block,
-        "--steps",
-        decode.steps,
-        "--code-temperature",
-        decode.code_temperature,
-        "--span-limit",
-        decode.span_limit,
-        "--max-text",
-        decode.max_text,
-    ]
 
 
 def data_prep(*arguments: object) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import yaml
 
 from ttt_dist.data_config import DataConfig
+from ttt_dist.decode_settings import DecodeSettings
 from ttt_dist.errors import UserError
 from ttt_dist.sequence.objective import Objective
 from ttt_dist.typed_yaml import build, override, read_yaml, require
@@ -318,22 +319,14 @@ class PrepConfig:
 
 @dataclass
 class EvaluationConfig:
-    """Scores that tools/pipeline.py takes after training, and how it decodes for them. train.py reads none of it."""
+    """Scores that tools/pipeline.py takes after training. train.py reads none of it."""
 
     asr_utterances: int = 300
     """Held-out utterances transcribed."""
     tts_utterances: int = 100
     """Held-out texts spoken."""
-    block: int = 32
-    """Mask tokens appended to an open span at a time."""
-    steps: int = 10
-    """Forward passes per block."""
-    code_temperature: float = 0.0
-    """Of audio codes; 0 takes the likeliest."""
-    span_limit: int = 120
-    """Longest span, in tokens; bounds what an untrained model says."""
-    max_text: int = 40
-    """Most text tokens of a response."""
+    decode: DecodeSettings = field(default_factory=DecodeSettings)
+    """How: as the flags of evaluate.py."""
 
 
 @dataclass

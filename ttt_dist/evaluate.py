@@ -1,81 +1,90 @@
-"""Evaluate an exported model on a manifest: word and character error rates of transcripts, or of its own speech.
+"""Evaluate an exported model: transcripts, speech, answers, captions, classes, chats, or the likelihood of data.
 
     python ttt_dist/evaluate.py --model runs/demo/export --task asr --data test.jsonl --out results/
-    python ttt_dist/evaluate.py --model runs/demo/export --task tts --data test.jsonl --out results/ --limit 50
+    python ttt_dist/evaluate.py --model runs/demo/export --task tts --data test.jsonl --out results/ --limit 50 \\
+        --judge whisper:/models/whisper-large-v3
     python ttt_dist/evaluate.py --model runs/glm/export --task tts --data test.jsonl --out results/ \\
         --decoder-command "python glm_decode.py {codes} {wav}"
+    python ttt_dist/evaluate.py --model runs/big/export --task audio_qa --data web_questions.csv --audio-root audios/ \\
+        --out results/ --share 3 --shares 16
+    python ttt_dist/evaluate.py --model runs/demo/export --task likelihood --data shards/valid --out results/
+    mpirun -n 4 python ttt_dist/evaluate.py ...
 
-asr transcribes each line's audio. tts speaks each line's text (its speaker is named where the model was trained so),
-writes the WAV, and has the model transcribe it. One JSON line per utterance goes to OUT/TASK.jsonl, the summary to
-OUT/TASK_summary.json and, as the last line, to stdout. Lines that cannot be used are named, counted and left out;
-more than --max-errors of them: exit status 1.
+One JSON line per item goes to OUT/TASK.jsonl, the scores with their intervals to OUT/TASK_summary.json, .md and
+TASK.html, and the summary, as the last line, to stdout. Items that cannot be used are named, counted and left out; more
+than --max-errors of them: exit status 1. Interrupted, the same command goes on where it was.
 """
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 # Run as a file, Python puts this file's folder first into the path; its modules are to be found as ttt_dist.* only.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from data_prep import jobs
+from data_prep.problems import Problems
 from ttt_dist.errors import UserError
-from ttt_dist.evaluation.judge import ModelJudge
-from ttt_dist.evaluation.metrics import NORMALISER
-from ttt_dist.evaluation.tasks import TASKS, Outcome, Setting, read_items
-from ttt_dist.files import atomic_write
+from ttt_dist.evaluation.items import Item, read_items
+from ttt_dist.evaluation.job import EvaluationJob
+from ttt_dist.evaluation.judge import JUDGES
+from ttt_dist.evaluation.likelihood import packs_as_items
+from ttt_dist.evaluation.normalise import NAMES
+from ttt_dist.evaluation.plan import Plan, is_shards
+from ttt_dist.evaluation.results import write_results
+from ttt_dist.evaluation.tasks import TASKS
 from ttt_dist.inference.settings import add_decoding_flags, settings_from_flags
-from ttt_dist.model.huggingface import load_folder
-from ttt_dist.telemetry.console import main_guard, result, warn
+from ttt_dist.telemetry.console import main_guard, result, say
+
+SHARE = ("share", "shares")  # --task is what to measure
 
 
 def main() -> None:
-    """Read the manifest, decode, score, and write records and summary."""
+    """Make this share's parts; where all are there, score them and write the results."""
     arguments = parse_arguments()
-    decoding = settings_from_flags(arguments)
-    items, broken = read_items(arguments.data, arguments.limit)
-    if not items and not broken:
-        raise UserError(f"{arguments.data}: holds no line; name a JSONL manifest with at least one utterance")
-    folder, root = load_folder(arguments.model), arguments.data.parent
-    setting = Setting.of(
-        folder, decoding, arguments.batch, arguments.seed, root, arguments.audio_root, arguments.decoder_command
+    share, plan = jobs.share_of(arguments, SHARE), plan_of(arguments)
+    if not plan.model.is_dir():
+        raise UserError(f"{plan.model}: no such model folder; name the export/ folder of a run")
+    lines = lines_of(plan)
+    if not lines:
+        raise UserError(f"{plan.data}: holds no item; name a data file with at least one line")
+    job = EvaluationJob(plan, lines, plan.fingerprint(), arguments.retry)
+    job.require_own_parts()
+
+    start, problems = time.monotonic(), Problems(arguments.max_errors)
+    totals = jobs.run_parts(job, share, problems)
+    seconds = time.monotonic() - start
+    summary = write_results(job)
+    jobs.tell(
+        plan.out, totals, f"{int(totals.counts.get('records', 0)):,} records in {seconds:.1f} s", share, job.num_parts
     )
-
-    start = time.monotonic()
-    outcome = TASKS[arguments.task](setting, items, arguments.out)
-    outcome.errors[:0] = broken
-    summary = summarise(arguments, outcome, time.monotonic() - start)
-
-    for message in outcome.errors:
-        warn(message)
-    with atomic_write(arguments.out / f"{arguments.task}.jsonl") as file:
-        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in outcome.records)
-    with atomic_write(arguments.out / f"{arguments.task}_summary.json") as file:
-        file.write(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    if summary is None:
+        say(f"{plan.out}: the results follow when all {job.num_parts} parts are there")
+        return
+    say(f"{plan.out}: scores in {plan.task}_summary.md, the worst items in {plan.task}.html")
     result(summary)
-    if len(outcome.errors) > arguments.max_errors or not outcome.records:
+    if summary["errors"] > arguments.max_errors or not summary["items"]:
         raise UserError(
-            f"{arguments.data}: {len(outcome.errors)} line(s) could not be used, {len(outcome.records)} were; "
-            f"correct them (named above), or allow more by --max-errors {len(outcome.errors)}"
+            f"{plan.data}: {summary['errors']} line(s) could not be used, {summary['items']} were; correct them "
+            f"(named above and in {plan.parts}), or allow more by --max-errors {summary['errors']}"
         )
 
 
-def summarise(arguments: argparse.Namespace, outcome: Outcome, seconds: float) -> dict[str, Any]:
-    """The figures of a task, and what they were made with."""
-    score = outcome.score.to_dict()
-    about = {
-        "normaliser": NORMALISER,
-        "judge": ModelJudge.name,
-        "model": str(arguments.model),
-        "data": str(arguments.data),
-    }
-    if arguments.decoder_command is not None:
-        about["decoder_command"] = arguments.decoder_command
-    decoding = vars(settings_from_flags(arguments)) | {"seed": arguments.seed}
-    counts = {"utterances": len(outcome.records), "errors": len(outcome.errors), "seconds": round(seconds, 1)}
-    return {"task": arguments.task, **score, **counts, **about, "decoding": decoding}
+def lines_of(plan: Plan) -> list[Item | str]:
+    """The items of the data, and messages about those that cannot be used."""
+    if plan.task == "likelihood" and is_shards(plan.data):
+        return packs_as_items(plan)
+    return read_items(plan.data, TASKS[plan.task].prepare, plan.limit)
+
+
+def plan_of(arguments: argparse.Namespace) -> Plan:
+    """What the command line asks for. Raises UserError where a decoding setting is out of its range."""
+    same = ("task", "model", "data", "out", "audio_root", "judge", "decoder_command", "normaliser", "text_only")
+    more = ("draws", "limit", "part_size", "batch", "workers", "seed")
+    values = {name: getattr(arguments, name) for name in (*same, *more)}
+    template = arguments.template or TASKS[arguments.task].template or ""
+    return Plan(template=template, decoding=settings_from_flags(arguments), **values)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -86,24 +95,44 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--model", required=True, type=Path, help="exported model folder")
     parser.add_argument("--task", required=True, choices=sorted(TASKS), help="what to measure")
-    parser.add_argument("--data", required=True, type=Path, help="manifest (JSONL) with text, and audio for asr")
+    parser.add_argument(
+        "--data",
+        required=True,
+        type=Path,
+        help="JSONL, JSON, CSV or TSV of items; for likelihood also a prefix of shards",
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder for results")
-    parser.add_argument("--audio-root", type=Path, help="folder that all audio lies in (default: the manifest's)")
+    parser.add_argument("--audio-root", type=Path, help="folder that all audio lies in (default: the data file's)")
+    parser.add_argument("--template", metavar="NAME", help="template of the prompts (default: the task's own)")
+    parser.add_argument("--judge", default="model", metavar="JUDGE", help=f"who transcribes speech: {JUDGES} (model)")
+    parser.add_argument("--normaliser", choices=NAMES, help="of texts before they are compared (default: by `lang`)")
     parser.add_argument(
         "--decoder-command",
         metavar="COMMAND",
         help="program that makes the speech of the codes, with {codes} and {wav} in it (docs/codecs.md)",
     )
-    parser.add_argument("--limit", type=int, help="use the first LIMIT lines")
+    parser.add_argument("--text-only", action="store_true", help="audio_qa, speech_chat: answers as text, no speech")
+    parser.add_argument("--draws", type=int, default=8, help="likelihood: draws of noise per sample (default 8)")
+    parser.add_argument("--limit", type=int, help="use the first LIMIT items")
+    parser.add_argument("--part-size", type=int, default=128, help="items of a part (default 128)")
     parser.add_argument("--batch", type=int, default=32, help="requests decoded side by side, per core (default 32)")
-    parser.add_argument("--max-errors", type=int, default=0, help="lines that may be unusable (default 0)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of what is sampled")
+    parser.add_argument("--max-errors", type=int, default=0, help="items that may be unusable (default 0)")
+    parser.add_argument("--retry", action="store_true", help="make parts again in which an item could not be used")
+    parser.add_argument("--seed", type=int, default=0, help="of what is sampled, and of the likelihood's noise")
+    jobs.add_arguments(parser, SHARE)
     add_decoding_flags(parser)
     arguments = parser.parse_args()
-    if arguments.batch < 1 or (arguments.limit is not None and arguments.limit < 1) or arguments.seed < 0:
-        parser.error("--batch and --limit must be at least 1, --seed at least 0")
-    if arguments.decoder_command is not None and arguments.task != "tts":
-        parser.error("--decoder-command makes speech: it goes with --task tts")
+    for name in ("draws", "part_size", "batch", "limit"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if arguments.seed < 0:
+        parser.error("--seed must be at least 0")
+    if TASKS[arguments.task].template is None and arguments.template is None and not is_shards(arguments.data):
+        parser.error(f"--task {arguments.task} on items: give --template, which makes samples of them")
+    if arguments.decoder_command is not None and not TASKS[arguments.task].speaks:
+        parser.error("--decoder-command makes speech: it goes with --task tts, audio_qa or speech_chat")
+    if arguments.text_only and arguments.task not in ("audio_qa", "speech_chat"):
+        parser.error("--text-only goes with --task audio_qa or speech_chat")
     return arguments
 
 

@@ -1,72 +1,115 @@
-"""Speak a text, or transcribe a recording, with an exported model.
+"""Speak a text, transcribe a recording, or answer one or the other, with an exported model.
 
 python ttt_dist/generate.py --model runs/demo/export --prompt "three one four" --out out.wav
 python ttt_dist/generate.py --model runs/demo/export --prompt "three one four" --speaker alice --out out.wav
 python ttt_dist/generate.py --model runs/demo/export --audio in.wav
-python ttt_dist/generate.py --model runs/glm/export --prompt "Good morning." --out out.wav \\
+python ttt_dist/generate.py --model runs/glm/export --chat --audio question.wav --out answer.wav \\
     --decoder-command "python glm_decode.py {codes} {wav}"
+python ttt_dist/generate.py --model runs/glm/export --chats chats.jsonl --out answers/
 """
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 # Run as a file, Python puts this file's folder first into the path; its modules are to be found as ttt_dist.* only.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+import numpy as np
+
 from ttt_dist.audio import Codec, load_codec, read_audio, write_wav
+from ttt_dist.decode_settings import DecodeSettings
 from ttt_dist.errors import UserError
+from ttt_dist.evaluation.benchmarks import chat
+from ttt_dist.evaluation.chats import speech_chat
+from ttt_dist.evaluation.items import Item, read_items
+from ttt_dist.evaluation.job import write_jsonl
+from ttt_dist.evaluation.plan import Plan
+from ttt_dist.evaluation.tools import Notes, Tools
 from ttt_dist.files import writing
-from ttt_dist.inference.decoder import Decoder, Request
-from ttt_dist.inference.settings import DecodeSettings, add_decoding_flags, settings_from_flags
+from ttt_dist.inference.decoder import Decoder, Request, Result
+from ttt_dist.inference.events import Ended, TextPiece
+from ttt_dist.inference.settings import add_decoding_flags, settings_from_flags
 from ttt_dist.model.huggingface import ModelFolder, load_folder
 from ttt_dist.sequence.templates import ChatTemplate
-from ttt_dist.telemetry.console import main_guard, say
+from ttt_dist.telemetry.console import main_guard, say, warn
 
 
 def main() -> None:
     arguments = parse_arguments()
     settings = settings_from_flags(arguments)
+    if arguments.chats is not None:
+        answer_chats(arguments, settings)
+        return
     folder = load_folder(arguments.model)
-    if arguments.audio is not None:
-        transcribe(folder, arguments.audio, settings, arguments.seed)
-    else:
-        codec = load_codec(folder.codec, decoder_command=arguments.decoder_command)
+    codec = load_codec(folder.codec, decoder_command=arguments.decoder_command)
+    speaks = arguments.chat or arguments.prompt is not None
+    if speaks:
         codec.require_decoder()
-        speak(folder, codec, arguments.prompt, arguments.speaker, arguments.out, settings, arguments.seed)
+    request = Request(prompt(arguments, folder, codec), arguments.seed)
+    response = tell(Decoder(folder), request, settings if speaks else replace(settings, stop_at_last_span=True))
+    if speaks:
+        write(response, codec, arguments.out, text_will_do=arguments.chat)
 
 
-def transcribe(folder: ModelFolder, audio: Path, settings: DecodeSettings, seed: int) -> None:
-    """Print the text of a recording."""
-    codec = load_codec(folder.codec)
-    (codes,) = codec.encode([read_audio(audio, codec.sample_rate)])
-    prompt = ChatTemplate(folder.tokenizer, folder.layout, folder.template).asr_prompt(codes)
-    settings = DecodeSettings(**{**vars(settings), "stop_at_last_span": True})
-    (response,) = Decoder.from_folder(folder).generate([Request(prompt, seed)], settings)
-    say(response.text)
-
-
-def speak(
-    folder: ModelFolder,
-    codec: Codec,
-    text: str,
-    speaker: str | None,
-    out: Path,
-    settings: DecodeSettings,
-    seed: int,
-) -> None:
-    """Write a text's speech as a WAV file."""
-    if speaker and not folder.template.name_speaker:
+def prompt(arguments: argparse.Namespace, folder: ModelFolder, codec: Codec) -> np.ndarray:
+    """What the model is asked, as its training wrote it."""
+    template = ChatTemplate(folder.tokenizer, folder.layout, folder.template)
+    codes = codec.encode([read_audio(arguments.audio, codec.sample_rate)]) if arguments.audio else []
+    if arguments.chat:
+        said = {"audio": "given"} if codes else {"text": arguments.prompt}
+        return template.prompt("audio_chat", {"turns": [{"role": "user"} | said], "lang": arguments.lang}, codes)
+    if codes:
+        return template.prompt("asr", {"audio": "given", "lang": arguments.lang}, codes)
+    if arguments.speaker and not folder.template.name_speaker:
         raise UserError("--speaker: this model was trained without speakers' names; leave the flag out")
-    prompt = ChatTemplate(folder.tokenizer, folder.layout, folder.template).tts_prompt(text, speaker)
-    (response,) = Decoder.from_folder(folder).generate([Request(prompt, seed)], settings)
+    entry = {"text": arguments.prompt, "speaker": arguments.speaker, "lang": arguments.lang}
+    return template.prompt("tts", entry, [])
+
+
+def tell(decoder: Decoder, request: Request, settings: DecodeSettings) -> Result:
+    """Print the response's text as it comes."""
+    for _, event in decoder.stream([request], settings):
+        if isinstance(event, TextPiece):
+            print(event.text, end="", flush=True)
+        if isinstance(event, Ended):
+            print(flush=True)
+            return event.result
+    raise AssertionError("a stream ends with its result")
+
+
+def write(response: Result, codec: Codec, out: Path, text_will_do: bool) -> None:
+    """Write the response's speech as a WAV file."""
     if not len(response.codes):
+        if text_will_do and response.text:
+            return
         raise UserError(
             f"the model answered without speech ({response.text!r}); train it longer, or try another --seed"
         )
     with writing(out):
         write_wav(out, codec.decode(response.codes), codec.sample_rate)
-    say(f"{out}: {len(response.codes) / codec.code_rate:.2f} s, text: {response.text}")
+    say(f"{out}: {len(response.codes) / codec.code_rate:.2f} s")
+
+
+def answer_chats(arguments: argparse.Namespace, settings: DecodeSettings) -> None:
+    """Answer the user's turns of many conversations; one line each in OUT/answers.jsonl, speech below OUT/wav."""
+    task, template = "speech_chat", "audio_chat"
+    plan = Plan(
+        task, arguments.model, arguments.chats, arguments.out, template, settings,
+        decoder_command=arguments.decoder_command, seed=arguments.seed,
+    )  # fmt: skip
+    lines = read_items(plan.data, chat)
+    notes = Notes()
+    items = [line for line in lines if isinstance(line, Item)]
+    records = speech_chat(Tools.open(plan, speaks=True, is_judged=False), items, notes)
+    write_jsonl(plan.out / "answers.jsonl", records)
+    problems = [line for line in lines if isinstance(line, str)] + notes.problems
+    for problem in problems:
+        warn(problem)
+    say(f"{plan.out / 'answers.jsonl'}: {len(records)} chats answered, {len(problems)} not")
+    if problems or not records:
+        raise UserError(f"{plan.data}: {len(problems)} chat(s) could not be answered; correct them (named above)")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -77,10 +120,15 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--model", required=True, type=Path, help="exported model folder")
     given = parser.add_mutually_exclusive_group(required=True)
-    given.add_argument("--prompt", help="text to speak")
-    given.add_argument("--audio", type=Path, help="recording to transcribe (WAV, FLAC, OGG, MP3)")
+    given.add_argument("--prompt", help="text to speak, or, with --chat, to answer")
+    given.add_argument("--audio", type=Path, help="recording to transcribe, or to answer (WAV, FLAC, OGG, MP3)")
+    given.add_argument("--chats", type=Path, help="conversations to answer, one per line (JSONL with `turns`)")
+    parser.add_argument("--chat", action="store_true", help="answer in text and speech (template audio_chat)")
+    parser.add_argument("--lang", help="language of the prompt, where the model's templates know several")
     parser.add_argument("--speaker", help="speaker to imitate, where the model was trained with names")
-    parser.add_argument("--out", type=Path, default=Path("out.wav"), help="WAV file to write (default out.wav)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out.wav"), help="WAV file to write; of --chats a folder (default out.wav)"
+    )
     parser.add_argument(
         "--decoder-command",
         metavar="COMMAND",
@@ -89,8 +137,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="seed of what is sampled")
     add_decoding_flags(parser)
     arguments = parser.parse_args()
-    if arguments.decoder_command is not None and arguments.prompt is None:
-        parser.error("--decoder-command makes speech: it goes with --prompt")
+    if arguments.chats is not None and (arguments.chat or arguments.speaker or arguments.lang):
+        parser.error("--chats: languages stand in its lines; leave --chat, --speaker and --lang out")
+    if arguments.decoder_command is not None and arguments.audio is not None and not arguments.chat:
+        parser.error("--decoder-command makes speech, and --audio alone makes text: add --chat, or leave it out")
+    if arguments.prompt is not None and not arguments.prompt.strip():
+        parser.error("--prompt is empty: write a text")
     if arguments.seed < 0:
         parser.error("--seed must be at least 0")
     return arguments

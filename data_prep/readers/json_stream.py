@@ -19,8 +19,9 @@ MAX_OBJECT = 2**28  # characters of one object: beyond, the file is taken to be 
 SEPARATORS = re.compile(r"[\s,]*")
 
 
-def stream_array(path: Path, key: str, problems: Problems) -> Iterator[tuple[str, Any]]:
-    """(`file:line`, item) of the list under `key` of the file's outermost object, the first such key in the file.
+def stream_array(path: Path, key: str | None, problems: Problems) -> Iterator[tuple[str, Any]]:
+    """(`file:line`, item) of the list under `key` of the file's outermost object, the first such key in the file; without
+    a key, of the list that the file is.
 
     Bytes that are not UTF-8 become lone surrogates in the strings. A list that breaks off is reported, and what came
     before it stays good. Raises UserError where the file cannot be read or has no such list.
@@ -40,7 +41,9 @@ def stream_array(path: Path, key: str, problems: Problems) -> Iterator[tuple[str
                 except (ValueError, RecursionError) as error:
                     more = file.read(max(CHUNK, len(text) - at)) if len(text) - at < MAX_OBJECT else ""
                     if not more:
-                        problems.report(f"{path}:{line}: the list '{key}' breaks off ({error}); fetch the file again")
+                        problems.report(
+                            f"{path}:{line}: the list '{key or 'of the file'}' breaks off ({error}); fetch the file again"
+                        )
                         return
                     text, at = text[at:] + more, 0
                     continue
@@ -51,13 +54,14 @@ def stream_array(path: Path, key: str, problems: Problems) -> Iterator[tuple[str
         raise UserError(f"{path}: cannot be read ({error.strerror}); correct the path or its permissions") from error
 
 
-def _find(file: IO[str], key: str, path: Path) -> tuple[str, int]:
+def _find(file: IO[str], key: str | None, path: Path) -> tuple[str, int]:
     """What was read of the file, and where in it the list's first object begins."""
-    opening = re.compile(rf'"{key}"\s*:\s*\[')
+    opening = re.compile(rf'"{key}"\s*:\s*\[' if key else r"\A\ufeff?\s*\[")
     text = ""
     while (found := opening.search(text)) is None:
         more = file.read(CHUNK) if len(text) < MAX_OBJECT else ""
         if not more:
-            raise UserError(f"{path}: has no list '{key}'; name the corpus's own JSON file or its folder")
+            missing = f"has no list '{key}'" if key else "is no list of objects"
+            raise UserError(f"{path}: {missing}; name the corpus's own JSON file or its folder")
         text += more
     return text, found.end()

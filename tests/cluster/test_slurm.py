@@ -12,11 +12,13 @@ import yaml
 from data_prep.__main__ import main as data_prep
 from tests.cluster.slurm import Job, Slurm, running_slurm, wait_until
 from tests.distributed.small_run import ROOT, records, timeless
-from tests.prep_way import make_corpus, steps
+from tests.prep_way import contents, make_corpus, steps
+from tests.structures import SHARED
 from ttt_dist.telemetry.events import read_events
 from ttt_dist.training.seal import require_whole
 
 STEPS = 150
+FSDD_RUN = ROOT / "runs" / "fsdd"  # what recipes/fsdd.yaml has trained, where somebody has run it
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
 
 
@@ -147,14 +149,30 @@ def test_a_mistake_and_too_many_restarts_end_a_job(slurm: Slurm, config: Path, w
 def test_convert_and_evaluate(slurm: Slurm, undisturbed: Job, work: Path) -> None:
     out = work / "resharded"
     converted = slurm.submit("convert.sbatch", "reshard", "--source", str(work / "run"), "--out", str(out))
-    model, data = str(work / "run" / "export"), str(work / "corpus" / "train.jsonl")
-    few = ("--limit", "2", "--max-text", "4", "--audio-root", str(work / "corpus"))
-    evaluated = slurm.submit("evaluate.sbatch", *few, MODEL=model, DATA=data, OUT=str(work / "results"))
+    few = ("--limit", "8", "--part-size", "1", "--max-text", "4", "--audio-root", str(work / "corpus"))
+    where = {"MODEL": str(work / "run" / "export"), "DATA": str(work / "corpus" / "train.jsonl")}
+    shared, alone = work / "shared", work / "alone"
+    options = ("--array=0-1", "--ntasks=2")
+    evaluated = slurm.submit("evaluate.sbatch", *few, options=options, **where, OUT=str(shared))
     assert converted.wait() == {"COMPLETED"}, converted.log
     require_whole(out)
     assert evaluated.wait() == {"COMPLETED"}, evaluated.log
-    assert json.loads((work / "results" / "asr_summary.json").read_text())["utterances"] == 2
-    assert json.loads(evaluated.log.strip().splitlines()[-1])["utterances"] == 2
+    assert all(f"(task {number} of 4: 2 of 8 parts)" in evaluated.log for number in range(4)), evaluated.log
+    again = slurm.submit("evaluate.sbatch", *few, **where, OUT=str(alone))
+    assert again.wait() == {"COMPLETED"}, again.log
+    assert json.loads((alone / "asr_summary.json").read_text())["items"] == 8
+    assert json.loads(again.log.strip().splitlines()[-1])["items"] == 8
+    assert contents(shared) == contents(alone)
+
+
+@pytest.mark.skipif(not (FSDD_RUN / "export").is_dir(), reason=f"{FSDD_RUN}: no model trained on the real recordings")
+def test_real_speech_is_evaluated(slurm: Slurm, tmp_path: Path) -> None:
+    where = {"MODEL": str(FSDD_RUN / "export"), "DATA": str(FSDD_RUN / "data" / "test.jsonl"), "OUT": str(tmp_path)}
+    root = ("--audio-root", str(SHARED / "fsdd" / "recordings"))
+    job = slurm.submit("evaluate.sbatch", "--limit", "100", "--block", "6", "--steps", "6", *root, **where)
+    assert job.wait() == {"COMPLETED"}, job.log
+    summary = json.loads((tmp_path / "asr_summary.json").read_text())
+    assert (summary["items"], summary["errors"]) == (100, 0) and summary["wer"] < 0.2
 
 
 def done(run: Path) -> int:

@@ -532,7 +532,7 @@ def test_a_command_makes_the_speech(tmp_path: Path) -> None:
 
 
 def test_decoder_command_goes_to_any_codec(folders: dict[str, Path], tmp_path: Path) -> None:
-    command = decoder(tmp_path, DECODE, "0.25").arguments
+    command = decoder(tmp_path, DECODE, "0.25").command.arguments
     codec = load_codec(f"mimi:{folders['mimi']}", codebooks=1, decoder_command=shlex.join(command))
     plain = load_codec(f"mimi:{folders['mimi']}", codebooks=1)
     (codes,) = codec.encode([sound(1280)])

@@ -1,6 +1,6 @@
-"""Decoding against a plain loop of one request, sampling against its definitions, the rules for stopping."""
+"""Decoding against a plain loop of one request, sampling against its definitions, events, the rules for stopping."""
 
-import dataclasses
+import argparse
 from collections import Counter
 from pathlib import Path
 
@@ -10,16 +10,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.structures import samples, tiny_layout
+from tests.plain_decoding import differing, draw_settings
+from tests.structures import tiny_layout
 from ttt_dist.config import ModelConfig
+from ttt_dist.decode_settings import DecodeSettings
 from ttt_dist.errors import UserError
 from ttt_dist.inference.decoder import Decoder, Request
-from ttt_dist.inference.phases import Rules, State, advance
-from ttt_dist.inference.sampling import choose_codes, choose_text, keep_top_k, keep_top_p, most_confident
-from ttt_dist.inference.settings import DecodeSettings
-from ttt_dist.model.attention import attention_plan
+from ttt_dist.inference.events import UNFINISHED, Ended, Reader, SpanDone, TextPiece
+from ttt_dist.inference.phases import Rules, State, advance, allowed_ids
+from ttt_dist.inference.sampling import choose_codes, choose_text, guided, keep_top_k, keep_top_p, most_confident
+from ttt_dist.inference.settings import add_decoding_flags, as_flags, settings_from_flags
+from ttt_dist.model.huggingface import ModelFolder
 from ttt_dist.model.layers import PlainFactory, RandomWeights
 from ttt_dist.model.transformer import Transformer
+from ttt_dist.sequence.objective import Objective
+from ttt_dist.sequence.templates import TemplateSettings
 from ttt_dist.sequence.text_tokenizer import TextTokenizer
 
 LAYOUT = tiny_layout(shuffle_seed=2)
@@ -41,12 +46,17 @@ class Letters(TextTokenizer):
         return None
 
 
-def model(seed: int = 0) -> Transformer:
-    return Transformer.for_layout(CONFIG, LAYOUT, PlainFactory(RandomWeights(seed))).requires_grad_(False)
+def folder(
+    seed: int = 0, kind: str = "ttt", prompt_audio: str = "bidirectional", max_length: int = 4096
+) -> ModelFolder:
+    """A model of random weights; what decoding does not read of a folder is left out."""
+    model = Transformer.for_layout(CONFIG, LAYOUT, PlainFactory(RandomWeights(seed))).requires_grad_(False)
+    objective = Objective(kind=kind, prompt_audio=prompt_audio)
+    return ModelFolder(model, LAYOUT, Letters(), TemplateSettings(), objective, Path("none"), max_length)
 
 
-def decoder(seed: int = 0, prompt_audio: str = "bidirectional", batch_size: int = 32) -> Decoder:
-    return Decoder(model(seed), LAYOUT, Letters(), prompt_audio, batch_size)
+def decoder(seed: int = 0, batch_size: int = 32) -> Decoder:
+    return Decoder(folder(seed), batch_size)
 
 
 def is_audio(token: int) -> bool:
@@ -54,74 +64,28 @@ def is_audio(token: int) -> bool:
     return is_code or token in ENDS or token == LAYOUT.mask
 
 
-def plain_logits(net: Transformer, ids: list[int], num_prompt: int, prompt_audio: str) -> torch.Tensor:
-    """Logits of every position of one sequence."""
-    span_ids, run = [], 0
-    for place, token in enumerate(ids):
-        run += not is_audio(token)
-        counts = is_audio(token) and (place >= num_prompt or prompt_audio == "bidirectional")
-        span_ids.append(run + 1 if counts else 0)
-    row = torch.tensor([ids])
-    plan = attention_plan(torch.ones_like(row), torch.tensor([span_ids]))
-    return net.logits(net.hidden(row[0], torch.arange(len(ids)), plan))
+def drawn_prompts(rng: np.random.Generator, count: int) -> list[np.ndarray]:
+    """Prompts of text and audio, of very different lengths."""
+    prompts = []
+    for _ in range(count):
+        pieces = [rng.integers(0, LAYOUT.num_text_tokens, rng.integers(0, 12))]
+        for _ in range(rng.integers(0, 3)):
+            codes = LAYOUT.first_code + rng.integers(0, LAYOUT.num_codes, rng.integers(1, 40))
+            pieces += [[LAYOUT.begin_of_audio], codes, [LAYOUT.end_of_audio]]
+        prompts.append(np.concatenate([*pieces, [LAYOUT.im_end]]).astype(np.int32))
+    return prompts
 
 
-def plain_loop(net: Transformer, prompt: list[int], chosen: DecodeSettings, prompt_audio: str) -> list[int]:
-    """Section 5 of the method, one request, greedy, everything recomputed at each step."""
-    ids, num_text = list(prompt), 0
-    text = [t for t in range(LAYOUT.vocab_size) if not is_audio(t)]
-    text = [t for t in text if t not in (LAYOUT.pad, LAYOUT.im_start, LAYOUT.end_of_audio)]
-    audio = [t for t in range(LAYOUT.vocab_size) if is_audio(t) and t != LAYOUT.mask]
-    while num_text < chosen.max_text:
-        logits = plain_logits(net, ids, len(prompt), prompt_audio)[-1]
-        token = max(text, key=lambda t: float(logits[t]))
-        ids.append(token)
-        num_text += 1
-        if token == LAYOUT.im_end or (token == LAYOUT.begin_of_quad and chosen.stop_at_last_span):
-            break
-        if token not in STARTS:
-            continue
-        start = len(ids)
-        while len(ids) - start < chosen.span_limit:
-            size = min(chosen.block, chosen.span_limit - (len(ids) - start))
-            ids += [LAYOUT.mask] * size
-            # An even split: the first forwards commit one more where it does not divide.
-            steps = min(chosen.steps, size)
-            shares = [size // steps + (step < size % steps) for step in range(steps)]
-            for share in shares:
-                logits = plain_logits(net, ids, len(prompt), prompt_audio).double()
-                found = []
-                for place in range(start, len(ids)):
-                    if ids[place] == LAYOUT.mask:
-                        allowed = logits[place][audio].softmax(-1)
-                        best = int(allowed.argmax())
-                        found.append((-float(allowed[best]), place, audio[best]))
-                for _, place, code in sorted(found)[:share]:
-                    ids[place] = code
-            end = next((place for place in range(start, len(ids)) if ids[place] in ENDS), None)
-            if end is not None:
-                ids = ids[: end + 1]
-                break
-    return ids[len(prompt) :]
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    st.lists(samples(LAYOUT), min_size=1, max_size=5),
-    st.integers(1, 9),
-    st.integers(1, 9),
-    st.sampled_from(["bidirectional", "causal"]),
-    st.booleans(),
-    st.integers(0, 5),
-)
-def test_batched_decoding_equals_the_plain_loop(
-    prompts: list, block: int, steps: int, prompt_audio: str, stop: bool, seed: int
-) -> None:
-    chosen = DecodeSettings(block=block, steps=steps, span_limit=20, max_text=6, stop_at_last_span=stop)
-    ours = decoder(seed, prompt_audio, batch_size=3)
-    results = ours.generate([Request(prompt.ids) for prompt in prompts], chosen)
-    for prompt, result in zip(prompts, results, strict=True):
-        assert result.ids.tolist() == plain_loop(ours.model, prompt.ids.tolist(), chosen, prompt_audio)
+@pytest.mark.parametrize("case", range(20))
+def test_cached_batches_give_the_tokens_of_the_plain_loop(case: int) -> None:
+    """240 prompts, each with settings of its own, in ragged batches of 1 to 8."""
+    rng = np.random.default_rng(case)
+    kind = "ttt" if case < 16 else ("ar", "nar")[case % 2]
+    model = folder(case % 5, kind, str(rng.choice(["bidirectional", "causal"])))
+    prompts = drawn_prompts(rng, 12)
+    limits = {"span_limit": 70, "max_text": int(rng.integers(1, 7)), "max_codes": int(rng.integers(20, 150))}
+    chosen = [draw_settings(rng, **limits) for _ in prompts]
+    assert differing(model, prompts, chosen, 1 + case % 8) == []
 
 
 def random_prompts(count: int) -> list[Request]:
@@ -170,22 +134,26 @@ def test_only_allowed_tokens_in_their_places(seed: int, block: int, steps: int) 
     assert result.text == "".join(chr(97 + t) for t in result.ids if t < LAYOUT.num_text_tokens)
 
 
-def rules(**values: float | bool) -> Rules:
-    return Rules.of(DecodeSettings(**values), LAYOUT, torch.device("cpu"))
+def rules(kind: str = "ttt", max_length: int = 4096, **values: float | bool | str) -> Rules:
+    return Rules(DecodeSettings(**values), LAYOUT, kind, max_length)
 
 
 def logits_of(*tokens: int) -> torch.Tensor:
-    """Rows that make each of these tokens all but certain."""
+    """Rows that make each of these tokens all but certain, over the whole vocabulary."""
     rows = torch.zeros(len(tokens), LAYOUT.padded_vocab_size)
     rows[range(len(tokens)), tokens] = 50.0
     return rows
 
 
+def step(state: State, row: torch.Tensor, chosen: Rules) -> State:
+    return advance(state, row[:, allowed_ids(LAYOUT, chosen.phase(state))], chosen)
+
+
 def run(rows: list[torch.Tensor], chosen: Rules) -> State:
-    state = State(np.array([1, 2], dtype=np.int32), 2, seed=0)
+    state = chosen.start(np.array([1, 2]), np.array([0, 0]), seed=0)
     for row in rows:
         assert state.finish is None
-        state = advance(state, row, chosen)
+        state = step(state, row, chosen)
     return state
 
 
@@ -194,8 +162,8 @@ def test_a_span_closes_after_its_first_end_and_text_goes_on() -> None:
     state = run([logits_of(LAYOUT.begin_of_audio), logits_of(code, end, code, end)], rules(block=4, steps=1))
     assert state.ids.tolist() == [1, 2, LAYOUT.begin_of_audio, code, end]
     assert state.span_start is None
-    assert state.needed(LAYOUT).tolist() == [4]
-    state = advance(state, logits_of(LAYOUT.im_end), rules(block=4, steps=1))
+    assert rules().needed(state).tolist() == [4]
+    state = step(state, logits_of(LAYOUT.im_end), rules(block=4, steps=1))
     assert (state.finish, state.num_forwards, state.num_text) == ("end_of_turn", 3, 2)
 
 
@@ -204,7 +172,7 @@ def test_a_full_block_is_followed_by_another_up_to_the_limit() -> None:
     chosen = rules(block=4, steps=1, span_limit=6)
     state = run([logits_of(LAYOUT.begin_of_quad), logits_of(*[code] * 4)], chosen)
     assert state.ids[3:].tolist() == [code] * 4 + [LAYOUT.mask] * 2
-    state = advance(state, logits_of(code, code), chosen)
+    state = step(state, logits_of(code, code), chosen)
     assert state.span_start is None
     assert len(state.ids) == 3 + 6
 
@@ -222,7 +190,7 @@ def test_commits_are_split_evenly(block: int, steps: int) -> None:
     state = run([logits_of(LAYOUT.begin_of_audio)], chosen)
     left = [block]
     while state.span_start is not None:
-        state = advance(state, logits_of(*[LAYOUT.first_code] * left[-1]), chosen)
+        state = step(state, logits_of(*[LAYOUT.first_code] * left[-1]), chosen)
         left.append(int((state.ids == LAYOUT.mask).sum()))
     shares = -np.diff(left)
     assert shares.sum() == block
@@ -236,7 +204,7 @@ def test_the_surest_positions_are_committed_first_and_stay() -> None:
     logits[[0, 1, 2], LAYOUT.first_code] = torch.tensor([2.0, 9.0, 5.0])
     state = run([logits_of(LAYOUT.begin_of_audio), logits], chosen)
     assert state.ids[3:].tolist() == [LAYOUT.mask, LAYOUT.first_code, LAYOUT.mask]
-    state = advance(state, logits_of(LAYOUT.first_code + 1, LAYOUT.first_code + 2), chosen)
+    state = step(state, logits_of(LAYOUT.first_code + 1, LAYOUT.first_code + 2), chosen)
     assert state.ids[4] == LAYOUT.first_code
 
 
@@ -272,6 +240,9 @@ def test_ties_of_confidence_go_to_the_earlier() -> None:
         ({"temperature": -1.0}, "--temperature"),
         ({"top_p": 0.0}, "--top-p"),
         ({"steps": 0}, "--steps"),
+        ({"threshold": 1.5}, "--threshold"),
+        ({"remasking": "none"}, "--remasking"),
+        ({"cfg": float("nan")}, "--cfg"),
     ],
 )
 def test_settings_out_of_range_are_named(values: dict, flag: str) -> None:
@@ -289,12 +260,121 @@ def test_no_requests_no_results() -> None:
     assert decoder().generate([], DecodeSettings()) == []
 
 
-def test_models_of_other_objectives_are_refused(tmp_path: Path) -> None:
-    from ttt_dist.model.huggingface import ModelFolder
-    from ttt_dist.sequence.objective import Objective
-    from ttt_dist.sequence.templates import TemplateSettings
+def test_the_model_limits_prompt_and_response() -> None:
+    prompt = np.zeros(20, dtype=np.int32)
+    with pytest.raises(UserError, match="the prompt has 20 tokens, and the model takes 20 with its response"):
+        Decoder(folder(max_length=20)).generate([Request(prompt)])
+    for seed in range(6):
+        (result,) = Decoder(folder(seed, max_length=27)).generate([Request(prompt)], DecodeSettings(block=4, steps=2))
+        assert len(prompt) + len(result.ids) <= 27
+        assert result.finish in ("max_length", "end_of_turn")
 
-    folder = ModelFolder(model(), LAYOUT, Letters(), TemplateSettings(), Objective(kind="ar"), tmp_path)
-    with pytest.raises(UserError, match=r"objective\.kind=ar"):
-        Decoder.from_folder(folder)
-    Decoder.from_folder(dataclasses.replace(folder, objective=Objective()))
+
+def test_audio_of_a_response_is_limited() -> None:
+    code = LAYOUT.first_code
+    chosen = rules(block=4, steps=1, max_codes=6)
+    state = run([logits_of(LAYOUT.begin_of_audio), logits_of(*[code] * 4), logits_of(code, code)], chosen)
+    assert (state.finish, state.num_audio, state.span_start) == ("max_codes", 6, None)
+
+
+def test_what_the_model_is_sure_of_is_committed_at_once() -> None:
+    """Nine masks in three steps; those above the threshold go beyond the share, never below it."""
+    logits = torch.zeros(9, LAYOUT.padded_vocab_size)
+    logits[:7, LAYOUT.first_code] = 20.0
+    for threshold, left in ((0.0, 6), (0.9, 2)):
+        state = run([logits_of(LAYOUT.begin_of_audio), logits], rules(block=9, steps=3, threshold=threshold))
+        assert int((state.ids == LAYOUT.mask).sum()) == left
+        assert state.steps_left == 2
+
+
+def test_random_remasking_chooses_any_position() -> None:
+    logits = torch.zeros(6, LAYOUT.padded_vocab_size)
+    logits[:, LAYOUT.first_code] = torch.arange(6.0) + 1
+    places = set()
+    for seed in range(80):
+        chosen = rules(block=6, steps=6, remasking="random")
+        state = chosen.start(np.array([1]), np.array([0]), seed)
+        state = step(step(state, logits_of(LAYOUT.begin_of_audio), chosen), logits, chosen)
+        places.add(int(np.flatnonzero(state.ids == LAYOUT.first_code)[0]))
+    assert places == set(range(2, 8))
+
+
+def test_guidance_moves_logits_away_from_those_without_context() -> None:
+    with_context, without = torch.tensor([1.0, 2.0]), torch.tensor([2.0, 0.0])
+    torch.testing.assert_close(guided(with_context, without, 0.0), with_context)
+    torch.testing.assert_close(guided(with_context, without, 0.5), torch.tensor([0.5, 3.0]))
+
+
+@pytest.mark.parametrize(("cfg", "factor"), [(0.0, 1), (0.5, 2)])
+def test_guidance_doubles_the_forwards_of_spans(cfg: float, factor: int) -> None:
+    in_spans = 0
+    for request in random_prompts(8):
+        session, num_steps, results = decoder().session(), 0, []
+        session.add(request, DecodeSettings(cfg=cfg, block=4, steps=4, span_limit=8, max_text=6))
+        while not session.is_idle:
+            results += [event.result for _, event in session.step() if isinstance(event, Ended)]
+            num_steps += 1
+        num_text = sum(not is_audio(token) for token in results[0].ids)
+        assert results[0].num_forwards == num_text + factor * (num_steps - num_text)
+        in_spans += num_steps - num_text
+    assert in_spans > 0
+
+
+def test_events_tell_text_and_spans_as_they_are_finished() -> None:
+    chosen = DecodeSettings(block=3, steps=2, span_limit=9, max_text=9, temperature=1.0, code_temperature=1.0)
+    requests = random_prompts(8)
+    told: dict[int, list] = {}
+    for index, event in decoder(batch_size=3).stream(requests, chosen):
+        told.setdefault(index, []).append(event)
+    for index, result in enumerate(decoder().generate(requests, chosen)):
+        *events, end = told[index]
+        assert isinstance(end, Ended)
+        assert end.result.ids.tolist() == result.ids.tolist()
+        assert "".join(event.text for event in events if isinstance(event, TextPiece)) == result.text
+        spans = [event.codes.tolist() for event in events if isinstance(event, SpanDone)]
+        assert spans == [span.tolist() for span in result.spans]
+        places = [next(n for n, t in enumerate(result.ids) if is_audio(t)) if result.spans else 0]
+        first = next((n for n, event in enumerate(events) if isinstance(event, SpanDone)), 0)
+        before = [t for t in result.ids[: places[0]] if t < LAYOUT.num_text_tokens]
+        assert first == (len(before) if result.spans else 0)  # told before the text that follows
+
+
+def test_text_is_told_when_its_characters_are_whole() -> None:
+    class Halves(Letters):
+        """Two ids make a letter."""
+
+        def decode(self, ids) -> str:  # noqa: ANN001
+            return "".join("ab"[i % 2] for i in ids[1::2]) + UNFINISHED * (len(ids) % 2)
+
+    reader = Reader(Halves(), LAYOUT)
+    assert [reader.read(np.array([n])) for n in range(4)] == [[], [TextPiece("b")], [], [TextPiece("b")]]
+    state = State(np.arange(5), np.zeros(5), 0, 0, finish="max_text")
+    assert reader.read(np.array([4])) == []
+    assert reader.end(state, 5)[0] == TextPiece(UNFINISHED)
+
+
+def test_requests_join_and_leave_a_session() -> None:
+    chosen = DecodeSettings(block=3, steps=2, span_limit=9, max_text=9, temperature=0.7)
+    requests = random_prompts(6)
+    alone = [result.ids.tolist() for result in decoder().generate(requests, chosen)]
+    session, found = decoder(batch_size=4).session(), {}
+    keys = [session.add(request, chosen) for request in requests[:3]]
+    for number in range(1000):
+        found.update({key: e.result.ids.tolist() for key, e in session.step() if isinstance(e, Ended)})
+        if number == 1:
+            keys += [session.add(request, chosen) for request in requests[3:]]
+            session.drop(keys[1])
+            session.drop(keys[5])
+    assert session.is_idle
+    assert session.step() == []
+    assert found == {key: alone[key] for key in (0, 2, 3, 4)}
+
+
+def test_flags_say_the_settings() -> None:
+    parser = argparse.ArgumentParser()
+    add_decoding_flags(parser)
+    chosen = DecodeSettings(block=7, threshold=0.5, cfg=0.1, remasking="random", block_cache="block_causal", top_p=0.9)
+    assert settings_from_flags(parser.parse_args(as_flags(chosen))) == chosen
+    assert settings_from_flags(parser.parse_args([])) == DecodeSettings()
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--remasking", "none"])

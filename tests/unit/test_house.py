@@ -12,13 +12,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Five floors, top first: a module may import its own floor's package and any floor below (docs/architecture.md).
 FLOORS = [
-    ["ttt_dist.train", "ttt_dist.generate", "ttt_dist.evaluate", "tools"],
-    ["ttt_dist.training", "ttt_dist.evaluation"],
+    ["ttt_dist.train", "ttt_dist.generate", "ttt_dist.evaluate", "ttt_dist.serve", "tools"],
+    ["ttt_dist.training", "ttt_dist.evaluation", "ttt_dist.serving"],
     ["ttt_dist.parallel", "ttt_dist.inference", "data_prep"],
     ["ttt_dist.model", "ttt_dist.data"],
     [
         "ttt_dist.config",
         "ttt_dist.data_config",
+        "ttt_dist.decode_settings",
         "ttt_dist.typed_yaml",
         "ttt_dist.sequence",
         "ttt_dist.audio",

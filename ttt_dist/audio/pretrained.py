@@ -28,6 +28,7 @@ from ttt_dist.errors import UserError
 MAX_BATCH_SAMPLES = 2_000_000  # about 6 GB: the first convolutions keep 64 channels at the full rate
 PIECE_S = 60  # longer speech is cut into pieces of so many seconds, each encoded by itself
 BROKEN = (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError)  # what a damaged folder raises
+TRAINING_ONLY = "masked_spec_embed"  # weight that published recognisers leave out
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ class Pretrained(PublishedCodec):
     def load(cls, name: str, folder: str | Path, codebooks: int | None = None, device: str | None = None) -> Pretrained:
         """Read a published folder. Raises UserError naming the setting, file or weight that is wrong or missing."""
         folder, place = Path(folder), choose_device(device)
-        model = _read(name, folder)
+        _check_type(name, folder)
+        model = read_model(name, KINDS[name].model_class, folder)
         chosen = _choose(name, folder, model.config, codebooks)
         return cls(name, model, folder, chosen, folder_hash(name, folder, chosen), place)
 
@@ -170,24 +172,35 @@ class Pretrained(PublishedCodec):
         return inputs
 
 
-def _read(name: str, folder: Path) -> Any:
-    """The model with all its weights, or a UserError: transformers would make up those that are missing."""
-    _check_type(name, folder)
+def read_model(name: str, model_class: str, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The model of a folder, a class of `transformers`, with all its weights. Raises UserError where it is not whole.
+
+    Safetensors only, no code of the folder's. Without the check `transformers` would make up weights that are missing.
+    """
     weight_files(folder)  # before transformers looks for other kinds of files
     import transformers
 
-    with _quiet():
+    with quiet():
         try:
-            model, loading = getattr(transformers, KINDS[name].model_class).from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            model, loading = getattr(transformers, model_class).from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=dtype,
+                output_loading_info=True,
             )
         except BROKEN as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(f"{folder}: {name} cannot be read ({reason[0]}); {REMEDY}") from error
-    missing = sorted(loading["missing_keys"])
+            raise UserError(f"{folder}: {name} cannot be read ({first_line(error)}); {REMEDY}") from error
+    missing = sorted(key for key in loading["missing_keys"] if not key.endswith(TRAINING_ONLY))
     if missing:
         raise UserError(f"{folder}: lacks {len(missing)} weights of {name}, first {missing[0]}; {REMEDY}")
     return model
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, as far as it fits into a line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _check_type(name: str, folder: Path) -> None:
@@ -231,7 +244,7 @@ def _codebook_size(kind: Kind, config: Any) -> int:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No bars and reports of transformers': what is wrong with a folder we say in one line."""
     from transformers.utils import logging
 

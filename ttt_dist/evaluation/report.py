@@ -79,8 +79,13 @@ def spectrogram(wave: torch.Tensor, sample_rate: int) -> str:
 
 def player(path: Path) -> str:
     """An audio player with the file inside the page."""
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f"<audio controls preload=none src='data:audio/{path.suffix[1:]};base64,{data}'></audio>"
+    return player_of(path.read_bytes(), path.suffix[1:])
+
+
+def player_of(content: bytes, kind: str) -> str:
+    """An audio player of a file's bytes; `kind` is wav or flac."""
+    data = base64.b64encode(content).decode()
+    return f"<audio controls preload=none src='data:audio/{kind};base64,{data}'></audio>"
 
 
 def captioned(title: str, caption: str, *parts: str) -> str:

@@ -1,27 +1,28 @@
-"""Batched decoding: requests in different phases and of different lengths share each forward pass.
+"""Decoding with an exported model: requests in different phases and of different lengths share each forward pass.
 
-The requests of a batch are the samples of one packed row, so no token is padding. Every forward recomputes the whole
-sequences; the phases (`phases.py`) do not know that.
+    decoder = Decoder(load_folder("runs/demo/export"))
+    (response,) = decoder.generate([Request(template.tts_prompt("three one four"))], DecodeSettings(block=6, steps=6))
+
+What a request gets does not depend on its batch mates.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from ttt_dist.decode_settings import DEFAULTS, DecodeSettings
 from ttt_dist.errors import UserError
-from ttt_dist.inference.phases import Finish, Rules, State, advance
-from ttt_dist.inference.settings import DecodeSettings
-from ttt_dist.model.attention import attention_plan
+from ttt_dist.inference.events import Ended, Event, Reader, Result
+from ttt_dist.inference.forward import Forwards, Sequences
+from ttt_dist.inference.phases import Rules, State, advance, prompt_spans
 from ttt_dist.model.huggingface import ModelFolder
-from ttt_dist.model.transformer import Transformer
-from ttt_dist.sequence.sample import spans
-from ttt_dist.sequence.text_tokenizer import TextTokenizer
-from ttt_dist.sequence.tokens import TokenLayout
+
+SMALL = 2e7  # parameters: more of them are read from memory at every forward, which several cores better do together
 
 
 @dataclass(frozen=True)
@@ -32,69 +33,38 @@ class Request:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Result:
-    """A response."""
-
-    ids: np.ndarray
-    """All its tokens, int32 [n]."""
-    text: str
-    text_ids: np.ndarray
-    """Its text tokens without delimiters."""
-    spans: list[np.ndarray]
-    """Codec codes of each audio span, in order."""
-    finish: Finish
-    """Why it ended."""
-    num_forwards: int
-
-    @property
-    def codes(self) -> np.ndarray:
-        """The codes of all spans, one after the other."""
-        return np.concatenate([np.zeros(0, dtype=np.int32), *self.spans])
-
-
 class Decoder:
-    """Decodes with one model; `prompt_audio` says how its training saw audio in prompts (objective.prompt_audio)."""
+    """Decodes with one exported model, up to `batch_size` requests side by side."""
 
-    def __init__(
-        self,
-        model: Transformer,
-        layout: TokenLayout,
-        tokenizer: TextTokenizer,
-        prompt_audio: str = "bidirectional",
-        batch_size: int = 32,
-    ) -> None:
-        self.model = model
-        self.layout = layout
-        self.tokenizer = tokenizer
-        self.prompt_audio = prompt_audio
+    def __init__(self, folder: ModelFolder, batch_size: int = 32) -> None:
+        self.folder = folder
         self.batch_size = batch_size
+        self.forwards = Forwards(folder.model, folder.layout)
 
-    @classmethod
-    def from_folder(cls, folder: ModelFolder, batch_size: int = 32) -> "Decoder":
-        """Decoder of an exported model. Raises UserError where it was trained for something else."""
-        objective = folder.objective
-        if objective.kind != "ttt":
+    def require(self, request: Request) -> None:
+        """Raise UserError for a prompt that is empty, longer than the model's limit, or not of its vocabulary."""
+        size, limit = self.folder.layout.vocab_size, self.folder.max_length
+        if not len(request.ids):
+            raise UserError("the prompt is empty; render it by the model's template")
+        if not 0 <= request.ids.min() <= request.ids.max() < size:
+            raise UserError(f"the prompt has ids outside the vocabulary of {size}; render it by the model's template")
+        if len(request.ids) >= limit:
             raise UserError(
-                f"the model was trained with objective.kind={objective.kind}; only 'ttt' models can be decoded"
+                f"the prompt has {len(request.ids)} tokens, and the model takes {limit} with its response; shorten it"
             )
-        return cls(folder.model, folder.layout, folder.tokenizer, objective.prompt_audio, batch_size)
 
     def generate(
-        self, requests: Sequence[Request], settings: DecodeSettings, on_done: Callable[[], None] = lambda: None
+        self,
+        requests: Sequence[Request],
+        settings: DecodeSettings = DEFAULTS,
+        on_done: Callable[[], None] = lambda: None,
     ) -> list[Result]:
         """Responses in the order of the requests; `on_done` is called after each, in any order.
 
-        Up to `batch_size` requests run side by side, and the next one takes the place of one that ends. What a request
-        gets does not depend on its batch mates. On CPU each core runs a batch of its own: many small products scale
-        better over batches than within. Raises UserError for an empty prompt or an id outside the vocabulary.
+        On CPU each core runs batches of its own where the model is small: many small products scale better over batches
+        than within. Raises UserError for a prompt that `require` refuses.
         """
-        for number, request in enumerate(requests):
-            if not len(request.ids) or not 0 <= request.ids.min() <= request.ids.max() < self.layout.vocab_size:
-                raise UserError(
-                    f"request {number}: empty prompt, or ids outside the vocabulary; render it by the template"
-                )
-        num_workers = min(num_cores() if self._device.type == "cpu" else 1, len(requests))
+        num_workers = min(self._num_workers(), len(requests))
         if num_workers <= 1:
             return self._generate(requests, settings, on_done)
         before = torch.get_num_threads()
@@ -107,67 +77,98 @@ class Decoder:
             torch.set_num_threads(before)
         return [parts[index % num_workers][index // num_workers] for index in range(len(requests))]
 
-    @property
-    def _device(self) -> torch.device:
-        return next(self.model.parameters()).device
+    def stream(self, requests: Sequence[Request], settings: DecodeSettings = DEFAULTS) -> Iterator[tuple[int, Event]]:
+        """Indices of requests and what happens to them, as it happens. Raises UserError as `generate`."""
+        session = self.session()
+        for index, request in enumerate(requests):
+            try:
+                session.add(request, settings)
+            except UserError as error:
+                raise UserError(f"request {index}: {error}") from None
+        while not session.is_idle:
+            yield from session.step()
 
-    @torch.inference_mode()
+    def session(self) -> "Session":
+        """Decoding that requests may join and leave at any time."""
+        return Session(self)
+
+    def _num_workers(self) -> int:
+        is_small = sum(weight.numel() for weight in self.folder.model.parameters()) < SMALL
+        return num_cores() if is_small and self.forwards.device.type == "cpu" else 1
+
     def _generate(
         self, requests: Sequence[Request], settings: DecodeSettings, on_done: Callable[[], None]
     ) -> list[Result]:
-        rules = Rules.of(settings, self.layout, self._device)
         results: dict[int, Result] = {}
-        active: dict[int, State] = {}
-        waiting = iter(enumerate(requests))
-        while len(results) < len(requests):
-            while len(active) < self.batch_size and (following := next(waiting, None)) is not None:
-                index, request = following
-                active[index] = State(np.asarray(request.ids, dtype=np.int32), len(request.ids), request.seed)
-            states = list(active.values())
-            for index, state, logits in zip(list(active), states, self._logits(states), strict=True):
-                active[index] = advance(state, logits, rules)
-                if active[index].finish is not None:
-                    results[index] = self._result(active.pop(index))
-                    on_done()
+        for index, event in self.stream(requests, settings):
+            if isinstance(event, Ended):
+                results[index] = event.result
+                on_done()
         return [results[index] for index in range(len(requests))]
 
-    def _logits(self, states: list[State]) -> list[Tensor]:
-        """Logits [n, V] at the positions that each state needs, from one forward over all."""
-        lengths = [len(state.ids) for state in states]
-        starts = np.cumsum([0, *lengths[:-1]])
-        rows = (
-            np.concatenate([state.ids for state in states]),
-            np.concatenate([np.arange(length) for length in lengths]),
-            np.repeat(np.arange(1, len(states) + 1), lengths),
-            self._span_ids(states),
-        )
-        tensors = (torch.from_numpy(row.astype(np.int64)).unsqueeze(0).to(self._device) for row in rows)
-        input_ids, position_ids, sample_ids, span_ids = tensors
-        plan = attention_plan(sample_ids, span_ids, self.model.dtype)
-        hidden = self.model.hidden(input_ids[0], position_ids[0], plan)
-        needed = [start + state.needed(self.layout) for start, state in zip(starts, states, strict=True)]
-        return [self.model.logits(hidden[torch.from_numpy(rows).to(hidden.device)]) for rows in needed]
 
-    def _span_ids(self, states: list[State]) -> np.ndarray:
-        """Span numbers of the concatenated sequences, as training gives them."""
-        numbers, parts = 0, []
-        for state in states:
-            part = np.zeros(len(state.ids), dtype=np.int64)
-            for start, end in spans(state.ids, self.layout):
-                if start >= state.num_prompt or self.prompt_audio == "bidirectional":
-                    numbers += 1
-                    part[start:end] = numbers
-            parts.append(part)
-        return np.concatenate(parts)
+@dataclass
+class Running:
+    """A request in the middle of its response."""
 
-    def _result(self, state: State) -> Result:
-        layout, ids = self.layout, state.ids[state.num_prompt :]
-        is_text = ~layout.is_audio[ids] & ~np.isin(ids, list(layout.special_ids.values()))
-        text_ids = ids[is_text & (ids < layout.num_text_tokens)]
-        codes = [layout.codes_of(ids[start:end]) for start, end in spans(ids, layout)]
-        assert state.finish is not None
-        text = self.tokenizer.decode(text_ids.tolist())
-        return Result(ids, text, text_ids, [part for part in codes if len(part)], state.finish, state.num_forwards)
+    state: State
+    rules: Rules
+    sequences: Sequences
+    reader: Reader
+    num_forwards: int = 0
+
+
+class Session:
+    """Continuous batching: a request takes the place of one that has ended. For one thread."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self._num_added = 0
+        self._waiting: deque[tuple[int, Running]] = deque()
+        self._active: dict[int, Running] = {}
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is left."""
+        return not self._waiting and not self._active
+
+    def add(self, request: Request, settings: DecodeSettings = DEFAULTS) -> int:
+        """Queue a request; its key, counted from 0. Raises UserError where `Decoder.require` refuses it."""
+        self.decoder.require(request)
+        folder, ids = self.decoder.folder, np.asarray(request.ids)
+        rules = Rules(settings, folder.layout, folder.objective.kind, folder.max_length)
+        has_spans = folder.objective.kind != "ar" and folder.objective.prompt_audio == "bidirectional"
+        state = rules.start(ids, prompt_spans(ids, folder.layout, has_spans), request.seed)
+        key, self._num_added = self._num_added, self._num_added + 1
+        reader = Reader(folder.tokenizer, folder.layout)
+        self._waiting.append((key, Running(state, rules, Sequences(settings.cfg > 0), reader)))
+        return key
+
+    def drop(self, key: int) -> None:
+        """Forget a request, if it is still here."""
+        self._active.pop(key, None)
+        self._waiting = deque(item for item in self._waiting if item[0] != key)
+
+    def step(self) -> list[tuple[int, Event]]:
+        """One forward over all active requests, and what came of it; nothing where none is left."""
+        while self._waiting and len(self._active) < self.decoder.batch_size:
+            key, running = self._waiting.popleft()
+            self._active[key] = running
+        events: list[tuple[int, Event]] = []
+        asked = [(running.state, running.rules, running.sequences) for running in self._active.values()]
+        for (key, running), logits in zip(list(self._active.items()), self.decoder.forwards(asked), strict=True):
+            events += [(key, event) for event in _advance(running, logits)]
+            if running.state.finish is not None:
+                del self._active[key]
+        return events
+
+
+def _advance(running: Running, logits: torch.Tensor) -> list[Event]:
+    before = running.state
+    running.num_forwards += 1 + running.sequences.is_guided(before)
+    running.state = after = advance(before, logits, running.rules)
+    events = running.reader.read(after.ids[max(before.settled, after.num_prompt) : after.settled])
+    return events if after.finish is None else events + running.reader.end(after, running.num_forwards)
 
 
 def num_cores() -> int:

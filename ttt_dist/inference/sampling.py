@@ -4,12 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ttt_dist.inference.settings import DecodeSettings
-
-
-def restrict(logits: Tensor, allowed: Tensor) -> Tensor:
-    """Logits [..., V] with everything outside allowed [V] at -inf."""
-    return logits.masked_fill(~allowed, float("-inf"))
+from ttt_dist.decode_settings import DecodeSettings
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
@@ -34,8 +29,13 @@ def gumbel_noise(shape: torch.Size, rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(-np.log(-np.log(uniform))).float()
 
 
+def guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance of logits: u + (1 + s)(c - u) (method: decoding)."""
+    return unconditional + (1 + scale) * (conditional - unconditional)
+
+
 def choose_text(logits: Tensor, settings: DecodeSettings, rng: np.random.Generator) -> int:
-    """One token from restricted logits [V]: greedy, or sampled with temperature, top-k and top-p."""
+    """One of the tokens that logits [V] are of: greedy, or sampled with temperature, top-k and top-p."""
     if settings.temperature > 0:
         logits = keep_top_p(keep_top_k(logits / settings.temperature, settings.top_k), settings.top_p)
         logits = logits + gumbel_noise(logits.shape, rng).to(logits.device)
@@ -43,7 +43,7 @@ def choose_text(logits: Tensor, settings: DecodeSettings, rng: np.random.Generat
 
 
 def choose_codes(logits: Tensor, temperature: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """A token for each row of restricted logits [n, V] and the model's probability of it, both [n]."""
+    """A token for each row of logits [n, V] and the model's probability of it, both [n]."""
     noisy = logits if temperature == 0 else logits / temperature + gumbel_noise(logits.shape, rng).to(logits.device)
     ids = noisy.argmax(-1)
     return ids, logits.softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)

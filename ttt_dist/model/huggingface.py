@@ -20,7 +20,7 @@ from torch import Tensor
 from ttt_dist.config import ModelConfig
 from ttt_dist.errors import UserError
 from ttt_dist.files import fsync_folder, temporary_name, writing
-from ttt_dist.model.families import CONFIG, config_json, model_config, read_json
+from ttt_dist.model.families import CONFIG, MAX_POSITIONS, config_json, model_config, read_json
 from ttt_dist.model.layers import NoWeights, PlainFactory
 from ttt_dist.model.tensor_files import TensorFolder, TensorWriter
 from ttt_dist.model.transformer import Transformer, head_dim
@@ -63,6 +63,8 @@ class ModelFolder:
     objective: Objective
     codec: Path
     """Folder of the codec, for `ttt_dist.audio.load_codec`."""
+    max_length: int = MAX_POSITIONS
+    """The longest sequence that the model takes, in tokens."""
 
 
 def to_huggingface(name: str, tensor: Tensor, config: ModelConfig) -> dict[str, Tensor]:
@@ -142,9 +144,13 @@ def export_folder(
         _copy_assets(assets, place)
 
 
-def load_folder(folder: str | Path, dtype: torch.dtype = torch.float32) -> ModelFolder:
-    """Read an exported model folder. Raises UserError naming the file that is missing or does not fit the others."""
-    folder = Path(folder)
+def load_folder(folder: str | Path, dtype: torch.dtype | None = None, device: str | None = None) -> ModelFolder:
+    """Read an exported model folder: on CUDA in bf16 where there is any, else on the CPU in fp32.
+
+    Raises UserError naming the file that is missing or does not fit the others.
+    """
+    folder, device = Path(folder), device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model folder; name the export/ folder of a run")
     layout = TokenLayout.load(folder / LAYOUT)
@@ -164,12 +170,13 @@ def load_folder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Model
     model = Transformer.for_layout(config, layout, PlainFactory(FolderWeights(folder, config, layout), dtype=dtype))
     template, objective = read_json(folder / "template.json"), values.get("objective", {})
     return ModelFolder(
-        model.eval().requires_grad_(False),
+        model.eval().requires_grad_(False).to(device),
         layout,
         tokenizer,
         _build(TemplateSettings, template, folder / "template.json"),
         _build(Objective, objective, folder / CONFIG),
         folder / "codec",
+        int(values.get("max_position_embeddings") or MAX_POSITIONS),
     )
 
 

@@ -14,6 +14,7 @@ from matplotlib.ticker import EngFormatter, Formatter, MaxNLocator, NullFormatte
 Records = Sequence[Mapping[str, Any]]
 
 BLUE, ORANGE, GREEN, RED, GREY = "#2a6f97", "#d9701a", "#3f8f5b", "#c2341d", "#6b7280"
+COLOURS = (BLUE, ORANGE, GREEN, RED, "#57506b", "#b9a15f")  # of runs side by side
 PHASES = {
     "data": "#b9a15f",
     "forward": "#7fb2d1",
@@ -84,6 +85,21 @@ def losses(records: Records, marks: Marks) -> Figure | None:
         for key, name, colour in (("ar", "text", BLUE), ("nar", "speech", ORANGE))
     ]
     return _draw(records, marks, panels)
+
+
+def compared(runs: Mapping[str, Records]) -> Figure | None:
+    """Held-out AR and NAR losses of several runs in one picture: name -> records. A loss that is always 0 is none."""
+    kinds = {"eval_ar_loss": "text (AR), nats, held out", "eval_nar_loss": "speech (NAR), nats, held out"}
+    records = [
+        {"step": record["step"], **{f"{name} {kind}": record[kind] for kind in kinds if record.get(kind)}}
+        for name, run in runs.items()
+        for record in run
+    ]
+    panels = [
+        Panel(title, [Line(f"{name} {kind}", name, colour) for name, colour in zip(runs, COLOURS, strict=False)])
+        for kind, title in kinds.items()
+    ]
+    return _draw(records, Marks(), panels)
 
 
 def nar_by_p(records: Records, marks: Marks) -> Figure | None:

@@ -1,7 +1,7 @@
-"""Pictures of a pack: who sees whom. Takes numpy arrays, writes PNG files."""
+"""Pictures of a pack or of one sequence: who sees whom. Takes numpy arrays, writes PNG files."""
 
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -29,12 +29,12 @@ def draw_mask(
     visible: np.ndarray,
     sample_ids: np.ndarray,
     span_ids: np.ndarray,
-    path: str | Path,
+    path: str | Path | IO[bytes],
     ar_weights: np.ndarray | None = None,
     nar_weights: np.ndarray | None = None,
     title: str = "Who sees whom in a pack",
 ) -> None:
-    """Draw visible [S, S] (query, key) as a PNG at `path`.
+    """Draw visible [S, S] (query, key) as a PNG at `path`, or into an open file.
 
     sample_ids and span_ids are [S], 0 for padding and for causal tokens. Where weights [S] are given, a strip at the
     right marks the positions whose AR or NAR target counts. Crop the arrays to look at the first samples only.
@@ -83,15 +83,17 @@ def _rgb(colour: str) -> tuple[float, ...]:
 
 
 def _mark_samples(axes: Any, sample_ids: np.ndarray) -> None:
-    """A thin frame around each sample with its number, and a hatched corner of padding."""
+    """A thin frame around each sample, with its number among several, and a hatched corner of padding."""
     from matplotlib.patches import Rectangle
 
     num_tokens = len(sample_ids)
-    for sample in np.unique(sample_ids[sample_ids != 0]).tolist():
+    samples = np.unique(sample_ids[sample_ids != 0]).tolist()
+    for sample in samples:
         where = np.flatnonzero(sample_ids == sample)
         start, size = float(where[0]), float(len(where))
         axes.add_patch(Rectangle((start - 0.5, start - 0.5), size, size, fill=False, edgecolor=INK, linewidth=0.7))
-        _number_sample(axes, sample, start - 0.5, start + size - 0.5, num_tokens)
+        if len(samples) > 1:
+            _number_sample(axes, sample, start - 0.5, start + size - 0.5, num_tokens)
     padding = int(np.count_nonzero(sample_ids == 0))
     if padding:
         corner = num_tokens - padding - 0.5
@@ -112,8 +114,8 @@ def _number_sample(axes: Any, sample: int, start: float, end: float, num_tokens:
 
 
 def _finish_axes(axes: Any, num_tokens: int) -> None:
-    axes.set_xlabel("key: position in the pack", color=INK)
-    axes.set_ylabel("query: position in the pack", color=INK)
+    axes.set_xlabel("key: position", color=INK)
+    axes.set_ylabel("query: position", color=INK)
     axes.set_xlim(-0.5, num_tokens - 0.5)
     axes.set_ylim(num_tokens - 0.5, -0.5)
     axes.tick_params(colors=FAINT, length=3)

@@ -1,0 +1,170 @@
+"""The sides of `benchmarks.decode`: our decoder, and the released way; on one model, along one forced course.
+
+Random weights would neither open nor close a span where a trained model does, so the course of a reply is given: which of
+its tokens are delimiters, and which. Everything else is the model's choice, and every forward is real.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.contestants import QWEN_1_5B
+from benchmarks.mixture import Writer
+from ttt_dist.config import ModelConfig
+from ttt_dist.decode_settings import DecodeSettings
+from ttt_dist.inference import decoder as decoder_module
+from ttt_dist.inference.decoder import Decoder, Request
+from ttt_dist.inference.events import Ended, Result, SpanDone
+from ttt_dist.inference.phases import Phase, Rules, State, advance, allowed_ids, prompt_spans
+from ttt_dist.model.attention import attention_plan
+from ttt_dist.model.huggingface import ModelFolder
+from ttt_dist.model.layers import PlainFactory
+from ttt_dist.model.transformer import Transformer
+from ttt_dist.sequence.objective import Objective
+from ttt_dist.sequence.templates import TemplateSettings
+from ttt_dist.sequence.text_tokenizer import TextTokenizer
+from ttt_dist.sequence.tokens import TokenLayout
+
+FREE = -1
+SHAPES = {
+    "100m": ModelConfig(
+        hidden_size=768, num_layers=14, num_heads=12, num_kv_heads=12, ffn_hidden_size=2048, tie_embeddings=True
+    ),
+    "qwen2.5-1.5b": QWEN_1_5B,
+    "qwen2.5-3b": ModelConfig(
+        hidden_size=2048, num_layers=36, num_heads=16, num_kv_heads=2, ffn_hidden_size=11008, tie_embeddings=True
+    ),
+}
+
+
+@dataclass
+class Measured:
+    """Replies to some prompts, side by side."""
+
+    seconds: float
+    first_span_s: float
+    """From the start to the first finished span; mean over the prompts."""
+    num_forwards: int
+    replies: list[np.ndarray]
+    """Ids of each reply."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """Which delimiter stands where in a reply: `required` [n] has its id, FREE where the model chooses."""
+
+    required: np.ndarray
+    layout: TokenLayout
+
+    @classmethod
+    def of(
+        cls, layout: TokenLayout, num_text: int, num_codes: int, text_ratio: int = 13, audio_ratio: int = 26
+    ) -> "Course":
+        """A reply of so many text tokens and codes in turn, as templates interleave them; the last span takes what is left."""
+        parts: list[list[int]] = []
+        while num_text > text_ratio and num_codes > audio_ratio:
+            span = [layout.begin_of_audio, *[FREE] * audio_ratio, layout.end_of_audio_new]
+            parts += [[FREE] * text_ratio, span]
+            num_text, num_codes = num_text - text_ratio, num_codes - audio_ratio
+        last = [layout.begin_of_quad, *[FREE] * num_codes, layout.end_of_audio_span_last, layout.im_end]
+        return cls(np.concatenate([*parts, [FREE] * num_text, last]).astype(np.int64), layout)
+
+    @torch.inference_mode()
+    def advance(self, state: State, logits: Tensor, rules: Rules) -> State:
+        """`phases.advance` with the course's delimiters made certain, and all others impossible."""
+        columns = delimiter_columns(self.layout, rules.phase(state))
+        logits[:, list(columns.values())] = float("-inf")
+        # Logits of masks are at their own places, those of an autoregressive choice one before.
+        places = rules.needed(state) - state.num_prompt + (state.block_start is None)
+        for row, place in enumerate(places):
+            due = int(self.required[place]) if place < len(self.required) else FREE
+            if due in columns:
+                logits[row, columns[due]] = 1e4
+        return advance(state, logits, rules)
+
+
+@cache
+def delimiter_columns(layout: TokenLayout, phase: Phase) -> dict[int, int]:
+    """Where the logits of a phase have the delimiters of a reply: id -> column."""
+    allowed = allowed_ids(layout, phase).tolist()
+    return {token: allowed.index(token) for token in layout.special_ids.values() if token in allowed}
+
+
+class Numbers(TextTokenizer):
+    """Text ids as numbers: random ids are no words."""
+
+    def encode(self, text: str) -> list[int]:
+        return [int(word) for word in text.split()]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return "".join(f"{token} " for token in ids)
+
+    def special_id(self, piece: str) -> int | None:
+        return None
+
+
+def random_folder(config: ModelConfig, layout: TokenLayout, dtype: torch.dtype, device: str) -> ModelFolder:
+    """A model with random weights and all that a decoder asks for beside it."""
+    model = Transformer.for_layout(config, layout, PlainFactory(dtype=dtype)).eval().requires_grad_(False)
+    return ModelFolder(model.to(device), layout, Numbers(), TemplateSettings(), Objective(), Path())
+
+
+def draw_prompts(layout: TokenLayout, number: int) -> list[Request]:
+    """In turn a question of 60 text tokens and one of 100 codes, the system prompt included and beside it."""
+    writer = Writer(layout, seed=0)
+    questions = [writer.words(4) if index % 2 == 0 else writer.heard(writer.codes(100)) for index in range(number)]
+    return [Request(writer.exchange(question, writer.words(1)).segments[0].ids) for question in questions]
+
+
+def decode(decoder: Decoder, requests: Sequence[Request], settings: DecodeSettings, course: Course) -> Measured:
+    """All requests at once in our decoder, whatever kind its model is of."""
+    session = decoder.session()
+    first: dict[int, float] = {}
+    results: dict[int, Result] = {}
+    num_forwards, start = 0, time.perf_counter()
+    with patch.object(decoder_module, "advance", course.advance):
+        for request in requests:
+            session.add(request, settings)
+        while not session.is_idle:
+            events = session.step()
+            num_forwards += 1
+            for key, event in events:
+                if isinstance(event, SpanDone):
+                    first.setdefault(key, time.perf_counter() - start)
+                elif isinstance(event, Ended):
+                    results[key] = event.result
+    seconds = time.perf_counter() - start
+    replies = [results[key].ids for key in sorted(results)]
+    return Measured(seconds, sum(first.values()) / len(first), num_forwards, replies)
+
+
+@torch.inference_mode()
+def released_way(folder: ModelFolder, request: Request, settings: DecodeSettings, course: Course) -> Measured:
+    """The released code's loop: the whole sequence anew for every token and step, logits of all positions, one request."""
+    rules = Rules(settings, folder.layout, "ttt", folder.max_length)
+    start, first = time.perf_counter(), 0.0
+    state = rules.start(request.ids, prompt_spans(request.ids, folder.layout, True), request.seed)
+    while state.finish is None:
+        logits = _all_logits(folder.model, state)
+        allowed = torch.from_numpy(allowed_ids(folder.layout, rules.phase(state))).to(logits.device)
+        needed = torch.from_numpy(rules.needed(state)).to(logits.device)
+        state = course.advance(state, logits[needed].float()[:, allowed], rules)
+        first = first or (time.perf_counter() - start if state.num_audio else 0.0)
+    return Measured(time.perf_counter() - start, first, state.num_forwards, [state.ids[state.num_prompt :]])
+
+
+def _all_logits(model: Transformer, state: State) -> Tensor:
+    """Logits [n, V] of all positions, in the model's type, as Hugging Face's forward gives them."""
+    head = model.head.weight
+    assert isinstance(head, Tensor)
+    ids, span_ids = (torch.from_numpy(row.astype(np.int64)).to(head.device) for row in (state.ids, state.span_ids))
+    plan = attention_plan(torch.ones_like(ids).unsqueeze(0), span_ids.unsqueeze(0), model.dtype)
+    return F.linear(model.hidden(ids, torch.arange(len(ids), device=head.device), plan), head)

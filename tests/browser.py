@@ -1,0 +1,112 @@
+"""A real browser, headless: Chromium driven over two pipes by the DevTools protocol (JSON that ends with NUL)."""
+
+import base64
+import json
+import os
+import select
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--mute-audio",
+    "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", "--remote-debugging-pipe",
+)  # fmt: skip
+TIMEOUT_S = 60.0
+
+
+class Browser:
+    """One browser with one page. `errors` is all that the page reported in its console, or threw."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self._profile = tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
+        from_us, self._out = os.pipe()
+        self._in, to_us = os.pipe()
+        script = f'exec chromium "$@" 3<&{from_us} 4>&{to_us}'  # the protocol's pipes are these two
+        command = ["bash", "-c", script, "chromium", *FLAGS, f"--user-data-dir={self._profile.name}"]
+        self._process = subprocess.Popen(
+            command, pass_fds=(from_us, to_us), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        os.close(from_us)
+        os.close(to_us)
+        self._number, self._session, self._rest = 0, "", b""
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "DOM"):
+            self.call(f"{domain}.enable")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._out)
+        os.close(self._in)
+        self._profile.cleanup()
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """A command of the protocol and its result."""
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": parameters}
+        os.write(
+            self._out, json.dumps(message | ({"sessionId": self._session} if self._session else {})).encode() + b"\0"
+        )
+        while (answer := self._receive()).get("id") != self._number:
+            self._note(answer)
+        assert "error" not in answer, answer
+        return dict(answer["result"])
+
+    def open(self, url: str) -> None:
+        """Load a page, up to its load event."""
+        self.call("Page.navigate", url=url)
+        self.until("document.readyState == 'complete'")
+
+    def run(self, script: str) -> Any:
+        """The value of a JavaScript expression (awaited), as a user's click would run it."""
+        options = {"awaitPromise": True, "returnByValue": True, "userGesture": True}
+        answer = self.call("Runtime.evaluate", expression=script, **options)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def until(self, condition: str) -> None:
+        """Wait until a JavaScript expression is true."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not self.run(condition):
+            assert time.monotonic() < deadline, f"never: {condition}; console: {self.errors}"
+            time.sleep(0.05)
+
+    def choose_file(self, selector: str, path: Path) -> None:
+        """Put a file into an <input type=file>."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+
+    def screenshot(self, path: Path, width: int = 1100, height: int = 900, scheme: str = "light") -> None:
+        """The page as a PNG file, in a window of that size."""
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
+
+    def _receive(self) -> dict[str, Any]:
+        while b"\0" not in self._rest:
+            assert select.select([self._in], [], [], TIMEOUT_S)[0], "the browser does not answer"
+            data = os.read(self._in, 2**20)
+            assert data, f"the browser ended with status {self._process.wait()}"
+            self._rest += data
+        message, _, self._rest = self._rest.partition(b"\0")
+        return dict(json.loads(message))
+
+    def _note(self, event: dict[str, Any]) -> None:
+        what, about = event.get("method"), event.get("params", {})
+        if what == "Runtime.exceptionThrown":
+            self.errors.append(str(about["exceptionDetails"]))
+        elif what == "Log.entryAdded" and about["entry"]["level"] in ("error", "warning"):
+            self.errors.append(str(about["entry"]))
+        elif what == "Runtime.consoleAPICalled" and about["type"] in ("error", "warning", "assert"):
+            self.errors.append(str(about["args"]))

@@ -1,0 +1,147 @@
+"""An untrained model and recordings of noise to evaluate it on, small enough for an evaluation to take a second.
+
+python -m tests.evaluated kill --work DIR --kills 50 --seed 0      prints one JSON line of figures
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import soundfile
+import torch
+
+from tests.prep_way import contents, in_child
+from ttt_dist import evaluate
+from ttt_dist.audio.melvq import MelVQ, MelVQSettings
+from ttt_dist.config import ModelConfig
+from ttt_dist.model.huggingface import export_folder
+from ttt_dist.model.layers import PlainFactory, RandomWeights
+from ttt_dist.model.transformer import Transformer
+from ttt_dist.sequence.objective import Objective
+from ttt_dist.sequence.templates import TemplateSettings
+from ttt_dist.sequence.text_tokenizer import load_tokenizer, train_sentencepiece
+from ttt_dist.sequence.tokens import extend
+
+RATE = 8000
+FEW = ("--max-text", "6", "--span-limit", "12", "--steps", "2")
+"""Decoding settings under which a model that never ends ends soon."""
+
+
+def make_workplace(folder: Path, num_recordings: int = 4) -> Path:
+    """`folder` with model/, NUMBER.wav and test.jsonl, a manifest of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(0)
+    waves = [torch.randn(RATE // 2, generator=generator) * 0.1 for _ in range(num_recordings)]
+    MelVQ.learn(waves, MelVQSettings(sample_rate=RATE, codebook_size=16)).save(folder / "codec")
+    train_sentencepiece(["zero one two three four five"] * 5, folder / "tokenizer", vocab_size=290)
+    (folder / "template.json").write_text(json.dumps(TemplateSettings(name_speaker=True).to_dict()))
+    make_model(folder, "model")
+    for number, wave in enumerate(waves):
+        soundfile.write(folder / f"{number}.wav", wave.numpy(), RATE)
+    write_lines(folder / "test.jsonl", [line(number) for number in range(num_recordings)])
+    return folder
+
+
+def make_model(folder: Path, name: str, objective: Objective | None = None, seed: int = 2) -> Path:
+    """A model folder of random weights that soon says: open a span."""
+    layout = extend(load_tokenizer(folder / "tokenizer"), 16)
+    config = ModelConfig(hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, ffn_hidden_size=16, init_std=0.3)
+    model = Transformer.for_layout(config, layout, PlainFactory(RandomWeights(seed)))
+    with torch.no_grad():  # all states share a direction, which says: open a span
+        model.embed.weight += 3.0
+        model.head.weight[layout.begin_of_quad] = 1.0
+    export_folder(folder / name, model.named_parameters(), config, layout, objective or Objective(), folder)
+    return folder / name
+
+
+def line(number: int, **fields: Any) -> dict[str, Any]:
+    """An entry of a manifest."""
+    return {"id": f"u/{number}", "audio": f"{number}.wav", "text": "one two", "speaker": "ann"} | fields
+
+
+def write_lines(path: Path, lines: list[Any]) -> Path:
+    """JSONL; strings are written as they are."""
+    path.write_text("".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in lines))
+    return path
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(one) for one in path.read_text(encoding="utf8").splitlines()]
+
+
+def evaluation(work: Path, out: Path, *words: str) -> list[str]:
+    """Arguments of an evaluation of 20 items in 7 parts, two of which cannot be used."""
+    data = work / "twenty.jsonl"
+    if not data.exists():
+        lines = [line(number % 4, id=str(number), text=f"one {'two ' * (number % 3)}") for number in range(20)]
+        write_lines(data, [*lines[:5], "broken", *lines[6:11], line(0, id="11", text=" "), *lines[12:]])
+    where = ["--model", str(work / "model"), "--data", str(data), "--out", str(out), "--task", "tts"]
+    return [*where, "--part-size", "3", "--max-errors", "2", "--code-temperature", "1", *FEW, *words]
+
+
+def evaluate_here(arguments: list[str]) -> None:
+    """Run the command in this process."""
+    path, argv = list(sys.path), sys.argv
+    try:
+        sys.argv = ["evaluate.py", *arguments]
+        evaluate.main()
+    finally:
+        sys.path[:], sys.argv = path, argv
+
+
+def kill_again_and_again(work: Path, kills: int, seed: int) -> dict[str, float]:
+    """Evaluate until so many runs have been killed at a random moment; each that ends is compared.
+
+    Returns the figures; raises AssertionError where one differs from the undisturbed evaluation by a byte.
+    """
+    torch.set_num_threads(1)  # threads do not survive a fork
+    rng, out = random.Random(seed), work / "out"
+    arguments = evaluation(work, out)
+    start = time.monotonic()
+    assert os.waitpid(in_child(lambda: evaluate_here(arguments)), 0)[1] == 0
+    whole = time.monotonic() - start
+    wanted = contents(out)
+    assert not [name for name in wanted if name.endswith((".tmp", ".lock"))]
+    shutil.rmtree(out)
+    done = compared = 0
+    while done < kills:
+        child = in_child(lambda: evaluate_here(arguments))
+        time.sleep(rng.uniform(0, whole))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            done += 1
+            if rng.random() < 0.6:
+                continue
+            _, status = os.waitpid(in_child(lambda: evaluate_here(arguments)), 0)
+        assert status == 0, f"exit status {status} after {done} kills"
+        found = contents(out)
+        assert found.keys() == wanted.keys(), sorted(found.keys() ^ wanted.keys())
+        assert not [name for name in wanted if wanted[name] != found[name]]
+        compared += 1
+        shutil.rmtree(out)
+    return {"kills": done, "compared": compared, "seconds_undisturbed": round(whole, 2)}
+
+
+def main() -> None:
+    """The campaign as a command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["kill"])
+    parser.add_argument("--work", type=Path, required=True, help="folder for model, data and results, made here")
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if not (args.work / "model").exists():
+        make_workplace(args.work)
+    sys.stdout.write(json.dumps(kill_again_and_again(args.work, args.kills, args.seed)) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Section 5 of the method as a plain loop: one request, greedy, the whole sequence recomputed at each step.
+
+    python -m tests.plain_decoding --model runs/demo/export --data runs/demo/data/test.jsonl --audio-root demo_speech --prompts 100
+
+compares the decoder with it on a trained model: every line is transcribed and spoken, with settings drawn at random.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ttt_dist.audio import UtteranceReader, load_codec
+from ttt_dist.decode_settings import DecodeSettings
+from ttt_dist.inference.decoder import Decoder, Request
+from ttt_dist.inference.events import Ended
+from ttt_dist.model.attention import attention_plan
+from ttt_dist.model.huggingface import ModelFolder, load_folder
+from ttt_dist.sequence.templates import ChatTemplate
+
+Ids = list[int]
+
+
+class PlainLoop:
+    """Decodes as the method is written, with no thought of speed."""
+
+    def __init__(self, folder: ModelFolder) -> None:
+        self.net, self.layout, self.objective = folder.model, folder.layout, folder.objective
+        layout = folder.layout
+        self.audio = [t for t in range(layout.vocab_size) if self.is_audio(t) and t != layout.mask]
+        never = (layout.pad, layout.im_start, layout.end_of_audio)
+        self.text = [t for t in range(layout.vocab_size) if not self.is_audio(t) and t not in never]
+        self.ends = {layout.end_of_audio_new, layout.end_of_audio_span_last}
+
+    def is_audio(self, token: int) -> bool:
+        is_code = self.layout.first_code <= token < self.layout.first_code + self.layout.num_codes
+        return is_code or token in (
+            self.layout.mask, self.layout.end_of_audio_new, self.layout.end_of_audio_span_last
+        )  # fmt: skip
+
+    def __call__(self, prompt: Ids, chosen: DecodeSettings) -> Ids:
+        """The response to a prompt."""
+        self.prompt, self.chosen = prompt, chosen
+        self.blocks: Ids = []  # where the blocks of the open span begin, for block_causal
+        ids = list(prompt)
+        if self.objective.kind == "nar":
+            return self._span(ids)[len(prompt) :]
+        num_text = num_audio = 0
+        while num_text < chosen.max_text and num_audio < chosen.max_codes:
+            token = self._best(self._logits(ids)[-1], self.text)[0]
+            ids.append(token)
+            num_text += 1
+            if token == self.layout.im_end or (token == self.layout.begin_of_quad and chosen.stop_at_last_span):
+                break
+            if token in (self.layout.begin_of_audio, self.layout.begin_of_quad):
+                before = len(ids)
+                limit = min(chosen.span_limit, chosen.max_codes - num_audio)
+                ids = self._codes(ids, limit) if self.objective.kind == "ar" else self._span(ids, limit)
+                num_audio += len(ids) - before
+        return ids[len(prompt) :]
+
+    def _codes(self, ids: Ids, limit: int) -> Ids:
+        """A span of an `ar` model."""
+        start = len(ids)
+        while len(ids) - start < limit and not (len(ids) > start and ids[-1] in self.ends):
+            ids = [*ids, self._best(self._logits(ids)[-1], self.audio)[0]]
+        return ids
+
+    def _span(self, ids: Ids, limit: int | None = None) -> Ids:
+        """A span of masks, denoised block by block and cut after its first end."""
+        is_whole = self.objective.kind == "nar"
+        allowed, ends = (self.text + self.audio, {self.layout.im_end}) if is_whole else (self.audio, self.ends)
+        start, chosen = len(ids), self.chosen
+        limit = limit or min(chosen.span_limit, chosen.max_codes)
+        while len(ids) - start < limit:
+            size = min(chosen.block, limit - (len(ids) - start))
+            self.blocks.append(len(ids))
+            ids = ids + [self.layout.mask] * size
+            for step in range(chosen.steps):
+                masked = [place for place in range(start, len(ids)) if ids[place] == self.layout.mask]
+                if not masked:
+                    break
+                logits = self._logits(ids)
+                if chosen.cfg:
+                    context = [self.layout.mask] * start + ids[start:]
+                    guide = self._logits(context, like=ids)
+                    logits = guide + (1 + chosen.cfg) * (logits - guide)
+                found = [(place, *self._best(logits[place], allowed)) for place in masked]
+                found.sort(key=lambda item: (-item[2], item[0]))
+                share = -(-len(masked) // (chosen.steps - step))  # an even split of what is left
+                sure = sum(item[2] >= chosen.threshold for item in found) if chosen.threshold else 0
+                for place, code, _ in found[: max(share, sure)]:
+                    ids[place] = code
+            end = next((place for place in range(start, len(ids)) if ids[place] in ends), None)
+            if end is not None:
+                return ids[: end + 1]
+        return ids
+
+    def _best(self, logits: torch.Tensor, allowed: Ids) -> tuple[int, float]:
+        probabilities = logits[allowed].softmax(-1)
+        best = int(probabilities.argmax())
+        return allowed[best], float(probabilities[best])
+
+    def _logits(self, ids: Ids, like: Ids | None = None) -> torch.Tensor:
+        """Logits of every position; who sees whom follows `like`, by default the ids themselves."""
+        row = torch.tensor([ids])
+        plan = attention_plan(torch.ones_like(row), torch.tensor([self._spans(like or ids)]))
+        return self.net.logits(self.net.hidden(row[0], torch.arange(len(ids)), plan))
+
+    def _spans(self, ids: Ids) -> Ids:
+        """The number of each token's bidirectional span; 0 is causal."""
+        kind, numbers, keys = self.objective.kind, [], {}
+        run = 0
+        for place, token in enumerate(ids):
+            in_response, is_audio = place >= len(self.prompt), self.is_audio(token)
+            run += not is_audio
+            block = sum(begin <= place for begin in self.blocks) if self.chosen.block_cache == "block_causal" else 0
+            key = (in_response, 0 if kind == "nar" and in_response else run, block)
+            spans = is_audio and (in_response or self.objective.prompt_audio == "bidirectional")
+            spans = (spans or (kind == "nar" and in_response)) and kind != "ar"
+            numbers.append(keys.setdefault(key, len(keys) + 1) if spans else 0)
+        return numbers
+
+
+def draw_settings(rng: np.random.Generator, **limits: int) -> DecodeSettings:
+    """Greedy settings: blocks of 1 to 64, steps of 1 to the block, with and without guidance, threshold, approximation."""
+    block = int(rng.integers(1, 65))
+    return DecodeSettings(
+        block=block,
+        steps=int(rng.integers(1, block + 1)),
+        threshold=float(rng.choice([0.0, 0.0, 0.3, 0.9])),
+        block_cache=str(rng.choice(["exact", "exact", "block_causal"])),  # type: ignore[arg-type]
+        cfg=float(rng.choice([0.0, 0.0, 0.1, 1.0])),
+        stop_at_last_span=bool(rng.random() < 0.2),
+        **limits,
+    )
+
+
+def differing(folder: ModelFolder, prompts: list[np.ndarray], chosen: list[DecodeSettings], batch_size: int) -> Ids:
+    """Which requests the decoder answers otherwise than the plain loop; each has settings of its own."""
+    plain, session, found = PlainLoop(folder), Decoder(folder, batch_size).session(), {}
+    for prompt, settings in zip(prompts, chosen, strict=True):
+        session.add(Request(prompt), settings)
+    while not session.is_idle:
+        found.update({key: event.result.ids for key, event in session.step() if isinstance(event, Ended)})
+    pairs = enumerate(zip(prompts, chosen, strict=True))
+    return [n for n, (prompt, settings) in pairs if found[n].tolist() != plain(prompt.tolist(), settings)]
+
+
+def main() -> None:
+    """Compare on a trained model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, type=Path)
+    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--audio-root", type=Path)
+    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    folder = load_folder(args.model, torch.float32, "cpu")
+    template, codec = ChatTemplate(folder.tokenizer, folder.layout, folder.template), load_codec(folder.codec)
+    reader = UtteranceReader(args.data.parent, codec.sample_rate, audio_root=args.audio_root)
+    rng, prompts = np.random.default_rng(args.seed), []
+    for line in args.data.read_text(encoding="utf8").splitlines()[: args.prompts // 2]:
+        entry = json.loads(line)
+        prompts.append(template.tts_prompt(entry["text"], entry.get("speaker")))
+        prompts.append(template.asr_prompt(codec.encode([reader.read(entry)])[0]))
+    chosen = [replace(draw_settings(rng), span_limit=120, max_text=40) for _ in prompts]
+    with torch.inference_mode():
+        wrong = [
+            start + index
+            for start in range(0, len(prompts), 20)
+            for index in differing(
+                folder, prompts[start : start + 20], chosen[start : start + 20], int(rng.integers(1, 9))
+            )
+        ]
+    print(json.dumps({"prompts": len(prompts), "differing": len(wrong), "which": wrong[:20]}))
+
+
+if __name__ == "__main__":
+    main()

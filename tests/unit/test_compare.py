@@ -1,0 +1,128 @@
+"""The comparison of objectives: what each variant changes, what is not done twice, and the figures, worked by hand."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tools import compare_objectives as tool
+from tools import pipeline
+from ttt_dist.config import load_config
+from ttt_dist.errors import UserError
+
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "compare.yaml"
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("ttt", {}),
+        ("ar", {"objective.kind": "ar"}),
+        ("nar", {"objective.kind": "nar", "evaluation.decode.block": 40, "evaluation.decode.steps": 40}),
+        ("no_banom", {"objective.p_mix": 0}),
+        ("no_ppm", {"objective.p_prefix": 0}),
+        ("no_sst", {"objective.p_trunc": 0}),
+    ],
+)
+def test_a_variant_changes_its_own_settings_alone(name: str, changed: dict) -> None:
+    plain = tool.run_settings(load_config(RECIPE))
+    theirs = tool.run_settings(load_config(RECIPE, tool.VARIANTS[name].overrides))
+    assert {key: theirs[key] for key in plain if theirs[key] != plain[key]} == changed
+    assert plain["objective.p_mix"] * plain["objective.p_prefix"] * plain["objective.p_trunc"] > 0
+
+
+def test_figures_by_hand() -> None:
+    found = {"ttt": {1: {"wer": 0.1, "tts_wer": 0.5}, 2: {"wer": 0.3, "tts_wer": 0.5}, 3: {"wer": 0.2, "tts_wer": 0.8}}}
+    rows = tool.compare({**found, "ar": {1: {"wer": 0.25, "tts_wer": 1.5}}, "nar": {}})
+    assert list(rows) == ["ttt", "ar"]
+    assert rows["ttt"]["seeds"] == [1, 2, 3]
+    assert (rows["ttt"]["wer"], rows["ttt"]["wer_sd"]) == pytest.approx((0.2, 0.1))
+    assert (rows["ttt"]["tts_wer"], rows["ttt"]["tts_wer_sd"]) == pytest.approx((0.6, 0.03**0.5))
+    assert rows["ttt"]["wer_by_seed"] == [0.1, 0.3, 0.2]
+    assert (rows["ar"]["wer"], rows["ar"]["wer_sd"]) == (0.25, None)
+    _, cells = tool.table(rows)
+    assert cells[0] == ["TtT", "3", "20.0 ± 10.0", "60.0 ± 17.3", "12.53", "13.65"]
+    assert cells[1] == ["AR baseline", "1", "25.0", "150.0", "54.94", "72.01"]
+
+
+class Commands:
+    """Stands for the commands that a comparison starts, which take minutes; `fails_at` is the training that dies."""
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        self.fails_at = fails_at
+        self.prepared = 0
+        self.trained: list[str] = []
+        self.settings: list[list[str]] = []
+
+    def __call__(self, arguments: Sequence[object], program: str = "") -> None:
+        words = [str(argument) for argument in arguments]
+        self.prepared += words[:3] == ["-m", "data_prep", "manifest"]
+        if "ttt_dist/train.py" in words:
+            self.settings.append([word for word in words if word.startswith(("objective.", "seed="))])
+            self.train(Path(next(word for word in words if word.startswith("run_dir=")).removeprefix("run_dir=")))
+        elif words[0] == "ttt_dist/evaluate.py":
+            results = Path(words[words.index("--out") + 1])
+            wer = len(results.parent.name) / 100
+            results.mkdir(exist_ok=True)
+            (results / f"{words[words.index('--task') + 1]}_summary.json").write_text(json.dumps({"wer": wer}))
+
+    def train(self, folder: Path) -> None:
+        if len(self.trained) == self.fails_at:
+            raise UserError("stopped")
+        self.trained.append(folder.name)
+        folder.mkdir(exist_ok=True)
+        records = [
+            {"step": 10, "loss": 2.0},
+            {"step": 10, "eval_loss": 1.0, "eval_ar_loss": 0.25, "eval_nar_loss": 0.75},
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def start(monkeypatch: pytest.MonkeyPatch, out: Path, commands: Commands, *more: str) -> None:
+    arguments = ["--config", str(RECIPE), "--source", str(out.parent), "--out", str(out), "--processes", "2", *more]
+    monkeypatch.setattr(sys, "argv", ["compare_objectives.py", *arguments])
+    monkeypatch.setattr(pipeline, "run", commands)
+    tool.main()
+
+
+def test_a_comparison_goes_on_where_it_was_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, wanted = tmp_path / "out", ("--seeds", "2", "--only", "ttt,no_sst")
+    first, second, third = Commands(fails_at=3), Commands(), Commands()
+    with pytest.raises(UserError, match="stopped"):
+        start(monkeypatch, out, first, *wanted)
+    assert (first.prepared, first.trained) == (1, ["ttt-1234", "no_sst-1234", "ttt-1235"])
+    assert first.settings[:2] == [["seed=1234"], ["objective.p_trunc=0", "seed=1234"]]
+    start(monkeypatch, out, second, *wanted)
+    assert (second.prepared, second.trained) == (0, ["no_sst-1235"])
+    capsys.readouterr()
+    start(monkeypatch, out, third, *wanted)
+    assert third.trained == []
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (last["ttt"]["wer"], last["no_sst"]["tts_wer"]) == (0.08, 0.11)
+    assert json.loads((out / "comparison.json").read_text())["no_sst"]["seeds"] == [1234, 1235]
+    assert "| TtT without SST | 2 | 11.0 ± 0.0 |" in (out / "comparison.md").read_text()
+    page = (out / "comparison.html").read_text()
+    assert page.count("<svg") == 1 and "Learning curves" in page
+
+
+@pytest.mark.parametrize(
+    ("override", "key"), [("train.steps=3", "train.steps"), ("prep.max_words=2", "prep.max_words")]
+)
+def test_runs_of_other_settings_are_not_mixed_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, key: str
+) -> None:
+    out, wanted = tmp_path / "out", ("--seeds", "1", "--only", "ttt")
+    with pytest.raises(UserError, match="stopped"):
+        start(monkeypatch, out, Commands(fails_at=0), *wanted)
+    with pytest.raises(UserError, match=f"{key}=.* take another --out"):
+        start(monkeypatch, out, Commands(), *wanted, override)
+
+
+@pytest.mark.parametrize("wrong", [("--only", "ttt,best"), ("--seeds", "0")])
+def test_bad_usage_ends_with_status_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: tuple[str, str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        start(monkeypatch, tmp_path / "out", Commands(), *wrong)

@@ -1,0 +1,102 @@
+"""generate.py: text and recordings in, text and speech out, whole chats."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from tests.evaluated import FEW, line, make_workplace, read_lines, write_lines
+from ttt_dist import generate
+from ttt_dist.errors import UserError
+
+Generate = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_workplace(tmp_path_factory.mktemp("work") / "w")
+
+
+@pytest.fixture
+def run(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Generate:
+    """The command in this process; what it prints."""
+
+    def call(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["generate.py", "--model", str(work / "model"), *FEW, *map(str, words)])
+        generate.main()
+        return capsys.readouterr().out
+
+    return call
+
+
+def seconds(path: Path) -> float:
+    return soundfile.info(path).duration
+
+
+def test_a_text_is_spoken(run: Generate, tmp_path: Path) -> None:
+    told = run("--prompt", "one two", "--speaker", "ann", "--out", tmp_path / "a.wav").splitlines()
+    assert told[-1] == f"{tmp_path / 'a.wav'}: {seconds(tmp_path / 'a.wav'):.2f} s"
+    assert len(told) == 2  # the text before it
+    run("--prompt", "one two", "--seed", "1", "--code-temperature", "1", "--out", tmp_path / "b.wav")
+    assert (tmp_path / "a.wav").read_bytes() != (tmp_path / "b.wav").read_bytes()
+
+
+def test_a_recording_is_transcribed_or_answered(run: Generate, work: Path, tmp_path: Path) -> None:
+    assert len(run("--audio", work / "0.wav").splitlines()) == 1
+    told = run("--audio", work / "0.wav", "--chat", "--out", tmp_path / "a.wav").splitlines()
+    assert told[-1].startswith(f"{tmp_path / 'a.wav'}: ")
+    assert seconds(tmp_path / "a.wav") > 0
+    run("--prompt", "two", "--chat", "--out", tmp_path / "b.wav")
+    assert seconds(tmp_path / "b.wav") > 0
+
+
+def test_chats_are_answered_turn_by_turn(run: Generate, work: Path, tmp_path: Path) -> None:
+    spoken = {"role": "user", "audio": "1.wav"}
+    chats = [{"id": "a", "turns": [spoken, {"role": "user", "text": "two"}]}, {"id": "b", "turns": [spoken]}]
+    data = write_lines(work / "chats.jsonl", [*chats, "broken", line(0, audio="missing.wav", text="x")])
+    with pytest.raises(UserError, match=r"chats.jsonl: 2 chat\(s\) could not be answered"):
+        run("--chats", data, "--out", tmp_path / "answers")
+    answered = read_lines(tmp_path / "answers" / "answers.jsonl")
+    assert [(chat["id"], len(chat["answers"])) for chat in answered] == [("a", 2), ("b", 1)]
+    for chat in answered:
+        assert all(seconds(tmp_path / "answers" / answer["wav"]) > 0 for answer in chat["answers"])
+    assert answered[0]["answers"][1]["question"] == "two"
+    write_lines(data, chats)
+    assert "2 chats answered, 0 not" in run("--chats", data, "--out", tmp_path / "again")
+    again = read_lines(tmp_path / "again" / "answers.jsonl")
+    assert json.dumps(again) == json.dumps(answered)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--prompt", " "], "--prompt is empty"),
+        (["--prompt", "a", "--audio", "b"], "not allowed with"),
+        (["--prompt", "a", "--seed", "-1"], "--seed"),
+        (["--chats", "a", "--chat"], "--chats: languages stand in its lines"),
+        (["--audio", "a", "--decoder-command", "x {codes} {wav}"], "--audio alone makes text"),
+        ([], "one of the arguments"),
+    ],
+)
+def test_bad_usage(run: Generate, words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        run(*words)
+    assert end.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--audio", "none.wav"], "none.wav"),
+        (["--prompt", "one " * 40000], "the model takes 32768 with its response"),
+        (["--prompt", "one", "--steps", "0"], "--steps"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(run: Generate, words: list[str], told: str) -> None:
+    with pytest.raises(UserError, match=told) as error:
+        run(*words)
+    assert "\n" not in str(error.value)

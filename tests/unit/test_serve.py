@@ -1,0 +1,310 @@
+"""The served page over HTTP: what is answered and how, whom it refuses, and that nothing ends or blocks it."""
+
+import base64
+import http.client
+import io
+import json
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from werkzeug.datastructures import FileStorage
+from werkzeug.test import encode_multipart
+
+from tests.served import RATE, SETTINGS, make_model, served
+from ttt_dist.audio import load_codec
+from ttt_dist.decode_settings import DecodeSettings
+from ttt_dist.errors import UserError
+from ttt_dist.inference.decoder import Decoder, Request
+from ttt_dist.inference.events import Result
+from ttt_dist.model.huggingface import ModelFolder, load_folder
+from ttt_dist.sequence.templates import ChatTemplate
+from ttt_dist.serving import decoding_thread
+from ttt_dist.serving.app import HEADERS, MAX_UPLOAD, App
+from ttt_dist.serving.decoding_thread import DecodingThread
+from ttt_dist.serving.server import is_loopback, listen, server_on, trusted_names, url_of
+from ttt_dist.serving.studio import Studio
+
+ENDLESS = DecodeSettings(max_text=100_000, max_codes=100_000)  # greedy, the tiny model speaks for minutes
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="module")
+def folder(model: Path) -> ModelFolder:
+    return load_folder(model)
+
+
+@pytest.fixture(scope="module")
+def app(folder: ModelFolder) -> Iterator[App]:
+    thread = DecodingThread(Decoder(folder, batch_size=8))
+    yield App(Studio(folder, load_codec(folder.codec), SETTINGS, "tiny"), thread, trusted_names("127.0.0.1"))
+    thread.close()
+
+
+@pytest.fixture(scope="module")
+def port(app: App) -> Iterator[int]:
+    with listen("127.0.0.1", 0) as listening:
+        server = server_on(listening, app)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.port
+        server.shutdown()
+
+
+def call(port: int, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+    response = connection.getresponse()
+    return response.status, response.read()
+
+
+def ask(port: int, recording: bytes | None = None, **fields: object) -> tuple[int, list[dict]]:
+    """Status, and the lines of the answer."""
+    values: dict[str, Any] = {name: str(value) for name, value in fields.items()}
+    if recording is not None:
+        values["recording"] = FileStorage(io.BytesIO(recording), "said here.wav")
+    boundary, body = encode_multipart(values)
+    kind = f"multipart/form-data; boundary={boundary}"
+    status, answer = call(port, "POST", "/answers", body, Content_Type=kind)
+    return status, [json.loads(line) for line in answer.splitlines() if line]
+
+
+def wav(seconds: float = 0.5, rate: int = RATE) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, np.random.default_rng(0).standard_normal(round(seconds * rate)) * 0.1, rate, format="WAV")
+    return file.getvalue()
+
+
+def alone(folder: ModelFolder, task: str, text: str, seed: int) -> Result:
+    """What the decoder gives for a question, without a server."""
+    template = ChatTemplate(folder.tokenizer, folder.layout, folder.template)
+    settings = replace(SETTINGS, stop_at_last_span=task == "transcribe")
+    if task == "transcribe":
+        codec = load_codec(folder.codec)
+        wave, _ = soundfile.read(io.BytesIO(wav()), dtype="float32")
+        prompt = template.asr_prompt(codec.encode([torch.from_numpy(wave)])[0])
+    elif task == "speak":
+        prompt = template.tts_prompt(text)
+    else:
+        prompt = template.prompt("audio_chat", {"turns": [{"role": "user", "text": text}]}, [])
+    return Decoder(folder).generate([Request(prompt, seed)], settings)[0]
+
+
+def test_an_answer_comes_in_pieces_and_as_a_whole(port: int, folder: ModelFolder) -> None:
+    wanted = alone(folder, "speak", "three one four", 3)
+    assert wanted.text and len(wanted.spans) > 1
+    status, lines = ask(port, task="speak", text="three one four", seed=3)
+    assert status == 200
+    assert "".join(line.get("text", "") for line in lines) == wanted.text == lines[-1]["whole_text"]
+    spoken = [line for line in lines if "speech" in line]
+    codec = load_codec(folder.codec)
+    assert [line["length"] for line in spoken] == [len(span) / codec.code_rate for span in wanted.spans]
+    for line, span in zip(spoken, wanted.spans, strict=True):
+        samples = np.frombuffer(base64.b64decode(line["speech"]), "<i2") / 32767
+        assert np.abs(samples - codec.decode(span).numpy()).max() < 1e-4
+    status, data = call(port, "GET", f"/answers/{lines[-1]['answer']}/speech.wav")
+    samples, rate = soundfile.read(io.BytesIO(data))
+    assert (status, rate) == (200, RATE)
+    assert np.abs(samples - codec.decode(wanted.codes).numpy()).max() < 1e-3
+    status, picture = call(port, "GET", f"/answers/{lines[-1]['answer']}/attention.png")
+    assert (status, picture[:4]) == (200, b"\x89PNG")
+
+
+def test_a_codec_without_decoder_stays_silent(app: App, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app.studio.codec, "no_decoder", "name a --decoder-command")
+    lines = ask(port, task="chat", text="three one four", seed=2)[1]
+    spoken = [line for line in lines if "speech" in line]
+    assert spoken and all(line["speech"] is None and line["length"] > 0 for line in spoken)
+
+
+def test_a_picture_of_any_length(app: App, folder: ModelFolder) -> None:
+    ids = np.full(20_000, folder.layout.first_code, dtype=np.int32)
+    assert app.studio.attention(ids[:5], ids)[:4] == b"\x89PNG"
+
+
+def test_a_language_chooses_among_the_texts_of_a_template(app: App, folder: ModelFolder) -> None:
+    templates = {"tts": [{"system": {"en": "one", "zh": "two"}}, {"user": "{text}"}, {"assistant": "{text+audio}"}]}
+    both = replace(folder, template=replace(folder.template, templates=folder.template.templates | templates))
+    studio = Studio(both, app.studio.codec, SETTINGS, "tiny")
+    assert (studio.about["languages"], app.studio.about["languages"]) == (["en", "zh"], [])
+    prompts = [studio.question({"task": "speak", "text": "six", "lang": lang}, None)[0].ids for lang in ("en", "zh")]
+    assert ["two" in folder.tokenizer.decode(ids[ids < folder.layout.num_text_tokens]) for ids in prompts] == [
+        False,
+        True,
+    ]
+
+
+def test_twenty_at_once_each_get_what_they_would_alone(port: int, folder: ModelFolder) -> None:
+    tasks = ["speak", "transcribe", "chat"]
+    questions = [(tasks[number % 3], "one two three"[: 3 + number], number) for number in range(20)]
+    gate = threading.Barrier(len(questions))
+
+    def one(task: str, text: str, seed: int) -> tuple[int, list[dict]]:
+        gate.wait()
+        return ask(port, wav() if task == "transcribe" else None, task=task, text=text, seed=seed)
+
+    with ThreadPoolExecutor(len(questions)) as pool:
+        answers = list(pool.map(one, *zip(*questions, strict=True)))
+    for question, (status, lines) in zip(questions, answers, strict=True):
+        wanted = alone(folder, *question)
+        end = lines[-1]
+        assert status == 200, lines
+        assert (end["whole_text"], end["finish"], end["forwards"]) == (wanted.text, wanted.finish, wanted.num_forwards)
+        told = [line["length"] for line in lines if "speech" in line]
+        assert told == [len(span) / 25 for span in wanted.spans if question[0] != "transcribe"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "recording", "message"),
+    [
+        ({"task": "speak", "text": " "}, None, "the text is empty"),
+        ({"task": "chat"}, None, "the text is empty; type one, or record one"),
+        ({"task": "chat", "template": "text_chat"}, wav(), "lacks 'text'"),
+        ({"task": "chat", "text": "one", "template": "asr"}, None, "template is 'asr'"),
+        ({"task": "sing", "text": "one"}, None, "task is 'sing'"),
+        ({"task": "transcribe"}, None, "there is no recording"),
+        ({"task": "transcribe"}, b"", "there is no recording"),
+        ({"task": "transcribe"}, b"RIFF\x00\x01broken", "said here.wav: cannot be read as audio"),
+        ({"task": "transcribe"}, b"%PDF-1.7 a document", "said here.wav: cannot be read as audio"),
+        ({"task": "transcribe"}, wav(0.0), "said here.wav: holds no audio"),
+        ({"task": "transcribe"}, wav(601), "said here.wav: has 601 s"),
+        ({"task": "speak", "text": "one two " * 50_000}, None, "tokens, and the model takes"),
+        ({"task": "speak", "text": "one", "steps": "0"}, None, "steps"),
+        ({"task": "speak", "text": "one", "block": "many"}, None, "block is 'many'; give a whole number"),
+        ({"task": "speak", "text": "one", "temperature": "nan"}, None, "temperature"),
+        ({"task": "speak", "text": "one", "seed": "-1"}, None, "seed is -1"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_answered_is_refused_in_one_line(
+    port: int, fields: dict[str, str], recording: bytes | None, message: str
+) -> None:
+    status, (answer,) = ask(port, recording, **fields)
+    assert (status, list(answer)) == (400, ["error"])
+    assert message in answer["error"] and "\n" not in answer["error"]
+
+
+def test_a_large_upload_is_refused_before_it_is_read(port: int) -> None:
+    size = 100 * 2**20
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        head = f"POST /answers HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: {size}"
+        connection.sendall(f"{head}\r\n\r\n--b\r\n".encode() + bytes(2**20))
+        assert b"413" in connection.makefile("rb").readline()
+    status, answer = call(port, "POST", "/answers", bytes(size), Content_Type="multipart/form-data; boundary=b")
+    assert status == 413 and "larger than 20 MB" in json.loads(answer)["error"]
+    assert ask(port, wav() + bytes(MAX_UPLOAD), task="transcribe")[0] == 413
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 400),
+        ({"Host": "evil.example:80"}, 400),
+        ({"Host": "127.0.0.1.evil.example"}, 400),
+        ({"Host": "[::1"}, 400),
+        ({"Host": ""}, 400),
+        ({"Host": "localhost"}, 405),  # the name is right, and nothing is posted to the page
+        ({"Host": "LOCALHOST:1234"}, 405),
+        ({"Host": "[::1]:7860"}, 405),
+        ({"Host": "127.0.0.1", "Origin": "http://evil.example"}, 403),
+        ({"Host": "127.0.0.1", "Origin": "null"}, 403),
+        ({"Host": "127.0.0.1:1", "Origin": "http://127.0.0.1:2"}, 403),
+        ({"Host": "127.0.0.1:1", "Origin": "http://127.0.0.1:1"}, 405),
+    ],
+)
+def test_other_names_and_other_sites_are_refused(port: int, headers: dict[str, str], status: int) -> None:
+    found, answer = call(port, "POST", "/model", b"", **headers)
+    assert found == status
+    assert len(json.loads(answer)["error"]) > 20
+
+
+def test_the_page_fetches_nothing_from_elsewhere(port: int) -> None:
+    names = ["", "page.css", "page.js", "playing.js", "recording.js"]
+    for name in names:
+        status, data = call(port, "GET", f"/{name}")
+        outside = re.findall(r"(?<!=')(?<!=\")https?://(?!www\.w3\.org/2000/svg)|@import|url\(", data.decode())
+        assert (status, outside) == (200, [])
+    assert "default-src 'self'" in HEADERS["Content-Security-Policy"]
+    assert call(port, "GET", "/server.py")[0] == call(port, "GET", "/answers/none/speech.wav")[0] == 404
+
+
+def until(condition: Any) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_client_that_goes_away_is_forgotten(app: App, folder: ModelFolder) -> None:
+    endless = App(Studio(folder, app.studio.codec, ENDLESS, "tiny"), app.thread, app.trusted)
+    boundary, body = encode_multipart({"task": "speak", "text": "one"})
+    head = f"POST /answers HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary={boundary}"
+    with listen("127.0.0.1", 0) as listening:
+        server = server_on(listening, endless)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+            with connection.makefile("rb") as answer:
+                until(lambda: b"prompt_tokens" in answer.readline())
+            until(lambda: not app.thread._session.is_idle)
+        until(lambda: app.thread._session.is_idle and not app.thread._open)
+        server.shutdown()
+
+
+def test_too_many_wait_their_turn_elsewhere(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding_thread, "MAX_OPEN", 0)
+    status, (answer,) = ask(port, task="speak", text="one")
+    assert status == 503 and "try again" in answer["error"]
+
+
+def test_a_forward_that_fails_and_the_end_of_the_server_are_told(
+    folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = Decoder(folder)
+    template = ChatTemplate(folder.tokenizer, folder.layout, folder.template)
+    request = Request(template.tts_prompt("one"))
+    thread = DecodingThread(decoder)
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder, "forwards", None)
+        with pytest.raises(UserError, match="decoding failed"):
+            list(thread.ask(request, SETTINGS))
+    assert list(thread.ask(request, SETTINGS))[-1].result.text == decoder.generate([request], SETTINGS)[0].text
+    listener = thread.ask(request, ENDLESS)
+    thread.close()
+    with pytest.raises(UserError, match="being stopped"):
+        list(listener)
+
+
+def test_only_loopback_unless_told_otherwise() -> None:
+    assert [is_loopback(host) for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost")] == [True] * 4
+    assert [is_loopback(host) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org")] == [False] * 4
+    assert trusted_names("127.0.0.1") == {"127.0.0.1", "::1", "localhost"}
+    assert {"Example.org".lower(), socket.gethostname().lower()} <= trusted_names("Example.org")
+    assert url_of("::1", 80) == "http://[::1]:80/"
+    for host, number in (("no such host", 0), ("192.0.2.1", 0)):
+        with pytest.raises(UserError, match=f"--host {host}.*; "):
+            listen(host, number)
+
+
+def test_the_command_listens_on_loopback_and_ends_on_a_signal(model: Path) -> None:
+    with served(model) as (url, process):
+        port = int(re.fullmatch(r"http://127\.0\.0\.1:(\d+)/", url)[1])  # type: ignore[index]
+        assert json.loads(call(port, "GET", "/model")[1])["settings"]["block"] == SETTINGS.block
+        with pytest.raises(UserError, match=rf"--port {port}: .* in use; choose another --port"):
+            listen("127.0.0.1", port)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert process.stdout is not None and process.stdout.read() == "stopped\n"

@@ -1,0 +1,240 @@
+"""Compare objectives: TtT, its two baselines, and TtT without each strategy; same data, same steps, same size, over seeds.
+
+    python tools/compare_objectives.py --config recipes/compare.yaml --source RECORDINGS --out runs/compare --seeds 3
+    python tools/compare_objectives.py --config recipes/compare.yaml --source RECORDINGS --out runs/ar --only ttt,ar train.steps=300
+
+Prepares the data once, then trains and scores one run after the other, seed by seed, as tools/pipeline.py does. Started
+again with the same --out, it goes on where it was interrupted. OUT/comparison.json, .md and .html hold mean and spread
+over the seeds, and are renewed after each run. The last line is one JSON object with the figures.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools import pipeline
+from ttt_dist.config import Config, load_config, to_dict
+from ttt_dist.errors import UserError
+from ttt_dist.evaluation import report
+from ttt_dist.files import atomic_write
+from ttt_dist.telemetry import curves
+from ttt_dist.telemetry.console import main_guard, result, say
+from ttt_dist.telemetry.run_folder import environment
+
+Figures = dict[str, Any]
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the comparison."""
+
+    title: str
+    overrides: tuple[str, ...]
+    """What its runs change in the recipe."""
+    paper: tuple[float, float]
+    """WER in per cent of the paper's 3B model on AISHELL-2 and AISHELL-1 (arXiv 2509.20072, ablations)."""
+
+
+VARIANTS = {
+    "ttt": Variant("TtT", (), (12.53, 13.65)),
+    "ar": Variant("AR baseline", ("objective.kind=ar",), (54.94, 72.01)),
+    # The response is one span: a block has to hold an ordinary one whole, and a forward still commits one token.
+    "nar": Variant(
+        "NAR baseline",
+        ("objective.kind=nar", "evaluation.decode.block=40", "evaluation.decode.steps=40"),
+        (212.27, 160.58),
+    ),
+    "no_banom": Variant("TtT without BANOM", ("objective.p_mix=0",), (18.58, 21.35)),
+    "no_ppm": Variant("TtT without PPM", ("objective.p_prefix=0",), (15.63, 18.83)),
+    "no_sst": Variant("TtT without SST", ("objective.p_trunc=0",), (25.43, 31.03)),
+}
+SCORES = {"wer": "speech to text, WER %", "tts_wer": "own speech transcribed, WER %"}
+SCORES_NOTE = (
+    "Mean over the seeds and standard deviation; on the right the paper's ablation with 3B models and real tasks, as "
+    "context: it differs in data, size and languages. Recordings and texts are held out."
+)
+CURVES_NOTE = (
+    "Held-out losses, mean over the seeds, each of the variant's own objective: the AR baseline counts speech codes as "
+    "text, the NAR baseline text as masked codes. They compare along a curve, not between objectives."
+)
+
+
+def main() -> None:
+    """Prepare, then train and score what is not finished, and compare after each run."""
+    args = parse_arguments()
+    base, data = load_config(args.config, args.overrides), args.out / "data"
+    if not args.source.is_dir():
+        raise UserError(f"--source {args.source}: no such folder; name the folder that holds the recordings")
+    once(data / "prepared.json", prep_settings(base, args.source), lambda: prepare(base, args.source, data))
+    found: dict[str, dict[int, Figures]] = {name: {} for name in args.only}
+    for seed in range(base.seed, base.seed + args.seeds):
+        for name in args.only:
+            overrides = [*args.overrides, *VARIANTS[name].overrides, f"seed={seed}"]
+            config, folder = load_config(args.config, overrides), run_folder(args.out, name, seed)
+            make = partial(train_and_score, args, overrides, config, folder)
+            found[name][seed] = once(folder / "figures.json", run_settings(config), make)
+            write_comparison(args.out, compare(found))
+    result({name: {key: row[key] for key in row if key != "title"} for name, row in compare(found).items()})
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; bad usage ends with status 2."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="recipe (YAML) with prep and evaluation sections")
+    parser.add_argument("--source", required=True, type=Path, help="folder of recordings of single words")
+    parser.add_argument("--out", required=True, type=Path, help="folder for data, runs and the comparison")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each variant (default 3)")
+    parser.add_argument("--only", help=f"some of the variants, by comma: {','.join(VARIANTS)} (default: all)")
+    parser.add_argument("--processes", type=int, help="training processes (default 2; 1 where there is one GPU)")
+    parser.add_argument("overrides", nargs="*", help="section.key=value for all runs, as for train.py")
+    args = parser.parse_args()
+    args.only = args.only.split(",") if args.only else list(VARIANTS)
+    unknown = [name for name in args.only if name not in VARIANTS]
+    if unknown:
+        parser.error(f"--only {unknown[0]}: no such variant; choose from {', '.join(VARIANTS)}")
+    if args.seeds < 1:
+        parser.error(f"--seeds must be at least 1, not {args.seeds}")
+    args.processes = args.processes or pipeline.default_processes()
+    return args
+
+
+def run_folder(out: Path, name: str, seed: int) -> Path:
+    """Where a run lies."""
+    return out / "runs" / f"{name}-{seed}"
+
+
+def prep_settings(config: Config, source: Path) -> Settings:
+    """What decides the data."""
+    return {"source": str(source.resolve()), **flat(to_dict(config), ("seed", "prep"))}
+
+
+def run_settings(config: Config) -> Settings:
+    """What decides a run's figures besides the data."""
+    return flat(to_dict(config), ("seed", "model", "objective", "train", "evaluation"))
+
+
+def flat(values: Mapping[str, Any], chosen: Iterable[str]) -> Settings:
+    """`section.key` -> value of the chosen settings and all below them."""
+    pairs = {}
+    for name in chosen:
+        if isinstance(values[name], dict):
+            pairs |= {f"{name}.{key}": value for key, value in flat(values[name], values[name]).items()}
+        else:
+            pairs[name] = values[name]
+    return pairs
+
+
+def once(record: Path, settings: Settings, make: Callable[[], Figures]) -> Figures:
+    """What `make` gives, or gave when it was first finished: `record` keeps that, and from the start on the settings.
+
+    Raises UserError where the record is of other settings.
+    """
+    kept = json.loads(record.read_text(encoding="utf8")) if record.is_file() else {"settings": settings}
+    for key in settings | kept["settings"]:
+        then, now = kept["settings"].get(key), settings.get(key)
+        if then != now:
+            raise UserError(
+                f"{record}: begun with {key}={then}, now {now}; take another --out, or remove {record.parent}"
+            )
+    if "figures" not in kept:
+        _write_json(record, kept)
+        kept["figures"] = make()
+        _write_json(record, kept)
+    return kept["figures"]
+
+
+def prepare(config: Config, source: Path, data: Path) -> Figures:
+    """The data of all runs."""
+    pipeline.prepare(config, source, data)
+    return {}
+
+
+def train_and_score(args: argparse.Namespace, overrides: Sequence[str], config: Config, folder: Path) -> Figures:
+    """One run: word error rates of its transcripts and of its own speech, and minutes that training took."""
+    data, start = args.out / "data", time.monotonic()
+    pipeline.train(args.config, overrides, data, folder, args.processes)
+    minutes = round((time.monotonic() - start) / 60, 1)
+    return pipeline.evaluate(config, args.source, data, folder) | {"train_minutes": minutes}
+
+
+def compare(found: Mapping[str, Mapping[int, Figures]]) -> dict[str, Figures]:
+    """A row for each variant that has runs: of each score the mean, the standard deviation and the values by seed."""
+    rows = {}
+    for name, by_seed in found.items():
+        if by_seed:
+            row: Figures = {"title": VARIANTS[name].title, "seeds": list(by_seed)}
+            for key in SCORES:
+                values = [figures[key] for figures in by_seed.values()]
+                spread = statistics.stdev(values) if len(values) > 1 else None
+                row |= {key: statistics.mean(values), f"{key}_sd": spread, f"{key}_by_seed": values}
+            rows[name] = row
+    return rows
+
+
+def write_comparison(out: Path, rows: Mapping[str, Figures]) -> None:
+    """OUT/comparison.json, .md and .html."""
+    _write_json(out / "comparison.json", rows)
+    header, cells = table(rows)
+    about = f"Revision {environment(world_size=1, start_step=0)['revision']}."
+    lines = ["# Comparison of objectives", "", about, SCORES_NOTE, "", *markdown(header, cells)]
+    with atomic_write(out / "comparison.md") as file:
+        file.write("\n".join(lines) + "\n")
+    html = [[report.plain(cell) for cell in row] for row in cells]
+    sections = [report.section("Word error rates", SCORES_NOTE, report.table(header, html))]
+    figure = curves.compared({row["title"]: mean_records(out, name, row["seeds"]) for name, row in rows.items()})
+    if figure is not None:
+        sections.append(report.section("Learning curves", CURVES_NOTE, report.svg(figure)))
+    with atomic_write(out / "comparison.html") as file:
+        file.write(report.page("Comparison of objectives", about, sections))
+    say(f"{out / 'comparison.md'}: " + "; ".join(f"{row[0]} {row[2]} / {row[3]}" for row in cells))
+
+
+def table(rows: Mapping[str, Figures]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells, as text."""
+    header = ["objective", "seeds", *SCORES.values(), "paper, AISHELL-2", "paper, AISHELL-1"]
+    cells = []
+    for name, row in rows.items():
+        scores = [with_spread(row[key], row[f"{key}_sd"]) for key in SCORES]
+        cells.append([row["title"], str(len(row["seeds"])), *scores, *(f"{wer:.2f}" for wer in VARIANTS[name].paper)])
+    return header, cells
+
+
+def with_spread(mean: float, spread: float | None) -> str:
+    """A rate in per cent."""
+    return f"{100 * mean:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table, as lines."""
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def mean_records(out: Path, name: str, seeds: Iterable[int]) -> list[dict[str, float]]:
+    """The held-out records of a variant's runs, averaged over the seeds at each step."""
+    by_step: dict[int, list[dict[str, float]]] = {}
+    for seed in seeds:
+        lines = (run_folder(out, name, seed) / "metrics.jsonl").read_text(encoding="utf8").splitlines()
+        for record in map(json.loads, lines):
+            if "eval_loss" in record:
+                by_step.setdefault(record["step"], []).append(record)
+    keys = ("step", "eval_ar_loss", "eval_nar_loss")
+    return [{key: statistics.mean(r[key] for r in records) for key in keys} for records in by_step.values()]
+
+
+def _write_json(path: Path, values: Any) -> None:
+    with atomic_write(path) as file:
+        file.write(json.dumps(values, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main_guard(main)

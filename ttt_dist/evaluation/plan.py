@@ -1,0 +1,75 @@
+"""What an evaluation is asked to do, and the fingerprint by which its parts know each other."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ttt_dist.data import metadata
+from ttt_dist.data.metadata import with_suffix
+from ttt_dist.decode_settings import DecodeSettings
+from ttt_dist.files import sha256_file, sha256_folder
+
+FORMAT = "ttt_dist evaluation 1"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The command line, checked."""
+
+    task: str
+    model: Path
+    data: Path
+    out: Path
+    template: str
+    decoding: DecodeSettings
+    audio_root: Path | None = None
+    judge: str = "model"
+    decoder_command: str | None = None
+    normaliser: str | None = None
+    text_only: bool = False
+    draws: int = 8
+    """Of noise, per sample of the likelihood."""
+    limit: int | None = None
+    part_size: int = 128
+    batch: int = 32
+    workers: int = 1
+    seed: int = 0
+
+    @property
+    def parts(self) -> Path:
+        """The folder of the parts."""
+        return self.out / "parts" / self.task
+
+    @property
+    def judge_folder(self) -> Path | None:
+        """The folder of a judge that is a published recogniser."""
+        kind, _, place = self.judge.partition(":")
+        return Path(place) if kind in ("whisper", "ctc") and place else None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """All that decides the records: flat, so that the first difference can be named.
+
+        Not in it: what changes no record (batch, workers), what scores them afterwards (the normaliser), the recordings.
+        """
+        judge = self.judge_folder
+        model = {"model": sha256_folder(self.model), "data": self._data_hash()}
+        about = {name: getattr(self, name) for name in ("task", "template", "limit", "part_size", "seed", "judge")}
+        about |= {"decoder_command": self.decoder_command, "text_only": self.text_only, "draws": self.draws}
+        decoding = {f"decoding.{name}": value for name, value in asdict(self.decoding).items()}
+        device = "cuda" if torch.cuda.is_available() else "cpu"  # which also decides the precision
+        known = {"format": FORMAT, "device": device, **model, **about}
+        return known | {"judge_folder": judge and sha256_folder(judge), **decoding}
+
+    def _data_hash(self) -> str:
+        """Of shards that of their JSON files, which hold the checksums of the others."""
+        if not is_shards(self.data):
+            return sha256_file(self.data)
+        names = metadata.shard_names(self.data, metadata.read(self.data))
+        return " ".join(sha256_file(with_suffix(self.data.with_name(name), ".json")) for name in names)
+
+
+def is_shards(data: Path) -> bool:
+    """Whether `data` is a prefix of packed shards, and no data file."""
+    return not data.is_file() and with_suffix(data, ".json").is_file()

@@ -1,0 +1,49 @@
+"""The results of an evaluation, once all its parts are there: records with scores, summary, page, benchmarks' layouts.
+
+They are made of the parts alone, so whoever writes them, and however often, writes the same bytes.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ttt_dist.evaluation import page
+from ttt_dist.evaluation.items import Item
+from ttt_dist.evaluation.job import EvaluationJob, write_jsonl
+from ttt_dist.evaluation.layouts import write_layouts
+from ttt_dist.evaluation.scores import Normalisers
+from ttt_dist.evaluation.summary import as_markdown, summarise
+from ttt_dist.evaluation.tasks import TASKS
+from ttt_dist.files import atomic_write, remove_leftovers
+from ttt_dist.leases import lease
+
+
+def write_results(job: EvaluationJob) -> dict[str, Any] | None:
+    """Score all records and write OUT/TASK.jsonl, TASK_summary.json, TASK_summary.md and TASK.html; the summary.
+
+    None where parts are still to be made: whoever makes the last one writes the results.
+    """
+    plan = job.plan
+    collected = job.collect()
+    if collected is None:
+        return None
+    task = TASKS[plan.task]
+    normalisers = Normalisers(plan.normaliser, plan.judge_folder)
+    scored = task.score(collected.records, normalisers)
+    summary = summarise(plan, job.made_from, collected, scored)
+    worst = sorted(scored.records, key=task.worst, reverse=True)
+    items = {line.id: line for line in job.lines if isinstance(line, Item)}
+    paths = [plan.out / f"{plan.task}{end}" for end in (".jsonl", "_summary.json", "_summary.md", ".html")]
+    with lease(paths[0], wait=True):
+        remove_leftovers(*paths)
+        write_jsonl(paths[0], scored.records)
+        _write(paths[2], as_markdown(summary))
+        _write(paths[3], page.render(plan, summary, worst, items, normalisers))
+        write_layouts(plan, scored.records)
+        _write(paths[1], json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    return summary
+
+
+def _write(path: Path, content: str) -> None:
+    with atomic_write(path) as file:
+        file.write(content)

@@ -1,0 +1,84 @@
+"""The summary of an evaluation: a function of its records and settings alone, as JSON and as Markdown."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ttt_dist.evaluation.job import Collection
+from ttt_dist.evaluation.plan import Plan
+from ttt_dist.evaluation.scores import Scored
+
+TOLD = 20  # problems named in a summary; the parts name all
+
+
+def summarise(plan: Plan, made_from: dict[str, Any], collected: Collection, scored: Scored) -> dict[str, Any]:
+    """Scores at the top level by name, and again with intervals and what they were made with; then all that made them."""
+    about: dict[str, Any] = {
+        "task": plan.task,
+        **{name: figure.to_dict()["value"] for name, figure in scored.figures.items()},
+        **scored.details,
+        "items": len(scored.records),
+        "errors": len(collected.problems),
+        "scores": {name: figure.to_dict() for name, figure in scored.figures.items()},
+        "judge": collected.judge,
+        "model": str(plan.model),
+        "model_sha256": made_from["model"],
+        "device": made_from["device"],
+        "data": str(plan.data),
+        "template": plan.template,
+    }
+    if plan.decoder_command is not None:
+        about["decoder_command"] = plan.decoder_command
+    if plan.task == "likelihood":
+        about["noise"] = {"draws": plan.draws, "seed": plan.seed}
+    else:
+        about["decoding"] = vars(plan.decoding) | {"seed": plan.seed}
+    return about | {"problems": collected.problems[:TOLD]}
+
+
+def as_markdown(summary: dict[str, Any]) -> str:
+    """The same for people."""
+    rows = [
+        [name, _number(score["value"]), _interval(score["interval_95"]), f"{score['items']:,}", score["by"]]
+        for name, score in summary["scores"].items()
+    ]
+    facts = {
+        "model": f"{summary['model']} (sha256 {summary['model_sha256'][:12]})",
+        "data": summary["data"],
+        "template": summary["template"],
+        "device": summary["device"],
+        "judge": summary["judge"],
+        "decoder command": summary.get("decoder_command"),
+        "decoding": _listed(summary.get("decoding", {})),
+        "noise": _listed(summary.get("noise", {})),
+    }
+    told = [f"- {name}: {value}" for name, value in facts.items() if value]
+    problems = [f"- {problem}" for problem in summary["problems"]]
+    hidden = summary["errors"] - len(problems)
+    if hidden:
+        problems.append(f"- and {hidden:,} more, named in the parts")
+    parts = [
+        f"# {summary['task']}",
+        table(["score", "value", "95 % interval", "items", "by"], rows),
+        f"{summary['items']:,} items scored, {summary['errors']:,} not usable.",
+        "\n".join(told),
+        "\n".join(["## Not usable", "", *problems]) if problems else "",
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |" for cells in lines)
+
+
+def _listed(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4g}"
+
+
+def _interval(bounds: Sequence[float] | None) -> str:
+    return "" if bounds is None else f"{_number(bounds[0])} to {_number(bounds[1])}"

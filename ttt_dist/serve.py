@@ -1,0 +1,69 @@
+"""Open a page to try an exported model: type or record, read and hear the answer while it is made.
+
+python ttt_dist/serve.py --model runs/demo/export --block 6 --steps 6
+python ttt_dist/serve.py --model runs/demo/export --port 8000
+python ttt_dist/serve.py --model runs/glm/export --decoder-command "python glm_decode.py {codes} {wav}"
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+# Run as a file, Python puts this file's folder first into the path; its modules are to be found as ttt_dist.* only.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from ttt_dist.audio import load_codec
+from ttt_dist.inference.decoder import Decoder
+from ttt_dist.inference.settings import add_decoding_flags, settings_from_flags
+from ttt_dist.model.huggingface import load_folder
+from ttt_dist.serving.app import App
+from ttt_dist.serving.decoding_thread import DecodingThread
+from ttt_dist.serving.server import is_loopback, listen, serve, trusted_names, url_of
+from ttt_dist.serving.studio import Studio, model_name
+from ttt_dist.telemetry.console import main_guard, say, warn
+
+
+def main() -> None:
+    """Listen, load the model, answer until interrupted."""
+    arguments = parse_arguments()
+    settings = settings_from_flags(arguments)
+    listening = listen(arguments.host, arguments.port)
+    folder = load_folder(arguments.model)
+    codec = load_codec(folder.codec, decoder_command=arguments.decoder_command)
+    if codec.no_decoder:
+        warn(f"speech stays silent: {codec.no_decoder}")
+    if not is_loopback(arguments.host):
+        warn(f"--host {arguments.host}: whoever can reach this machine can use the model; there is no password")
+    thread = DecodingThread(Decoder(folder, batch_size=arguments.batch))
+    app = App(Studio(folder, codec, settings, model_name(arguments.model)), thread, trusted_names(arguments.host))
+    say(f"open {url_of(arguments.host, listening.getsockname()[1])} (Ctrl-C ends the server)")
+    serve(listening, app)
+    say("stopped")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; bad usage ends with status 2."""
+    summary, _, examples = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, type=Path, help="exported model folder")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine alone)"
+    )
+    parser.add_argument("--port", type=int, default=7860, help="port; 0: any that is free (default 7860)")
+    parser.add_argument("--batch", type=int, default=32, help="requests decoded side by side (default 32)")
+    parser.add_argument(
+        "--decoder-command",
+        metavar="COMMAND",
+        help="program that makes the speech of the codes, with {codes} and {wav} in it (docs/codecs.md)",
+    )
+    add_decoding_flags(parser)
+    arguments = parser.parse_args()
+    if arguments.batch < 1 or not 0 <= arguments.port < 2**16:
+        parser.error("--batch must be at least 1, --port from 0 to 65535")
+    return arguments
+
+
+if __name__ == "__main__":
+    main_guard(main)
