@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SPEECH ?= demo_speech
 RUN ?= runs/demo
 
-.PHONY: setup test test-processes test-units demo clean
+.PHONY: setup test test-cluster test-distributed test-units demo clean
 
 setup: $(VENV)/.ready
 
@@ -16,15 +16,18 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# Tests of many processes wait for each other a good deal: those of one process fill the gaps.
+# Tests of many processes wait for each other a good deal: others fill the gaps.
 test: setup
-	@$(MAKE) --no-print-directory -j2 --output-sync=target test-processes test-units
+	@$(MAKE) --no-print-directory -j3 --output-sync=target test-cluster test-distributed test-units
 
-test-processes: setup
-	$(BIN)/python -m pytest tests/cluster tests/distributed
+test-cluster: setup
+	$(BIN)/python -m pytest --durations=8 tests/cluster
+
+test-distributed: setup
+	$(BIN)/python -m pytest --durations=20 tests/distributed
 
 test-units: setup
-	nice -n 10 $(BIN)/python -m pytest tests/unit
+	nice -n 10 $(BIN)/python -m pytest --durations=12 tests/unit
 
 demo: setup
 	$(BIN)/python tools/pipeline.py --config recipes/demo.yaml --source $(SPEECH) --out $(RUN)

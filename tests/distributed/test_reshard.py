@@ -32,7 +32,7 @@ WIDE_STAGES = Layout(0, 2, pipeline=2, tensor=2, tied=True, kv_heads=1)
 TOKENS = Layout(3, 2, ulysses=2)
 BF16 = Layout(3, 2, dp=2, precision="bf16")
 
-# Both ways.
+# One way; the first four also back.
 PAIRS = [
     (Layout(0, 2, tensor=2), PLAIN),
     (SHARDED, SHARDED_SPLIT),
@@ -46,7 +46,7 @@ PAIRS = [
     (Layout(0, 2, dp=2, precision="bf16"), replace(STAGES, precision="bf16")),
     (Layout(2, 2, dp=2, precision="bf16", tied=True), replace(STAGES, zero=0, precision="bf16", tied=True)),
 ]
-MOVES = [*PAIRS, *((target, source) for source, target in PAIRS), (SHARDED, BF16)]
+MOVES = [*PAIRS, *((target, source) for source, target in PAIRS[:4]), (SHARDED, BF16)]
 # Loaded number by number into the very layout that they were saved from.
 SAME = [
     SHARDED,
