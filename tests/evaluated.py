@@ -16,10 +16,13 @@ from typing import Any
 
 import soundfile
 import torch
+from safetensors.torch import save_file
 
 from tests.prep_way import contents, in_child
 from ttt_dist import evaluate
+from ttt_dist.audio import load_codec
 from ttt_dist.audio.melvq import MelVQ, MelVQSettings
+from ttt_dist.audio.whisper_vq import FIXED, WhisperVQ, WhisperVQConfig
 from ttt_dist.config import ModelConfig
 from ttt_dist.model.huggingface import export_folder
 from ttt_dist.model.layers import PlainFactory, RandomWeights
@@ -59,6 +62,23 @@ def make_model(folder: Path, name: str, objective: Objective | None = None, seed
         model.head.weight[layout.begin_of_quad] = 1.0
     export_folder(folder / name, model.named_parameters(), config, layout, objective or Objective(), folder)
     return folder / name
+
+
+def make_mute_model(folder: Path) -> Path:
+    """The model with a codec of as many codes that has no decoder: a tiny glm4voice."""
+    sizes = {"d_model": 16, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "num_mel_bins": 20}
+    blocks = {"max_source_positions": 600, "quantize_causal_block_size": 200, "pooling_kernel_size": 4}
+    values = FIXED | sizes | blocks | {"pooling_position": 1, "quantize_position": 1, "quantize_vocab_size": 16}
+    weights, model = folder / "glm", folder / "mute"
+    weights.mkdir()
+    (weights / "config.json").write_text(json.dumps(values))
+    torch.manual_seed(0)
+    network = WhisperVQ(WhisperVQConfig.read(values, weights / "config.json"))
+    save_file(network.state_dict(), weights / "model.safetensors")
+    shutil.copytree(folder / "model", model)
+    shutil.rmtree(model / "codec")
+    load_codec(f"glm4voice:{weights}").save(model / "codec")
+    return model
 
 
 def line(number: int, **fields: Any) -> dict[str, Any]:

@@ -10,13 +10,9 @@ from typing import Any
 
 import pytest
 import soundfile
-import torch
-from safetensors.torch import save_file
 
-from tests.evaluated import FEW, line, make_model, make_workplace, read_lines, write_lines
+from tests.evaluated import FEW, line, make_model, make_mute_model, make_workplace, read_lines, write_lines
 from ttt_dist import evaluate
-from ttt_dist.audio import load_codec
-from ttt_dist.audio.whisper_vq import FIXED, WhisperVQ, WhisperVQConfig
 from ttt_dist.errors import UserError
 from ttt_dist.evaluation.tasks import TASKS
 from ttt_dist.inference.decoder import Decoder
@@ -327,20 +323,7 @@ def test_bad_folders_and_usage(run: Evaluate, workplace: Path, tmp_path: Path) -
 
 @pytest.fixture(scope="module")
 def mute(workplace: Path) -> str:
-    """The model with a codec of as many codes that has no decoder: a tiny glm4voice."""
-    sizes = {"d_model": 16, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "num_mel_bins": 20}
-    blocks = {"max_source_positions": 600, "quantize_causal_block_size": 200, "pooling_kernel_size": 4}
-    values = FIXED | sizes | blocks | {"pooling_position": 1, "quantize_position": 1, "quantize_vocab_size": 16}
-    weights, model = workplace / "glm", workplace / "mute"
-    weights.mkdir()
-    (weights / "config.json").write_text(json.dumps(values))
-    torch.manual_seed(0)
-    network = WhisperVQ(WhisperVQConfig.read(values, weights / "config.json"))
-    save_file(network.state_dict(), weights / "model.safetensors")
-    shutil.copytree(workplace / "model", model)
-    shutil.rmtree(model / "codec")
-    load_codec(f"glm4voice:{weights}").save(model / "codec")
-    return "mute"
+    return make_mute_model(workplace).name
 
 
 def test_a_codec_without_decoder(run: Evaluate, mute: str, tmp_path: Path) -> None:

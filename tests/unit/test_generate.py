@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from tests.evaluated import FEW, line, make_workplace, read_lines, write_lines
+from tests.evaluated import FEW, line, make_mute_model, make_workplace, read_lines, write_lines
 from ttt_dist import generate
 from ttt_dist.errors import UserError
+from ttt_dist.inference.decoder import Session
 
 Generate = Callable[..., str]
 
@@ -100,3 +101,16 @@ def test_what_cannot_be_done_is_one_line(run: Generate, words: list[str], told: 
     with pytest.raises(UserError, match=told) as error:
         run(*words)
     assert "\n" not in str(error.value)
+
+
+def test_a_codec_without_decoder_is_refused_before_anything_is_generated(
+    run: Generate, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("something was generated")
+
+    monkeypatch.setattr(Session, "step", never)
+    mute = ["--model", make_mute_model(work), "--out", tmp_path / "out.wav"]
+    with pytest.raises(UserError, match="glm4voice: .*give --decoder-command"):
+        run("--prompt", "two", *mute)
+    assert list(tmp_path.iterdir()) == []

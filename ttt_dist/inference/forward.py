@@ -51,6 +51,7 @@ class Forwards:
         self.model = model
         self.layout = layout
         self.device = next(model.parameters()).device
+        self._allowed: dict[Phase, Tensor] = {}
 
     @torch.inference_mode()
     def __call__(self, requests: Sequence[tuple[State, Rules, Sequences]]) -> list[Tensor]:
@@ -76,7 +77,7 @@ class Forwards:
         ids = np.concatenate([row.ids for row in rows])
         places = np.concatenate([np.arange(row.cache.length, row.cache.length + len(row.ids)) for row in rows])
         dtype = self.model.dtype
-        plan = CachePlan([NewTokens.of(row.cache, row.ends.to(self.device), dtype) for row in rows])
+        plan = CachePlan([NewTokens.of(row.cache, row.ends, dtype, self.device) for row in rows])
         hidden = self.model.hidden(self._tensor(ids), self._tensor(places), plan)
         for row in rows:
             row.cache.length = row.final
@@ -94,14 +95,19 @@ class Forwards:
         if phase == "span":
             logits = F.linear(hidden, self._span_head)
             return logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return self.model.logits(hidden)[:, self._tensor(allowed_ids(self.layout, phase))]
+        return self.model.logits(hidden)[:, self._allowed_ids(phase)]
 
     @cached_property
     def _span_head(self) -> Tensor:
         """The output projection of codes and ends: a small part of the vocabulary."""
         weight = self.model.head.weight
         assert isinstance(weight, Tensor)
-        return weight[self._tensor(allowed_ids(self.layout, "span"))]
+        return weight[self._allowed_ids("span")]
+
+    def _allowed_ids(self, phase: Phase) -> Tensor:
+        if phase not in self._allowed:
+            self._allowed[phase] = self._tensor(allowed_ids(self.layout, phase))
+        return self._allowed[phase]
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values.astype(np.int64)).to(self.device)

@@ -44,17 +44,13 @@ class NewTokens:
     """What each sees of the sequence, additive [count, length + count]; None: everything."""
 
     @classmethod
-    def of(cls, cache: KeyValueCache, ends: Tensor, dtype: torch.dtype) -> "NewTokens":
-        """From the exclusive end of what each sees [n], as an index into the sequence."""
-        total = cache.length + len(ends)
-        hidden = torch.arange(total, device=ends.device) >= ends.unsqueeze(-1)
+    def of(cls, cache: KeyValueCache, ends: Tensor, dtype: torch.dtype, device: torch.device) -> "NewTokens":
+        """From the exclusive end of what each sees [n], as an index into the sequence; on the CPU, where nothing waits."""
+        hidden = torch.arange(cache.length + len(ends)) >= ends.unsqueeze(-1)
         if not hidden.any():
             return cls(cache, len(ends), None)
-        return cls(
-            cache,
-            len(ends),
-            torch.zeros(hidden.shape, dtype=dtype, device=ends.device).masked_fill_(hidden, float("-inf")),
-        )
+        mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
+        return cls(cache, len(ends), mask.to(device))
 
 
 class CachePlan:
