@@ -4,7 +4,6 @@ The new tokens of all requests lie end to end in one row, so no token is padding
 """
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -51,7 +50,7 @@ class Forwards:
         self.model = model
         self.layout = layout
         self.device = next(model.parameters()).device
-        self._allowed: dict[Phase, Tensor] = {}
+        self._stretches: dict[Phase, tuple[slice, Tensor]] = {}
 
     @torch.inference_mode()
     def __call__(self, requests: Sequence[tuple[State, Rules, Sequences]]) -> list[Tensor]:
@@ -91,23 +90,16 @@ class Forwards:
         return [found[number] for number in range(len(rows))]
 
     def _choices(self, hidden: Tensor, phase: Phase) -> Tensor:
-        """Logits of `allowed_ids` alone, at least fp32."""
-        if phase == "span":
-            logits = F.linear(hidden, self._span_head)
-            return logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return self.model.logits(hidden)[:, self._allowed_ids(phase)]
-
-    @cached_property
-    def _span_head(self) -> Tensor:
-        """The output projection of codes and ends: a small part of the vocabulary."""
+        """Logits of `allowed_ids` alone, at least fp32: only the stretch of the vocabulary that they span is computed."""
+        if phase not in self._stretches:
+            allowed = allowed_ids(self.layout, phase)
+            rows = slice(int(allowed[0]), int(allowed[-1]) + 1)
+            self._stretches[phase] = rows, self._tensor(allowed - rows.start)
+        rows, columns = self._stretches[phase]
         weight = self.model.head.weight
         assert isinstance(weight, Tensor)
-        return weight[self._allowed_ids("span")]
-
-    def _allowed_ids(self, phase: Phase) -> Tensor:
-        if phase not in self._allowed:
-            self._allowed[phase] = self._tensor(allowed_ids(self.layout, phase))
-        return self._allowed[phase]
+        logits = F.linear(hidden, weight[rows])[:, columns]
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values.astype(np.int64)).to(self.device)
