@@ -13,7 +13,7 @@ codes and the end. Prompts: 60 text tokens, or 100 codes after a system prompt, 
   positions, one request at a time, 2 forwards per block, greedy, without classifier-free guidance (which would double its
   cost); measured in full, once. On CPU its tokens must be those of ours.
 
-Batch 1 of ours and of AR is the median of three runs. Figures: codes of all replies per second; real-time factor, the
+Batch 1 of ours and of AR is the median of five runs, taken in turns. Figures: codes of all replies per second; real-time factor, the
 seconds that a reply took over the 20 s of its sound; seconds to the first finished span; forwards per second of sound,
 those of a batch being shared. The last line is one JSON object; `speedup_batch1` compares seconds with the released way
 at 2 forwards per block, `speedup_batch8` codes per second, `vs_ar_cache` seconds with AR at batch 1.
@@ -22,9 +22,7 @@ at 2 forwards per block, `speedup_batch8` codes per second, `vs_ar_cache` second
 import argparse
 import dataclasses
 import json
-import statistics
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +41,7 @@ from ttt_dist.telemetry.console import main_guard, result, say
 NUM_TEXT, NUM_CODES, CODE_RATE = 125, 250, 12.5
 SOUND_S = NUM_CODES / CODE_RATE
 BLOCK, STEPS, BATCHES = 27, (2, 4, 8), (1, 8, 32)
-REPEATS = 3  # of batch 1
+REPEATS = 5  # of batch 1; larger batches take long enough to run once
 OURS, AR, RELEASED = "ours", "AR with cache", "released way"
 
 Key = tuple[str, int, int]
@@ -94,27 +92,30 @@ def measure_shape(name: str, device: str) -> tuple[str, dict[Key, Measured]]:
 
 
 def measure(folder: ModelFolder, course: Course) -> Iterator[tuple[Key, Measured]]:
-    """Every side at every batch size and number of forwards per block."""
+    """Every side at every batch size and number of forwards per block; repeated in turns, so that all meet the same machine."""
     ours, requests = Decoder(folder), draw_prompts(folder.layout, max(BATCHES))
     ar = Decoder(dataclasses.replace(folder, objective=Objective(kind="ar")))
-    decode(ours, requests[:1], settings(2, max_text=20), course)  # warms up
+    for decoder in (ours, ar):
+        decode(decoder, requests[:1], settings(2), course)  # warms up: pages of weights grow large while they are read
     for batch in BATCHES:
-        for steps in STEPS:
-            yield (OURS, batch, steps), median(partial(decode, ours, requests[:batch], settings(steps), course), batch)
-        yield (AR, batch, 1), median(partial(decode, ar, requests[:batch], settings(1), course), batch)
+        sides: dict[Key, tuple[Decoder, int]] = {(OURS, batch, steps): (ours, steps) for steps in STEPS}
+        sides[AR, batch, 1] = ar, 1
+        rounds = [
+            {key: decode(decoder, requests[:batch], settings(steps), course) for key, (decoder, steps) in sides.items()}
+            for _ in range(REPEATS if batch == 1 else 1)
+        ]
+        yield from ((key, median([found[key] for found in rounds])) for key in sides)
     yield (RELEASED, 1, 2), released_way(folder, requests[0], settings(2), course)
 
 
-def settings(steps: int, max_text: int = 512) -> DecodeSettings:
+def settings(steps: int) -> DecodeSettings:
     """Greedy, one block a span."""
-    return DecodeSettings(block=BLOCK, steps=steps, max_text=max_text)
+    return DecodeSettings(block=BLOCK, steps=steps)
 
 
-def median(run: Callable[[], Measured], batch: int) -> Measured:
-    """The run of middle length; larger batches take long enough to run once."""
-    runs = [run() for _ in range(REPEATS if batch == 1 else 1)]
-    seconds = statistics.median_low(measured.seconds for measured in runs)
-    return next(measured for measured in runs if measured.seconds == seconds)
+def median(runs: Sequence[Measured]) -> Measured:
+    """The run of middle length."""
+    return sorted(runs, key=lambda measured: measured.seconds)[(len(runs) - 1) // 2]
 
 
 def compare(found: dict[Key, Measured]) -> dict[str, Any]:

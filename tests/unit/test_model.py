@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -14,7 +15,7 @@ from tests.structures import packs, tiny_layout
 from ttt_dist.config import ModelConfig
 from ttt_dist.model.attention import attention_plan
 from ttt_dist.model.huggingface import from_huggingface, huggingface_names
-from ttt_dist.model.layers import PlainFactory, RandomWeights, swiglu
+from ttt_dist.model.layers import PlainFactory, RandomWeights, linear, swiglu
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.batch import Batch, collate
 from ttt_dist.sequence.objective import Objective
@@ -182,3 +183,15 @@ def test_bf16_follows_fp32() -> None:
 def test_swiglu_gradient() -> None:
     gate_up = torch.randn(3, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     assert torch.autograd.gradcheck(swiglu, gate_up)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 8, 27, 513])
+def test_a_product_of_few_rows_is_the_same(num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    generator = torch.Generator().manual_seed(num_rows)
+    x, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((num_rows, 48), (96, 48), (96,)))
+    for added in (None, bias):
+        with torch.inference_mode():
+            found = linear(x, weight, added)
+        torch.testing.assert_close(found, F.linear(x, weight, added), rtol=1e-5, atol=1e-5)
+        assert found.is_contiguous()

@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ttt_dist.inference.phases import Phase, Rules, State, allowed_ids
 from ttt_dist.inference.sampling import guided
 from ttt_dist.model.cache import CachePlan, KeyValueCache, NewTokens
+from ttt_dist.model.layers import linear
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.sequence.visibility import visible_end
@@ -98,7 +98,7 @@ class Forwards:
         rows, columns = self._stretches[phase]
         weight = self.model.head.weight
         assert isinstance(weight, Tensor)
-        logits = F.linear(hidden, weight[rows])[:, columns]
+        logits = linear(hidden, weight[rows])[:, columns]
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def _tensor(self, values: np.ndarray) -> Tensor:

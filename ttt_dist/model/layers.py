@@ -17,6 +17,8 @@ from torch.autograd.function import once_differentiable
 from ttt_dist.model.attention import AttentionPlan, attend
 from ttt_dist.model.loss import LossRows, LossSums, VocabularySlice, linear_cross_entropy
 
+FEW_ROWS = 512  # in decoding
+
 
 class WeightSource(Protocol):
     """Where first weights come from: drawn, read from a checkpoint, or no storage at all."""
@@ -176,7 +178,21 @@ class Linear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [T, K] @ weight [N, K].T + bias [N], [T, N].
+
+    Decoding multiplies a few rows with large weights. On the CPU several threads do so up to twice as fast with the weight as
+    the first factor and rows in eights: BLAS shares out the larger dimension.
+    """
+    is_few = 1 < len(x) <= FEW_ROWS and x.dim() == 2
+    if not (is_few and torch.is_inference_mode_enabled() and x.device.type == "cpu" and torch.get_num_threads() > 1):
+        return F.linear(x, weight, bias)
+    rows = F.pad(x, (0, 0, 0, -len(x) % 8))
+    out = torch.mm(weight, rows.t())[:, : len(x)].t().contiguous()
+    return out if bias is None else out.add_(bias)
 
 
 class RMSNorm(nn.Module):
