@@ -33,7 +33,7 @@ from ttt_dist.inference.events import Ended, TextPiece
 from ttt_dist.inference.settings import add_decoding_flags, settings_from_flags
 from ttt_dist.model.huggingface import ModelFolder, load_folder
 from ttt_dist.sequence.templates import ChatTemplate
-from ttt_dist.telemetry.console import main_guard, say, warn
+from ttt_dist.telemetry.console import main_guard, put, say, warn
 
 
 def main() -> None:
@@ -72,9 +72,9 @@ def tell(decoder: Decoder, request: Request, settings: DecodeSettings) -> Result
     """Print the response's text as it comes."""
     for _, event in decoder.stream([request], settings):
         if isinstance(event, TextPiece):
-            print(event.text, end="", flush=True)
+            put(event.text)
         if isinstance(event, Ended):
-            print(flush=True)
+            say()
             return event.result
     raise AssertionError("a stream ends with its result")
 

@@ -35,6 +35,13 @@ def say(message: str = "") -> None:
         sys.stdout.flush()
 
 
+def put(piece: str) -> None:
+    """Text on stdout as it comes, without an end of line; from rank 0 only."""
+    if rank() == 0:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+
 def warn(message: str) -> None:
     """A line `warning: ...` on stderr, from rank 0 only."""
     if rank() == 0:
