@@ -144,6 +144,14 @@ def test_what_unfinished_saves_left_goes_and_broken_checkpoints_count_for_nothin
     assert sorted(names(list(folder.iterdir()))) == ["step-00000003", "step-00000009"]
 
 
+def test_a_save_first_frees_what_a_killed_process_was_removing(folder: Path) -> None:
+    (folder / ".gone-step-00000001" / "more").mkdir(parents=True)
+    aside = folder / ".step-00000012.tmp"
+    checkpoint._make_empty(aside)
+    assert aside.is_dir()
+    assert not list(folder.glob(".gone-*"))
+
+
 def test_space_and_access_are_checked_where_the_run_will_write(tmp_path: Path) -> None:
     checkpoint.require_space(tmp_path / "new" / "run", 1000)
     assert not (tmp_path / "new").exists()

@@ -248,7 +248,9 @@ def _object_device() -> torch.device:
 
 
 def _make_empty(folder: Path) -> None:
+    """A new folder; space that a killed process was about to free is freed first, or the save might not find enough."""
     with writing(folder):
+        _remove_all(list(folder.parent.glob(f"{GONE}*")))
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
 
