@@ -5,12 +5,8 @@ python -m tests.evaluated kill --work DIR --kills 50 --seed 0      prints one JS
 
 import argparse
 import json
-import os
-import random
 import shutil
-import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +14,7 @@ import soundfile
 import torch
 from safetensors.torch import save_file
 
-from tests.prep_way import contents, in_child
+from tests.shared_work import kill_again_and_again
 from ttt_dist import evaluate
 from ttt_dist.audio import load_codec
 from ttt_dist.audio.melvq import MelVQ, MelVQSettings
@@ -116,40 +112,6 @@ def evaluate_here(arguments: list[str]) -> None:
         sys.path[:], sys.argv = path, argv
 
 
-def kill_again_and_again(work: Path, kills: int, seed: int) -> dict[str, float]:
-    """Evaluate until so many runs have been killed at a random moment; each that ends is compared.
-
-    Returns the figures; raises AssertionError where one differs from the undisturbed evaluation by a byte.
-    """
-    torch.set_num_threads(1)  # threads do not survive a fork
-    rng, out = random.Random(seed), work / "out"
-    arguments = evaluation(work, out)
-    start = time.monotonic()
-    assert os.waitpid(in_child(lambda: evaluate_here(arguments)), 0)[1] == 0
-    whole = time.monotonic() - start
-    wanted = contents(out)
-    assert not [name for name in wanted if name.endswith((".tmp", ".lock"))]
-    shutil.rmtree(out)
-    done = compared = 0
-    while done < kills:
-        child = in_child(lambda: evaluate_here(arguments))
-        time.sleep(rng.uniform(0, whole))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        if os.WIFSIGNALED(status):
-            done += 1
-            if rng.random() < 0.6:
-                continue
-            _, status = os.waitpid(in_child(lambda: evaluate_here(arguments)), 0)
-        assert status == 0, f"exit status {status} after {done} kills"
-        found = contents(out)
-        assert found.keys() == wanted.keys(), sorted(found.keys() ^ wanted.keys())
-        assert not [name for name in wanted if wanted[name] != found[name]]
-        compared += 1
-        shutil.rmtree(out)
-    return {"kills": done, "compared": compared, "seconds_undisturbed": round(whole, 2)}
-
-
 def main() -> None:
     """The campaign as a command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -160,7 +122,10 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.work / "model").exists():
         make_workplace(args.work)
-    sys.stdout.write(json.dumps(kill_again_and_again(args.work, args.kills, args.seed)) + "\n")
+    out = args.work / "out"
+    arguments = evaluation(args.work, out)
+    figures = kill_again_and_again(lambda: evaluate_here(arguments), out, args.kills, args.seed)
+    sys.stdout.write(json.dumps(figures) + "\n")
 
 
 if __name__ == "__main__":

@@ -168,14 +168,14 @@ def main() -> None:
         prompts.append(template.tts_prompt(entry["text"], entry.get("speaker")))
         prompts.append(template.asr_prompt(codec.encode([reader.read(entry)])[0]))
     chosen = [replace(draw_settings(rng), span_limit=120, max_text=40) for _ in prompts]
-    with torch.inference_mode():
-        wrong = [
-            start + index
-            for start in range(0, len(prompts), 20)
-            for index in differing(
-                folder, prompts[start : start + 20], chosen[start : start + 20], int(rng.integers(1, 9))
-            )
-        ]
+    torch.set_num_threads(1)  # products of one short sequence
+    wrong: Ids = []
+    for start in range(0, len(prompts), 20):
+        part = slice(start, start + 20)
+        with torch.inference_mode():
+            found = differing(folder, prompts[part], chosen[part], int(rng.integers(1, 9)))
+        wrong += [start + index for index in found]
+        print(f"{min(start + 20, len(prompts))} of {len(prompts)} prompts, {len(wrong)} differing", flush=True)
     print(json.dumps({"prompts": len(prompts), "differing": len(wrong), "which": wrong[:20]}))
 
 

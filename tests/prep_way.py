@@ -6,17 +6,15 @@ pieces, or killed again and again.
 
 import argparse
 import json
-import os
-import random
-import shutil
-import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
+
+from tests.shared_work import kill_again_and_again
+from ttt_dist.data.indexed import indexed_dataset
 
 RATE = 8000
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -67,66 +65,6 @@ def walk(corpus: Path, out: Path, *share: str) -> None:
         main(step)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, leftovers too."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def in_child(work: Callable[[], None]) -> int:
-    """Start `work` in a fork of this process, whose imports are done; returns its process id."""
-    child = os.fork()
-    if child:
-        return child
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, 1)
-    status = 1
-    try:
-        work()
-        status = 0
-    finally:
-        os._exit(status)
-
-
-def kill_again_and_again(corpus: Path, out: Path, kills: int, seed: int) -> dict[str, float]:
-    """Run the way until so many runs have been killed at a random moment; each finished way is compared.
-
-    Returns the figures; raises AssertionError where a finished way differs from the undisturbed one by a byte.
-    """
-    import torch
-
-    from ttt_dist.data.indexed import indexed_dataset
-
-    torch.set_num_threads(1)  # threads do not survive a fork
-    indexed_dataset()
-    rng = random.Random(seed)
-    start = time.monotonic()
-    _, status = os.waitpid(in_child(lambda: walk(corpus, out)), 0)
-    assert status == 0
-    whole = time.monotonic() - start
-    wanted = contents(out)
-    assert not [name for name in wanted if name.endswith((".tmp", ".lock"))]
-    done = compared = resumed = 0
-    shutil.rmtree(out)
-    while done < kills:
-        child = in_child(lambda: walk(corpus, out))
-        time.sleep(rng.uniform(0, whole))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        if os.WIFSIGNALED(status):
-            done += 1
-            resumed += 1
-            if rng.random() < 0.7:
-                continue
-            _, status = os.waitpid(in_child(lambda: walk(corpus, out)), 0)
-        assert status == 0, f"exit status {status} after {done} kills"
-        found = contents(out)
-        assert found.keys() == wanted.keys(), sorted(found.keys() ^ wanted.keys())
-        assert not [name for name in wanted if wanted[name] != found[name]]
-        compared += 1
-        shutil.rmtree(out)
-    return {"kills": done, "compared": compared, "seconds_undisturbed": round(whole, 2), "lost": 0}
-
-
 def main() -> None:
     """The campaign as a command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -138,7 +76,8 @@ def main() -> None:
     args = parser.parse_args()
     if not args.corpus.exists():
         make_corpus(args.corpus)
-    figures = kill_again_and_again(args.corpus, args.out, args.kills, args.seed)
+    indexed_dataset()  # imported before the forks
+    figures = kill_again_and_again(lambda: walk(args.corpus, args.out), args.out, args.kills, args.seed)
     sys.stdout.write(json.dumps(figures) + "\n")
 
 

@@ -12,7 +12,8 @@ import yaml
 from data_prep.__main__ import main as data_prep
 from tests.cluster.slurm import Job, Slurm, running_slurm, wait_until
 from tests.distributed.small_run import ROOT, records, timeless
-from tests.prep_way import contents, make_corpus, steps
+from tests.prep_way import make_corpus, steps
+from tests.shared_work import contents
 from tests.structures import SHARED
 from ttt_dist.telemetry.events import read_events
 from ttt_dist.training.seal import require_whole

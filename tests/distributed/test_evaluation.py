@@ -1,25 +1,20 @@
 """An evaluation shared out and killed: the same bytes from one process, shares in any order, workers and MPI ranks."""
 
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from data_prep.parts import part_prefix
-from tests.distributed.small_run import ROOT
 from tests.evaluated import evaluate_here, evaluation, make_workplace
-from tests.prep_way import contents
+from tests.shared_work import assert_same, command, contents
 from ttt_dist.errors import UserError
 from ttt_dist.leases import lease
 
 KILLS = 8  # 50 and more: python -m tests.evaluated kill
-COMMAND = [sys.executable, "ttt_dist/evaluate.py"]
-AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMP_NUM_THREADS": "1"}
+EVALUATE = "ttt_dist/evaluate.py"
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +27,6 @@ def undisturbed(work: Path) -> dict[str, bytes]:
     """What one process writes."""
     evaluate_here(evaluation(work, work / "undisturbed"))
     return contents(work / "undisturbed")
-
-
-def assert_same(out: Path, wanted: dict[str, bytes]) -> None:
-    found = contents(out)
-    assert found.keys() == wanted.keys(), sorted(found.keys() ^ wanted.keys())
-    assert not [name for name in wanted if found[name] != wanted[name]]
 
 
 def test_there_is_something_to_share(undisturbed: dict[str, bytes]) -> None:
@@ -60,54 +49,29 @@ def test_shares_in_any_order(
         assert (tmp_path / "out" / "tts_summary.json").exists() == (number == shares)
         assert ("the results follow when all 7 parts are there" in said) == (number < shares)
     assert json.loads(said.splitlines()[-1])["items"] == 18
-    assert_same(tmp_path / "out", undisturbed)
+    assert_same(contents(tmp_path / "out"), undisturbed)
     evaluate_here(evaluation(work, tmp_path / "out"))  # nothing is left to do
     assert "7 of 7 parts were there already" in capsys.readouterr().out
-    assert_same(tmp_path / "out", undisturbed)
+    assert_same(contents(tmp_path / "out"), undisturbed)
 
 
 def test_two_workers(work: Path, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
-    done = run(*evaluation(work, tmp_path / "out", "--workers", "2"))
+    done = command(EVALUATE, *evaluation(work, tmp_path / "out", "--workers", "2"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1]) == json.loads(undisturbed["tts_summary.json"])
-    assert_same(tmp_path / "out", undisturbed)
+    assert_same(contents(tmp_path / "out"), undisturbed)
 
 
 def test_two_mpi_ranks(work: Path, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
-    if shutil.which("mpirun") is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(
-            "mpirun is not here; on Debian: apt-get install openmpi-bin"
-        )
-    mpirun = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", "2"]
-    done = run(*evaluation(work, tmp_path / "out"), launcher=mpirun)
+    done = command(EVALUATE, *evaluation(work, tmp_path / "out"), ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1])["errors"] == 2
     assert done.stderr.count("twenty.jsonl:6: ") == done.stderr.count("twenty.jsonl:12: ") == 1
-    assert_same(tmp_path / "out", undisturbed)
-
-
-def run(*arguments: str, launcher: list[str] | None = None) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [*(launcher or []), *COMMAND, *arguments],
-        cwd=ROOT,
-        env=os.environ | AS_ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    assert_same(contents(tmp_path / "out"), undisturbed)
 
 
 def test_killed_at_random_moments(work: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.evaluated", "kill", "--work", str(work), "--kills", str(KILLS)],
-        cwd=ROOT,
-        env=os.environ | AS_ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    done = command("-m", "tests.evaluated", "kill", "--work", str(work), "--kills", str(KILLS))
     assert done.returncode == 0, done.stderr[-3000:]
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["kills"] == KILLS and figures["compared"] >= 2
@@ -124,7 +88,7 @@ def test_a_part_that_another_job_writes_is_left_to_it(
         evaluate_here(evaluation(work, out))
     assert not (out / "tts_summary.json").exists()
     evaluate_here(evaluation(work, out))
-    assert_same(out, undisturbed)
+    assert_same(contents(out), undisturbed)
 
 
 def test_a_damaged_part_is_refused_and_lost_files_are_made_again(
@@ -135,7 +99,7 @@ def test_a_damaged_part_is_refused_and_lost_files_are_made_again(
     for name in ("parts/tts/part-00003.jsonl", next(name for name in undisturbed if name.endswith(".wav"))):
         (out / name).unlink()
         evaluate_here(evaluation(work, out))
-        assert_same(out, undisturbed)
+        assert_same(contents(out), undisturbed)
     path = out / "parts" / "tts" / "part-00003.json"
     path.write_bytes(path.read_bytes().replace(b'"parts": 7', b'"parts": 8'))
     with pytest.raises(UserError, match=r"part-00003\.json: is damaged"):

@@ -1,7 +1,6 @@
 """Data preparation shared out and killed: the same bytes from one task, array tasks, workers and MPI ranks, and after kills."""
 
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -12,12 +11,12 @@ import numpy as np
 import pytest
 
 from data_prep.__main__ import main
-from tests.prep_way import contents, make_corpus, steps, walk
+from tests.prep_way import make_corpus, steps, walk
+from tests.shared_work import ROOT, assert_same, command, contents
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.errors import UserError
 from ttt_dist.leases import lease
 
-ROOT = Path(__file__).resolve().parents[2]
 KILLS = 20  # 50 and more: python -m tests.prep_way kill
 
 
@@ -36,11 +35,6 @@ def undisturbed(corpus: Path) -> dict[str, bytes]:
     return contents(out)
 
 
-def assert_same(found: dict[str, bytes], wanted: dict[str, bytes]) -> None:
-    assert found.keys() == wanted.keys(), sorted(found.keys() ^ wanted.keys())
-    assert not [name for name in wanted if found[name] != wanted[name]]
-
-
 def test_there_is_something_to_share(undisturbed: dict[str, bytes], corpus: Path) -> None:
     assert sum(name.startswith("codes/part-") and name.endswith(".json") for name in undisturbed) == 8
     assert sum(name.startswith("samples/part-") and name.endswith(".json") for name in undisturbed) == 8
@@ -54,17 +48,8 @@ def test_there_is_something_to_share(undisturbed: dict[str, bytes], corpus: Path
 
 
 def test_killed_at_fifty_random_moments(corpus: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.prep_way", "kill", "--corpus", str(corpus), "--out", str(tmp_path / "out")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--kills", str(KILLS)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=500,
-    )
+    where = ["--corpus", str(corpus), "--out", str(tmp_path / "out")]
+    done = command("-m", "tests.prep_way", "kill", *where, "--kills", str(KILLS))
     assert done.returncode == 0, done.stderr[-3000:]
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["kills"] == KILLS
@@ -86,37 +71,16 @@ def test_worker_processes(corpus: Path, tmp_path: Path, undisturbed: dict[str, b
 
 
 def test_three_mpi_ranks(corpus: Path, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
-    if shutil.which("mpirun") is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(
-            "mpirun is not here; on Debian: apt-get install openmpi-bin"
-        )
-    allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMP_NUM_THREADS": "1"}
-    mpirun = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", "3", sys.executable, "-m", "data_prep"]
     told = []
     for step in steps(corpus, tmp_path / "out"):
-        done = subprocess.run(
-            [*mpirun, *step],
-            cwd=ROOT,
-            env=os.environ | allowed,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=200,
-        )
+        done = command("-m", "data_prep", *step, ranks=3)
         assert done.returncode == 0, done.stderr[-3000:]
         told.append(done.stdout.splitlines()[-1] + done.stderr)
     assert_same(contents(tmp_path / "out"), undisturbed)
     assert "48 utterances" in told[0]
     assert all(told[0].count(place) == 1 for place in ("train.jsonl:21: ", "train.jsonl:34: "))
     encode = next(steps(corpus, tmp_path / "out"))
-    done = subprocess.run(
-        [*mpirun, *encode, "--max-errors", "1"],
-        cwd=ROOT,
-        env=os.environ | allowed,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = command("-m", "data_prep", *encode, "--max-errors", "1", ranks=3)
     assert done.returncode == 1
     assert done.stderr.count("error: 2 bad files or lines") == 1
 

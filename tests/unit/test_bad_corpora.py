@@ -14,7 +14,8 @@ import pytest
 import soundfile
 
 from data_prep.__main__ import main
-from tests.prep_way import RATE, WORDS, in_child, make_corpus, steps, walk
+from tests.prep_way import RATE, WORDS, make_corpus, steps, walk
+from tests.shared_work import in_child
 from tests.structures import SHARED, needs_shared
 from ttt_dist.data.indexed import open_indexed
 from ttt_dist.data.shards import ShardReader

@@ -190,7 +190,9 @@ def test_swiglu_gradient() -> None:
 def test_a_product_of_few_rows_is_the_same(num_rows: int, num_out: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     generator = torch.Generator().manual_seed(num_rows)
-    x, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((num_rows, 48), (num_out, 48), (num_out,)))
+    x, weight, bias = (
+        torch.randn(*shape, generator=generator) for shape in ((num_rows, 48), (num_out, 48), (num_out,))
+    )
     for added in (None, bias):
         with torch.inference_mode():
             found = linear(x, weight, added)
