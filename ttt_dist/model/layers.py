@@ -184,11 +184,13 @@ class Linear(nn.Module):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [T, K] @ weight [N, K].T + bias [N], [T, N].
 
-    Decoding multiplies a few rows with large weights, whose reading takes the time. On the CPU several threads do so up to
-    twice as fast piece by piece of the weight: BLAS neither shares out a product with one vector nor packs small pieces.
+    Decoding multiplies a few rows with large weights, whose reading takes the time. On the CPU several threads do so, in
+    fp32, up to twice as fast piece by piece of the weight: BLAS neither shares out a product with one vector nor packs
+    small pieces.
     """
     is_few = x.dim() == 2 and len(x) <= FEW_ROWS and len(weight) >= CHUNK
-    if not (is_few and torch.is_inference_mode_enabled() and x.device.type == "cpu" and torch.get_num_threads() > 1):
+    is_here = x.device.type == "cpu" and x.dtype == torch.float32 and torch.get_num_threads() > 1
+    if not (is_few and is_here and torch.is_inference_mode_enabled()):
         return F.linear(x, weight, bias)
     number = len(weight) // CHUNK
     end = number * CHUNK
