@@ -1,6 +1,6 @@
 """Decoding a spoken reply: ours against the released way and against autoregressive decoding with a key-value cache.
 
-    python -m benchmarks.decode                                     on CPU, about 100 M parameters (20 minutes)
+    python -m benchmarks.decode                                     on CPU, about 100 M parameters (25 minutes)
     python -m benchmarks.decode --device cuda --out benchmarks/results/DATE-decode-cuda.md
 
 A reply has 125 text tokens and 250 codes (20 s at 12.5 Hz): nine rounds of 13 text tokens and a span of 26 codes, then 8 and

@@ -81,7 +81,7 @@ def kill_again_and_again(work: Callable[[], None], out: Path, kills: int, seed: 
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
             done += 1
-            if rng.random() < 0.7:
+            if rng.random() < 0.6:
                 continue
             _, status = os.waitpid(in_child(work), 0)
         assert status == 0, f"exit status {status} after {done} kills"

@@ -37,6 +37,7 @@ from ttt_dist.telemetry.console import main_guard, put, say, warn
 
 
 def main() -> None:
+    """Speak, transcribe or answer, as the flags say."""
     arguments = parse_arguments()
     settings = settings_from_flags(arguments)
     if arguments.chats is not None:

@@ -47,7 +47,7 @@ def test_there_is_something_to_share(undisturbed: dict[str, bytes], corpus: Path
         main(["verify", str(corpus.parent / "undisturbed" / prefix)])
 
 
-def test_killed_at_fifty_random_moments(corpus: Path, tmp_path: Path) -> None:
+def test_killed_at_random_moments(corpus: Path, tmp_path: Path) -> None:
     where = ["--corpus", str(corpus), "--out", str(tmp_path / "out")]
     done = command("-m", "tests.prep_way", "kill", *where, "--kills", str(KILLS))
     assert done.returncode == 0, done.stderr[-3000:]
