@@ -15,20 +15,14 @@ import torch
 from safetensors.torch import save_file
 
 from tests.shared_work import kill_again_and_again
+from tests.tiny_model import RATE, export_tiny, make_parts, noise
 from ttt_dist import evaluate
 from ttt_dist.audio import load_codec
-from ttt_dist.audio.melvq import MelVQ, MelVQSettings
 from ttt_dist.audio.whisper_vq import FIXED, WhisperVQ, WhisperVQConfig
-from ttt_dist.config import ModelConfig
-from ttt_dist.model.huggingface import export_folder
-from ttt_dist.model.layers import PlainFactory, RandomWeights
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.objective import Objective
-from ttt_dist.sequence.templates import TemplateSettings
-from ttt_dist.sequence.text_tokenizer import load_tokenizer, train_sentencepiece
-from ttt_dist.sequence.tokens import extend
+from ttt_dist.sequence.tokens import TokenLayout
 
-RATE = 8000
 FEW = ("--max-text", "6", "--span-limit", "12", "--steps", "2")
 """Decoding settings under which a model that never ends ends soon."""
 
@@ -36,11 +30,8 @@ FEW = ("--max-text", "6", "--span-limit", "12", "--steps", "2")
 def make_workplace(folder: Path, num_recordings: int = 4) -> Path:
     """`folder` with model/, NUMBER.wav and test.jsonl, a manifest of them."""
     folder.mkdir(parents=True, exist_ok=True)
-    generator = torch.Generator().manual_seed(0)
-    waves = [torch.randn(RATE // 2, generator=generator) * 0.1 for _ in range(num_recordings)]
-    MelVQ.learn(waves, MelVQSettings(sample_rate=RATE, codebook_size=16)).save(folder / "codec")
-    train_sentencepiece(["zero one two three four five"] * 5, folder / "tokenizer", vocab_size=290)
-    (folder / "template.json").write_text(json.dumps(TemplateSettings(name_speaker=True).to_dict()))
+    waves = noise(seconds=0.5, count=num_recordings)
+    make_parts(folder, waves, "zero one two three four five", vocab_size=290)
     make_model(folder, "model")
     for number, wave in enumerate(waves):
         soundfile.write(folder / f"{number}.wav", wave.numpy(), RATE)
@@ -50,14 +41,13 @@ def make_workplace(folder: Path, num_recordings: int = 4) -> Path:
 
 def make_model(folder: Path, name: str, objective: Objective | None = None, seed: int = 2) -> Path:
     """A model folder of random weights that soon says: open a span."""
-    layout = extend(load_tokenizer(folder / "tokenizer"), 16)
-    config = ModelConfig(hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, ffn_hidden_size=16, init_std=0.3)
-    model = Transformer.for_layout(config, layout, PlainFactory(RandomWeights(seed)))
-    with torch.no_grad():  # all states share a direction, which says: open a span
-        model.embed.weight += 3.0
-        model.head.weight[layout.begin_of_quad] = 1.0
-    export_folder(folder / name, model.named_parameters(), config, layout, objective or Objective(), folder)
-    return folder / name
+    return export_tiny(folder, name, open_spans, num_layers=1, init_std=0.3, objective=objective, seed=seed)
+
+
+def open_spans(model: Transformer, layout: TokenLayout) -> None:
+    """Let all states share a direction, in which the head says that a span begins."""
+    model.embed.weight += 3.0
+    model.head.weight[layout.begin_of_quad] = 1.0
 
 
 def make_mute_model(folder: Path) -> Path:

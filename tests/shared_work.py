@@ -29,14 +29,16 @@ def assert_same(found: dict[str, bytes], wanted: dict[str, bytes]) -> None:
     assert not [name for name in wanted if found[name] != wanted[name]]
 
 
+def mpirun(ranks: int) -> list[str]:
+    """Words before a command that start it so many times; they want `AS_ROOT` in the environment."""
+    need("mpirun")
+    return ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
+
+
 def command(*words: str, ranks: int = 0) -> "subprocess.CompletedProcess[str]":
     """Run Python with these words to its end, under mpirun where `ranks` says how many."""
-    mpirun = []
-    if ranks:
-        need("mpirun")
-        mpirun = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
     return subprocess.run(
-        [*mpirun, sys.executable, *words],
+        [*(mpirun(ranks) if ranks else []), sys.executable, *words],
         cwd=ROOT,
         env=os.environ | AS_ROOT,
         capture_output=True,

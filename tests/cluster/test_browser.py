@@ -9,7 +9,8 @@ import soundfile
 
 from tests.browser import Browser
 from tests.cluster.needs import need
-from tests.served import RATE, make_model, served
+from tests.served import make_model, served
+from tests.tiny_model import RATE
 
 ANSWER = "document.querySelector('#answers article')"
 

@@ -5,18 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.needs import need
 from tests.distributed.small_run import TRAIN, execute, make_run, records
-
-AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-TWO = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", "2"]
+from tests.shared_work import AS_ROOT, mpirun
 
 
 def test_two_ranks_train_as_one(tmp_path: Path) -> None:
-    need("mpirun")
     config = str(make_run(tmp_path, checkpoint={"save_every": 0}))
     both, alone = tmp_path / "both", tmp_path / "alone"
-    for launcher, run in ((TWO, both), ([], alone)):
+    for launcher, run in ((mpirun(2), both), ([], alone)):
         done = execute([*launcher, sys.executable, TRAIN, "--config", config, f"run_dir={run}"], **AS_ROOT)
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.count("from step 0") == 1, done.stdout  # rank 0 alone talks
@@ -27,8 +23,7 @@ def test_two_ranks_train_as_one(tmp_path: Path) -> None:
 
 
 def test_a_mistake_ends_all_ranks(tmp_path: Path) -> None:
-    need("mpirun")
     config = str(make_run(tmp_path))
-    done = execute([*TWO, sys.executable, TRAIN, "--config", config, "train.global_batch=3"], **AS_ROOT)
+    done = execute([*mpirun(2), sys.executable, TRAIN, "--config", config, "train.global_batch=3"], **AS_ROOT)
     assert done.returncode == 1
     assert done.stderr.count("error: train.global_batch=3") == 1

@@ -22,7 +22,8 @@ import torch
 from werkzeug.datastructures import FileStorage
 from werkzeug.test import encode_multipart
 
-from tests.served import RATE, SETTINGS, make_model, served
+from tests.served import SETTINGS, make_model, served
+from tests.tiny_model import RATE
 from ttt_dist.audio import load_codec
 from ttt_dist.decode_settings import DecodeSettings
 from ttt_dist.errors import UserError
