@@ -18,7 +18,6 @@ from torch import Tensor
 
 from benchmarks.contestants import QWEN_1_5B
 from benchmarks.mixture import Writer
-from ttt_dist.config import ModelConfig
 from ttt_dist.decode_settings import DecodeSettings
 from ttt_dist.inference import decoder as decoder_module
 from ttt_dist.inference.decoder import Decoder, Request
@@ -28,6 +27,7 @@ from ttt_dist.model.attention import attention_plan
 from ttt_dist.model.huggingface import ModelFolder
 from ttt_dist.model.layers import PlainFactory
 from ttt_dist.model.transformer import Transformer
+from ttt_dist.model_config import ModelConfig
 from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.templates import TemplateSettings
 from ttt_dist.sequence.text_tokenizer import TextTokenizer

@@ -20,7 +20,8 @@ from benchmarks.result_file import head
 from tests.distributed.cases import Layout, new_engine, run_step
 from tests.distributed.launch import run_distributed
 from tests.distributed.random_packs import LAYOUT
-from ttt_dist.config import CheckpointConfig, Config, ModelConfig
+from ttt_dist.config import CheckpointConfig, Config
+from ttt_dist.model_config import ModelConfig
 from ttt_dist.telemetry.console import main_guard, result, say
 
 SHAPE = ModelConfig(hidden_size=768, num_layers=14, num_heads=12, num_kv_heads=12, ffn_hidden_size=2048)

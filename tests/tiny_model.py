@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from ttt_dist.audio.melvq import MelVQ, MelVQSettings
-from ttt_dist.config import ModelConfig
 from ttt_dist.model.huggingface import export_folder
 from ttt_dist.model.layers import PlainFactory, RandomWeights
 from ttt_dist.model.transformer import Transformer
+from ttt_dist.model_config import ModelConfig
 from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.templates import TemplateSettings
 from ttt_dist.sequence.text_tokenizer import load_tokenizer, train_sentencepiece

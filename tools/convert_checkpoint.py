@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ttt_dist.config import ModelConfig
 from ttt_dist.errors import UserError
 from ttt_dist.model.families import CONFIG, config_json, model_config, read_json
 from ttt_dist.model.huggingface import (
@@ -38,6 +37,7 @@ from ttt_dist.model.huggingface import (
 )
 from ttt_dist.model.tensor_files import TensorFolder, TensorWriter
 from ttt_dist.model.vocabulary import draw_rows, row_statistics
+from ttt_dist.model_config import ModelConfig
 from ttt_dist.sequence.text_tokenizer import TextTokenizer, load_tokenizer
 from ttt_dist.sequence.tokens import PIECES, TokenLayout, extend, released
 from ttt_dist.telemetry.console import Progress, main_guard, say

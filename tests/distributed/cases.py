@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 
 from tests.distributed.random_packs import LAYOUT, SEQ_LEN, global_batches
-from ttt_dist.config import CheckpointConfig, Config, GuardConfig, ModelConfig, ParallelConfig, TrainConfig
+from ttt_dist.config import CheckpointConfig, Config, GuardConfig, ParallelConfig, TrainConfig
+from ttt_dist.model_config import ModelConfig
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.batch import Batch, collate
 from ttt_dist.sequence.objective import Objective

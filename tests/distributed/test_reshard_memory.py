@@ -14,7 +14,8 @@ import torch.distributed as dist
 from tests.distributed.cases import ROOT, Layout
 from tests.distributed.launch import run_distributed
 from tests.distributed.random_packs import LAYOUT
-from ttt_dist.config import CheckpointConfig, Config, ModelConfig
+from ttt_dist.config import CheckpointConfig, Config
+from ttt_dist.model_config import ModelConfig
 from ttt_dist.training.native import NativeCheckpoint
 
 NUM_ROWS = 20_480

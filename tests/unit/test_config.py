@@ -275,9 +275,10 @@ def test_shipped_deepspeed_files_have_the_stage_of_their_name(path: Path) -> Non
     assert path.stem.startswith(f"zero{zero_stage(path)}")
 
 
-def test_every_field_is_explained() -> None:
-    """In config.py a doc line stands under each field that is no section."""
-    for section in ast.parse((ROOT / "ttt_dist/config.py").read_text()).body:
+@pytest.mark.parametrize("module", ["config", "model_config", "data_config", "decode_settings"])
+def test_every_field_is_explained(module: str) -> None:
+    """A doc line stands under each field that is no section."""
+    for section in ast.parse((ROOT / "ttt_dist" / f"{module}.py").read_text()).body:
         if not isinstance(section, ast.ClassDef):
             continue
         for field, after in itertools.pairwise([*section.body, ast.Pass()]):

@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.unit.test_convert import command, same_bytes
-from ttt_dist.config import Config, DataConfig, ModelConfig, to_dict
+from ttt_dist.config import Config, DataConfig, to_dict
 from ttt_dist.errors import UserError
 from ttt_dist.model.families import read_model_config
 from ttt_dist.model.huggingface import FolderWeights
+from ttt_dist.model_config import ModelConfig
 from ttt_dist.sequence.text_tokenizer import TextTokenizer, train_sentencepiece
 from ttt_dist.sequence.tokens import TokenLayout, extend
 from ttt_dist.training.checkpoint import FACTS

@@ -18,11 +18,11 @@ import tools.convert_checkpoint as convert
 from tests.distributed.cases import ROOT
 from tests.structures import SHARED, needs_shared
 from tools.convert_checkpoint import export_hf, import_hf, shard_size
-from ttt_dist.config import ModelConfig
 from ttt_dist.errors import UserError
 from ttt_dist.model.families import config_json, read_model_config
 from ttt_dist.model.huggingface import FolderWeights, expected_tensors
 from ttt_dist.model.vocabulary import draw_rows, row_statistics
+from ttt_dist.model_config import ModelConfig
 from ttt_dist.sequence.text_tokenizer import TextTokenizer, load_tokenizer, train_sentencepiece
 from ttt_dist.sequence.tokens import PIECES, TokenLayout, extend, released
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from tests.plain_decoding import differing, draw_settings
 from tests.structures import tiny_layout
-from ttt_dist.config import ModelConfig
 from ttt_dist.decode_settings import DecodeSettings
 from ttt_dist.errors import UserError
 from ttt_dist.inference.decoder import Decoder, Request
@@ -23,6 +22,7 @@ from ttt_dist.inference.settings import add_decoding_flags, as_flags, settings_f
 from ttt_dist.model.huggingface import ModelFolder
 from ttt_dist.model.layers import PlainFactory, RandomWeights
 from ttt_dist.model.transformer import Transformer
+from ttt_dist.model_config import ModelConfig
 from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.templates import TemplateSettings
 from ttt_dist.sequence.text_tokenizer import TextTokenizer

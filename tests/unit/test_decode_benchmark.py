@@ -9,9 +9,9 @@ import torch
 from benchmarks import decode as benchmark
 from benchmarks.decode_sides import FREE, Course, Measured, decode, random_folder, released_way
 from tests.structures import tiny_layout
-from ttt_dist.config import ModelConfig
 from ttt_dist.decode_settings import DecodeSettings
 from ttt_dist.inference.decoder import Decoder, Request
+from ttt_dist.model_config import ModelConfig
 from ttt_dist.sequence.objective import Objective
 
 LAYOUT = tiny_layout(shuffle_seed=3)

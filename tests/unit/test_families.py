@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from tests.distributed.cases import ROOT
 from tools.convert_checkpoint import export_hf, import_hf
-from ttt_dist.config import ModelConfig, RopeScaling, load_config
+from ttt_dist.config import load_config
 from ttt_dist.errors import UserError
 from ttt_dist.model.attention import attention_plan
 from ttt_dist.model.families import family_of, read_model_config, require_same_model
@@ -23,6 +23,7 @@ from ttt_dist.model.huggingface import FolderWeights, expected_tensors
 from ttt_dist.model.layers import PlainFactory
 from ttt_dist.model.rotary import rotary_tables
 from ttt_dist.model.transformer import Transformer
+from ttt_dist.model_config import ModelConfig, RopeScaling
 from ttt_dist.sequence.text_tokenizer import TextTokenizer, train_sentencepiece
 from ttt_dist.sequence.tokens import TokenLayout
 

@@ -8,8 +8,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.structures import tiny_layout
-from ttt_dist.config import ModelConfig
 from ttt_dist.model.transformer import Transformer
+from ttt_dist.model_config import ModelConfig
 from ttt_dist.sequence.batch import Batch
 from ttt_dist.training.flops import ModelFlops, known_peak_tflops
 

@@ -19,6 +19,7 @@ FLOORS = [
     [
         "ttt_dist.config",
         "ttt_dist.data_config",
+        "ttt_dist.model_config",
         "ttt_dist.decode_settings",
         "ttt_dist.typed_yaml",
         "ttt_dist.sequence",

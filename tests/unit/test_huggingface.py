@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from ttt_dist.config import ModelConfig, RopeScaling
 from ttt_dist.errors import UserError
 from ttt_dist.model.attention import attention_plan
 from ttt_dist.model.families import require_same_model
@@ -25,6 +24,7 @@ from ttt_dist.model.huggingface import (
 )
 from ttt_dist.model.layers import PlainFactory, RandomWeights
 from ttt_dist.model.transformer import Transformer
+from ttt_dist.model_config import ModelConfig, RopeScaling
 from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.templates import TemplateSettings
 from ttt_dist.sequence.text_tokenizer import train_sentencepiece

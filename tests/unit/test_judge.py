@@ -27,7 +27,6 @@ from transformers import (
 )
 
 from ttt_dist.audio.melvq import MelVQ, MelVQSettings
-from ttt_dist.config import ModelConfig
 from ttt_dist.decode_settings import DecodeSettings
 from ttt_dist.errors import UserError
 from ttt_dist.evaluation.judge import Judge, ModelJudge, load_judge
@@ -36,6 +35,7 @@ from ttt_dist.inference.decoder import Decoder, Request
 from ttt_dist.model.huggingface import export_folder, load_folder
 from ttt_dist.model.layers import PlainFactory, RandomWeights
 from ttt_dist.model.transformer import Transformer
+from ttt_dist.model_config import ModelConfig
 from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.templates import ChatTemplate, TemplateSettings
 from ttt_dist.sequence.text_tokenizer import train_sentencepiece

@@ -12,9 +12,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from tests.distributed.random_packs import LAYOUT
-from ttt_dist.config import Config, ModelConfig, ParallelConfig, TrainConfig
+from ttt_dist.config import Config, ParallelConfig, TrainConfig
 from ttt_dist.model.recompute import prepare_blocks
 from ttt_dist.model.transformer import Transformer
+from ttt_dist.model_config import ModelConfig
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.batch import Batch
 from ttt_dist.training.memory import FP32, Memory, Widths, layer_sizes, memory_per_rank
@@ -73,7 +74,7 @@ PEAK = """
 import sys
 from dataclasses import replace
 from tests.unit.test_memory import ONE, WIDE, full_batch, peak_config
-from ttt_dist.config import ModelConfig
+from ttt_dist.model_config import ModelConfig
 from ttt_dist.model.layers import RandomWeights
 from ttt_dist.training.engine import build_engine, build_model
 from ttt_dist.training.environment import init_process_group, leave_process_group, prepare_process, processes

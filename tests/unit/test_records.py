@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ttt_dist.config import Config, ModelConfig, TelemetryConfig
+from ttt_dist.config import Config, TelemetryConfig
+from ttt_dist.model_config import ModelConfig
 from ttt_dist.sequence.corruption import NUM_P_BINS
 from ttt_dist.training import records
 from ttt_dist.training.flops import ModelFlops

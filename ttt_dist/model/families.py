@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from ttt_dist.config import FAMILY_TRAITS, ModelConfig, RopeScaling
 from ttt_dist.errors import UserError
 from ttt_dist.model.transformer import head_dim
+from ttt_dist.model_config import FAMILY_TRAITS, ModelConfig, RopeScaling
 from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.tokens import TokenLayout
 

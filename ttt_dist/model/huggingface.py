@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ttt_dist.config import ModelConfig
 from ttt_dist.errors import UserError
 from ttt_dist.files import fsync_folder, temporary_name, writing
 from ttt_dist.model.families import CONFIG, MAX_POSITIONS, config_json, model_config, read_json
 from ttt_dist.model.layers import NoWeights, PlainFactory
 from ttt_dist.model.tensor_files import TensorFolder, TensorWriter
 from ttt_dist.model.transformer import Transformer, head_dim
+from ttt_dist.model_config import ModelConfig
 from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.templates import TemplateSettings
 from ttt_dist.sequence.text_tokenizer import TextTokenizer, load_tokenizer

@@ -8,11 +8,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ttt_dist.config import ModelConfig
 from ttt_dist.model.attention import AttentionPlan, attention_plan
 from ttt_dist.model.layers import LayerFactory, PlainFactory, swiglu
 from ttt_dist.model.loss import LossSums, loss_rows
 from ttt_dist.model.rotary import rotary_tables, split_heads
+from ttt_dist.model_config import ModelConfig
 from ttt_dist.sequence.batch import Batch
 from ttt_dist.sequence.tokens import TokenLayout
 

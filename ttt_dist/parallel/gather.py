@@ -8,9 +8,9 @@ import torch.distributed as dist
 from deepspeed.runtime.zero import GatheredParameters
 from torch import Tensor, nn
 
-from ttt_dist.config import ModelConfig
 from ttt_dist.model.layers import NoWeights, PlainFactory
 from ttt_dist.model.transformer import Transformer
+from ttt_dist.model_config import ModelConfig
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.parallel.partition import partition_of, shard_shape, unshard
 from ttt_dist.sequence.tokens import TokenLayout

@@ -2,10 +2,10 @@
 
 from collections import Counter
 
-from ttt_dist.config import ModelConfig
 from ttt_dist.data.loader import PackLoader
 from ttt_dist.model.layers import NoWeights, PlainFactory
 from ttt_dist.model.transformer import Transformer
+from ttt_dist.model_config import ModelConfig
 from ttt_dist.sequence.tokens import TokenLayout
 
 

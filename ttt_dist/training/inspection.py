@@ -4,11 +4,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ttt_dist.config import ModelConfig
 from ttt_dist.errors import UserError
 from ttt_dist.model.families import CONFIG, family_of, read_model_config
 from ttt_dist.model.huggingface import ASSETS, LAYOUT
 from ttt_dist.model.tensor_files import TensorFolder
+from ttt_dist.model_config import ModelConfig
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.training.checkpoint import FACTS, PORTABLE, latest

@@ -10,10 +10,11 @@ from itertools import pairwise
 from math import prod
 from typing import Any
 
-from ttt_dist.config import Config, ModelConfig, read_deepspeed
+from ttt_dist.config import Config, read_deepspeed
 from ttt_dist.model.layers import NoWeights, PlainFactory
 from ttt_dist.model.loss import chunk_rows
 from ttt_dist.model.transformer import Transformer, head_dim
+from ttt_dist.model_config import ModelConfig
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.parallel.partition import padded_rows, shard_shape
 from ttt_dist.sequence.tokens import TokenLayout

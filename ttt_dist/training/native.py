@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ttt_dist.config import ModelConfig
 from ttt_dist.errors import UserError
+from ttt_dist.model_config import ModelConfig
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.parallel.partition import Partition, partition_of, shard_shape
 from ttt_dist.training.memory import layer_sizes, stage_bounds

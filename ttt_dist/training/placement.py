@@ -16,7 +16,7 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
-from ttt_dist.config import ModelConfig
+from ttt_dist.model_config import ModelConfig
 from ttt_dist.parallel.gather import own_parameters
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.parallel.partition import VOCABULARY_WEIGHTS, padded_rows, partition_of, shard

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ttt_dist.config import ModelConfig
 from ttt_dist.errors import UserError
 from ttt_dist.model.huggingface import MAX_SHARD_BYTES, FolderWeights, new_folder, write_json, write_weights
+from ttt_dist.model_config import ModelConfig
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.telemetry.console import Progress

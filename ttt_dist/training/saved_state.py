@@ -4,9 +4,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ttt_dist.config import Config, ModelConfig
+from ttt_dist.config import Config
 from ttt_dist.model.layers import NoWeights, PlainFactory
 from ttt_dist.model.transformer import Transformer
+from ttt_dist.model_config import ModelConfig
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.training.checkpoint import FACTS, read_facts
 from ttt_dist.typed_yaml import build
