@@ -24,6 +24,7 @@ from ttt_dist.config import Config, load_config
 from ttt_dist.errors import UserError
 from ttt_dist.inference.settings import as_flags
 from ttt_dist.telemetry.console import main_guard, result, say
+from ttt_dist.training.rendezvous import free_port
 
 PYTHON = sys.executable
 
@@ -109,7 +110,8 @@ def train(recipe: str, overrides: Sequence[str], data: Path, out: Path, processe
     """Training on what `prepare` left in `data`, through the DeepSpeed launcher on this machine's processes."""
     shards = [f"data.train={data}/shards/train", f"data.valid={data}/shards/valid", f"run_dir={out}"]
     launcher = Path(PYTHON).with_name("deepspeed")
-    run(["--num_gpus", processes, "ttt_dist/train.py", "--config", recipe, *shards, *overrides], program=str(launcher))
+    launch = ["--num_gpus", processes, "--master_port", free_port()]  # another run may have the launcher's own
+    run([*launch, "ttt_dist/train.py", "--config", recipe, *shards, *overrides], program=str(launcher))
 
 
 def evaluate(config: Config, source: Path, data: Path, out: Path) -> dict[str, float]:

@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 
 from tests.cluster.needs import alone_in_namespaces, end, need, need_namespaces
-from tests.distributed.launch import free_port
 from tests.distributed.small_run import ROOT, environment
+from ttt_dist.training.rendezvous import free_port
 
 CONFIGURATION = """\
 ClusterName=test

@@ -6,7 +6,6 @@ each case leaves some thirty groups behind, whose threads never end and in the e
 
 import os
 import queue
-import socket
 import sys
 import time
 import traceback
@@ -14,6 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.multiprocessing as multiprocessing
+
+from ttt_dist.training.rendezvous import free_port
 
 Case = Callable[..., Any]
 WAITING = object()
@@ -105,10 +106,3 @@ def _worker(rank: int, world_size: int, port: int, cases: list[tuple[Case, tuple
         results.put((number, rank, None, traceback.format_exc()))
         sys.stdout.flush()
         raise
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from tests.distributed.launch import free_port
 from ttt_dist.config import CheckpointConfig
 from ttt_dist.errors import UserError
 from ttt_dist.training import checkpoint
+from ttt_dist.training.rendezvous import free_port
 from ttt_dist.training.seal import MANIFEST, seal_all
 
 

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 import pytest
 import torch.distributed as dist
 
-from tests.distributed.launch import free_port
 from ttt_dist.errors import LostProcessError, UserError
 from ttt_dist.training.launchers import Processes
-from ttt_dist.training.rendezvous import IncompleteError, meet, ranges
+from ttt_dist.training.rendezvous import IncompleteError, free_port, meet, ranges
 
 HOSTS = ("alpha", "beta")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.distributed.launch import free_port
+from ttt_dist.training.rendezvous import free_port
 from ttt_dist.training.stopping import MARGIN_S, StopRequests
 
 CPU = torch.device("cpu")

@@ -168,3 +168,10 @@ def ranges(numbers: list[int]) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).split("\n")[0]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on, for a run that shares the machine with others."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
