@@ -64,18 +64,8 @@ def prepare(config: Config, source: Path, data: Path) -> None:
         "test": data / "words_heldout.jsonl",
     }
     held_out = ["--holdout-field", "index", "--holdout-every", prep.holdout_every, "--holdout-out", words["valid"]]
-    data_prep(
-        "manifest",
-        "--reader",
-        "pattern",
-        "--pattern",
-        prep.pattern,
-        "--source",
-        source,
-        "--out",
-        words["train"],
-        *held_out,
-    )
+    file_names = ["--reader", "pattern", "--pattern", prep.pattern, "--source", source]
+    data_prep("manifest", *file_names, "--out", words["train"], *held_out)
     counts = {"train": prep.train_utterances, "valid": prep.valid_utterances, "test": prep.test_utterances}
     for seed, (split, count) in enumerate(counts.items(), start=config.seed):
         length = ["--min-words", prep.min_words, "--max-words", prep.max_words, "--gap", prep.gap, "--tail", prep.tail]
@@ -120,17 +110,9 @@ def evaluate(config: Config, source: Path, data: Path, out: Path) -> dict[str, f
     shutil.rmtree(out / "results" / "parts", ignore_errors=True)  # perhaps of a model that was trained less
     figures = {}
     for task, limit in wanted.items():
-        where = [
-            "--model",
-            out / "export",
-            "--data",
-            data / "test.jsonl",
-            "--out",
-            out / "results",
-            "--audio-root",
-            source,
-        ]
-        run(["ttt_dist/evaluate.py", *where, "--task", task, "--limit", limit, *as_flags(config.evaluation.decode)])
+        what = ["--model", out / "export", "--data", data / "test.jsonl", "--audio-root", source]
+        how = ["--task", task, "--limit", limit, *as_flags(config.evaluation.decode)]
+        run(["ttt_dist/evaluate.py", *what, "--out", out / "results", *how])
         summary = json.loads((out / "results" / f"{task}_summary.json").read_text(encoding="utf8"))
         figures["wer" if task == "asr" else "tts_wer"] = summary["wer"]
     return figures
