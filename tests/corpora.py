@@ -1,6 +1,7 @@
 """Tiny recordings for trees in the layout of real corpora: each sounds at a pitch that follows from its name."""
 
 import io
+import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,13 @@ from ttt_dist.audio import UtteranceReader
 RATE = 8000
 SECONDS = 0.3
 FORMATS = {".opus": {"format": "OGG", "subtype": "OPUS"}, ".ogg": {"format": "OGG", "subtype": "VORBIS"}}
+CHAT = [{"role": "user", "audio": "q.wav"}, {"role": "assistant", "text": "yes", "audio": "a.wav", "offset": 1.0}]
+DOCUMENT = [{"text": "one", "offset": 0.0, "duration": 0.5}, {"text": "two", "audio": "b.wav"}]
+
+
+def read_entries(path: Path) -> list[Entry]:
+    """The lines of a manifest."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def hertz(name: str) -> float:

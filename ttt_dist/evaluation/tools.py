@@ -136,9 +136,8 @@ class Tools:
         """Write a response's speech; its name below the results, None where the model said nothing."""
         if not len(result.codes):
             return None
-        digest = blake2b(
-            item.id.encode(), digest_size=4
-        ).hexdigest()  # two ids may differ in what no file name can hold
+        # Two ids may differ in what no file name can hold.
+        digest = blake2b(item.id.encode(), digest_size=4).hexdigest()
         stem = f"{re.sub(r'[^A-Za-z0-9_-]', '_', item.id)[:60]}-{digest}"
         name = f"wav/{self.plan.task}/{stem}{f'-{turn}' if turn else ''}.wav"
         with writing(self.plan.out / name):
