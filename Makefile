@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SPEECH ?= demo_speech
 RUN ?= runs/demo
 
-.PHONY: setup test test-cluster test-distributed test-units demo clean
+.PHONY: setup test test-cluster test-distributed-1 test-distributed-2 test-units demo clean
 
 setup: $(VENV)/.ready
 
@@ -18,13 +18,17 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 
 # Tests of many processes wait for each other a good deal: others fill the gaps.
 test: setup
-	@$(MAKE) --no-print-directory -j3 --output-sync=target test-cluster test-distributed test-units
+	@$(MAKE) --no-print-directory -j3 --output-sync=target test-cluster test-distributed-2 test-units test-distributed-1
 
 test-cluster: setup
 	$(BIN)/python -m pytest --durations=8 tests/cluster
 
-test-distributed: setup
-	$(BIN)/python -m pytest --durations=20 tests/distributed
+# The half that follows the cluster's tests, and the longer one that starts with them.
+test-distributed-1: setup
+	$(BIN)/python -m pytest --durations=8 tests/distributed --ignore-glob='*/test_[!a-m]*'
+
+test-distributed-2: setup
+	$(BIN)/python -m pytest --durations=12 tests/distributed --ignore-glob='*/test_[a-m]*'
 
 test-units: setup
 	nice -n 10 $(BIN)/python -m pytest --durations=12 tests/unit
