@@ -1,7 +1,7 @@
 """`run_distributed`: run functions in spawned processes that form a gloo group, and bring home what they return or raise.
 
-Importing torch and deepspeed takes a process about ten seconds, so a set of processes runs many cases; not all of them, as
-each case leaves some thirty groups behind, whose threads never end and in the end take all the time of the machine.
+Importing torch and deepspeed takes a process about ten seconds, so one set of processes runs all cases. Each must leave its
+groups again (`groups.leave`): the threads of a gloo group take time for as long as it is there.
 """
 
 import os
@@ -18,7 +18,6 @@ from ttt_dist.training.rendezvous import free_port
 
 Case = Callable[..., Any]
 WAITING = object()
-CASES_OF_A_SET = 16
 
 
 def run_distributed(
@@ -26,14 +25,9 @@ def run_distributed(
 ) -> list[list[Any]]:
     """Run `function(*arguments)` of every case on `world_size` processes; returns [case][rank].
 
-    Functions and results must be picklable. The first exception of any rank ends the whole set and is raised here as
+    Functions and results must be picklable. The first exception of any rank ends them all and is raised here as
     AssertionError with the rank, the case and its traceback.
     """
-    sets = [cases[start : start + CASES_OF_A_SET] for start in range(0, len(cases), CASES_OF_A_SET)]
-    return [row for chosen in sets for row in _run_set(chosen, world_size, timeout_s)]
-
-
-def _run_set(cases: Sequence[tuple[Case, tuple[Any, ...]]], world_size: int, timeout_s: float) -> list[list[Any]]:
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     port = free_port()

@@ -61,12 +61,15 @@ def join(mesh: Mesh) -> Mpu | None:
 
 
 def leave() -> None:
-    """Forget the groups of the last `join`, Megatron's and DeepSpeed's memory of them."""
+    """Destroy the groups of the last `join`, and Megatron's and DeepSpeed's memory of them."""
     from deepspeed.utils import groups
 
     groups.mpu = None
     if "megatron.core.parallel_state" in sys.modules:
-        sys.modules["megatron.core.parallel_state"].destroy_model_parallel()
+        state = sys.modules["megatron.core.parallel_state"]
+        for group in (state._global_process_group_list or [None])[1:]:  # the first stands for the default group
+            torch.distributed.destroy_process_group(group)
+        state.destroy_model_parallel()
 
 
 def layer_factory(mesh: Mesh, weights: "WeightSource", sequence_parallel: bool) -> "PlainFactory":
