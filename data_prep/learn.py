@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ from data_prep.codes import CodesPart, fingerprint
 from data_prep.manifest import Problems, numbered_lines, read_manifest
 from ttt_dist.data import metadata
 from ttt_dist.errors import UserError
-from ttt_dist.files import atomic_write, remove_leftovers, sha256_file, sha256_folder
+from ttt_dist.files import atomic_write, fsync_folder, remove_leftovers, sha256_file, sha256_folder, temporary_name
 from ttt_dist.leases import lease
 from ttt_dist.sequence.clips import clips
 from ttt_dist.telemetry.console import Progress, say
@@ -37,10 +39,34 @@ def read_note(folder: Path) -> dict[str, Any] | None:
     return dict(json.loads(note.read_bytes()))
 
 
-def write_note(folder: Path, learnt_from: dict[str, Any]) -> None:
-    """Complete a learnt folder."""
-    with atomic_write(note_of(folder)) as file:
-        file.write(metadata.render({"learnt_from": learnt_from, "sha256": sha256_folder(folder)}))
+def _learn_once(
+    folder: Path, what: str, option: str, learnt_from: dict[str, Any], learn: Callable[[Path], object]
+) -> bool:
+    """Have `learn` fill the folder, unless it is there, learnt from these inputs; returns whether it was learnt now.
+
+    The note is written first and the folder then appears whole: a job killed at any moment leaves nothing between.
+    Raises UserError where the folder holds what was learnt from other inputs.
+    """
+    with lease(folder, wait=True):
+        if folder.is_dir() and any(folder.iterdir()):
+            note = read_note(folder)
+            if note and note["learnt_from"] == learnt_from:
+                return False
+            raise UserError(
+                f"{folder}: holds a {what} learnt from something else; remove it and {note_of(folder).name}, or choose "
+                f"another {option}"
+            )
+        remove_leftovers(folder, note_of(folder))
+        temporary = temporary_name(folder)
+        try:
+            learn(temporary)
+            with atomic_write(note_of(folder)) as file:
+                file.write(metadata.render({"learnt_from": learnt_from, "sha256": sha256_folder(temporary)}))
+            os.replace(temporary, folder)
+            fsync_folder(folder.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return True
 
 
 def learn_codec(manifest: Path, settings: dict[str, Any], folder: Path, audio_root: Path | None) -> None:
@@ -49,20 +75,10 @@ def learn_codec(manifest: Path, settings: dict[str, Any], folder: Path, audio_ro
     Raises UserError where the folder holds a codec of other inputs: codes depend on it.
     """
     learnt_from = {"manifest_sha256": sha256_file(manifest), **settings}
-    with lease(folder, wait=True):
-        note = read_note(folder)
-        if note and note["learnt_from"] == learnt_from and (folder / "codec.json").exists():
-            return
-        if note or (folder / "codec.json").exists():
-            raise UserError(
-                f"{folder}: holds a codec learnt from something else; remove it and {note_of(folder).name}, or choose "
-                "another --codec-out"
-            )
-        remove_leftovers(folder / "codec.json", folder / "codebook.safetensors")
-        codec = _learn(manifest, settings, audio_root)
-        codec.save(folder)
-        write_note(folder, learnt_from)
-    say(f"{folder}: melvq codec, {codec.codebook_size} codes at {codec.frame_rate:g} Hz")
+    if _learn_once(
+        folder, "codec", "--codec-out", learnt_from, lambda new: _learn(manifest, settings, audio_root).save(new)
+    ):
+        say(f"{folder}: melvq codec, {settings['codebook_size']} codes at {settings['frame_rate']:g} Hz")
 
 
 def _learn(manifest: Path, settings: dict[str, Any], audio_root: Path | None) -> Codec:
@@ -125,21 +141,14 @@ def learn_tokenizer(
 
     own_texts = {"fixed_texts": settings.fixed_texts(names), "name_speaker": settings.name_speaker}
     learnt_from = {"codes": fingerprint(parts), **own_texts, "vocab_size": vocab_size}
-    with lease(folder, wait=True):
-        note = read_note(folder)
-        if note and note["learnt_from"] == learnt_from and (folder / "tokenizer.model").exists():
-            return
-        if note or (folder / "tokenizer.model").exists():
-            raise UserError(
-                f"{folder}: holds a tokenizer learnt from something else; remove it and {note_of(folder).name}, or choose "
-                "another --tokenizer-out"
-            )
-        remove_leftovers(folder / "tokenizer.model")
+
+    def learn(new: Path) -> None:
         try:
-            train_sentencepiece(_texts(parts, settings, names), folder, vocab_size)
+            train_sentencepiece(_texts(parts, settings, names), new, vocab_size)
         except RuntimeError as error:  # sentencepiece tells too small vocabularies and empty corpora this way
             raise UserError(f"--vocab-size {vocab_size}: no tokenizer could be trained ({error})") from error
-        write_note(folder, learnt_from)
+
+    _learn_once(folder, "tokenizer", "--tokenizer-out", learnt_from, learn)
 
 
 def _texts(parts: Sequence[CodesPart], settings: TemplateSettings, names: Sequence[str]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """An untrained model and recordings of noise to evaluate it on, small enough for an evaluation to take a second.
 
 python -m tests.evaluated kill --work DIR --kills 50 --seed 0      prints one JSON line of figures
+python -m tests.evaluated kill --work DIR --changes 1              killed before each change of a file
 """
 
 import argparse
@@ -14,7 +15,7 @@ import soundfile
 import torch
 from safetensors.torch import save_file
 
-from tests.shared_work import kill_again_and_again
+from tests.shared_work import add_campaign, campaign
 from tests.tiny_model import RATE, export_tiny, make_parts, noise
 from ttt_dist import evaluate
 from ttt_dist.audio import load_codec
@@ -105,17 +106,14 @@ def evaluate_here(arguments: list[str]) -> None:
 def main() -> None:
     """The campaign as a command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["kill"])
     parser.add_argument("--work", type=Path, required=True, help="folder for model, data and results, made here")
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
+    add_campaign(parser)
     args = parser.parse_args()
     if not (args.work / "model").exists():
         make_workplace(args.work)
     out = args.work / "out"
     arguments = evaluation(args.work, out)
-    figures = kill_again_and_again(lambda: evaluate_here(arguments), out, args.kills, args.seed)
-    sys.stdout.write(json.dumps(figures) + "\n")
+    campaign(lambda: evaluate_here(arguments), out, args)
 
 
 if __name__ == "__main__":

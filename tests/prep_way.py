@@ -2,18 +2,18 @@
 pieces, or killed again and again.
 
     python -m tests.prep_way kill --corpus DIR --out DIR --kills 50 --seed 0      prints one JSON line of figures
+    python -m tests.prep_way kill --corpus DIR --out DIR --changes 1              killed before each change of a file
 """
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
-from tests.shared_work import kill_again_and_again
+from tests.shared_work import add_campaign, campaign
 from ttt_dist.data.indexed import indexed_dataset
 
 RATE = 8000
@@ -33,8 +33,8 @@ def make_corpus(folder: Path, num_utterances: int = 50, seed: int = 0) -> None:
         soundfile.write(folder / name, wave, RATE)
         text = " ".join(rng.choice(WORDS, 1 + number % 4))
         lines.append(json.dumps({"id": f"u{number}", "audio": name, "text": text, "duration": round(len(t) / RATE, 3)}))
-    lines[20] = json.dumps({"id": "gone", "audio": "gone.wav", "text": "one"})
-    lines[33] = "{broken"
+    lines[num_utterances * 2 // 5] = json.dumps({"id": "gone", "audio": "gone.wav", "text": "one"})
+    lines[num_utterances * 2 // 3] = "{broken"
     (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
 
 
@@ -68,17 +68,15 @@ def walk(corpus: Path, out: Path, *share: str) -> None:
 def main() -> None:
     """The campaign as a command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["kill"])
     parser.add_argument("--corpus", type=Path, required=True, help="folder for the corpus, made here")
+    parser.add_argument("--utterances", type=int, default=50, help="of the corpus")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
+    add_campaign(parser)
     args = parser.parse_args()
     if not args.corpus.exists():
-        make_corpus(args.corpus)
+        make_corpus(args.corpus, args.utterances)
     indexed_dataset()  # imported before the forks
-    figures = kill_again_and_again(lambda: walk(args.corpus, args.out), args.out, args.kills, args.seed)
-    sys.stdout.write(json.dumps(figures) + "\n")
+    campaign(lambda: walk(args.corpus, args.out), args.out, args)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What tests of work that is shared out, killed and gone on with have in common."""
 
+import argparse
+import json
 import os
 import random
 import shutil
@@ -7,8 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -59,24 +64,46 @@ def in_child(work: Callable[[], None]) -> int:
     try:
         work()
         status = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(status)
 
 
-def kill_again_and_again(work: Callable[[], None], out: Path, kills: int, seed: int) -> dict[str, float]:
-    """Start `work`, which writes `out`, until so many runs have been killed at a random moment; each that ends is compared.
+def add_campaign(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `campaign`."""
+    parser.add_argument("command", choices=["kill"])
+    parser.add_argument("--kills", type=int, default=50, help="runs killed at a random moment")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--changes", type=int, metavar="N", help="kill before every Nth change of a file instead")
 
-    Returns the figures; raises AssertionError where `out` differs by a byte from what an undisturbed run wrote.
+
+def campaign(work: Callable[[], None], out: Path, args: argparse.Namespace) -> None:
+    """Kill `work`, which writes `out`, as the arguments say; prints one JSON line of figures.
+
+    Raises AssertionError where `out` differs by a byte from what an undisturbed run wrote, or cannot be gone on with.
     """
     torch.set_num_threads(1)  # threads do not survive a fork
-    rng, start = random.Random(seed), time.monotonic()
+    start = time.monotonic()
     assert os.waitpid(in_child(work), 0)[1] == 0
     whole = time.monotonic() - start
     wanted = contents(out)
     assert not [name for name in wanted if name.endswith((".tmp", ".lock"))]
     shutil.rmtree(out)
+    if args.changes:
+        figures = _kill_before_changes(work, out, wanted, args.changes)
+    else:
+        figures = _kill_at_moments(work, out, wanted, whole, args)
+    sys.stdout.write(json.dumps(figures | {"seconds_undisturbed": round(whole, 2), "lost": 0}) + "\n")
+
+
+def _kill_at_moments(
+    work: Callable[[], None], out: Path, wanted: dict[str, bytes], whole: float, args: argparse.Namespace
+) -> dict[str, float]:
+    """At random moments, several times in a row or not, until so many runs have been killed; each that ends is compared."""
+    rng = random.Random(args.seed)
     done = compared = 0
-    while done < kills:
+    while done < args.kills:
         child = in_child(work)
         time.sleep(rng.uniform(0, whole))
         os.kill(child, signal.SIGKILL)
@@ -86,8 +113,53 @@ def kill_again_and_again(work: Callable[[], None], out: Path, kills: int, seed: 
             if rng.random() < 0.6:
                 continue
             _, status = os.waitpid(in_child(work), 0)
-        assert status == 0, f"exit status {status} after {done} kills"
-        assert_same(contents(out), wanted)
+        _compare(status, out, wanted, f"{done} kills")
         compared += 1
-        shutil.rmtree(out)
-    return {"kills": done, "compared": compared, "seconds_undisturbed": round(whole, 2), "lost": 0}
+    return {"kills": done, "compared": compared}
+
+
+def _kill_before_changes(
+    work: Callable[[], None], out: Path, wanted: dict[str, bytes], stride: int
+) -> dict[str, float]:
+    """Before every `stride`-th change below `out`, one after the other; the run that follows must end and is compared.
+
+    A stride of 3 comes to every state between two finished files: each is opened, renamed, and its leftovers removed.
+    """
+    done = 0
+    while True:
+        _, status = os.waitpid(in_child(partial(_until_change, work, out, done * stride)), 0)
+        if not os.WIFSIGNALED(status):
+            break
+        _, status = os.waitpid(in_child(work), 0)
+        _compare(status, out, wanted, f"a kill before change {done * stride}")
+        done += 1
+    _compare(status, out, wanted, "no kill")
+    return {"kills": done, "compared": done + 1}
+
+
+def _until_change(work: Callable[[], None], out: Path, number: int) -> None:
+    """Do the work up to change `number` of a file or folder below `out`."""
+    left = iter(range(number))
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if _is_change(event, arguments, out) and next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    work()
+
+
+def _is_change(event: str, arguments: tuple[Any, ...], out: Path) -> bool:
+    if event == "open":
+        flags = arguments[2]
+        if not isinstance(flags, int) or not flags & (os.O_WRONLY | os.O_RDWR):
+            return False
+    elif event not in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"):
+        return False
+    return isinstance(arguments[0], str | os.PathLike) and os.fspath(arguments[0]).startswith(str(out))
+
+
+def _compare(status: int, out: Path, wanted: dict[str, bytes], after: str) -> None:
+    assert status == 0, f"exit status {os.waitstatus_to_exitcode(status)} after {after}"
+    assert_same(contents(out), wanted)
+    shutil.rmtree(out)

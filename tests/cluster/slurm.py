@@ -173,7 +173,7 @@ def running_slurm(folder: Path) -> Iterator[Slurm]:
 
 
 def _configure(folder: Path) -> None:
-    host, port = socket.gethostname(), _two_free_ports()
+    host, port = socket.gethostname(), free_port(2)
     (folder / "state").mkdir()
     (folder / "slurm.conf").write_text(
         CONFIGURATION.format(folder=folder, host=host, controller=free_port(), node=port, next_node=port + 1)
@@ -182,19 +182,6 @@ def _configure(folder: Path) -> None:
     (folder / "munge.key").chmod(0o400)
     (folder / "hosts").write_text(f"127.0.0.1 localhost {host} n1\n127.0.0.2 n2\n")
     (folder / "start.sh").write_text(START.format(folder=folder))
-
-
-def _two_free_ports() -> int:
-    """A free port whose next one is free too."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("", 0))
-            port = int(first.getsockname()[1])
-            try:
-                second.bind(("", port + 1))
-            except OSError:
-                continue
-            return port
 
 
 def _wait_until_idle(slurm: Slurm, daemons: "subprocess.Popen[bytes]") -> None:

@@ -17,7 +17,7 @@ from ttt_dist.data.shards import ShardReader
 from ttt_dist.errors import UserError
 from ttt_dist.leases import lease
 
-KILLS = 20  # 50 and more: python -m tests.prep_way kill
+KILLS = 10  # 50 and more: python -m tests.prep_way kill
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,14 @@ def test_killed_at_random_moments(corpus: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["kills"] == KILLS
-    assert figures["compared"] >= 10
+    assert figures["compared"] >= 5
+
+
+def test_killed_between_any_two_files(tmp_path: Path) -> None:
+    where = ["--corpus", str(tmp_path / "corpus"), "--utterances", "12", "--out", str(tmp_path / "out")]
+    done = command("-m", "tests.prep_way", "kill", *where, "--changes", "3")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1])["kills"] >= 40
 
 
 def test_eight_array_tasks_in_any_order(corpus: Path, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:

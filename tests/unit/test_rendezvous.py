@@ -4,11 +4,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
 from ttt_dist.errors import LostProcessError, UserError
+from ttt_dist.training import rendezvous
 from ttt_dist.training.launchers import Processes
 from ttt_dist.training.rendezvous import IncompleteError, free_port, meet, ranges
 
@@ -98,6 +100,18 @@ def test_a_port_in_use(somebody_else: int) -> None:
     assert "\n" not in str(result)
     (other,) = meeting([1], somebody_else, 1)  # it finds somebody there, who does not answer
     assert isinstance(other, UserError) and "is not rank 0 of a run (no answer)" in str(other)
+
+
+def test_a_free_port_stays_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody listens there, and no connection is given it: it lies below those that the system gives away."""
+    first_given_away, _ = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    assert free_port() < int(first_given_away)
+    with socket.socket() as server:
+        taken = free_port(3)
+        server.bind(("127.0.0.1", taken))
+        monkeypatch.setattr(rendezvous, "PORTS", range(taken, taken + 3))
+        assert {free_port() for _ in range(40)} == {taken + 1, taken + 2}
+        assert free_port(2) == taken + 1
 
 
 def test_two_runs_at_one_port() -> None:

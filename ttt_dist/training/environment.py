@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from ttt_dist.errors import LostProcessError, UserError
 from ttt_dist.training.launchers import Processes, found
-from ttt_dist.training.rendezvous import meet
+from ttt_dist.training.rendezvous import free_port, meet
 
 TIMEOUT_S = 1800.0
 
@@ -135,10 +135,8 @@ def _agree_over_mpi(place: Processes) -> None:
         raise UserError(
             "MASTER_ADDR and MASTER_PORT are not set; set both for all processes, to an address of rank 0's host"
         )
-    with socket.socket() as free:
-        free.bind(("", 0))
-        host = "127.0.0.1" if place.local_size == place.world_size else socket.gethostname()
-        address, port = MPI.COMM_WORLD.bcast((host, free.getsockname()[1]))
+    host = "127.0.0.1" if place.local_size == place.world_size else socket.gethostname()
+    address, port = MPI.COMM_WORLD.bcast((host, free_port()))
     MPI.Finalize()
     os.environ.setdefault("MASTER_ADDR", address)
     os.environ.setdefault("MASTER_PORT", str(port))

@@ -11,7 +11,7 @@ from ttt_dist.errors import UserError
 
 Environment = Mapping[str, str]
 
-PORTS = range(15000, 31000)  # for jobs of SLURM; below what systems give to outgoing connections
+PORTS = range(15000, 31000)  # to meet at; below what systems give to outgoing connections
 NOT_A_STEP = 0xFFFFFFF0  # SLURM numbers a batch script, an interactive shell and the like from here on
 
 # Rank, size, rank and number on this host. Open MPI, MVAPICH2, and what MPICH, Intel MPI and `srun --mpi=pmi2` set.

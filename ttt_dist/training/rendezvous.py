@@ -4,6 +4,7 @@ torch would wait for the others and, in the end, say only that it did. Here rank
 """
 
 import os
+import random
 import socket
 import threading
 import time
@@ -12,7 +13,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from ttt_dist.errors import LostProcessError, UserError
-from ttt_dist.training.launchers import Processes
+from ttt_dist.training.launchers import PORTS, Processes
 
 VERDICT, HEARD = "verdict", "heard"
 COMPLETE = "complete"
@@ -170,8 +171,21 @@ def _first_line(error: Exception) -> str:
     return str(error).split("\n")[0]
 
 
-def free_port() -> int:
-    """A port of this machine that nobody listens on, for a run that shares the machine with others."""
+def free_port(count: int = 1) -> int:
+    """A port of this machine that nobody listens on, the first of `count`, for a run that shares the machine with others.
+
+    No connection is given it in the meantime: it is below the ports of these.
+    """
+    while True:
+        first = random.SystemRandom().randrange(PORTS.start, PORTS.stop - count + 1)
+        if all(map(_is_free, range(first, first + count))):
+            return first
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
+        try:
+            server.bind(("", port))
+        except OSError:
+            return False
+    return True
