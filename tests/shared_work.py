@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ import torch
 
 from tests.cluster.needs import need
 
+Compare = Callable[[int, str], None]
+"""Takes the exit status of a run, and after what it ran."""
 ROOT = Path(__file__).resolve().parents[1]
 AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMP_NUM_THREADS": "1"}
 
@@ -28,7 +30,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def assert_same(found: dict[str, bytes], wanted: dict[str, bytes]) -> None:
+def assert_same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """The same files, byte for byte; names what differs."""
     assert found.keys() == wanted.keys(), sorted(found.keys() ^ wanted.keys())
     assert not [name for name in wanted if found[name] != wanted[name]]
@@ -78,27 +80,35 @@ def add_campaign(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--changes", type=int, metavar="N", help="kill before every Nth change of a file instead")
 
 
-def campaign(work: Callable[[], None], out: Path, args: argparse.Namespace) -> None:
+def campaign(
+    work: Callable[[], None], out: Path, args: argparse.Namespace, seen: Callable[[Path], Mapping[str, Any]] = contents
+) -> None:
     """Kill `work`, which writes `out`, as the arguments say; prints one JSON line of figures.
 
-    Raises AssertionError where `out` differs by a byte from what an undisturbed run wrote, or cannot be gone on with.
+    Raises AssertionError where `work` cannot go on, or what is `seen` of `out` differs from that of an undisturbed run.
     """
     torch.set_num_threads(1)  # threads do not survive a fork
     start = time.monotonic()
     assert os.waitpid(in_child(work), 0)[1] == 0
     whole = time.monotonic() - start
-    wanted = contents(out)
-    assert not [name for name in wanted if name.endswith((".tmp", ".lock"))]
+    wanted = seen(out)
+    assert not [name for name in contents(out) if name.endswith((".tmp", ".lock"))]
     shutil.rmtree(out)
+
+    def compare(status: int, after: str) -> None:
+        assert status == 0, f"exit status {os.waitstatus_to_exitcode(status)} after {after}"
+        assert_same(seen(out), wanted)
+        shutil.rmtree(out)
+
     if args.changes:
-        figures = _kill_before_changes(work, out, wanted, args.changes)
+        figures = _kill_before_changes(work, out, compare, args.changes)
     else:
-        figures = _kill_at_moments(work, out, wanted, whole, args)
+        figures = _kill_at_moments(work, compare, whole, args)
     sys.stdout.write(json.dumps(figures | {"seconds_undisturbed": round(whole, 2), "lost": 0}) + "\n")
 
 
 def _kill_at_moments(
-    work: Callable[[], None], out: Path, wanted: dict[str, bytes], whole: float, args: argparse.Namespace
+    work: Callable[[], None], compare: Compare, whole: float, args: argparse.Namespace
 ) -> dict[str, float]:
     """At random moments, several times in a row or not, until so many runs have been killed; each that ends is compared."""
     rng = random.Random(args.seed)
@@ -113,14 +123,12 @@ def _kill_at_moments(
             if rng.random() < 0.6:
                 continue
             _, status = os.waitpid(in_child(work), 0)
-        _compare(status, out, wanted, f"{done} kills")
+        compare(status, f"{done} kills")
         compared += 1
     return {"kills": done, "compared": compared}
 
 
-def _kill_before_changes(
-    work: Callable[[], None], out: Path, wanted: dict[str, bytes], stride: int
-) -> dict[str, float]:
+def _kill_before_changes(work: Callable[[], None], out: Path, compare: Compare, stride: int) -> dict[str, float]:
     """Before every `stride`-th change below `out`, one after the other; the run that follows must end and is compared.
 
     A stride of 3 comes to every state between two finished files: each is opened, renamed, and its leftovers removed.
@@ -131,9 +139,9 @@ def _kill_before_changes(
         if not os.WIFSIGNALED(status):
             break
         _, status = os.waitpid(in_child(work), 0)
-        _compare(status, out, wanted, f"a kill before change {done * stride}")
+        compare(status, f"a kill before change {done * stride}")
         done += 1
-    _compare(status, out, wanted, "no kill")
+    compare(status, "no kill")
     return {"kills": done, "compared": done + 1}
 
 
@@ -157,9 +165,3 @@ def _is_change(event: str, arguments: tuple[Any, ...], out: Path) -> bool:
     elif event not in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"):
         return False
     return isinstance(arguments[0], str | os.PathLike) and os.fspath(arguments[0]).startswith(str(out))
-
-
-def _compare(status: int, out: Path, wanted: dict[str, bytes], after: str) -> None:
-    assert status == 0, f"exit status {os.waitstatus_to_exitcode(status)} after {after}"
-    assert_same(contents(out), wanted)
-    shutil.rmtree(out)

@@ -174,6 +174,9 @@ def set_up(job: Job, place: Processes) -> "Run":
     )
     engine, source = build(job, groups.join(mesh))
     start_step, counters = (0, {}) if source is None else checkpoint.progress_of(source)
+    if source is not None and source.parent == run_dir / "checkpoints":
+        newest = source
+        checkpoint.on_first_rank(lambda: checkpoint.make_newest(newest, config.checkpoint))
     guard = Guard(config.guard, counters)
     guard_updates(engine, guard)
     metrics = None

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.small_run import Ranks, copy_of, make_run, records, timeless
+from tests.shared_work import command
 from ttt_dist.telemetry.events import read_events
 from ttt_dist.training.seal import require_whole
 
@@ -162,3 +163,10 @@ def test_a_damaged_newest_checkpoint_is_skipped(work: Path, undisturbed: Path, t
     output = (run / "output-rank-0.txt").read_text()
     assert re.search(rf"warning: skipping a checkpoint: \S*{newest.name}", output), output
     require_whole(newest)  # written anew
+
+
+def test_killed_between_any_two_files(tmp_path: Path) -> None:
+    """One process, at every moment that a save, the rules of keeping or the export could be struck."""
+    done = command("-m", "tests.trained", "kill", "--work", str(tmp_path), "--changes", "3")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1])["kills"] >= 20

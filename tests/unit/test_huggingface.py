@@ -20,6 +20,7 @@ from ttt_dist.model.huggingface import (
     from_huggingface,
     huggingface_names,
     load_folder,
+    new_folder,
     to_huggingface,
 )
 from ttt_dist.model.layers import PlainFactory, RandomWeights
@@ -133,6 +134,20 @@ def test_an_export_that_fails_leaves_the_old_one(layout: TokenLayout, assets: Pa
         )
     load_folder(tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_a_killed_export_left_goes_and_the_old_one_stays_until_there_is_a_new_one(tmp_path: Path) -> None:
+    folder, half = tmp_path / "model", tmp_path / ".model.elsewhere.4711.tmp"
+    for names in ([".model.old.tmp"], [".model.old.tmp", "model"]):  # struck between the two renames; after them
+        for name in names:
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "is").write_text(name)
+        half.mkdir()
+        with pytest.raises(RuntimeError), new_folder(folder):
+            raise RuntimeError
+        assert (folder / "is").read_text() == names[-1]
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+        shutil.rmtree(folder)
 
 
 def test_broken_folders_are_named(layout: TokenLayout, assets: Path, tmp_path: Path) -> None:

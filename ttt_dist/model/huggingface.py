@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttt_dist.errors import UserError
-from ttt_dist.files import fsync_folder, temporary_name, writing
+from ttt_dist.files import fsync_folder, remove_leftovers, temporary_name, writing
+from ttt_dist.leases import lease
 from ttt_dist.model.families import CONFIG, MAX_POSITIONS, config_json, model_config, read_json
 from ttt_dist.model.layers import NoWeights, PlainFactory
 from ttt_dist.model.tensor_files import TensorFolder, TensorWriter
@@ -225,14 +226,16 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     """
     folder = Path(folder)
     temporary = temporary_name(folder)
-    try:
-        with writing(folder):
-            shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process of the same number
+    with lease(folder, wait=True), writing(folder):
+        if _old(folder).exists() and not folder.exists():
+            os.replace(_old(folder), folder)
+        remove_leftovers(folder)
+        try:
             temporary.mkdir(parents=True)
             yield temporary
             _replace_folder(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -271,12 +274,16 @@ def _replace_folder(new: Path, folder: Path) -> None:
     for path in _files(new):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     if folder.exists():
-        os.replace(folder, old)
+        os.replace(folder, _old(folder))
     os.replace(new, folder)
     fsync_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(_old(folder), ignore_errors=True)
+
+
+def _old(folder: Path) -> Path:
+    """What a folder is called while the new one takes its place; one of its leftovers."""
+    return folder.with_name(f".{folder.name}.old.tmp")
 
 
 def _files(folder: Path) -> Iterator[Path]:

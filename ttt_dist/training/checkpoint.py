@@ -21,7 +21,7 @@ import torch.distributed as dist
 from ttt_dist.config import CheckpointConfig, Config, to_dict, zero_stage
 from ttt_dist.data.blend import past
 from ttt_dist.errors import UserError
-from ttt_dist.files import atomic_write, fsync_folder, writing
+from ttt_dist.files import atomic_write, fsync_folder, remove_leftovers, writing
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.telemetry.console import warn
 from ttt_dist.training.seal import MANIFEST, FileSum, file_sum, read_manifest, require_sums, require_whole, seal
@@ -269,7 +269,7 @@ def _facts(step: int, run: Facts) -> dict[str, Any]:
 def _publish(
     aside: Path, final: Path, facts: dict[str, Any], files: dict[str, FileSum], keep: CheckpointConfig
 ) -> None:
-    """Complete the folder written aside, give it its name, point `latest` at it, and drop what is no longer kept."""
+    """Complete the folder written aside, give it its name, and make it the newest."""
     with atomic_write(aside / FACTS) as file:
         json.dump(facts, file, indent=1)
     seal(aside, {**files, FACTS: file_sum(aside / FACTS)})
@@ -279,9 +279,18 @@ def _publish(
             _hide(final)
         os.replace(aside, final)
         fsync_folder(final.parent)
-    with atomic_write(final.parent / LATEST) as file:
-        file.write(final.name + "\n")
-    _drop(final, keep)
+    make_newest(final, keep)
+
+
+def make_newest(checkpoint: Path, keep: CheckpointConfig) -> None:
+    """Point `latest` at a checkpoint and drop what is no longer kept; for one that is whole, in its run's folder.
+
+    Done again where a run goes on from it: a process killed between a save and this leaves the rest to be done.
+    """
+    remove_leftovers(checkpoint.parent / LATEST)
+    with atomic_write(checkpoint.parent / LATEST) as file:
+        file.write(checkpoint.name + "\n")
+    _drop(checkpoint, keep)
 
 
 def _drop(newest: Path, keep: CheckpointConfig) -> threading.Thread:
