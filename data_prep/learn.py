@@ -14,7 +14,15 @@ from data_prep.codes import CodesPart, fingerprint
 from data_prep.manifest import Problems, numbered_lines, read_manifest
 from ttt_dist.data import metadata
 from ttt_dist.errors import UserError
-from ttt_dist.files import atomic_write, fsync_folder, remove_leftovers, sha256_file, sha256_folder, temporary_name
+from ttt_dist.files import (
+    atomic_write,
+    fsync_folder,
+    remove_leftovers,
+    sha256_file,
+    sha256_folder,
+    temporary_name,
+    writing,
+)
 from ttt_dist.leases import lease
 from ttt_dist.sequence.clips import clips
 from ttt_dist.telemetry.console import Progress, say
@@ -47,8 +55,8 @@ def _learn_once(
     The note is written first and the folder then appears whole: a job killed at any moment leaves nothing between.
     Raises UserError where the folder holds what was learnt from other inputs.
     """
-    with lease(folder, wait=True):
-        if folder.is_dir() and any(folder.iterdir()):
+    with lease(folder, wait=True), writing(folder):
+        if folder.exists() and any(folder.iterdir()):
             note = read_note(folder)
             if note and note["learnt_from"] == learnt_from:
                 return False
@@ -56,14 +64,15 @@ def _learn_once(
                 f"{folder}: holds a {what} learnt from something else; remove it and {note_of(folder).name}, or choose "
                 f"another {option}"
             )
-        remove_leftovers(folder, note_of(folder))
-        temporary = temporary_name(folder)
+        place = folder.resolve()  # a link stays one
+        remove_leftovers(place, note_of(folder))
+        temporary = temporary_name(place)
         try:
             learn(temporary)
             with atomic_write(note_of(folder)) as file:
                 file.write(metadata.render({"learnt_from": learnt_from, "sha256": sha256_folder(temporary)}))
-            os.replace(temporary, folder)
-            fsync_folder(folder.parent)
+            os.replace(temporary, place)
+            fsync_folder(place.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return True

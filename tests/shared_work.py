@@ -110,7 +110,7 @@ def campaign(
 def _kill_at_moments(
     work: Callable[[], None], compare: Compare, whole: float, args: argparse.Namespace
 ) -> dict[str, float]:
-    """At random moments, several times in a row or not, until so many runs have been killed; each that ends is compared."""
+    """At random moments until so many runs have been killed; each that ends, and the one after the last kill, is compared."""
     rng = random.Random(args.seed)
     done = compared = 0
     while done < args.kills:
@@ -120,7 +120,7 @@ def _kill_at_moments(
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
             done += 1
-            if rng.random() < 0.6:
+            if rng.random() < 0.6 and done < args.kills:
                 continue
             _, status = os.waitpid(in_child(work), 0)
         compare(status, f"{done} kills")
@@ -131,7 +131,8 @@ def _kill_at_moments(
 def _kill_before_changes(work: Callable[[], None], out: Path, compare: Compare, stride: int) -> dict[str, float]:
     """Before every `stride`-th change below `out`, one after the other; the run that follows must end and is compared.
 
-    A stride of 3 comes to every state between two finished files: each is opened, renamed, and its leftovers removed.
+    Changes are those that Python makes; what libraries write is there when its file is renamed. A stride of 3 comes to every
+    state between two finished files: each is opened, renamed, and its leftovers removed.
     """
     done = 0
     while True:

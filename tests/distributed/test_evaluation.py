@@ -74,7 +74,7 @@ def test_killed_at_random_moments(work: Path) -> None:
     done = command("-m", "tests.evaluated", "kill", "--work", str(work), "--kills", str(KILLS))
     assert done.returncode == 0, done.stderr[-3000:]
     figures = json.loads(done.stdout.splitlines()[-1])
-    assert figures["kills"] == KILLS and figures["compared"] >= 2
+    assert figures["kills"] == KILLS and figures["compared"] >= 1
 
 
 def test_a_part_that_another_job_writes_is_left_to_it(

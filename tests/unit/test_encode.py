@@ -105,6 +105,18 @@ def test_a_finished_part_is_kept_and_a_damaged_one_made_again(
     assert sha256_folder(out) == before
 
 
+def test_where_a_codec_is_learnt_to(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file: cannot be written \(Not a directory\); choose another place"):
+        run(corpus, tmp_path / "a", *LEARN, "--codec-out", str(tmp_path / "file"))
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "link").symlink_to("scratch")
+    run(corpus, tmp_path / "a", *LEARN, "--codec-out", str(tmp_path / "link"))
+    assert (tmp_path / "link").is_symlink()
+    assert load_codec(tmp_path / "scratch").hash == load_codec(tmp_path / "a" / "codec").hash
+    assert not temporary_files(tmp_path)
+
+
 def test_other_inputs_are_not_mixed_in(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "codes"
     run(corpus, out, *LEARN)

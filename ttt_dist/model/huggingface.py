@@ -222,6 +222,7 @@ class FolderWeights:
 def new_folder(folder: str | Path) -> Iterator[Path]:
     """A folder to write into, which takes the place of `folder` when complete and goes without a trace on any error.
 
+    What a killed process left there is put right first; another one that is writing there is waited for.
     Raises UserError naming `folder` where the disk is full or the place cannot be written.
     """
     folder = Path(folder)
