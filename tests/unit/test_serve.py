@@ -38,6 +38,11 @@ from ttt_dist.serving.server import is_loopback, listen, server_on, trusted_name
 from ttt_dist.serving.studio import Studio
 
 ENDLESS = DecodeSettings(max_text=100_000, max_codes=100_000)  # greedy, the tiny model speaks for minutes
+LARGE = 100 * 2**20
+LARGE_HEAD = (
+    "POST /answers HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    f"Content-Length: {LARGE}\r\n\r\n"
+).encode()
 
 
 @pytest.fixture(scope="module")
@@ -199,14 +204,22 @@ def test_what_cannot_be_answered_is_refused_in_one_line(
 
 
 def test_a_large_upload_is_refused_before_it_is_read(port: int) -> None:
-    size = 100 * 2**20
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
-        head = f"POST /answers HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: {size}"
-        connection.sendall(f"{head}\r\n\r\n--b\r\n".encode() + bytes(2**20))
+        connection.sendall(LARGE_HEAD + b"--b\r\n" + bytes(2**20))
         assert b"413" in connection.makefile("rb").readline()
-    status, answer = call(port, "POST", "/answers", bytes(size), Content_Type="multipart/form-data; boundary=b")
+    status, answer = call(port, "POST", "/answers", bytes(LARGE), Content_Type="multipart/form-data; boundary=b")
     assert status == 413 and "larger than 20 MB" in json.loads(answer)["error"]
     assert ask(port, wav() + bytes(MAX_UPLOAD), task="transcribe")[0] == 413
+
+
+def test_a_slow_client_is_told_why_its_upload_is_refused(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(LARGE_HEAD)
+        for _ in range(10):
+            time.sleep(0.1)
+            connection.sendall(bytes(2**18))
+        answer = connection.makefile("rb").read()
+    assert b" 413 " in answer and b"larger than 20 MB" in answer
 
 
 @pytest.mark.parametrize(

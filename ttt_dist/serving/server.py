@@ -3,6 +3,8 @@
 import os
 import signal
 import socket
+import time
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any
 
@@ -12,6 +14,8 @@ from ttt_dist.errors import UserError
 from ttt_dist.serving.app import App
 
 CONNECTION_TIMEOUT_S = 60  # for a client that neither sends nor reads
+LINGER_S = 60  # for the rest of an upload that was refused before it was read
+LINGER_SILENCE_S = 5
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
@@ -22,6 +26,16 @@ class Connection(WSGIRequestHandler):
 
     def log_request(self, *_: Any) -> None:
         """Nothing."""
+
+    def finish(self) -> None:
+        """Close once the client has, or stopped sending: closing while it sends would take the answer from it (RFC 9112, 9.6)."""
+        super().finish()
+        until = time.monotonic() + LINGER_S
+        self.connection.settimeout(LINGER_SILENCE_S)
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            while self.connection.recv(2**16) and time.monotonic() < until:
+                pass
 
 
 def listen(host: str, port: int) -> socket.socket:
