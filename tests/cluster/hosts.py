@@ -61,7 +61,7 @@ class Host:
         (first,) = psutil.Process(self.root.pid).children()
         return ["nsenter", f"--target={first.pid}", "--mount", "--uts", "--net", "--pid", f"--wd={ROOT}", *command]
 
-    def run(self, *command: str, timeout_s: float = 170, **more: str) -> "subprocess.CompletedProcess[str]":
+    def run(self, *command: str, timeout_s: float = 300, **more: str) -> "subprocess.CompletedProcess[str]":
         """Run a command on this host to its end."""
         return subprocess.run(
             self.inside(*command),

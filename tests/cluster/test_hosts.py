@@ -59,7 +59,7 @@ def cut(hosts: Hosts, work: Path) -> str:
     wait_for_step(work / "run", SAVE_EVERY + 1, process, log)
     beta.wire("down")
     begin = time.monotonic()
-    status = process.wait(timeout=170)
+    status = process.wait(timeout=300)
     seconds = time.monotonic() - begin
     beta.wire("up")
     assert status != 0, log.read_text()

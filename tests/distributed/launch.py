@@ -21,7 +21,7 @@ WAITING = object()
 
 
 def run_distributed(
-    cases: Sequence[tuple[Case, tuple[Any, ...]]], world_size: int, timeout_s: float = 120
+    cases: Sequence[tuple[Case, tuple[Any, ...]]], world_size: int, timeout_s: float = 300
 ) -> list[list[Any]]:
     """Run `function(*arguments)` of every case on `world_size` processes; returns [case][rank].
 

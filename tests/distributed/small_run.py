@@ -63,7 +63,7 @@ def environment(**more: str) -> dict[str, str]:
 def execute(command: list[str], **more: str) -> "subprocess.CompletedProcess[str]":
     """Run a command in the project's folder to its end."""
     return subprocess.run(
-        command, cwd=ROOT, env=environment(**more), capture_output=True, text=True, timeout=170, check=False
+        command, cwd=ROOT, env=environment(**more), capture_output=True, text=True, timeout=300, check=False
     )
 
 
@@ -101,7 +101,7 @@ class Ranks:
         for process in self.processes if rank is None else [self.processes[rank]]:
             process.send_signal(number)
 
-    def wait(self, timeout_s: float = 150) -> list[int]:
+    def wait(self, timeout_s: float = 300) -> list[int]:
         """Exit statuses. As launchers do, kills what still runs GRACE_S after a rank has failed, or at the end."""
         end = time.monotonic() + timeout_s
         while any(process.poll() is None for process in self.processes) and time.monotonic() < end:

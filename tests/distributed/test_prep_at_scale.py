@@ -108,7 +108,7 @@ def test_two_jobs_writing_one_output(corpus: Path, tmp_path: Path, undisturbed: 
         subprocess.Popen([sys.executable, "-m", "data_prep", *encode], cwd=ROOT, stderr=subprocess.PIPE)
         for _ in range(2)
     ]
-    errors = [job.communicate(timeout=200)[1].decode() for job in jobs]
+    errors = [job.communicate(timeout=400)[1].decode() for job in jobs]
     for job, told in zip(jobs, errors, strict=True):
         assert job.returncode == 0 or "being written by process" in told, told
     for step in (encode, compose, pack):
