@@ -222,6 +222,24 @@ def test_a_slow_client_is_told_why_its_upload_is_refused(port: int) -> None:
     assert b" 413 " in answer and b"larger than 20 MB" in answer
 
 
+@pytest.mark.parametrize(("limit", "pause"), [("LINGER_S", 0.05), ("LINGER_SILENCE_S", 1.0)])
+def test_a_refused_client_that_does_not_end_is_cut_off(
+    port: int, monkeypatch: pytest.MonkeyPatch, limit: str, pause: float
+) -> None:
+    monkeypatch.setattr(f"ttt_dist.serving.server.{limit}", 0.2)
+
+    def send_on(connection: socket.socket) -> None:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            time.sleep(pause)
+            connection.sendall(bytes(2**10))
+
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(LARGE_HEAD)
+        with pytest.raises(ConnectionError):
+            send_on(connection)
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
