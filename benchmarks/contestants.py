@@ -17,7 +17,8 @@ from ttt_dist.model.attention import AttentionPlan, attend, attention_plan
 from ttt_dist.model.huggingface import to_huggingface
 from ttt_dist.model.loss import loss_rows
 from ttt_dist.model.recompute import prepare_blocks
-from ttt_dist.model.transformer import Transformer, head_dim
+from ttt_dist.model.structure import head_dim
+from ttt_dist.model.transformer import Transformer
 from ttt_dist.model_config import ModelConfig
 from ttt_dist.sequence.batch import Batch, collate
 from ttt_dist.sequence.objective import Objective

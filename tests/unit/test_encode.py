@@ -20,7 +20,7 @@ from data_prep.learn import total_seconds
 from ttt_dist.audio import Codec, load_codec
 from ttt_dist.audio.codec import Codes
 from ttt_dist.audio.melvq import MelVQ
-from ttt_dist.data.indexed import open_indexed
+from ttt_dist.data.indexed import indexed_dataset
 from ttt_dist.errors import UserError
 from ttt_dist.files import atomic_write, copy_folder, sha256_file, sha256_folder
 
@@ -59,7 +59,7 @@ def test_codes_on_disk_are_the_codecs(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "codes"
     run(corpus, out, *LEARN)
     codec = load_codec(out / "codec")
-    dataset = open_indexed(out / "part-00000", multimodal=False)
+    dataset = indexed_dataset().IndexedDataset(str(out / "part-00000"))
     meta = json.loads((out / "part-00000.json").read_text())
     entries = [json.loads(line) for line in (out / "part-00000.jsonl").read_text().splitlines()]
     assert [entry["id"] for entry in entries] == ["u0", "u1", "u2", "u3", "u4", "u5", "piece", "joined"]
@@ -147,7 +147,7 @@ def test_bad_audio_and_lines_are_named_and_the_rest_encoded(
     told = capsys.readouterr().err
     for place, name in [(2, "1.wav"), (3, "2.wav"), (8, "1.wav"), (9, "is not JSON"), (10, "lies outside")]:
         assert any(f"train.jsonl:{place}: " in line and name in line for line in told.splitlines()), place
-    assert len(open_indexed(out / "part-00000", multimodal=False)) == 5
+    assert len(indexed_dataset().IndexedDataset(str(out / "part-00000"))) == 5
     with pytest.raises(UserError, match="5 bad files or lines"):  # a finished part does not forget
         run(corpus, out, *LEARN)
     run(corpus, out, *LEARN, "--max-errors", "5")

@@ -10,13 +10,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from ttt_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Codes = npt.NDArray[np.int32]
 

@@ -287,12 +287,11 @@ class _IndexedShard:
     def _document(self, number: int, where: slice) -> Document:
         """Arrays are copied: the mapped files may be closed meanwhile."""
         lengths = self._data.sequence_lengths[where].copy()
-        offset = int(self._data.index.sequence_pointers[where.start])
         try:
-            ids = self._data.bin_reader.read(dtype=np.int32, count=int(lengths.sum()), offset=offset)
+            ids = self._data.read(int(self._data.sequence_pointers[where.start]), int(lengths.sum()))
         except ValueError as error:
             raise UserError(f"{self.prefix}.idx: pack {number} lies outside the .bin; run data_prep verify") from error
-        return Document(ids.copy(), lengths, self._data.index.sequence_modes[where].copy())
+        return Document(ids.copy(), lengths, self._data.sequence_modes[where].copy())
 
     def lengths(self) -> np.ndarray:
         ends = np.concatenate([[0], np.cumsum(self._data.sequence_lengths, dtype=np.int64)])

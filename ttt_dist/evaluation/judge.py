@@ -16,12 +16,12 @@ from ttt_dist.audio.codec import Codes
 from ttt_dist.audio.command import Command
 from ttt_dist.decode_settings import DecodeSettings
 from ttt_dist.errors import UserError
+from ttt_dist.evaluation.plan import JUDGES
 from ttt_dist.evaluation.recognisers import Ctc, Whisper
 from ttt_dist.inference.decoder import Decoder, Request
 from ttt_dist.sequence.templates import ChatTemplate
 
 FLAG = "--judge"
-JUDGES = "model, whisper:DIR, ctc:DIR or command:'PROGRAM {wav} {text}'"
 
 
 class Judge(Protocol):

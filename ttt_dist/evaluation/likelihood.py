@@ -23,7 +23,8 @@ from ttt_dist.evaluation.scores import Figure, Normalisers, Record, Scored, ids
 from ttt_dist.evaluation.tools import Notes, Tools
 from ttt_dist.inference.decoder import Request
 from ttt_dist.model.attention import attention_plan
-from ttt_dist.model.loss import chunk_rows, loss_rows
+from ttt_dist.model.loss import loss_rows
+from ttt_dist.model.loss_chunks import chunk_rows
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.batch import Batch, collate
 from ttt_dist.sequence.corruption import NUM_P_BINS

@@ -4,14 +4,35 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ttt_dist.data import metadata
 from ttt_dist.data.metadata import with_suffix
 from ttt_dist.decode_settings import DecodeSettings
 from ttt_dist.files import sha256_file, sha256_folder
 
 FORMAT = "ttt_dist evaluation 1"
+JUDGES = "model, whisper:DIR, ctc:DIR or command:'PROGRAM {wav} {text}'"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a task is asked for; what it does is in ttt_dist/evaluation/tasks.py."""
+
+    template: str | None
+    """Whose prompt it asks by, unless the user names another; None where the user must."""
+    speaks: bool = False
+    is_judged: bool = False
+    """Whether speech is transcribed by a judge."""
+
+
+FORMS = {
+    "asr": Form("asr"),
+    "tts": Form("tts", speaks=True, is_judged=True),
+    "audio_qa": Form("audio_chat", speaks=True, is_judged=True),
+    "caption": Form("caption"),
+    "classification": Form("classification"),
+    "likelihood": Form(None),
+    "speech_chat": Form("audio_chat", speaks=True),
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +74,8 @@ class Plan:
 
         Not in it: what changes no record (batch, workers), what scores them afterwards (the normaliser), the recordings.
         """
+        import torch
+
         judge = self.judge_folder
         model = {"model": sha256_folder(self.model), "data": self._data_hash()}
         about = {name: getattr(self, name) for name in ("task", "template", "limit", "part_size", "seed", "judge")}

@@ -16,12 +16,13 @@ from torch.autograd.function import once_differentiable
 
 from ttt_dist.model.attention import AttentionPlan, attend
 from ttt_dist.model.loss import LossRows, LossSums, VocabularySlice, linear_cross_entropy
+from ttt_dist.model.structure import Factory
 
 FEW_ROWS, CHUNK = 256, 128  # in decoding
 
 
 class WeightSource(Protocol):
-    """Where first weights come from: drawn, read from a checkpoint, or no storage at all."""
+    """Where first weights come from: drawn, or read from a checkpoint."""
 
     def __call__(self, name: str, shape: tuple[int, ...], std: float = 0.0, mean: float = 0.0) -> Tensor:
         """Parameter `name` (such as blocks.0.mlp.down.weight) on the CPU, of any type; where drawn, from normal(mean, std)."""
@@ -39,13 +40,6 @@ class RandomWeights:
         digest = blake2b(f"{self.seed}/{name.removesuffix('.weight')}".encode(), digest_size=8).digest()
         generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little") >> 1)
         return torch.normal(mean, std, shape, generator=generator, dtype=torch.float32, device="cpu")
-
-
-class NoWeights:
-    """Shapes without storage."""
-
-    def __call__(self, name: str, shape: tuple[int, ...], std: float = 0.0, mean: float = 0.0) -> Tensor:
-        return torch.empty(shape, device="meta")
 
 
 def zero_weights(name: str, shape: tuple[int, ...], std: float = 0.0, mean: float = 0.0) -> Tensor:
@@ -75,40 +69,10 @@ class WholeBatch:
         return attend(q, k, v, plan)
 
 
-class LayerFactory(Protocol):
-    """Builds layers by name. Linear maps are called by what tensor-parallel ranks split: output or input columns."""
+class LayerFactory(Factory[nn.Module], Protocol):
+    """Builds the layers that `ttt_dist.model.structure` lists."""
 
     split: TokenSplit
-
-    def embedding(self, name: str, num_rows: int, hidden_size: int, std: float) -> nn.Module:
-        """Ids [T] to [T, hidden_size]; has `.weight` [num_rows, hidden_size]."""
-        ...
-
-    def column_linear(
-        self, name: str, num_in: int, num_out: int, bias: bool, std: float, num_blocks: int = 1
-    ) -> nn.Module:
-        """Linear map whose outputs are split: `num_blocks` equal blocks, each split on its own (gate and up)."""
-        ...
-
-    def qkv_linear(
-        self, name: str, num_in: int, num_heads: int, num_kv_heads: int, head_dim: int, bias: bool, std: float
-    ) -> nn.Module:
-        """Fused projection, key-value group by group; a rank gets num_heads / ranks query heads and what they attend to."""
-        ...
-
-    def row_linear(self, name: str, num_in: int, num_out: int, std: float) -> nn.Module:
-        """Linear map without bias whose inputs are split; its output is whole."""
-        ...
-
-    def norm(self, name: str, size: int, eps: float, of_heads: bool = False) -> nn.Module:
-        """RMSNorm of hidden states, or of each head (whose heads may be split)."""
-        ...
-
-    def head(
-        self, name: str, num_rows: int, hidden_size: int, num_tokens: int, std: float, tied_to: nn.Module | None
-    ) -> nn.Module:
-        """Logits and loss (see `Head`); `tied_to` is the embedding whose weight it shares."""
-        ...
 
 
 class PlainFactory:

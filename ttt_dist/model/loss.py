@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ttt_dist.model.loss_chunks import chunk_rows
 from ttt_dist.sequence.batch import Batch
 from ttt_dist.sequence.corruption import NUM_P_BINS
 
 NUM_FIGURES = 2 + 2 * NUM_P_BINS  # of LossSums.figures
-CHUNK_ELEMENTS = 1 << 23  # logits held at a time: 32 MB in fp32
-CUDA_CHUNK_ELEMENTS = 1 << 28  # 1 GB: each chunk adds to the gradient of the whole head, and kernels want many rows
 
 
 class LossSums(NamedTuple):
@@ -86,11 +85,6 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, rows: LossRows, vocabul
         raise ValueError(f"loss targets must lie in 0..{num_tokens - 1}, but span {targets.min()}..{targets.max()}")
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     return LossSums(*_LinearCrossEntropy.apply(hidden, weight, rows, vocabulary, needs_grad))
-
-
-def chunk_rows(num_classes: int, on_cuda: bool) -> int:
-    """Positions whose logits over `num_classes` are held at a time."""
-    return max((CUDA_CHUNK_ELEMENTS if on_cuda else CHUNK_ELEMENTS) // num_classes, 1)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

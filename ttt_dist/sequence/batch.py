@@ -1,16 +1,24 @@
-"""The Batch: everything the model and the loss need, with all randomness already in it."""
+"""The Batch: everything the model and the loss need, with all randomness already in it.
+
+torch is imported where the first batch is made: what reads settings and shards alone does without it.
+"""
+
+from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ttt_dist.sequence.corruption import Corrupted, corrupt, draw
 from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.sample import Sample
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.sequence.visibility import visible_end
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass
@@ -54,11 +62,13 @@ class Batch:
     @property
     def visible_pairs(self) -> int:
         """Pairs of a query and a key that it sees: what attention cannot do without."""
+        import torch
+
         place = torch.arange(self.input_ids.shape[-1], device=self.input_ids.device)
         seen = visible_end(self.sample_ids, self.span_ids) - (place - self.position_ids)  # from its sample's start on
         return int(seen[self.sample_ids != 0].sum())
 
-    def to(self, device: torch.device | str) -> "Batch":
+    def to(self, device: torch.device | str) -> Batch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "count"}
         return Batch(
             **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}, count=self.count
@@ -72,6 +82,8 @@ def collate(
 
     A pack may be empty (all padding). Raises ValueError where a pack is longer than seq_len.
     """
+    import torch
+
     mix = _shared_mix(packs, objective, seed, epochs)
     rows = [
         [corrupt(sample, layout, objective, draw(sample, seed, epoch), mix) for sample in pack]

@@ -11,9 +11,8 @@ from math import prod
 from typing import Any
 
 from ttt_dist.config import Config, read_deepspeed
-from ttt_dist.model.layers import NoWeights, PlainFactory
-from ttt_dist.model.loss import chunk_rows
-from ttt_dist.model.transformer import Transformer, head_dim
+from ttt_dist.model.loss_chunks import chunk_rows
+from ttt_dist.model.structure import head_dim, parameter_shapes
 from ttt_dist.model_config import ModelConfig
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.parallel.partition import padded_rows, shard_shape
@@ -133,10 +132,10 @@ def layer_sizes(model: ModelConfig, layout: TokenLayout, tensor: int) -> list[li
     """
     names = ["embed", *(f"blocks.{index}" for index in range(model.num_layers)), "norm", "head"]
     layers: dict[str, list[int]] = {name: [] for name in names}
-    for name, parameter in Transformer.for_layout(model, layout, PlainFactory(NoWeights())).named_parameters():
+    for name, shape in parameter_shapes(model, layout.padded_vocab_size).items():
         parts = name.split(".")
         layer = ".".join(parts[:2]) if parts[0] == "blocks" else parts[0]
-        layers[layer].append(prod(shard_shape(name, parameter.shape, tensor)))
+        layers[layer].append(prod(shard_shape(name, shape, tensor)))
     if model.tie_embeddings:
         layers["head"] = layers["embed"]
     return list(layers.values())
