@@ -10,8 +10,7 @@ pair gives a ratio. The last line is one JSON object, for each key the median of
 
 - `speed`: this build's over the other's, more is better;
 - `memory`: peak memory of this build over the other's. Peak memory is the largest resident set of a single process among
-  the workload's own and all that it started and waited for (Linux, ru_maxrss of wait4); it is no sum over processes. What a
-  process begins with counts too, hence this one imports nothing large before all is measured.
+  the workload's own and all that it started and waited for (Linux, ru_maxrss of wait4); it is no sum over processes.
 """
 
 import argparse
@@ -29,12 +28,21 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+from benchmarks.result_file import head
 from ttt_dist.errors import UserError
 from ttt_dist.telemetry.console import main_guard, result, say
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(__file__).resolve().parent / "workloads"
 THIS = "this build"
+# On Linux a process's peak begins with that of the one that started it. So a small interpreter stands between: it starts the
+# workload and writes exit status and peak (kB) into a file.
+BETWEEN = """
+import os, sys
+_, status, usage = os.wait4(os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, *sys.argv[2:]]), 0)
+with open(sys.argv[1], "w") as file:
+    file.write(f"{os.waitstatus_to_exitcode(status)} {usage.ru_maxrss}")
+"""
 
 
 @dataclass(frozen=True)
@@ -161,23 +169,24 @@ def run_once(label: str, words: Sequence[str], tree: Path) -> Run:
 def start(label: str, words: Sequence[str], tree: Path) -> tuple[str, int]:
     """Run Python with these words on a tree's modules: what it printed, and its peak memory in bytes. Raises UserError."""
     environment = os.environ | {"PYTHONPATH": str(tree)}
-    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+", errors="replace") as stderr:
-        command = [sys.executable, "-P", *words]
-        child = subprocess.Popen(
-            command, cwd=tree, env=environment, stdout=stdout, stderr=stderr, start_new_session=True
-        )
-        try:
-            _, status, usage = os.wait4(child.pid, 0)
-        except BaseException:  # Ctrl-C: nothing that was started stays
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-            raise
-        child.returncode = os.waitstatus_to_exitcode(status)
-        stdout.seek(0)
-        stderr.seek(0)
-        if child.returncode:
-            raise UserError(f"{label}: ended with exit status {child.returncode}: {_last_line(stderr.read())}")
-        return stdout.read(), 1024 * usage.ru_maxrss
+    with tempfile.TemporaryDirectory(prefix="against-") as place:
+        outcome, *outputs = (Path(place) / name for name in ("outcome", "stdout", "stderr"))
+        command = [sys.executable, "-I", "-S", "-c", BETWEEN, str(outcome), "-P", *words]
+        with outputs[0].open("w") as stdout, outputs[1].open("w") as stderr:
+            between = subprocess.Popen(
+                command, cwd=tree, env=environment, stdout=stdout, stderr=stderr, start_new_session=True
+            )
+            try:
+                between.wait()
+            except BaseException:  # Ctrl-C: nothing that was started stays
+                os.killpg(between.pid, signal.SIGKILL)
+                between.wait()
+                raise
+        status, kilobytes = map(int, outcome.read_text().split())
+        printed, told = (path.read_text(errors="replace") for path in outputs)
+    if status:
+        raise UserError(f"{label}: ended with exit status {status}: {_last_line(told)}")
+    return printed, 1024 * kilobytes
 
 
 def _last_line(text: str) -> str:
@@ -213,8 +222,6 @@ def line(key: str, figures: Mapping[str, Any]) -> str:
 
 def write_result(path: Path, name: str, revision: str, figures: Mapping[str, Mapping[str, Any]]) -> None:
     """A dated file: hardware, command, revisions, table."""
-    from benchmarks.result_file import head  # imports torch: after the last run
-
     rows = []
     for key, of_key in figures.items():
         (slowest, fastest), (least, most) = of_key["speeds"], of_key["memories"]

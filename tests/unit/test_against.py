@@ -1,7 +1,5 @@
 """benchmarks/against.py: a toy workload in a tiny git repository, run in two of its revisions."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -61,7 +59,7 @@ def test_both_revisions_are_measured_and_the_worktree_goes(repository: Path, inp
     assert [(this.speed, that.speed) for this, that in pairs] == [(12, 4)] * 2
     figures = ratios(pairs)
     assert figures["speed"] == 3 and figures["speeds"] == [3, 3] and figures["pairs"] == 2
-    assert 0.2 < figures["memory"] < 0.5  # 100 MB and 300 MB, and the interpreter's own
+    assert 0.3 < figures["memory"] < 0.5  # 100 MB and 300 MB, and the interpreter's own, whatever this process has
     assert not other.exists()
     assert against.git(repository, "worktree", "list").count("\n") == 0
 
@@ -104,10 +102,3 @@ def test_workloads_are_chosen_in_the_tables_order(inputs: Path) -> None:
     assert choose(table, ["a"], 1)["a"].runs == 1
     with pytest.raises(UserError, match="^b: benchmarks/workloads/absent.py is absent"):
         choose(table, None, None)
-
-
-def test_the_runner_is_small() -> None:
-    """A workload's peak memory begins with that of the process that starts it."""
-    seen = "import sys, benchmarks.against; sys.exit(bool({'torch', 'numpy'} & sys.modules.keys()))"
-    done = subprocess.run([sys.executable, "-c", seen], cwd=against.ROOT, check=False)
-    assert done.returncode == 0

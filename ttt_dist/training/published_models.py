@@ -3,6 +3,7 @@
 Tensors pass through in pieces: a model is never whole in memory.
 """
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
