@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.structures import packs, tiny_layout
 from ttt_dist.data import metadata
-from ttt_dist.data.indexed import indexed_dataset, new_builder, open_indexed
+from ttt_dist.data.indexed import indexed_dataset, open_indexed
 from ttt_dist.data.shards import Document, ShardReader, ShardWriter, to_document, to_samples
 from ttt_dist.data.verify import check_document, verify
 from ttt_dist.errors import UserError
@@ -292,13 +292,14 @@ def test_out_of_range_packs(prefix: Path) -> None:
 @pytest.mark.parametrize("multimodal", [False, True])
 def test_our_reader_and_megatrons_agree(multimodal: bool, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    builder = new_builder(tmp_path / "any.bin", multimodal)
+    megatron = indexed_dataset()
+    builder = megatron.IndexedDatasetBuilder(str(tmp_path / "any.bin"), dtype=np.int32, multimodal=multimodal)
     for number in range(7):
         lengths = random.integers(1, 9, number % 3 + 1).tolist()
         modes = random.integers(-128, 128, len(lengths)).tolist() if multimodal else None
         builder.add_document(torch.from_numpy(random.integers(-9, 99, sum(lengths), np.int32)), lengths, modes)
     builder.finalize(str(tmp_path / "any.idx"))
-    theirs = indexed_dataset().IndexedDataset(str(tmp_path / "any"), multimodal=multimodal)
+    theirs = megatron.IndexedDataset(str(tmp_path / "any"), multimodal=multimodal)
     ours = open_indexed(tmp_path / "any", multimodal)
     for name in ("sequence_lengths", "sequence_pointers", "document_indices"):
         mine, other = getattr(ours, name), getattr(theirs.index, name)
