@@ -140,13 +140,11 @@ def git(repository: Path, *words: str) -> str:
 
 def measure(key: str, workload: Workload, trees: Mapping[str, Path], inputs: Path) -> Pairs:
     """Run a workload in both trees in turn, after a run each to warm up. Raises UserError where a run fails."""
-    file = FOLDER / workload.file
-    folder = inputs / file.stem
-    if not folder.exists():
-        folder.mkdir()
-        if "\ndef prepare(" in file.read_text(encoding="utf8"):
-            start(f"{key}, preparing", [str(file), "--prepare", "--folder", str(folder)], trees[THIS])
+    file, folder = FOLDER / workload.file, inputs / key
+    folder.mkdir()
     words = [str(file), *workload.arguments, "--folder", str(folder)]
+    if "\ndef prepare(" in file.read_text(encoding="utf8"):
+        start(f"{key}, preparing", [*words, "--prepare"], trees[THIS])
     for name, tree in trees.items():
         run_once(f"{key}, {name}", words, tree)
     pairs = []

@@ -16,7 +16,7 @@ from toy import SPEED, MEGABYTES
 def prepare(folder):
     (folder / "input").write_text("2")
 
-folder = Path(sys.argv[-1])
+folder = Path(sys.argv[sys.argv.index("--folder") + 1])
 if "--prepare" in sys.argv:
     prepare(folder)
     sys.exit()
