@@ -1,6 +1,6 @@
 """Activation checkpointing and compilation of a Transformer's blocks, whatever their layers are made of."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from ttt_dist.model.buckets import COMPILED_BUCKETS
+
 ATTENTION_OPS = {
     getattr(torch.ops.aten, f"_scaled_dot_product_{kind}").default
     for kind in ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
-} | {torch.ops.higher_order.flex_attention}
+} | {torch.ops.higher_order.flex_attention, COMPILED_BUCKETS}
 PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
 
 
@@ -22,13 +24,31 @@ def prepare_blocks(blocks: Iterable[nn.Module], hidden_size: int, checkpointing:
     that widen (query-key-value, gate and up); norms, rotations, SwiGLU and what narrows to the residual stream are redone.
     """
     for block in blocks:
-        if checkpointing == "full":
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-        elif checkpointing == "selective":
-            contexts = partial(create_selective_checkpoint_contexts, partial(_policy, hidden_size))
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
+        if checkpointing != "none":
+            block.forward = _checkpointed(block.forward, checkpointing, hidden_size)
         if compiled:
-            block.compile(dynamic=False)  # T is the same in every micro-batch
+            # One graph for all blocks, and an error where there would be several. T is the same in every micro-batch.
+            block.compile(dynamic=False, fullgraph=True)
+
+
+def num_compiled() -> int:
+    """Graphs that this process has compiled so far."""
+    from torch._dynamo.utils import counters  # the compiler takes a second to import
+
+    return int(counters["stats"]["unique_graphs"])
+
+
+def _checkpointed(forward: Callable[..., Any], checkpointing: str, hidden_size: int) -> Callable[..., Any]:
+    # A function with a frame of its own: the compiler takes checkpoint(...) into the graph where it meets the call, but
+    # runs a partial of it, whose frame would be torch's own, uncompiled and without a word.
+    options: dict[str, Any] = {"use_reentrant": False}
+    if checkpointing == "selective":
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, partial(_policy, hidden_size))
+
+    def run(*arguments: Any) -> Any:
+        return checkpoint(forward, *arguments, **options)
+
+    return run
 
 
 def _policy(hidden_size: int, context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
