@@ -18,7 +18,7 @@ from ttt_dist.model.transformer import Transformer
 from ttt_dist.model_config import ModelConfig
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.batch import Batch
-from ttt_dist.training.memory import FP32, Memory, Widths, layer_sizes, memory_per_rank
+from ttt_dist.training.memory import FP32, Kept, Memory, Widths, layer_sizes, memory_per_rank
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE = Mesh(1, 1, 1, 1, 0)
@@ -65,7 +65,7 @@ def test_activations_are_what_autograd_keeps(precision: str, checkpointing: str,
 
     width = FP32 if precision == "fp32" else 2
     widths = Widths.of(config, ONE, False)
-    per_token = 6 * widths.saved(width, checkpointing, False) + widths.saved_by_ends(width, True, False)
+    per_token = 6 * widths.saved(width, Kept(checkpointing, False)) + widths.saved_by_ends(width, True, False)
     head = width * config.hidden_size * (seq_len + LAYOUT.padded_vocab_size)  # the loss keeps both gradients
     assert per_token * seq_len + head == pytest.approx(found, rel=0.05)
 
