@@ -83,6 +83,14 @@ def losses(layout: Layout, num_steps: int) -> list[tuple[float, float, float, fl
         return [run_step(engine, layout, step) for step in range(num_steps)]
 
 
+def losses_and_graphs(layout: Layout, num_steps: int) -> tuple[list[tuple[float, float, float, float]], int]:
+    """`losses`, and how many graphs the blocks were compiled into for them."""
+    from ttt_dist.model.recompute import COMPILER
+
+    before = COMPILER.num_graphs
+    return losses(layout, num_steps), COMPILER.num_graphs - before
+
+
 def losses_of_local_counts(layout: Layout, num_steps: int) -> list[tuple[float, float, float, float]]:
     """`losses` with the mistake of dividing by this process's own count."""
     from ttt_dist.training import step as module

@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.distributed.cases import LR, Layout, deviation, losses, losses_of_local_counts, resume, trained_weights
+from tests.distributed.cases import (
+    LR,
+    Layout,
+    deviation,
+    losses,
+    losses_and_graphs,
+    losses_of_local_counts,
+    resume,
+    trained_weights,
+)
 from tests.distributed.launch import run_distributed
 
 STEPS = 6
@@ -85,7 +94,10 @@ BF16 = [
     Layout(3, 2, dp=2, tensor=2, precision="bf16"),
     replace(STAGES, zero=1, tensor=2, precision="bf16"),
 ]
-COMPILED = [Layout(compile=True), Layout(compile=True, checkpointing="full"), Layout(1, 2, 2, compile=True)]
+COMPILED = [
+    *(Layout(compile=True, checkpointing=mode) for mode in ("none", "selective")),
+    Layout(1, 2, 2, compile=True, checkpointing="full"),
+]
 RESUMED = [
     *(Layout(zero, 1, 2, precision=precision) for zero in range(4) for precision in ("fp32", "bf16")),
     replace(SEQUENCE, zero=3, precision="bf16"),
@@ -149,10 +161,13 @@ def test_bf16(layout: Layout, records: dict[Any, Any]) -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPU")
 def test_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # a killed compiler leaves a shared one broken
-    cases = {layout: (losses, (layout, 3)) for layout in (*COMPILED, Layout())}
-    results = run_all(cases)
+    results = run_all({layout: (losses_and_graphs, (layout, 3)) for layout in (*COMPILED, Layout())})
+    reference, none = results[Layout()]
+    assert none == 0
     for layout in COMPILED:
-        assert deviation(results[layout], results[Layout()]) < FP32_TOLERANCE, str(layout)
+        found, graphs = results[layout]
+        assert deviation(found, reference) < FP32_TOLERANCE, str(layout)
+        assert graphs == 1, str(layout)  # of both blocks, all micro-batches and steps
 
 
 @pytest.mark.parametrize("layout", GATHERED, ids=str)
