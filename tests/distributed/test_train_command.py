@@ -54,7 +54,11 @@ def alone(work: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
 def test_a_run_that_compiles_nothing_says_so(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
     done = alone(
-        work, "train.compile=true", f"deepspeed={ROOT}/ds_configs/zero1.json", f"run_dir={tmp_path}/run", "train.steps=1"
+        work,
+        "train.compile=true",
+        f"deepspeed={ROOT}/ds_configs/zero1.json",
+        f"run_dir={tmp_path}/run",
+        "train.steps=1",
     )
     assert done.returncode == 0, done.stderr
     assert "warning: train.compile=true, but nothing was compiled" in done.stderr
