@@ -39,6 +39,7 @@ class Layout:
     checkpointing: Literal["none", "selective", "full"] = "none"
     compile: bool = False
     precision: Literal["bf16", "fp32"] = "fp32"
+    fp8: bool = False
     normalisation: str = "sample"
     tied: bool = False
     kv_heads: int = 2
@@ -62,7 +63,7 @@ class Layout:
         """The run's settings; nothing is read from disk but DeepSpeed's JSON."""
         train = TrainConfig(
             global_batch=GLOBAL_BATCH, micro_batch=self.micro, lr=LR, clip=1.0, precision=self.precision,
-            activation_checkpointing=self.checkpointing, compile=self.compile,
+            activation_checkpointing=self.checkpointing, compile=self.compile, fp8=self.fp8,
         )  # fmt: skip
         return Config(
             deepspeed=str(ROOT / f"ds_configs/zero{self.zero}.json"),
