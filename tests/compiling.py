@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
+from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._inductor.decomposition import select_decomp_table
 from torch.nn.attention import flex_attention
 
@@ -27,12 +28,13 @@ class Graphs:
 
     def backend(self) -> Callable[..., Any]:
         """Inductor's choice of what is kept and what is computed again, then each graph as it stands."""
-        return aot_autograd(
+        backend: Callable[..., Any] = aot_autograd(
             fw_compiler=partial(self._keep, "forward"),
             bw_compiler=partial(self._keep, "backward"),
             partition_fn=partial(min_cut_rematerialization_partition, compiler="inductor"),
             decompositions=select_decomp_table(),
         )
+        return backend
 
     def _keep(self, kind: str, graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         getattr(self, kind).append(graph)
@@ -41,7 +43,8 @@ class Graphs:
             self.num_calls[kind] += 1
             return graph.forward(*arguments)
 
-        return make_boxed_func(run)
+        boxed: Callable[..., Any] = make_boxed_func(run)
+        return boxed
 
 
 def count(graph: torch.fx.GraphModule, *names: str) -> int:

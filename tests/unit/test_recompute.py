@@ -4,7 +4,9 @@ On CPU, with the compiler's own choice of what is kept. FlexAttention stands for
 is not asked for its device.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +26,7 @@ from ttt_dist.model_config import ModelConfig
 
 CONFIG = ModelConfig(64, 3, 4, 2, 160, qkv_bias=True)
 NUM_TOKENS = 256
-PLANS = {"buckets": attention_plan, "flex": FlexPlan.build}
+PLANS: dict[str, Callable[[Tensor, Tensor], AttentionPlan]] = {"buckets": attention_plan, "flex": FlexPlan.build}
 
 
 def new_blocks() -> list[Block]:
@@ -90,7 +92,7 @@ def test_the_backward_pass_does_again(
 
 def widths_kept(graph: torch.fx.GraphModule) -> list[int]:
     """Elements per token of what a forward graph computes and hands to the backward pass."""
-    (outputs,) = (node.args[0] for node in graph.graph.nodes if node.op == "output")
+    outputs: Any = next(node.args[0] for node in graph.graph.nodes if node.op == "output")
     made = [node for node in outputs[1:] if node.op != "placeholder"]
     return sorted(node.meta["val"].numel() // NUM_TOKENS for node in made)
 

@@ -99,7 +99,8 @@ class BucketPlan(OpaqueBase):
 def attend_buckets(q: Tensor, k: Tensor, v: Tensor, plan: BucketPlan) -> Tensor:
     """See `ttt_dist.model.attention.attend`."""
     if torch.compiler.is_compiling():
-        return _compiled_buckets(q, k, v, plan)
+        out: Tensor = _compiled_buckets(q, k, v, plan)
+        return out
     return _leave(torch.cat([_attend_bucket(*parts) for parts in _enter((q, k, v), plan)]), plan)
 
 
