@@ -94,6 +94,10 @@ BF16 = [
     Layout(3, 2, dp=2, tensor=2, precision="bf16"),
     replace(STAGES, zero=1, tensor=2, precision="bf16"),
 ]
+FP8 = [
+    Layout(1, 4, 2, precision="bf16", fp8=True),
+    Layout(3, 4, 2, precision="bf16", fp8=True, checkpointing="selective"),
+]
 COMPILED = [
     *(Layout(compile=True, checkpointing=mode) for mode in ("none", "selective")),
     Layout(1, 2, 2, compile=True, checkpointing="full"),
@@ -118,7 +122,7 @@ LOCAL_COUNTS = Layout(0, 1, 2)
 pytestmark = pytest.mark.timeout(1500)  # the first test waits for all runs
 
 
-def loss_cases(rows: Sequence[Layout] = (*FP32, *BF16)) -> dict[Any, Any]:
+def loss_cases(rows: Sequence[Layout] = (*FP32, *BF16, *FP8)) -> dict[Any, Any]:
     """The runs of these rows and of their references."""
     layouts = [*rows, BF16_REFERENCE]
     layouts += [layout.reference for layout in layouts]
@@ -156,6 +160,11 @@ def test_fp32(layout: Layout, records: dict[Any, Any]) -> None:
 def test_bf16(layout: Layout, records: dict[Any, Any]) -> None:
     assert deviation(records[layout], records[BF16_REFERENCE]) < BF16_TOLERANCE
     assert deviation(records[layout], records[layout.reference]) < BF16_FROM_FP32
+
+
+@pytest.mark.parametrize("layout", FP8, ids=str)
+def test_fp8(layout: Layout, records: dict[Any, Any]) -> None:
+    assert 1e-4 < deviation(records[layout], records[layout.reference]) < BF16_FROM_FP32
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPU")

@@ -20,7 +20,7 @@ from ttt_dist.sequence.visibility import visible_end
 BLOCK_SIZE = 128
 # Kernel options by the width of a head, on CUDA. Compiled for sm_90 at T = 8,192 (triton 3.6, ptxas -v), the forward kernel with
 # heads of 64 spills 278 registers as torch sets it up, and none with 8 warps; with heads of 128 it spills none as it is.
-KERNEL_OPTIONS = {64: {"fwd_num_warps": 8}}
+KERNEL_OPTIONS: dict[int, Any] = {64: {"fwd_num_warps": 8}}
 
 
 @dataclass
