@@ -152,6 +152,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     fp32, up to twice as fast piece by piece of the weight: BLAS neither shares out a product with one vector nor packs
     small pieces.
     """
+    if torch.compiler.is_compiling():  # which cannot ask for the number of threads
+        return F.linear(x, weight, bias)
     is_few = x.dim() == 2 and len(x) <= FEW_ROWS and len(weight) >= CHUNK
     is_here = x.device.type == "cpu" and x.dtype == torch.float32 and torch.get_num_threads() > 1
     if not (is_few and is_here and torch.is_inference_mode_enabled()):

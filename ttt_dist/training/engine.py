@@ -51,7 +51,7 @@ def deepspeed_config(config: Config, mesh: Mesh) -> dict[str, Any]:
 def build_model(config: Config, layout: TokenLayout, mesh: Mesh, mpu: Mpu | None, weights: WeightSource) -> nn.Module:
     """This process's part of the model, born partitioned where ZeRO-3 would partition it; collective."""
     settings = deepspeed_config(config, mesh)
-    factory = layer_factory(mesh, weights, config.parallel.sequence_parallel)
+    factory = layer_factory(mesh, weights, config.parallel.sequence_parallel, config.train.fp8)
     checkpointing, compiled = config.train.activation_checkpointing, config.train.compile
     if mesh.pipeline > 1:
         from ttt_dist.parallel.pipeline import pipeline_module
