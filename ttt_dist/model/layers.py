@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ttt_dist.model import products
 from ttt_dist.model.attention import AttentionPlan, attend
 from ttt_dist.model.loss import LossRows, LossSums, VocabularySlice, linear_cross_entropy
 
@@ -191,7 +192,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     is_few = x.dim() == 2 and len(x) <= FEW_ROWS and len(weight) >= CHUNK
     is_here = x.device.type == "cpu" and x.dtype == torch.float32 and torch.get_num_threads() > 1
     if not (is_few and is_here and torch.is_inference_mode_enabled()):
-        return F.linear(x, weight, bias)
+        return products.linear(x, weight, bias) if torch.is_grad_enabled() else F.linear(x, weight, bias)
     number = len(weight) // CHUNK
     end = number * CHUNK
     pieces = weight[:end].view(number, CHUNK, -1)
