@@ -16,7 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from ttt_dist.model import products
 from ttt_dist.model.attention import AttentionPlan, attend
-from ttt_dist.model.loss import LossRows, LossSums, VocabularySlice, linear_cross_entropy
+from ttt_dist.model.cross_entropy import VocabularySlice
+from ttt_dist.model.loss import LossRows, LossSums, linear_cross_entropy
 
 FEW_ROWS, CHUNK = 256, 128  # in decoding
 
