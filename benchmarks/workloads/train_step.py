@@ -48,7 +48,9 @@ def prepare(shape: str, folder: Path) -> None:
 
     shards = folder / "shards"
     shutil.rmtree(folder, ignore_errors=True)
-    tokenizer = train_sentencepiece(["one two three four five", "six seven eight nine zero"] * 20, shards / "tokenizer", 300)
+    tokenizer = train_sentencepiece(
+        ["one two three four five", "six seven eight nine zero"] * 20, shards / "tokenizer", 300
+    )
     for name in ("codec/codec.json", "template.json"):
         (shards / name).parent.mkdir(exist_ok=True)
         (shards / name).write_text("{}")

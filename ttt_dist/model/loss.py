@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ttt_dist.model.cross_entropy import VocabularySlice, by_chunks, by_tiles
-from ttt_dist.sequence.batch import Batch
+from ttt_dist.sequence.batch import Batch, LossPlaces
 from ttt_dist.sequence.corruption import NUM_P_BINS
 
 NUM_FIGURES = 2 + 2 * NUM_P_BINS  # of LossSums.figures
+
 
 class LossSums(NamedTuple):
     """Weighted sums over a batch, not yet divided by any count."""
@@ -47,7 +48,7 @@ class LossRows(NamedTuple):
 def loss_rows(batch: Batch, tokens: slice) -> LossRows:
     """Positions with weights other than 0 among `tokens` of the flattened batch, their targets and weights."""
     ar, nar = batch.ar_weights.flatten()[tokens], batch.nar_weights.flatten()[tokens]
-    ar_rows, nar_rows = ar.nonzero().squeeze(1), nar.nonzero().squeeze(1)
+    ar_rows, nar_rows = (batch.places or LossPlaces.of(batch)).within(tokens)
     targets = [batch.ar_targets.flatten()[tokens][ar_rows], batch.nar_targets.flatten()[tokens][nar_rows]]
     bins = torch.cat([torch.zeros_like(ar_rows), batch.nar_bins.flatten()[tokens][nar_rows]])
     weights = torch.cat([ar[ar_rows], nar[nar_rows]])

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -26,12 +26,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a [M, K] @ b [N, K].T, [M, N], without a gradient. Best where a is contiguous; b may be a transposed view."""
-    return _ONEDNN(a, b, None, "none", [], "") if _takes(a, b) else a @ b.T
+    return ONEDNN(a, b, None, "none", [], "") if _takes(a, b) else a @ b.T
 
 
 def _takes(a: Tensor, b: Tensor) -> bool:
     is_fp32 = a.dtype == b.dtype == torch.float32
-    return _ONEDNN is not None and is_fp32 and a.device.type == "cpu" and a.dim() == 2 and a.numel() > 0 < b.numel()
+    return ONEDNN is not None and is_fp32 and a.device.type == "cpu" and a.dim() == 2 and a.numel() > 0 < b.numel()
 
 
 class _Linear(torch.autograd.Function):
@@ -39,7 +39,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.has_bias = bias is not None
-        out: Tensor = _ONEDNN(x, weight, bias, "none", [], "")
+        out: Tensor = ONEDNN(x, weight, bias, "none", [], "")
         return out
 
     @staticmethod

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from ttt_dist.model import products
+
 ATTENTION_OPS = {
     getattr(torch.ops.aten, f"_scaled_dot_product_{kind}").default
     for kind in ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
 } | {torch.ops.higher_order.flex_attention}
+ONEDNN = products.ONEDNN and products.ONEDNN.default
 PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
 
 
@@ -33,5 +36,8 @@ def prepare_blocks(blocks: Iterable[nn.Module], hidden_size: int, checkpointing:
 
 def _policy(hidden_size: int, context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     # Products of the residual's width are never kept: tensor parallelism sums them in place, and would do so twice.
-    widens = op in PRODUCTS and isinstance(args[-1], Tensor) and args[-1].shape[-1] != hidden_size
+    if op is ONEDNN:  # (x, weight, bias, ...)
+        widens = args[1].shape[0] != hidden_size
+    else:
+        widens = op in PRODUCTS and isinstance(args[-1], Tensor) and args[-1].shape[-1] != hidden_size
     return CheckpointPolicy.MUST_SAVE if widens or op in ATTENTION_OPS else CheckpointPolicy.PREFER_RECOMPUTE

@@ -18,8 +18,8 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from torch import Tensor, nn
 
-from ttt_dist.model.layers import PlainFactory, RMSNorm, TokenSplit, WeightSource, rms_norm
 from ttt_dist.model.cross_entropy import VocabularySlice
+from ttt_dist.model.layers import PlainFactory, RMSNorm, TokenSplit, WeightSource, rms_norm
 from ttt_dist.model.loss import LossRows, LossSums, linear_cross_entropy
 from ttt_dist.parallel.partition import VOCABULARY_WEIGHTS, padded_rows, partition_of, shard
 

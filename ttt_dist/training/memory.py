@@ -11,8 +11,8 @@ from math import prod
 from typing import Any
 
 from ttt_dist.config import Config, read_deepspeed
-from ttt_dist.model.layers import NoWeights, PlainFactory
 from ttt_dist.model.cross_entropy import CHUNK_ROWS, TILE_ELEMENTS
+from ttt_dist.model.layers import NoWeights, PlainFactory
 from ttt_dist.model.transformer import Transformer, head_dim
 from ttt_dist.model_config import ModelConfig
 from ttt_dist.parallel.mesh import Mesh
