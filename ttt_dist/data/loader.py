@@ -7,6 +7,8 @@ Both are pure functions of their arguments: the noise comes from (seed, sample, 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import torch
+
 from ttt_dist.data.blend import Place
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.data.sources import Sources
@@ -92,7 +94,8 @@ class PackLoader:
         places = self._places(step, number)
         packs = [self.sources.readers[place.source][place.pack] for place in places]
         epochs = [place.epoch for place in places]
-        return collate(packs, self.layout, self.objective, self.seed, epochs, self.seq_len)
+        batch = collate(packs, self.layout, self.objective, self.seed, epochs, self.seq_len)
+        return batch.pinned() if torch.cuda.is_available() else batch
 
 
 class HeldOutLoader:

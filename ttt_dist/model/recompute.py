@@ -9,13 +9,20 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from ttt_dist.model.buckets import COMPILED_BUCKETS
+from ttt_dist.model.products import ONEDNN
 
 ATTENTION_OPS = {
     getattr(torch.ops.aten, f"_scaled_dot_product_{kind}").default
     for kind in ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
 } | {torch.ops.higher_order.flex_attention, COMPILED_BUCKETS}
-# Products, and which of their arguments is the weight.
-PRODUCTS = {torch.ops.aten.mm.default: 1, torch.ops.aten.addmm.default: 2, torch.ops.aten._scaled_mm.default: 1}
+# Products: which of their arguments is the weight, and which of its axes are the outputs.
+PRODUCTS = {
+    torch.ops.aten.mm.default: (1, -1),
+    torch.ops.aten.addmm.default: (2, -1),
+    torch.ops.aten._scaled_mm.default: (1, -1),
+}
+if ONEDNN is not None:
+    PRODUCTS[ONEDNN.default] = (1, 0)
 
 
 def prepare_blocks(blocks: Iterable[nn.Module], hidden_size: int, checkpointing: str, compiled: bool) -> None:
@@ -76,5 +83,8 @@ def _keep_nothing(context: Any, op: Any, *args: Any, **kwargs: Any) -> Checkpoin
 
 def _policy(hidden_size: int, context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     # Products of the residual's width are never kept: tensor parallelism sums them in place, and would do so twice.
-    widens = op in PRODUCTS and args[PRODUCTS[op]].shape[-1] != hidden_size
+    widens = False
+    if op in PRODUCTS:
+        weight, outputs = PRODUCTS[op]
+        widens = args[weight].shape[outputs] != hidden_size
     return CheckpointPolicy.MUST_SAVE if widens or op in ATTENTION_OPS else CheckpointPolicy.PREFER_RECOMPUTE

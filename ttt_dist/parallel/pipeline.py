@@ -30,7 +30,7 @@ from ttt_dist.sequence.tokens import TokenLayout
 
 logger = logging.getLogger(__name__)
 
-TENSORS = [field.name for field in fields(Batch) if field.name != "count"]
+TENSORS = [field.name for field in fields(Batch) if field.name not in ("count", "places")]
 TIED = "embed"
 UNUSED = "unused_"
 Handed = tuple[Tensor, Tensor]

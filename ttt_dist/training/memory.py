@@ -11,7 +11,7 @@ from math import prod
 from typing import Any
 
 from ttt_dist.config import Config, read_deepspeed
-from ttt_dist.model.loss_chunks import chunk_rows
+from ttt_dist.model.loss_chunks import CHUNK_ROWS, TILE_ELEMENTS
 from ttt_dist.model.structure import head_dim, parameter_shapes
 from ttt_dist.model_config import ModelConfig
 from ttt_dist.parallel.mesh import Mesh
@@ -334,20 +334,23 @@ class Widths:
 
     @staticmethod
     def _norm_inside(width: int, size: int, is_fused: bool) -> int:
-        """Bytes that RMSNorm saves: its input on CUDA and compiled; else that in fp32, and the same divided by its rms."""
-        return width * size if is_fused else 2 * FP32 * size
+        """Bytes that RMSNorm saves: its input; eager in bf16 on the CPU that in fp32, and the same divided by its rms."""
+        return width * size if is_fused or width == FP32 else 2 * FP32 * size
 
 
 def _logits(setup: Setup) -> int:
     """Bytes of the loss, every token taken for a target (at most one of each kind is), see `ttt_dist.model.loss`.
 
-    Forward: hidden states, the rows taken from them, and their gradient; the head's gradient in fp32, with a bf16 product
-    to add to it; one chunk of logits, with a copy in bf16. Backward: both gradients, and the same times the loss's.
+    Hidden states, the rows taken from them, and their gradient; the head's gradient in fp32, with a bf16 copy; on CUDA one
+    chunk of logits in the weight's type and its gradient, and in the backward pass both gradients times the loss's
+    beside themselves; on the CPU a tile of logits, and what it adds to the gradients.
     """
     hidden_size = setup.config.model.hidden_size
     rows = padded_rows(setup.layout.padded_vocab_size, setup.mesh.tensor) // setup.mesh.tensor
-    chunk = min(chunk_rows(rows, setup.on_cuda), setup.num_tokens) * rows
     extra = setup.width if setup.is_bf16 else 0
     states = 3 * setup.width * hidden_size * setup.num_tokens
-    forward = (FP32 + extra) * (hidden_size * rows + chunk)
-    return states + max(forward, 2 * setup.width * hidden_size * rows)
+    whole = (FP32 + extra) * hidden_size * rows
+    if not setup.on_cuda:
+        return states + whole + (FP32 + extra) * min(TILE_ELEMENTS, setup.num_tokens * rows)
+    chunk = 2 * setup.width * min(CHUNK_ROWS, setup.num_tokens) * rows
+    return states + max(whole + chunk, 2 * setup.width * hidden_size * rows)
