@@ -49,6 +49,7 @@ def unpack_batch(packed: Tensor) -> Batch:
     return Batch(
         **{name: value.view(torch.float32) if "weights" in name else value.long() for name, value in values.items()},
         count=0.0,
+        places=None,
     )
 
 
