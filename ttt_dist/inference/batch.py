@@ -57,7 +57,9 @@ def exact_batch(rows: Ordered[Row], spare_slot: int) -> Batch:
         keys = _up(row.end, KEYS)
         new = Run(row.sequence.slot, 1, len(row.ids), keys, bool((row.ends < keys).any()))
         if runs and _joins(runs[-1], new):
-            runs[-1] = runs[-1]._replace(num_slots=runs[-1].num_slots + 1, is_masked=runs[-1].is_masked or new.is_masked)
+            runs[-1] = runs[-1]._replace(
+                num_slots=runs[-1].num_slots + 1, is_masked=runs[-1].is_masked or new.is_masked
+            )
         else:
             runs.append(new)
     for index in order:

@@ -111,7 +111,9 @@ class Forwards:
             order += members
         ids, confidence = torch.cat(found, dim=1).cpu().numpy()  # the one copy of a forward
         ends = np.cumsum([len(rows[index].needed) for index in order])
-        parts = [Choice(*pair) for pair in zip(np.split(ids.astype(np.int64), ends), np.split(confidence, ends), strict=True)]
+        parts = [
+            Choice(*pair) for pair in zip(np.split(ids.astype(np.int64), ends), np.split(confidence, ends), strict=True)
+        ]
         return [part for _, part in sorted(zip(order, parts, strict=False), key=lambda item: item[0])]
 
     def _choose(

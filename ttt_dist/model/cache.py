@@ -9,6 +9,8 @@ sequence's end are masked. They are zeros or what another sequence left, never g
 """
 
 import heapq
+import math
+import mmap
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FIRST_LENGTH = 256
-LINE = 64  # bytes of a line of the processor's cache
 
 
 @dataclass
@@ -32,7 +33,9 @@ class Sequence:
 class SlotCache:
     """The store of a session: slots are taken and freed, both axes grow by doubling."""
 
-    def __init__(self, num_layers: int, num_groups: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, num_layers: int, num_groups: int, head_dim: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self.num_groups, self.head_dim, self.dtype, self.device = num_groups, head_dim, dtype, device
         self.num_slots = self.length = 0
         self.layers = [torch.empty(0)] * num_layers
@@ -73,13 +76,11 @@ class SlotCache:
         return True
 
     def _zeros(self, *shape: int) -> Tensor:
-        """On the CPU pages that nobody has written take no memory, if the system and not torch makes them zeros."""
+        """On the CPU as pages of the system, which are zeros, and take no memory before someone writes to them."""
         if self.device.type != "cpu":
             return torch.zeros(shape, dtype=self.dtype, device=self.device)
-        num_bytes = int(np.prod(shape)) * self.dtype.itemsize
-        pages = np.zeros(num_bytes + LINE, dtype=np.uint8)
-        start = -pages.ctypes.data % LINE
-        return torch.from_numpy(pages[start : start + num_bytes]).view(self.dtype).view(shape)
+        pages = mmap.mmap(-1, math.prod(shape) * self.dtype.itemsize, flags=mmap.MAP_PRIVATE)
+        return torch.frombuffer(pages, dtype=self.dtype).view(shape)
 
 
 class Run(NamedTuple):
