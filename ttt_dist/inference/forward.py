@@ -101,26 +101,26 @@ class Forwards:
                 rows.append(self._guide_row(one.state, one.rules, one.guide))
         hidden = self.runner(rows)
         starts = np.cumsum([0, *(len(row.needed) for row in rows)])
+        places: list[np.ndarray] = []
         found: list[Tensor] = []
-        order: list[int] = []
         for phase in dict.fromkeys(one.rules.phase(one.state) for one in asked):
             members = [index for index, one in enumerate(asked) if one.rules.phase(one.state) == phase]
-            own = np.concatenate([np.arange(starts[index], starts[index + 1]) for index in members])
-            shifts = [starts[guides[index]] - starts[index] if index in guides else 0 for index in members]
-            found += self._choose(phase, hidden, own, np.array(shifts), Wanted.of([asked[index] for index in members]))
-            order += members
-        ids, confidence = torch.cat(found, dim=1).cpu().numpy()  # the one copy of a forward
-        ends = np.cumsum([len(rows[index].needed) for index in order])
-        parts = [
-            Choice(*pair) for pair in zip(np.split(ids.astype(np.int64), ends), np.split(confidence, ends), strict=True)
-        ]
-        return [part for _, part in sorted(zip(order, parts, strict=False), key=lambda item: item[0])]
+            places.append(np.concatenate([np.arange(*starts[index : index + 2]) for index in members]))
+            shifts = np.array([starts[guides[index]] - starts[index] if index in guides else 0 for index in members])
+            found += self._choose(phase, hidden, places[-1], shifts, Wanted.of([asked[index] for index in members]))
+        table = np.empty((2, starts[len(asked)]))
+        table[:, np.concatenate(places)] = torch.cat(found, dim=1).cpu().numpy()  # the one copy of a forward
+        parts = np.split(table, starts[1 : len(asked)], axis=1)
+        return [Choice(ids.astype(np.int64), confidence) for ids, confidence in parts]
 
     def _choose(
         self, phase: Phase, hidden: Tensor, own: np.ndarray, shifts: np.ndarray, wanted: Wanted
     ) -> list[Tensor]:
-        """Ids and confidence [2, n] of the places of one phase, in parts; `shifts` is from an owner's rows to its guide's."""
-        columns, _ = self._stretch(phase)
+        """Ids and confidence [2, n] of one phase, whose hidden states are rows `own` [n], in parts.
+
+        `shifts` leads from the rows of each owner to those of its guide; 0 where it has none.
+        """
+        columns, others = self._stretch(phase)
         size = max(AT_ONCE[hidden.device.type] // (columns.stop - columns.start), FEWEST_ROWS)
         found = []
         for start in range(0, len(own), size):
@@ -132,7 +132,7 @@ class Forwards:
                 sources = self.runner.tensor((rows + part.of_owners(shifts))[is_guided])
                 targets, scale = self.runner.tensor(is_guided), self.runner.tensor(scales).unsqueeze(-1)
                 logits[targets] = guided(logits[targets], self._logits(phase, hidden[sources]), scale)
-            logits[:, self._stretch(phase)[1]] = float("-inf")
+            logits[:, others] = float("-inf")
             ids, confidence = choices(phase, logits, part)
             found.append(torch.stack([(ids + columns.start).double(), confidence.double()]))
         return found
@@ -149,8 +149,9 @@ class Forwards:
         if phase not in self._stretches:
             allowed = allowed_ids(self.layout, phase)
             columns = slice(int(allowed[0]), int(allowed[-1]) + 1)
-            others = np.setdiff1d(np.arange(columns.start, columns.stop), allowed) - columns.start
-            self._stretches[phase] = columns, self.runner.tensor(others)
+            is_other = np.ones(columns.stop - columns.start, dtype=bool)
+            is_other[allowed - columns.start] = False
+            self._stretches[phase] = columns, self.runner.tensor(np.flatnonzero(is_other))
         return self._stretches[phase]
 
     def _guide_row(self, state: State, rules: Rules, guide: Sequence) -> Row:

@@ -77,7 +77,9 @@ class _Recorded:
         self.table, self.forward = table.clone(), forward
         self.graph = torch.cuda.CUDAGraph() if table.is_cuda else None
         if self.graph is not None:
-            with torch.cuda.graph(self.graph, pool=pool):
+            with torch.cuda.graph(
+                self.graph, pool=pool, capture_error_mode="thread_local"
+            ):  # a server has other threads
                 self.hidden = forward(self.table)
 
     def __call__(self, table: Tensor) -> Tensor:

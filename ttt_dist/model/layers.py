@@ -200,12 +200,12 @@ def is_cpu_inference(x: Tensor) -> bool:
 
 
 def lay_transposed(model: nn.Module) -> None:
-    """Lay the weight of every Linear on the CPU as [K, N] in memory, one after the other; shapes and numbers stay.
+    """Lay the fp32 weight of every Linear on the CPU as [K, N] in memory, one after the other; shapes and numbers stay.
 
     Products of it are not only faster: from two rows on, what a row gives does not depend on the others, to the last bit.
     """
     for layer in model.modules():
-        if isinstance(layer, Linear) and layer.weight.device.type == "cpu":
+        if isinstance(layer, Linear) and layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32:
             layer.weight.data = layer.weight.data.T.contiguous().T
 
 
