@@ -90,19 +90,20 @@ def test_cached_batches_give_the_tokens_of_the_plain_loop(case: int) -> None:
     assert differing(model, prompts, chosen, 1 + case % 8) == []
 
 
-def random_prompts(count: int) -> list[Request]:
-    rng = np.random.default_rng(0)
+def random_prompts(count: int, seed: int = 0) -> list[Request]:
+    rng = np.random.default_rng(seed)
     prompts = [rng.integers(0, LAYOUT.num_text_tokens, rng.integers(1, 30)) for _ in range(count)]
     return [Request(np.append(prompt, LAYOUT.im_end).astype(np.int32), seed=n) for n, prompt in enumerate(prompts)]
 
 
+@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_batch_mates_change_nothing(temperature: float) -> None:
+def test_batch_mates_change_nothing(temperature: float, seed: int) -> None:
     """Alone, with others, in another order and in smaller batches: the same tokens, sampled ones too."""
     chosen = DecodeSettings(
         block=5, steps=3, span_limit=15, max_text=20, temperature=temperature, code_temperature=temperature
     )
-    requests = random_prompts(12)
+    requests = random_prompts(12, seed)
     together = [result.ids.tolist() for result in decoder().generate(requests, chosen)]
     alone = [decoder().generate([request], chosen)[0].ids.tolist() for request in requests]
     backwards = [result.ids.tolist() for result in decoder(batch_size=5).generate(requests[::-1], chosen)][::-1]

@@ -51,24 +51,27 @@ class Batch(NamedTuple):
 def exact_batch(rows: Ordered[Row], spare_slot: int) -> Batch:
     """Tokens in the order of slots. One alone gets an idle one beside it: products of one row take a kernel of their own."""
     order = sorted(range(len(rows)), key=lambda index: rows[index].sequence.slot)
-    parts, starts, num_tokens = [], [0] * len(rows), 0
-    runs: list[Run] = []
-    for row in (rows[index] for index in order):
-        keys = _up(row.end, KEYS)
-        new = Run(row.sequence.slot, 1, len(row.ids), keys, bool((row.ends < keys).any()))
-        if runs and _joins(runs[-1], new):
-            runs[-1] = runs[-1]._replace(
-                num_slots=runs[-1].num_slots + 1, is_masked=runs[-1].is_masked or new.is_masked
-            )
-        else:
-            runs.append(new)
-    for index in order:
-        starts[index] = num_tokens
-        parts.append(_tokens(rows[index]))
-        num_tokens += len(rows[index].ids)
-    if num_tokens == 1:
+    ordered = [rows[index] for index in order]
+    ends = np.cumsum([len(row.ids) for row in ordered])
+    starts = np.zeros(len(rows), dtype=np.int64)
+    starts[order[1:]] = ends[:-1]
+    parts = [_tokens(row) for row in ordered]
+    if ends[-1] == 1:
         parts.append(np.array([[0], [0], [spare_slot], [1]]))
-    return Batch(np.concatenate(parts, axis=1), tuple(runs), _needed(rows, starts))
+    return Batch(np.concatenate(parts, axis=1), _runs(ordered), _needed(rows, starts.tolist()))
+
+
+def _runs(ordered: Ordered[Row]) -> tuple[Run, ...]:
+    runs: list[Run] = []
+    for row in ordered:
+        keys = _up(row.end, KEYS)
+        run = Run(row.sequence.slot, 1, len(row.ids), keys, bool((row.ends < keys).any()))
+        last = runs[-1] if runs else None
+        if last and (last.slot + last.num_slots, last.rows, last.keys) == (run.slot, run.rows, run.keys):
+            runs[-1] = last._replace(num_slots=last.num_slots + 1, is_masked=last.is_masked or run.is_masked)
+        else:
+            runs.append(run)
+    return tuple(runs)
 
 
 def fixed_shape(rows: Ordered[Row], capacity: int) -> Run | None:
@@ -100,10 +103,6 @@ def _tokens(row: Row) -> np.ndarray:
 
 def _needed(rows: Ordered[Row], starts: Ordered[int]) -> np.ndarray:
     return np.concatenate([start + row.needed for row, start in zip(rows, starts, strict=True)])
-
-
-def _joins(run: Run, new: Run) -> bool:
-    return (run.slot + run.num_slots, run.rows, run.keys) == (new.slot, new.rows, new.keys)
 
 
 def _up(number: int, step: int) -> int:
