@@ -13,6 +13,7 @@ from ttt_dist.decode_settings import DecodeSettings
 from ttt_dist.inference import forward as forward_module
 from ttt_dist.inference.batch import FIXED_ROWS, Row, exact_batch, fixed_batch, fixed_shape
 from ttt_dist.inference.runner import Runner
+from ttt_dist.model import layers as layers_module
 from ttt_dist.model.cache import FIRST_LENGTH, Run, Sequence, SlotCache
 from ttt_dist.model.layers import Linear, lay_transposed, linear
 from ttt_dist.sequence.visibility import visible_end, visible_end_of_spans
@@ -47,7 +48,7 @@ def row(slot: int, length: int, count: int) -> Row:
 
 def test_an_exact_batch_has_no_padding_and_few_runs() -> None:
     rows = [row(3, 40, 5), row(0, 10, 1), row(1, 20, 1), row(2, 90, 1)]
-    batch = exact_batch(rows, spare_slot=4)
+    batch = exact_batch(rows)
     assert batch.table.shape == (4, 8)
     assert batch.runs == (Run(0, 2, 1, 64, True), Run(2, 1, 1, 128, True), Run(3, 1, 5, 64, True))
     assert batch.table[1].tolist() == [10, 20, 90, 40, 41, 42, 43, 44]
@@ -142,7 +143,22 @@ def test_rows_of_a_transposed_weight_do_not_depend_on_their_number() -> None:
     x = torch.randn(300, 64)
     with torch.inference_mode():
         whole = layer(x)
-        assert all(torch.equal(layer(x[:count]), whole[:count]) for count in (2, 3, 5, 8, 13, 32, 100))
+        assert all(torch.equal(layer(x[:count]), whole[:count]) for count in (1, 2, 3, 5, 8, 13, 32, 33, 100, 257))
+
+
+def test_products_take_few_numbers_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN keeps half a megabyte for each."""
+    seen: set[int] = set()
+
+    def product(x: torch.Tensor, *others: object) -> torch.Tensor:
+        seen.add(len(x))
+        return x
+
+    monkeypatch.setattr(layers_module, "_LINEAR", product)
+    with torch.inference_mode():
+        assert all(len(linear(torch.zeros(count, 1), torch.zeros(1, 1))) == count for count in range(1, 4097))
+    assert {2, 28, 32, 216, 864} < seen
+    assert len(seen) < 120
 
 
 def test_no_noise_for_greedy_requests(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,17 +48,16 @@ class Batch(NamedTuple):
     """Tokens that a choice is asked for, row after row, [n]."""
 
 
-def exact_batch(rows: Ordered[Row], spare_slot: int) -> Batch:
-    """Tokens in the order of slots. One alone gets an idle one beside it: products of one row take a kernel of their own."""
+def exact_batch(rows: Ordered[Row]) -> Batch:
+    """Tokens in the order of slots."""
     order = sorted(range(len(rows)), key=lambda index: rows[index].sequence.slot)
     ordered = [rows[index] for index in order]
     ends = np.cumsum([len(row.ids) for row in ordered])
     starts = np.zeros(len(rows), dtype=np.int64)
     starts[order[1:]] = ends[:-1]
-    parts = [_tokens(row) for row in ordered]
-    if ends[-1] == 1:
-        parts.append(np.array([[0], [0], [spare_slot], [1]]))
-    return Batch(np.concatenate(parts, axis=1), _runs(ordered), _needed(rows, starts.tolist()))
+    return Batch(
+        np.concatenate([_tokens(row) for row in ordered], axis=1), _runs(ordered), _needed(rows, starts.tolist())
+    )
 
 
 def _runs(ordered: Ordered[Row]) -> tuple[Run, ...]:

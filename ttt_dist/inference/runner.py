@@ -41,7 +41,7 @@ class Runner:
             self._recorded.clear()
         shape = fixed_shape(rows, self.cache.length) if self.is_fixed else None
         if shape is None:
-            batch = exact_batch(rows, self.cache.spare_slot)
+            batch = exact_batch(rows)
             hidden = self._forward(self.tensor(batch.table), batch.runs, self.tensor(batch.needed))
         else:
             batch = fixed_batch(rows, shape, self.cache.spare_slot)

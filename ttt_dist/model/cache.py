@@ -55,7 +55,7 @@ class SlotCache:
 
     @property
     def spare_slot(self) -> int:
-        """A slot that is nobody's: tokens that only fill up a shape write there."""
+        """A slot that is nobody's: tokens that only fill up a fixed shape write there."""
         return self.num_slots
 
     def reserve(self, length: int) -> bool:
@@ -99,7 +99,7 @@ class CachePlan:
     """The attention of one forward over the new tokens of all sequences: for one pass over the layers.
 
     `slots`, `places` and `ends` [T] say for each token where its key goes, and the exclusive end of what it sees. Runs
-    cover the tokens from the first on; tokens behind them fill up a shape and get zeros.
+    cover them in order.
     """
 
     def __init__(self, cache: SlotCache, slots: Tensor, places: Tensor, ends: Tensor, runs: tuple[Run, ...]) -> None:
@@ -126,8 +126,6 @@ class CachePlan:
             _attend_run(run, q[start : start + run.num_slots * run.rows], store, mask)
             for run, start, mask in zip(self.runs, self._starts, self._masks, strict=False)
         ]
-        if self._starts[-1] < len(q):
-            outs.append(torch.zeros_like(q[self._starts[-1] :]))
         return torch.cat(outs) if len(outs) > 1 else outs[0]
 
 

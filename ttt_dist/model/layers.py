@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from ttt_dist.model.attention import AttentionPlan, attend
 from ttt_dist.model.loss import LossRows, LossSums, VocabularySlice, linear_cross_entropy
 
+ROW_STEPS = ((32, 2), (256, 8), (2048, 32), (2049, 256))  # up to so many rows: multiples of; never a single row
 _LINEAR = torch.ops.mkldnn._linear_pointwise.default if torch.backends.mkldnn.is_available() else None
 
 
@@ -187,11 +188,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Without gradients on the CPU by oneDNN, which torch itself takes for fp32 only in compiled graphs. On two cores of Zen 5
     it is twice as fast as MKL from 8 rows on, and three times at 32 with a weight that lies transposed (`lay_transposed`). A
     part of a transposed weight must not come here: oneDNN has no kernel for it but a loop.
+
+    Rows are filled up with zeros to a number out of few: oneDNN keeps a kernel for each number, half a megabyte of code.
     """
     if _LINEAR is None or not is_cpu_inference(x) or x.dim() != 2 or not len(x) or not x.is_contiguous():
         return F.linear(x, weight, bias)
+    num_rows = len(x)
+    step = next((step for most, step in ROW_STEPS if num_rows <= most), ROW_STEPS[-1][1])
+    if num_rows % step:
+        x = F.pad(x, (0, 0, 0, step - num_rows % step))
     out: Tensor = _LINEAR(x, weight, bias, "none", [], "")
-    return out
+    return out[:num_rows]
 
 
 def is_cpu_inference(x: Tensor) -> bool:
@@ -202,7 +209,8 @@ def is_cpu_inference(x: Tensor) -> bool:
 def lay_transposed(model: nn.Module) -> None:
     """Lay the fp32 weight of every Linear on the CPU as [K, N] in memory, one after the other; shapes and numbers stay.
 
-    Products of it are not only faster: from two rows on, what a row gives does not depend on the others, to the last bit.
+    Products of it are not only faster: what a row gives does not depend on the others, to the last bit (a single row would
+    take another kernel, but `linear` makes two of it).
     """
     for layer in model.modules():
         if isinstance(layer, Linear) and layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32:
