@@ -158,8 +158,10 @@ class Session:
 
     def step(self) -> list[tuple[int, Event]]:
         """One forward over all active requests, and what came of it; nothing where none is left."""
-        while self._waiting and len(self._active) < self.decoder.batch_size:
-            self._join(*self._waiting.popleft())
+        room = self.decoder.batch_size - len(self._active)
+        joining = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+        for item in sorted(joining, key=lambda item: len(item[1].ids)):  # neighbours of like length share runs
+            self._join(*item)
         events: list[tuple[int, Event]] = []
         found = self._forwards(list(self._active.values()))
         for (key, running), choice in zip(list(self._active.items()), found, strict=True):
