@@ -70,11 +70,11 @@ class Wanted:
         ]
         return cls(asked, owners, np.concatenate(places), np.concatenate(numbers))
 
-    def part(self, which: slice | np.ndarray) -> "Wanted":
+    def part(self, which: slice) -> "Wanted":
         """Some of the places."""
         return Wanted(self.asked, self.owners[which], self.places[which], self.uniforms[which])
 
-    def of_owners(self, values: Ordered[float]) -> np.ndarray:
+    def of_owners(self, values: Ordered[float] | np.ndarray) -> np.ndarray:
         """A value for each place, from one for each of `asked`."""
         return np.asarray(values)[self.owners]
 

@@ -83,7 +83,11 @@ class Transformer(nn.Module):
         *blocks, last = self.blocks
         for block in blocks:
             x = block(x, tables, plan)
-        x = last(x, tables, plan) if needed is None else last.only(needed, x, tables, plan)
+        if needed is None:
+            x = last(x, tables, plan)
+        else:
+            assert isinstance(last, Block)
+            x = last.only(needed, x, tables, plan)
         x = self.norm(x)
         assert isinstance(x, Tensor)
         return x
