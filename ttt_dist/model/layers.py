@@ -14,13 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ttt_dist.model import products
 from ttt_dist.model.attention import AttentionPlan, attend
 from ttt_dist.model.cross_entropy import VocabularySlice
 from ttt_dist.model.loss import LossRows, LossSums, linear_cross_entropy
+from ttt_dist.model.products import linear
 from ttt_dist.model.structure import Factory
-
-FEW_ROWS, CHUNK = 256, 128  # in decoding
 
 
 class WeightSource(Protocol):
@@ -147,26 +145,15 @@ class Linear(nn.Module):
         return linear(x, self.weight, self.bias)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [T, K] @ weight [N, K].T + bias [N], [T, N].
+def lay_transposed(model: nn.Module) -> None:
+    """Lay the fp32 weight of every Linear on the CPU as [K, N] in memory, one after the other; shapes and numbers stay.
 
-    Decoding multiplies a few rows with large weights, whose reading takes the time. On the CPU several threads do so, in
-    fp32, up to twice as fast piece by piece of the weight: BLAS neither shares out a product with one vector nor packs
-    small pieces.
+    Products of it are not only faster: what a row gives does not depend on the others, to the last bit (a single row would
+    take another kernel, but `linear` makes two of it).
     """
-    if torch.compiler.is_compiling():  # which cannot ask for the number of threads
-        return F.linear(x, weight, bias)
-    is_few = x.dim() == 2 and len(x) <= FEW_ROWS and len(weight) >= CHUNK
-    is_here = x.device.type == "cpu" and x.dtype == torch.float32 and torch.get_num_threads() > 1
-    if not (is_few and is_here and torch.is_inference_mode_enabled()):
-        return products.linear(x, weight, bias) if torch.is_grad_enabled() else F.linear(x, weight, bias)
-    number = len(weight) // CHUNK
-    end = number * CHUNK
-    pieces = weight[:end].view(number, CHUNK, -1)
-    out = x.new_empty(len(x), len(weight))
-    out[:, :end].view(-1, number, CHUNK).copy_(torch.bmm(x.expand(number, -1, -1), pieces.mT).transpose(0, 1))
-    out[:, end:] = F.linear(x, weight[end:])
-    return out if bias is None else out.add_(bias)
+    for layer in model.modules():
+        if isinstance(layer, Linear) and layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32:
+            layer.weight.data = layer.weight.data.T.contiguous().T
 
 
 class RMSNorm(nn.Module):
@@ -183,7 +170,7 @@ class RMSNorm(nn.Module):
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `RMSNorm`; x [..., K], weight [K]."""
-    is_here = x.device.type == "cpu" and x.dtype == torch.float32 and torch.is_grad_enabled()
+    is_here = x.device.type == "cpu" and x.dtype == torch.float32
     if not is_here or torch.compiler.is_compiling():  # CUDA and the compiler have kernels of their own
         return F.rms_norm(x, weight.shape, weight, eps)
     out: Tensor = _RMSNorm.apply(x, weight, eps)
@@ -239,6 +226,9 @@ def swiglu(gate_up: Tensor) -> Tensor:
     if torch.compiler.is_compiling():  # the compiler fuses it itself, and may not follow writes into parts of a buffer
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
+    if torch.is_inference_mode_enabled():
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
     out: Tensor = _SwiGLU.apply(gate_up)
     return out
 

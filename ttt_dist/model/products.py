@@ -13,15 +13,35 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+ONEDNN: Any = None
+if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    ONEDNN = torch.ops.mkldnn._linear_pointwise.default
+ROW_STEPS = ((32, 2), (256, 8), (2048, 32), (2049, 256))  # up to so many rows: multiples of; never a single row
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [T, K] @ weight [N, K].T + bias [N], [T, N], differentiable."""
+    """x [T, K] @ weight [N, K].T + bias [N], [T, N], differentiable.
+
+    A part of a transposed weight (`ttt_dist.model.layers.lay_transposed`) must not come here: oneDNN has no kernel for it
+    but a loop.
+    """
     if not _takes(x, weight) or torch.compiler.is_compiling():
         return F.linear(x, weight, bias)
-    out: Tensor = _Linear.apply(x, weight, bias)
+    out: Tensor = _Linear.apply(x, weight, bias) if torch.is_grad_enabled() else _few_shapes(x, weight, bias)
     return out
+
+
+def _few_shapes(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`linear` without a gradient, where every call may have another number of rows.
+
+    They are filled up with zeros to a number out of few: oneDNN keeps a kernel for each, half a megabyte of code. One row
+    becomes two, as a single one would take another kernel and other last bits.
+    """
+    num_rows = len(x)
+    step = next((step for most, step in ROW_STEPS if num_rows <= most), ROW_STEPS[-1][1])
+    padded = F.pad(x, (0, 0, 0, -num_rows % step)) if num_rows % step else x.contiguous()
+    out: Tensor = ONEDNN(padded, weight, bias, "none", [], "")
+    return out[:num_rows]
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

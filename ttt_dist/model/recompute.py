@@ -22,7 +22,7 @@ PRODUCTS = {
     torch.ops.aten._scaled_mm.default: (1, -1),
 }
 if ONEDNN is not None:
-    PRODUCTS[ONEDNN.default] = (1, 0)
+    PRODUCTS[ONEDNN] = (1, 0)
 
 
 def prepare_blocks(blocks: Iterable[nn.Module], hidden_size: int, checkpointing: str, compiled: bool) -> None:
