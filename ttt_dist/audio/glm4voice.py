@@ -15,14 +15,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ttt_dist.audio.batches import choose_device, encode_pieces, fit, inference
+from ttt_dist.audio.batches import Sharing, choose_device, encode_pieces, fit, inference
 from ttt_dist.audio.codec import Codes
 from ttt_dist.audio.published import CONFIG, REMEDY, PublishedCodec, folder_hash, read_config, weight_files
 from ttt_dist.audio.whisper_features import HOP, SAMPLE_RATE, WhisperFeatures
 from ttt_dist.audio.whisper_vq import CONV_STRIDES, WhisperVQ, WhisperVQConfig
 from ttt_dist.errors import UserError
 
-MAX_BATCH_SAMPLES = 16 * 30 * SAMPLE_RATE  # about 1.5 GB beside the weights, in fp32
+MAX_BATCH_SAMPLES = 4 * 30 * SAMPLE_RATE  # about 0.4 GB beside the weights, in fp32
+CUDA_BATCH_SAMPLES = 4 * MAX_BATCH_SAMPLES
 TRAINING_PREFIX = "model.encoder."  # before every name in files that were saved with Whisper's decoder
 
 
@@ -67,7 +68,8 @@ class Glm4Voice(PublishedCodec):
         fall under the features' floor (8 decades below the loudest bin of the piece).
         """
         piece = self.model.config.max_source_positions * self.position_samples
-        return encode_pieces(waves, piece, MAX_BATCH_SAMPLES, self._encode_batch)
+        most = CUDA_BATCH_SAMPLES if self.device.type == "cuda" else MAX_BATCH_SAMPLES
+        return encode_pieces(waves, piece, self._encode_batch, Sharing(most))
 
     def decode(self, codes: Codes) -> Tensor:
         """Refused: the published decoder is no part of this tokenizer."""
