@@ -57,16 +57,13 @@ def silenced(encoder: nn.Module, lengths: Sequence[int]) -> Iterator[None]:
 
 
 def encode_in_steps(model: Any, waves: Sequence[Tensor], step: int, device: torch.device, **options: Any) -> Tensor:
-    """Mimi's codes [B, k, n] of waveforms [T_i] of whole frames, `step` samples at a time; longer than each one's own.
-
-    The network keeps what its causal layers still need, so that memory grows with `step` and not with the length. All
-    steps have one shape but for their number of rows, the last one too: other lengths in the batch change no bit.
+    """Mimi's codes [B, k, n] of waveforms [T_i] of whole frames, n those of the longest, `step` samples (whole frames) at a
+    time: the network keeps what its causal layers still need, so that memory grows with B x `step` and not with the length.
     """
     found, caches = [], {}
     for start in range(0, max(map(len, waves)), step):
-        now = pad_sequence([wave[start : start + step] for wave in waves], batch_first=True)  # [B, <= step]
-        now = nn.functional.pad(now, (0, step - now.shape[1]))[:, None].to(device)
-        result = model.encode(now, use_streaming=True, **caches, **options)
+        now = pad_sequence([wave[start : start + step] for wave in waves], batch_first=True)
+        result = model.encode(now[:, None].to(device), use_streaming=True, **caches, **options)
         caches = {
             "encoder_past_key_values": result.encoder_past_key_values,
             "padding_cache": result.padding_cache,

@@ -31,8 +31,8 @@ MAX_BATCH_SAMPLES = (
 )
 BYTES_PER_SAMPLE = 3000  # of a forward: the first convolutions keep 64 channels at the full rate
 CUDA_SHARE = 3  # one forward takes at most so much (1 / CUDA_SHARE) of the device's memory: two workers may share it
-STEP_FRAMES, CUDA_STEP_FRAMES = 4, 25  # of a codec that is run in steps
-STEPPED_SAMPLES = 16_000_000  # of such a batch: its keys and values take up to 1 GB
+STEP_SAMPLES = 100_000  # of a forward of a codec that is run in steps, on CPU: what fits into its caches goes fastest
+STEPPED_SAMPLES = 16_000_000  # of a batch that is run in steps: its keys and values take up to 0.6 GB
 PIECE_S = 60  # longer speech is cut into pieces of so many seconds, each encoded by itself
 BROKEN = (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError)  # what a damaged folder raises
 TRAINING_ONLY = "masked_spec_embed"  # weight that published recognisers leave out
@@ -124,9 +124,7 @@ class Pretrained(PublishedCodec):
         self.codebook_size = num_codebooks * self.size
         self.extractor = _extractor(self.kind, self.sample_rate, self.hop)
         self.pads_from = 0 if self.kind.silenced else causal_from(model, self.hop) if self.kind.causal else None
-        in_steps = self.kind.in_steps and self.pads_from == 0
-        step = CUDA_STEP_FRAMES if device.type == "cuda" else STEP_FRAMES
-        self.step = step * self.hop if in_steps else None  # samples
+        self.in_steps = self.kind.in_steps and self.pads_from == 0
 
     @classmethod
     def load(cls, name: str, folder: str | Path, codebooks: int | None = None, device: str | None = None) -> Pretrained:
@@ -170,10 +168,14 @@ class Pretrained(PublishedCodec):
         }
 
     def _sharing(self) -> Sharing:
-        most = max_batch_samples(self.device)
-        if self.step:
-            return Sharing(STEPPED_SAMPLES, self.pads_from, max(most // self.step, 1))
-        return Sharing(most, self.pads_from)
+        if self.in_steps:
+            return Sharing(STEPPED_SAMPLES, self.pads_from, self._step_frames())
+        return Sharing(max_batch_samples(self.device), self.pads_from)
+
+    def _step_frames(self) -> int:
+        """Of a forward of all rows together, where the codec is run in steps."""
+        on_cuda = self.device.type == "cuda"
+        return max((max_batch_samples(self.device) if on_cuda else STEP_SAMPLES) // self.hop, 1)
 
     def _padded_length(self, num_samples: int) -> int:
         return -(-(num_samples + self.kind.appended) // self.hop) * self.hop - self.kind.appended
@@ -189,8 +191,9 @@ class Pretrained(PublishedCodec):
     def _codes(self, waves: list[Tensor]) -> Tensor:
         """[B, k or more, n or more] of waveforms of whole frames."""
         options = self.kind.options(self.model.config, self.num_codebooks)
-        if self.step:
-            return encode_in_steps(self.model, waves, self.step, self.device, **options)
+        if self.in_steps:
+            step = self._step_frames() // len(waves) * self.hop
+            return encode_in_steps(self.model, waves, step, self.device, **options)
         lengths = [len(wave) for wave in waves]
         inputs = {
             name: value.to(self.device)
