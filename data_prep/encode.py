@@ -98,6 +98,8 @@ class EncodeJob(PartJob):
     audio_root: Path | None
     retry: bool = False
     """Make parts again that had problems."""
+    dtype: str | None = None
+    """Precision of a codec that has a choice."""
     label = "encoding"
     unit = "utterance"
 
@@ -116,7 +118,7 @@ class EncodeJob(PartJob):
         from ttt_dist.audio import UtteranceReader, load_codec
 
         one_thread()
-        self.loaded: Codec = load_codec(self.codec, codebooks=self.codebooks)
+        self.loaded: Codec = load_codec(self.codec, codebooks=self.codebooks, dtype=self.dtype)
         folder = self.ranges[0].path.parent
         self.reader = UtteranceReader(folder, self.loaded.sample_rate, audio_root=self.audio_root)
         keep_codec(self.loaded, self.out / "codec")
@@ -350,7 +352,7 @@ def run(args: argparse.Namespace) -> None:
     problems = Problems(args.max_errors)
     ranges = cut_lines(args.manifest, args.part_size)
     require_no_others(args.out, len(ranges))
-    job = EncodeJob(ranges, spec, args.codebooks, args.out, args.audio_root, args.retry)
+    job = EncodeJob(ranges, spec, args.codebooks, args.out, args.audio_root, args.retry, args.codec_dtype)
     totals = run_parts(job, share, problems)
     counts = totals.counts
     num_utterances = int(counts.get("utterances", 0))
@@ -386,6 +388,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--manifest", required=True, type=Path, help="manifest to encode")
     parser.add_argument("--codec", required=True, help="NAME:FOLDER of a codec, or melvq with --train-codec")
     parser.add_argument("--codebooks", type=int, metavar="K", help="of a codec of several codebooks, use the first K")
+    parser.add_argument(
+        "--codec-dtype",
+        choices=["float32", "bfloat16"],
+        help="precision of glm4voice's layers (default: bfloat16 on CUDA, else float32)",
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder for the codes")
     parser.add_argument("--audio-root", type=Path, help="folder that all audio lies in (default: the manifest's)")
     parser.add_argument("--part-size", type=int, default=PART_SIZE, help=f"lines of a part (default {PART_SIZE})")

@@ -410,6 +410,8 @@ def test_specs_that_name_no_codec(folders: dict[str, Path], tmp_path: Path) -> N
         load_codec(f"flac:{folders['dac']}")
     with pytest.raises(UserError, match=r"codec\.json is missing"):
         load_codec(f"melvq:{tmp_path}")
+    with pytest.raises(UserError, match="dtype float32: dac has one precision, float32; leave the choice out"):
+        load_codec(f"dac:{folders['dac']}", dtype="float32")
     with pytest.raises(UserError, match="device abacus"):
         load_codec(f"dac:{folders['dac']}", device="abacus")
     with pytest.raises(UserError, match="no CUDA device"):

@@ -24,11 +24,14 @@ from ttt_dist.errors import UserError
 
 MAX_BATCH_SAMPLES = 4 * 30 * SAMPLE_RATE  # about 0.4 GB beside the weights, in fp32
 CUDA_BATCH_SAMPLES = 4 * MAX_BATCH_SAMPLES
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TRAINING_PREFIX = "model.encoder."  # before every name in files that were saved with Whisper's decoder
 
 
 class Glm4Voice(PublishedCodec):
-    """The codec. Layers run in bf16 on CUDA and in fp32 elsewhere; distances to the codebook in fp32 everywhere."""
+    """The codec. Layers run in `chosen_dtype`, or else in bf16 on CUDA and in fp32 elsewhere; distances to the codebook in
+    fp32 everywhere. A choice is part of the hash: codes of one precision are not continued in another unnoticed.
+    """
 
     name = "glm4voice"
     sample_rate = SAMPLE_RATE
@@ -37,9 +40,11 @@ class Glm4Voice(PublishedCodec):
         "glm4voice: its codes are made speech by an external program; give --decoder-command 'PROGRAM {codes} {wav}'"
     )
 
-    def __init__(self, model: WhisperVQ, folder: Path, hash: str, device: torch.device) -> None:
-        self.folder, self.hash, self.device = folder, hash, device
-        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    def __init__(
+        self, model: WhisperVQ, folder: Path, hash: str, device: torch.device, dtype: str | None = None
+    ) -> None:
+        self.folder, self.hash, self.device, self.chosen_dtype = folder, hash, device, dtype
+        self.dtype = DTYPES[dtype or ("bfloat16" if device.type == "cuda" else "float32")]
         self.model = model.to_inference(device, self.dtype)
         self.features = WhisperFeatures(model.config.num_mel_bins, device)
         self.position_samples = HOP * CONV_STRIDES[0] * CONV_STRIDES[1]
@@ -47,11 +52,19 @@ class Glm4Voice(PublishedCodec):
         self.codebook_size = model.config.quantize_vocab_size
 
     @classmethod
-    def load(cls, folder: str | Path, codebooks: int | None = None, device: str | None = None) -> Glm4Voice:
+    def load(
+        cls,
+        folder: str | Path,
+        codebooks: int | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+    ) -> Glm4Voice:
         """Read a published folder. Raises UserError naming the setting, file or weight that is wrong or missing."""
         folder = Path(folder)
         if codebooks not in (None, 1):
             raise UserError(f"codebooks {codebooks}: glm4voice has one codebook; leave the choice out")
+        if dtype not in (None, *DTYPES):
+            raise UserError(f"dtype {dtype}: glm4voice runs in {' or '.join(DTYPES)}; choose one")
         place = choose_device(device)
         config = WhisperVQConfig.read(read_config(folder), folder / CONFIG)
         with torch.device("meta"):
@@ -59,7 +72,7 @@ class Glm4Voice(PublishedCodec):
         model.load_state_dict(
             _weights(folder, {name: value.shape for name, value in model.state_dict().items()}), assign=True
         )
-        return cls(model, folder, folder_hash(cls.name, folder, 1), place)
+        return cls(model, folder, folder_hash(cls.name, folder, 1, *filter(None, [dtype])), place, dtype)
 
     def encode(self, waves: Sequence[Tensor]) -> list[Codes]:
         """Waveforms [T_i] at 16 kHz -> codes [ceil(T_i / 1280)]; pieces of 30 s are encoded each by itself.
