@@ -156,7 +156,7 @@ class EncodeJob(PartJob):
             for line in lines:
                 if not line.problem:
                     here = with_paths(line.entry, lambda path: relocate(folder / path, self.out))
-                    writer.add({**here, "audio_hash": line.audio_hash}, line.codes)
+                    writer.add({**here, "audio_hash": line.audio_hash}, writer.from_aside(line.codes))
                     counts["utterances"] += 1
                     counts["codes"] += sum(count for _, count in line.codes)
                     counts["seconds"] += line.num_samples / self.loaded.sample_rate
@@ -304,7 +304,7 @@ class PartWriter:
             temporary_name(path).unlink(missing_ok=True)
 
     def lay_aside(self, codes: Sequence[Codes]) -> list[tuple[int, int]]:
-        """Write codes to a file of their own until `add` has them: a part of many codebooks is a gigabyte of them."""
+        """Keep codes in a file of their own until `from_aside` wants them: a part of many codebooks is a gigabyte of them."""
         with writing(self.paths["bin"]):
             places = []
             for one in codes:
@@ -312,15 +312,23 @@ class PartWriter:
                 self._aside.write(one.tobytes())
             return places
 
-    def add(self, entry: Entry, codes: Sequence[tuple[int, int]]) -> None:
-        """Append one utterance: the codes of each of its clips, that were laid aside."""
+    def from_aside(self, places: Sequence[tuple[int, int]]) -> list[Codes]:
+        """Codes that were laid aside."""
         import numpy as np
+
+        found = []
+        for start, count in places:
+            self._aside.seek(start)
+            found.append(np.fromfile(self._aside, np.int32, count))
+        return found
+
+    def add(self, entry: Entry, codes: Sequence[Codes]) -> None:
+        """Append one utterance: the codes of each of its clips."""
         import torch
 
         with writing(self.paths["bin"]):
-            for start, count in codes:
-                self._aside.seek(start)
-                self._builder.add_item(torch.from_numpy(np.fromfile(self._aside, np.int32, count)))
+            for one in codes:
+                self._builder.add_item(torch.from_numpy(one))
             self._builder.end_document()
         with writing(self.paths["jsonl"]):
             write_entry(self._lines, entry)

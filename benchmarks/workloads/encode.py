@@ -80,7 +80,7 @@ def main() -> None:
         sharing.append(int((hidden_states != 0).flatten(1).any(dim=1).sum()))  # [B, 1, T]
         return forward(self, hidden_states, *more, **named)
 
-    MimiEncoder.forward = counted
+    MimiEncoder.forward = counted  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as out:
         words = ["--manifest", str(args.folder / "manifest.jsonl"), "--codec", f"mimi:{args.folder / 'mimi'}"]
         data_prep(["encode", *words, "--out", out])

@@ -60,7 +60,8 @@ def encode_in_steps(model: Any, waves: Sequence[Tensor], step: int, device: torc
     """Mimi's codes [B, k, n] of waveforms [T_i] of whole frames, n those of the longest, `step` samples (whole frames) at a
     time: the network keeps what its causal layers still need, so that memory grows with B x `step` and not with the length.
     """
-    found, caches = [], {}
+    found: list[Tensor] = []
+    caches: dict[str, Any] = {}
     for start in range(0, max(map(len, waves)), step):
         now = pad_sequence([wave[start : start + step] for wave in waves], batch_first=True)
         result = model.encode(now[:, None].to(device), use_streaming=True, **caches, **options)
