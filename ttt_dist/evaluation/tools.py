@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_prep.encode import encode_sorted
 from data_prep.entry import Entry, with_paths
 from ttt_dist.audio import Codec, UtteranceReader, load_codec, read_audio, write_wav
 from ttt_dist.audio.batches import choose_device
@@ -110,7 +109,7 @@ class Tools:
     def hear(self, items: Sequence[Item], notes: Notes) -> list[tuple[Item, list[np.ndarray]]]:
         """The codes of each item's recordings, in the order of its clips."""
         waves = notes.each(((item,) for item in items), lambda item: [self._read(clip) for clip in clips(item.entry)])
-        codes = iter(encode_sorted(self.codec, [wave for _, recordings in waves for wave in recordings]))
+        codes = iter(self.codec.encode([wave for _, recordings in waves for wave in recordings]))
         return [(item, [next(codes) for _ in recordings]) for item, recordings in waves]
 
     def request(self, item: Item, entry: Entry, codes: Sequence[np.ndarray], turn: int = 0) -> Request:
