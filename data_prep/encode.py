@@ -238,11 +238,9 @@ class PartWriter:
 
     def add(self, entry: Entry, codes: Sequence[Codes]) -> None:
         """Append one utterance: the codes of each of its clips."""
-        import torch
-
         with writing(self.paths["bin"]):
             for one in codes:
-                self._builder.add_item(torch.from_numpy(one))
+                self._builder.add_item(one)
                 self._num_codes += len(one)
             self._builder.end_document()
         with writing(self.paths["jsonl"]):
@@ -251,7 +249,7 @@ class PartWriter:
     def finish(self, meta: dict[str, Any]) -> None:
         """Name the files and write PREFIX.json: `meta`, and size and SHA-256 of each."""
         with writing(self.paths["idx"]):
-            self._builder.finalize(str(temporary_name(self.paths["idx"])))
+            self._builder.finalize(temporary_name(self.paths["idx"]))
         with writing(self.paths["jsonl"]):
             self._lines.close()
         files = {path.name: describe_file(temporary_name(path)) for path in self.paths.values()}

@@ -44,15 +44,21 @@ def to_document(samples: Sequence[Sample]) -> Document:
     lengths: list[int] = []
     modes: list[int] = []
     for sample in samples:
-        starts = STARTS_SAMPLE
-        for ids, is_target in sample.segments:
-            if len(ids):
-                lengths.append(len(ids))
-                modes.append(IS_TARGET * is_target | starts)
-                starts = 0
-        assert not starts, "a sample without tokens cannot be stored"
+        _list_segments(sample, lengths, modes)
     ids = samples[0].ids if len(samples) == 1 else np.concatenate([sample.ids for sample in samples])
     return Document(ids, np.array(lengths, np.int32), np.array(modes, np.int8))
+
+
+def _list_segments(sample: Sample, lengths: list[int], modes: list[int]) -> int:
+    """Append length and mode byte of every segment of a sample that is not empty; returns how many there are."""
+    before, starts, start = len(lengths), STARTS_SAMPLE, 0
+    for end, is_target in sample.ends:
+        if end > start:
+            lengths.append(end - start)
+            modes.append(IS_TARGET * is_target | starts)
+            starts, start = 0, end
+    assert not starts, "a sample without tokens cannot be stored"
+    return len(lengths) - before
 
 
 def to_samples(document: Document) -> list[Sample]:
@@ -80,7 +86,11 @@ class ShardWriter:
         self.may_be_empty = may_be_empty
         self.layout = TokenLayout.from_dict(meta["layout"], str(prefix))
         self.num_documents = 0
-        self._waiting: list[Document] = []
+        # What was added since ids were written last: they are counted, hashed and written many documents a call.
+        self._ids: list[np.ndarray] = []
+        self._lengths: list[int] = []
+        self._modes: list[int] = []
+        self._num_segments: list[int] = []
         self._num_samples = self._num_tokens = self._num_audio = self._num_targets = 0
         self._digest = sha256()
         self._final = {suffix: with_suffix(self.prefix, suffix) for suffix in SUFFIXES}
@@ -91,34 +101,36 @@ class ShardWriter:
 
     def add(self, samples: Sequence[Sample]) -> None:
         """Append one document."""
-        self.add_document(to_document(samples))
+        self._ids += [sample.ids for sample in samples]
+        self._end_document(sum(_list_segments(sample, self._lengths, self._modes) for sample in samples))
 
     def add_document(self, document: Document) -> None:
         """Append one document as it lies on disk, for jobs that only move samples."""
-        self._waiting.append(document)
+        self._ids.append(document.ids)
+        self._lengths += document.lengths.tolist()
+        self._modes += document.modes.tolist()
+        self._end_document(len(document.lengths))
+
+    def _end_document(self, num_segments: int) -> None:
+        self._num_segments.append(num_segments)
         self.num_documents += 1
-        if len(self._waiting) == DOCUMENTS_AT_ONCE:
+        if len(self._num_segments) == DOCUMENTS_AT_ONCE:
             self._write_waiting()
 
     def _write_waiting(self) -> None:
-        """Write what was added: many documents with one call each to count, hash and write."""
-        if not self._waiting:
+        if not self._num_segments:
             return
-        ids, lengths, modes = (np.concatenate(arrays) for arrays in zip(*self._waiting, strict=True))
-        content = np.ascontiguousarray(ids, dtype="<i4").tobytes()
+        ids = np.concatenate(self._ids, dtype="<i4")
+        lengths, modes = np.array(self._lengths), np.array(self._modes)
         with writing(self._final[".bin"]):
-            self._builder.data_file.write(content)
-        first = len(self._builder.sequence_lengths)
-        ends = first + np.cumsum([len(document.lengths) for document in self._waiting])
-        self._builder.document_indices.extend(ends.tolist())
-        self._builder.sequence_lengths.extend(lengths.tolist())
-        self._builder.sequence_modes.extend(modes.tolist())
-        self._digest.update(content)
+            self._builder.add_documents(ids.data, self._lengths, self._modes, self._num_segments)
+        self._digest.update(ids.data)
         self._num_samples += int(np.count_nonzero(modes & STARTS_SAMPLE))
         self._num_tokens += len(ids)
-        self._num_audio += int(np.count_nonzero(self.layout.is_audio[ids]))
+        self._num_audio += int(np.count_nonzero(self.layout.is_audio.take(ids)))
         self._num_targets += int(lengths[(modes & IS_TARGET) != 0].sum())
-        self._waiting.clear()
+        for waiting in (self._ids, self._lengths, self._modes, self._num_segments):
+            waiting.clear()
 
     def counts(self) -> dict[str, float]:
         """What has been added so far; `fill` is the share of seq_len that holds tokens."""
@@ -157,7 +169,7 @@ class ShardWriter:
     def _write_temporary(self) -> dict[str, Any]:
         """Everything that can fail for want of space happens here, before any name changes."""
         self._write_waiting()
-        self._builder.finalize(str(self._temporary[".idx"]))
+        self._builder.finalize(self._temporary[".idx"])
         if not self.num_documents:
             for suffix in (".bin", ".idx"):  # an empty file cannot be mapped
                 self._temporary.pop(suffix).unlink()

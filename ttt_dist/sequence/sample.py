@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import cached_property
 from hashlib import blake2b
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,17 @@ class Sample:
 
     def __init__(self, segments: list[Segment]) -> None:
         self.segments = segments
+
+    @cached_property
+    def segments(self) -> list[Segment]:
+        """The runs; of a sample that was `cut` they are made when somebody asks."""
+        starts = [0, *(end for end, _ in self.ends)]
+        return [Segment(self.ids[start:end], flag) for start, (end, flag) in zip(starts, self.ends, strict=False)]
+
+    @cached_property
+    def ends(self) -> Sequence[tuple[int, bool]]:
+        """Where each segment ends, and whether it is a target."""
+        return list(zip(accumulate(len(s.ids) for s in self.segments), (s.is_target for s in self.segments), strict=True))
 
     @cached_property
     def ids(self) -> np.ndarray:
@@ -44,12 +56,8 @@ class Sample:
     @classmethod
     def cut(cls, ids: np.ndarray, ends: Sequence[tuple[int, bool]]) -> "Sample":
         """Ids int32 [n] with where each segment ends, and whether it is a target."""
-        segments, start = [], 0
-        for end, is_target in ends:
-            segments.append(Segment(ids[start:end], is_target))
-            start = end
-        sample = cls(segments)
-        sample.__dict__["ids"] = ids
+        sample = cls.__new__(cls)
+        sample.ids, sample.ends = ids, ends
         return sample
 
     @property

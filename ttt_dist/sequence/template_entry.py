@@ -26,19 +26,18 @@ from ttt_dist.sequence.template_form import (
 
 Entry = Mapping[str, Any]
 RECORDED = (AUDIO, *SPOKEN)
-NOTHING = np.zeros(0, dtype=np.int32)
 
 
 class Recordings(NamedTuple):
-    """The ids of an entry's clips, by where they stand; None where a clip has not been encoded."""
+    """The ids of an entry's clips as bytes (`id_bytes`), by where they stand; None where a clip has not been encoded."""
 
-    first: np.ndarray | None
-    turns: list[np.ndarray | None]
-    segments: list[np.ndarray | None]
-    speech: np.ndarray | None
+    first: bytes | None
+    turns: list[bytes | None]
+    segments: list[bytes | None]
+    speech: bytes | None
 
 
-def sort_recordings(entry: Entry, audio_ids: Sequence[np.ndarray]) -> Recordings:
+def sort_recordings(entry: Entry, audio_ids: Sequence[bytes]) -> Recordings:
     """Ids in the order of `clips(entry)`, sorted by place. Those at the end may be missing, as in a prompt."""
     left = iter(audio_ids)
     segments = entry.get("segments") or []
@@ -65,13 +64,13 @@ class EntryWriter:
         return any(turn.get("audio") for turn in self.entry.get("turns") or [])
 
     @cached_property
-    def _interleaved(self) -> np.ndarray:
+    def _interleaved(self) -> bytes:
         """The entry's text and its recording: the response of several templates."""
         return self.writer.spoken(self.writer.text(_words(self.entry)), self.recordings.first)
 
-    def turns(self, form: Sequence[Turn]) -> list[tuple[str, Callable[[], np.ndarray]]]:
+    def turns(self, form: Sequence[Turn]) -> list[tuple[str, Callable[[], bytes]]]:
         """(role, maker of the content) of every turn; a system turn of the entry replaces the template's."""
-        found: list[tuple[str, Callable[[], np.ndarray]]] = []
+        found: list[tuple[str, Callable[[], bytes]]] = []
         for turn in form:
             if turn.role in (TURNS, TEXT_TURNS):
                 own = self._own_turns(with_audio=turn.role == TURNS)
@@ -82,12 +81,12 @@ class EntryWriter:
                 found.append((turn.role, partial(self.content, turn)))
         return found
 
-    def content(self, turn: Turn) -> np.ndarray:
-        """Ids (int32) of a turn of the template. Text is tokenised in stretches as long as recordings leave them."""
+    def content(self, turn: Turn) -> bytes:
+        """Ids of a turn of the template. Text is tokenised in stretches as long as recordings leave them."""
         pieces = turn.content(self.entry.get("lang"))
         if len(pieces) == 1 and pieces[0].is_field and pieces[0].value in RECORDED:
             return self._recorded(pieces[0].value, turn.role)
-        parts: list[np.ndarray] = []
+        parts: list[bytes] = []
         text = ""
         for piece in pieces:
             if piece.is_field and piece.value in RECORDED:
@@ -97,9 +96,9 @@ class EntryWriter:
                 text += self._text_of(piece)
         if not parts:
             return self.writer.text(text)
-        return np.concatenate([*parts, self.writer.encode(text.rstrip())])
+        return b"".join(parts) + self.writer.encode(text.rstrip())
 
-    def _own_turns(self, with_audio: bool) -> list[tuple[str, Callable[[], np.ndarray]]]:
+    def _own_turns(self, with_audio: bool) -> list[tuple[str, Callable[[], bytes]]]:
         turns = self.entry.get("turns")
         if not turns:
             raise UserError("lacks 'turns': add the turns of the chat, or leave the template out")
@@ -110,22 +109,22 @@ class EntryWriter:
                 )
         return [(turn["role"], partial(self._own_turn, index, with_audio)) for index, turn in enumerate(turns)]
 
-    def _own_turn(self, index: int, with_audio: bool) -> np.ndarray:
+    def _own_turn(self, index: int, with_audio: bool) -> bytes:
         """A turn of the entry. The user's: its recording, then its text; the assistant's: the two interleaved."""
         turn = self.entry["turns"][index]
         try:
-            text_ids = self.writer.text(_words(turn)) if turn.get("text") else NOTHING
+            text_ids = self.writer.text(_words(turn)) if turn.get("text") else b""
             if not (with_audio and turn.get("audio")):
-                if not len(text_ids):
+                if not text_ids:
                     raise UserError("lacks 'text': add it, or leave the entry out")
                 return text_ids
             if turn["role"] == ASSISTANT:
                 return self.writer.spoken(text_ids, self.recordings.turns[index])
-            return np.concatenate([self.writer.heard(self.recordings.turns[index]), text_ids])
+            return self.writer.heard(self.recordings.turns[index]) + text_ids
         except UserError as error:
             raise UserError(f"turn {index + 1}: {error}") from None
 
-    def _recorded(self, name: str, role: str) -> np.ndarray:
+    def _recorded(self, name: str, role: str) -> bytes:
         """What a placeholder for sound or speech stands for."""
         writer, recordings = self.writer, self.recordings
         if name == TEXT_AUDIO:
@@ -137,20 +136,20 @@ class EntryWriter:
             return self._segments()
         if role == "user":
             return writer.heard(recordings.first)
-        return writer.spoken(NOTHING, recordings.first)
+        return writer.spoken(b"", recordings.first)
 
-    def _segments(self) -> np.ndarray:
+    def _segments(self) -> bytes:
         """Each segment's text and speech."""
         segments = self.entry.get("segments")
         if not segments:
             raise UserError("lacks 'segments': add the sentences of the document, or leave the template out")
-        parts: list[np.ndarray] = []
+        parts: list[bytes] = []
         for number, (segment, audio_ids) in enumerate(zip(segments, self.recordings.segments, strict=True), start=1):
             try:
                 parts.append(self.writer.sentence(_words(segment), audio_ids, number == 1, number == len(segments)))
             except UserError as error:
                 raise UserError(f"segment {number}: {error}") from None
-        return np.concatenate(parts)
+        return b"".join(parts)
 
     def _text_of(self, piece: Piece) -> str:
         if not piece.is_field:

@@ -14,6 +14,7 @@ import numpy as np
 from ttt_dist.errors import UserError
 from ttt_dist.sequence import template_form
 from ttt_dist.sequence.chat_markup import ChatML, OwnTemplate, end_of_turn
+from ttt_dist.sequence.id_bytes import to_array
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.sequence.template_content import ContentWriter
 from ttt_dist.sequence.template_entry import Entry, EntryWriter
@@ -130,7 +131,7 @@ class ChatTemplate:
             form = self._form(name)
             try:
                 if form[0].role == DOCUMENT:
-                    found.append(Sample([Segment(writer.content(form[0]), True)]))
+                    found.append(Sample([Segment(to_array(writer.content(form[0])), True)]))
                 else:
                     found.append(self._conversation(form, writer))
             except UserError as error:
@@ -151,7 +152,7 @@ class ChatTemplate:
             turns = self._entry_writer(entry, codes).turns(form)
             asked = turns[:-1] if turns[-1][0] == ASSISTANT else turns
             roles = [*(role for role, _ in asked), ASSISTANT]
-            return self._markup.prompt(roles, [content() for _, content in asked])
+            return to_array(self._markup.prompt(roles, [content() for _, content in asked])).copy()
         except UserError as error:
             raise UserError(f"{error} (template {name})") from None
 
@@ -173,7 +174,7 @@ class ChatTemplate:
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> Sample:
         """A conversation of {"role", "content"} in the released format; the turns of the assistant are targets."""
-        contents = [self.parse(message["content"]) for message in messages]
+        contents = [self._writer.parse(message["content"]) for message in messages]
         return self._markup.sample([message["role"] for message in messages], contents)
 
     def document(self, content: str) -> Sample:
@@ -181,8 +182,8 @@ class ChatTemplate:
         return Sample([Segment(self.parse(content), True)])
 
     def parse(self, content: str) -> np.ndarray:
-        """Ids of a string of the released format (`ContentWriter.parse`)."""
-        return self._writer.parse(content)
+        """Ids (int32) of a string of the released format (`ContentWriter.parse`)."""
+        return to_array(self._writer.parse(content))
 
     def _entry_writer(self, entry: Entry, codes: Sequence[np.ndarray]) -> EntryWriter:
         return EntryWriter(self._writer, entry, codes, self.settings.name_speaker)
