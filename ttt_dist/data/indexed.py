@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from ttt_dist.errors import UserError
 
-
 INT32 = 4
 """Megatron's number of the type of ids."""
 
@@ -44,7 +43,7 @@ class IndexedBuilder:
     """
 
     def __init__(self, bin_path: Path, multimodal: bool) -> None:
-        self.data_file = open(bin_path, "wb")
+        self.data_file = bin_path.open("wb")
         self._lengths, self._document_ends, self._modes = array("i"), array("q", [0]), array("b")
         self._multimodal = multimodal
 

@@ -22,6 +22,7 @@ from ttt_dist.data.indexed import new_builder, open_indexed
 from ttt_dist.data.metadata import with_suffix
 from ttt_dist.errors import UserError
 from ttt_dist.files import fsync_folder, sha256_file, temporary_name, writing
+from ttt_dist.sequence.id_bytes import to_array
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.sequence.tokens import TokenLayout
 
@@ -87,7 +88,7 @@ class ShardWriter:
         self.layout = TokenLayout.from_dict(meta["layout"], str(prefix))
         self.num_documents = 0
         # What was added since ids were written last: they are counted, hashed and written many documents a call.
-        self._ids: list[np.ndarray] = []
+        self._contents: list[bytes] = []
         self._lengths: list[int] = []
         self._modes: list[int] = []
         self._num_segments: list[int] = []
@@ -101,12 +102,12 @@ class ShardWriter:
 
     def add(self, samples: Sequence[Sample]) -> None:
         """Append one document."""
-        self._ids += [sample.ids for sample in samples]
+        self._contents += [sample.content for sample in samples]
         self._end_document(sum(_list_segments(sample, self._lengths, self._modes) for sample in samples))
 
     def add_document(self, document: Document) -> None:
         """Append one document as it lies on disk, for jobs that only move samples."""
-        self._ids.append(document.ids)
+        self._contents.append(document.ids.tobytes())
         self._lengths += document.lengths.tolist()
         self._modes += document.modes.tolist()
         self._end_document(len(document.lengths))
@@ -120,16 +121,16 @@ class ShardWriter:
     def _write_waiting(self) -> None:
         if not self._num_segments:
             return
-        ids = np.concatenate(self._ids, dtype="<i4")
-        lengths, modes = np.array(self._lengths), np.array(self._modes)
+        content = b"".join(self._contents)
+        ids, lengths, modes = to_array(content), np.array(self._lengths), np.array(self._modes)
         with writing(self._final[".bin"]):
-            self._builder.add_documents(ids.data, self._lengths, self._modes, self._num_segments)
-        self._digest.update(ids.data)
+            self._builder.add_documents(content, self._lengths, self._modes, self._num_segments)
+        self._digest.update(content)
         self._num_samples += int(np.count_nonzero(modes & STARTS_SAMPLE))
         self._num_tokens += len(ids)
         self._num_audio += int(np.count_nonzero(self.layout.is_audio.take(ids)))
         self._num_targets += int(lengths[(modes & IS_TARGET) != 0].sum())
-        for waiting in (self._ids, self._lengths, self._modes, self._num_segments):
+        for waiting in (self._contents, self._lengths, self._modes, self._num_segments):
             waiting.clear()
 
     def counts(self) -> dict[str, float]:

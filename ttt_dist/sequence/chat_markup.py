@@ -33,15 +33,15 @@ class Markup(ABC):
     """Puts contents into turns. All ids are bytes (`id_bytes`)."""
 
     def __init__(self) -> None:
-        self.frame = lru_cache(maxsize=1024)(self._frame)
+        self._frame_of = lru_cache(maxsize=1024)(self._frame)
 
     @abstractmethod
     def _frame(self, roles: tuple[str, ...]) -> Frame:
         """The markup of turns with these roles."""
 
-    def sample(self, roles: Sequence[str], contents: Sequence[bytes]) -> Sample:
+    def sample(self, roles: tuple[str, ...], contents: Sequence[bytes]) -> Sample:
         """The conversation. Targets: the contents of the assistant, each with the token that ends its turn."""
-        literals, order = self.frame(tuple(roles))
+        literals, order = self._frame_of(roles)
         parts, ends = [literals[0]], []
         size = len(literals[0])
         for index, after in zip(order, literals[1:], strict=True):
@@ -53,12 +53,12 @@ class Markup(ABC):
             size = stop + len(after)
         if roles[order[-1]] != ASSISTANT:
             ends.append((size // WIDTH, False))
-        ids = to_array(b"".join(parts))
-        return Sample.cut(ids[: ends[-1][0]], ends)  # what follows the last end of turn would only take up room
+        # What follows the last end of turn would only take up room.
+        return Sample.cut(b"".join(parts)[: ends[-1][0] * WIDTH], ends)
 
-    def prompt(self, roles: Sequence[str], contents: Sequence[bytes]) -> bytes:
+    def prompt(self, roles: tuple[str, ...], contents: Sequence[bytes]) -> bytes:
         """Ids up to the content of the assistant's last turn, the last of `roles`; the start of such a sample."""
-        literals, order = self.frame(tuple(roles))
+        literals, order = self._frame_of(roles)
         parts = [literals[0]]
         for index, after in zip(order[: order.index(len(roles) - 1)], literals[1:], strict=False):
             parts += contents[index], after

@@ -19,6 +19,10 @@ _NAME_OF_PIECE = {piece: name for name, piece in PIECES.items()}
 _UNSPACED = re.compile("[\u2e80-\u9fff\uff00-\uffef\U00020000-\U0003ffff]")  # Chinese and Japanese write no space
 
 
+Codes = np.ndarray | bytes
+"""A recording: its codes [n], or what `ContentWriter.audio` made of them."""
+
+
 class ContentWriter:
     """Writes contents for one tokenizer and token layout. All ids are bytes (`id_bytes`)."""
 
@@ -30,7 +34,13 @@ class ContentWriter:
         self.text_ratio, self.audio_ratio, self.chunks = text_ratio, audio_ratio, last_span == "chunks"
         self._begin, self._end, self._inner_end, self._quad, self._last_end = (
             to_bytes([layout.special_ids[name]])
-            for name in ("begin_of_audio", "end_of_audio", "end_of_audio_new", "begin_of_quad", "end_of_audio_span_last")
+            for name in (
+                "begin_of_audio",
+                "end_of_audio",
+                "end_of_audio_new",
+                "begin_of_quad",
+                "end_of_audio_span_last",
+            )
         )
         # System prompts recur, and a text stands in prompt and response.
         self.encode = lru_cache(maxsize=256)(tokenizer.encode_to_bytes)
@@ -44,11 +54,11 @@ class ContentWriter:
             raise UserError("the text has no tokens: give it a text or leave the utterance out")
         return ids
 
-    def audio(self, codes: np.ndarray) -> bytes:
+    def audio(self, codes: Codes) -> bytes:
         """Ids of a recording's codes. Raises UserError where it has none, or one outside the codebook."""
         if not len(codes):
             raise UserError("the audio has no codes: leave the utterance out")
-        return self.layout.code_ids(codes).tobytes()
+        return codes if isinstance(codes, bytes) else self.layout.code_ids(codes).tobytes()
 
     def heard(self, audio_ids: bytes | None) -> bytes:
         """A recording in the user's turn. Raises UserError where it is missing."""
