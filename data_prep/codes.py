@@ -20,6 +20,8 @@ from ttt_dist.files import sha256_file
 from ttt_dist.sequence.id_bytes import WIDTH
 from ttt_dist.sequence.template_content import Codes
 
+DECODER = json.JSONDecoder()
+
 
 @dataclass(frozen=True)
 class CodesPart:
@@ -54,7 +56,7 @@ class CodesPart:
 
     def _parse(self, line: str, number: int) -> Entry:
         try:
-            entry = json.loads(line)
+            entry = _read_json(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{self.manifest}:{number}: not JSON ({error}); run data_prep encode again") from error
         if not isinstance(entry, dict):
@@ -90,6 +92,15 @@ class CodesPart:
             return np.split(everything, ends[:-1]), borders
         stops = (WIDTH * ends).tolist()
         return [ids[start:stop] for start, stop in zip([0, *stops], stops, strict=False)], borders
+
+
+def _read_json(line: str) -> Any:
+    """json.loads, in half of its time for a line as encode writes it."""
+    if line.startswith("{"):
+        value, end = DECODER.raw_decode(line)
+        if line[end:] == "\n":
+            return value
+    return json.loads(line)
 
 
 def find_copies(parts: Sequence[CodesPart]) -> list[frozenset[int]]:

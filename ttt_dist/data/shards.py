@@ -50,16 +50,15 @@ def to_document(samples: Sequence[Sample]) -> Document:
     return Document(ids, np.array(lengths, np.int32), np.array(modes, np.int8))
 
 
-def _list_segments(sample: Sample, lengths: list[int], modes: list[int]) -> int:
-    """Append length and mode byte of every segment of a sample that is not empty; returns how many there are."""
-    before, starts, start = len(lengths), STARTS_SAMPLE, 0
+def _list_segments(sample: Sample, lengths: list[int], modes: list[int]) -> None:
+    """Append length and mode byte of every segment that is not empty."""
+    starts, start = STARTS_SAMPLE, 0
     for end, is_target in sample.ends:
         if end > start:
             lengths.append(end - start)
             modes.append(IS_TARGET * is_target | starts)
             starts, start = 0, end
     assert not starts, "a sample without tokens cannot be stored"
-    return len(lengths) - before
 
 
 def to_samples(document: Document) -> list[Sample]:
@@ -102,8 +101,11 @@ class ShardWriter:
 
     def add(self, samples: Sequence[Sample]) -> None:
         """Append one document."""
-        self._contents += [sample.content for sample in samples]
-        self._end_document(sum(_list_segments(sample, self._lengths, self._modes) for sample in samples))
+        before = len(self._lengths)
+        for sample in samples:
+            self._contents.append(sample.content)
+            _list_segments(sample, self._lengths, self._modes)
+        self._end_document(len(self._lengths) - before)
 
     def add_document(self, document: Document) -> None:
         """Append one document as it lies on disk, for jobs that only move samples."""

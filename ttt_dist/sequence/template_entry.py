@@ -32,21 +32,23 @@ class Recordings(NamedTuple):
     """The ids of an entry's clips as bytes (`id_bytes`), by where they stand; None where a clip has not been encoded."""
 
     first: bytes | None
-    turns: list[bytes | None]
-    segments: list[bytes | None]
-    speech: bytes | None
+    turns: Sequence[bytes | None] = ()
+    segments: Sequence[bytes | None] = ()
+    speech: bytes | None = None
 
 
 def sort_recordings(entry: Entry, audio_ids: Sequence[bytes]) -> Recordings:
     """Ids in the order of `clips(entry)`, sorted by place. Those at the end may be missing, as in a prompt."""
+    first = audio_ids[0] if audio_ids else None
+    turns, segments, speech = entry.get("turns"), entry.get("segments"), entry.get("speech")
+    if not (turns or segments or speech):  # most entries: worth a line
+        return Recordings(first)
     left = iter(audio_ids)
-    segments = entry.get("segments") or []
     if entry.get("audio") and not segments:
         next(left, None)
-    turns = [next(left, None) if turn.get("audio") else None for turn in entry.get("turns") or []]
-    spoken = [next(left, None) for _ in segments]
-    speech = next(left, None) if entry.get("speech") else None
-    return Recordings(audio_ids[0] if audio_ids else None, turns, spoken, speech)
+    of_turns = [next(left, None) if turn.get("audio") else None for turn in turns or ()]
+    spoken = [next(left, None) for _ in segments or ()]
+    return Recordings(first, of_turns, spoken, next(left, None) if speech else None)
 
 
 Content = Callable[["EntryWriter"], bytes]

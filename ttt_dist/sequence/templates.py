@@ -184,7 +184,8 @@ class ChatTemplate:
         return EntryWriter(self._writer, entry, codes, self.settings.name_speaker)
 
     def _form(self, name: str) -> Form:
-        self.require(name)
+        if name not in self._forms:
+            self.require(name)
         return self._forms[name]
 
     def _sample(self, name: str, writer: EntryWriter) -> Sample:

@@ -48,11 +48,11 @@ class WordCache:
 
     def encode(self, text: str) -> bytes:
         """Ids of a text as bytes (`id_bytes`), the same as the tokenizer's own."""
-        first, *words = text.split(" ")
-        if not words:
+        words = text.split(" ")
+        if len(words) == 1:
             return self._encode(text)
         try:
-            return self._first[first] + b"".join(map(self._later.__getitem__, words))
+            return self._first[words.pop(0)] + b"".join(map(self._later.__getitem__, words))
         except _Uncut:
             return self._encode(text)
 
