@@ -38,6 +38,7 @@ from data_prep.parts import (
     write_part,
 )
 from data_prep.read_ahead import read_ahead
+from ttt_dist.data.indexed import new_builder
 from ttt_dist.data.metadata import checksums_beside, with_suffix
 from ttt_dist.errors import UserError
 from ttt_dist.files import commit, remove_leftovers, temporary_name, writing
@@ -281,8 +282,6 @@ class PartWriter:
     """
 
     def __init__(self, prefix: Path) -> None:
-        from ttt_dist.data.indexed import new_builder  # megatron-core takes seconds to import
-
         self.prefix = prefix
         self.paths = {kind: with_suffix(prefix, f".{kind}") for kind in KINDS}
         aside = with_suffix(prefix, ".aside")
@@ -324,11 +323,9 @@ class PartWriter:
 
     def add(self, entry: Entry, codes: Sequence[Codes]) -> None:
         """Append one utterance: the codes of each of its clips."""
-        import torch
-
         with writing(self.paths["bin"]):
             for one in codes:
-                self._builder.add_item(torch.from_numpy(one))
+                self._builder.add_item(one)
             self._builder.end_document()
         with writing(self.paths["jsonl"]):
             write_entry(self._lines, entry)
@@ -336,7 +333,7 @@ class PartWriter:
     def finish(self, meta: dict[str, Any]) -> None:
         """Name the files and write PREFIX.json: `meta`, and size and SHA-256 of each."""
         with writing(self.paths["idx"]):
-            self._builder.finalize(str(temporary_name(self.paths["idx"])))
+            self._builder.finalize(temporary_name(self.paths["idx"]))
         with writing(self.paths["jsonl"]):
             self._lines.close()
         files = {path.name: describe_file(temporary_name(path)) for path in self.paths.values()}

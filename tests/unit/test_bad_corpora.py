@@ -14,10 +14,10 @@ import pytest
 import soundfile
 
 from data_prep.__main__ import main
+from tests.megatron_files import indexed_dataset
 from tests.prep_way import RATE, WORDS, make_corpus, steps, walk
 from tests.shared_work import in_child
 from tests.structures import SHARED, needs_shared
-from ttt_dist.data.indexed import indexed_dataset
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.telemetry.console import main_guard
 

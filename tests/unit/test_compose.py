@@ -10,8 +10,8 @@ import pytest
 from data_prep import compose
 from data_prep.encode import PartWriter
 from data_prep.parts import describe_file, part_prefix, write_part
+from tests.megatron_files import indexed_dataset
 from tests.structures import SHARED, needs_shared
-from ttt_dist.data.indexed import indexed_dataset
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.data.verify import verify
 from ttt_dist.errors import UserError

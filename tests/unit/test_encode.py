@@ -21,10 +21,10 @@ from data_prep import encode
 from data_prep.__main__ import main
 from data_prep.learn import total_seconds
 from data_prep.read_ahead import read_ahead
+from tests.megatron_files import indexed_dataset
 from ttt_dist.audio import Codec, load_codec
 from ttt_dist.audio.codec import Codes
 from ttt_dist.audio.melvq import MelVQ
-from ttt_dist.data.indexed import indexed_dataset
 from ttt_dist.errors import UserError
 from ttt_dist.files import atomic_write, copy_folder, sha256_file, sha256_folder
 
@@ -263,7 +263,7 @@ def test_a_part_is_encoded_by_length_and_written_in_the_order_of_the_manifest(
     monkeypatch.setattr(encode, "WINDOW_SECONDS", 0.5)
     write_lines(corpus, lengths_of(corpus, SECONDS))
     run(corpus, tmp_path / "codes", "--codec", "length:x")
-    found = open_indexed(tmp_path / "codes" / "part-00000", multimodal=False)
+    found = indexed_dataset().IndexedDataset(str(tmp_path / "codes" / "part-00000"))
     assert [int(found[number][0]) for number in range(8)] == [round(length * RATE) for length in SECONDS]
     assert length_codec.batches == [[12000], [5600], [2480, 2400], [2400, 400, 160, 80]]  # the lengths are the headers'
 

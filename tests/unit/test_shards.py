@@ -14,9 +14,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.megatron_files import indexed_dataset
 from tests.structures import packs, tiny_layout
 from ttt_dist.data import metadata
-from ttt_dist.data.indexed import indexed_dataset, open_indexed
+from ttt_dist.data.indexed import open_indexed
 from ttt_dist.data.shards import Document, ShardReader, ShardWriter, to_document, to_samples
 from ttt_dist.data.verify import check_document, verify
 from ttt_dist.errors import UserError
@@ -43,11 +44,6 @@ def write(prefix: Path, documents: list[list[Sample]]) -> dict:
         for document in documents:
             writer.add(document)
     return metadata.read(prefix)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _import_megatron_once() -> None:
-    indexed_dataset()
 
 
 @pytest.fixture
