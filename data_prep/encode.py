@@ -336,6 +336,9 @@ class PartWriter:
             self._builder.finalize(temporary_name(self.paths["idx"]))
         with writing(self.paths["jsonl"]):
             self._lines.close()
+        temporary_name(
+            with_suffix(self.prefix, ".aside")
+        ).unlink()  # before the part is complete: nobody tidies up after that
         files = {path.name: describe_file(temporary_name(path)) for path in self.paths.values()}
         with_suffix(self.prefix, ".json").unlink(missing_ok=True)
         for path in self.paths.values():
