@@ -102,6 +102,8 @@ class LossPlaces:
 
     @classmethod
     def of(cls, batch: Batch) -> LossPlaces:
+        import torch
+
         ar, nar = (np.flatnonzero(w.cpu().numpy()) for w in (batch.ar_weights, batch.nar_weights))
         return cls(torch.from_numpy(np.concatenate([ar, nar])), ar, nar).to(batch.input_ids.device)
 
