@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.megatron_files import indexed_dataset
 from tests.structures import packs, tiny_layout
 from ttt_dist.data import metadata
-from ttt_dist.data.indexed import open_indexed
+from ttt_dist.data.indexed import new_builder, open_indexed
 from ttt_dist.data.shards import Document, ShardReader, ShardWriter, to_document, to_samples
 from ttt_dist.data.verify import check_document, verify
 from ttt_dist.errors import UserError
@@ -322,3 +322,30 @@ def test_an_index_of_another_kind_is_refused(prefix: Path, place: int, value: in
     prefix.with_suffix(".idx").write_bytes(content)
     with pytest.raises(UserError, match=rf"train\.idx: .*{message}.*; write the shard again"):
         ShardReader(prefix)
+
+
+@pytest.mark.parametrize("multimodal", [False, True])
+@given(documents=st.lists(st.lists(st.lists(st.integers(0, 2**31 - 1), max_size=4), max_size=3), max_size=4))
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_files_are_those_of_megatrons_builder(
+    tmp_path: Path, multimodal: bool, documents: list[list[list[int]]]
+) -> None:
+    builders = {
+        "theirs": indexed_dataset().IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), np.int32, multimodal),
+        "ours": new_builder(tmp_path / "ours.bin", multimodal),
+    }
+    for name, builder in builders.items():
+        for document in documents:
+            for number, ids in enumerate(document):
+                builder.add_item(torch.tensor(ids, dtype=torch.int32), number)
+            builder.end_document()
+        builder.finalize(str(tmp_path / f"{name}.idx"))
+    many = new_builder(tmp_path / "many.bin", multimodal)
+    sequences = [ids for document in documents for ids in document]
+    modes = [number for document in documents for number in range(len(document))]
+    content = np.array([i for ids in sequences for i in ids], "<i4").tobytes()
+    many.add_documents(content, [len(ids) for ids in sequences], modes, [len(document) for document in documents])
+    many.finalize(tmp_path / "many.idx")
+    for suffix in ("bin", "idx"):
+        theirs = (tmp_path / f"theirs.{suffix}").read_bytes()
+        assert [(tmp_path / f"{name}.{suffix}").read_bytes() for name in ("ours", "many")] == [theirs, theirs]

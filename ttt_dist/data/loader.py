@@ -7,8 +7,6 @@ Both are pure functions of their arguments: the noise comes from (seed, sample, 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import torch
-
 from ttt_dist.data.blend import Place
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.data.sources import Sources
@@ -91,6 +89,8 @@ class PackLoader:
         return [self.order.place_at(step, slot) for slot in range(first, first + self.micro_batch)]
 
     def _micro_batch(self, step: int, number: int) -> Batch:
+        import torch  # not where the settings of a run are only described
+
         places = self._places(step, number)
         packs = [self.sources.readers[place.source][place.pack] for place in places]
         epochs = [place.epoch for place in places]
