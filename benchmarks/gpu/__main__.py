@@ -41,7 +41,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "log.txt").write_text("", encoding="utf8")
-    report = Report(f"bash benchmarks/gpu.sh {shlex.join(sys.argv[1:])}".strip(), revision())
+    report = Report(args.device, f"bash benchmarks/gpu.sh {shlex.join(sys.argv[1:])}".strip(), revision())
     begin, total_s = time.monotonic(), TOTAL_S * (1 if args.device == "cuda" else SLOW)
     with tempfile.TemporaryDirectory(prefix="gpu-") as work:
         for name in args.only or PHASES:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,17 +67,19 @@ def measure_options(setting: Setting, heads: tuple[int, int, int]) -> Figures:
     setting.require_cuda("kernels of FlexAttention")
     batch = packed(setting, 1, setting.seq_len)
     *inputs, upstream = random_heads(setting, batch, heads)
-    plan, compiled = FlexPlan.build(batch.sample_ids, batch.span_ids), torch.compile(flex_attention, dynamic=False)
+    plan = FlexPlan.build(batch.sample_ids, batch.span_ids)
+    compiled: Any = torch.compile(flex_attention, dynamic=False)
     found: Figures = {}
     for options in OPTIONS:
 
         def attention(q: Tensor, k: Tensor, v: Tensor, options: dict[str, int] = options) -> Tensor:
             q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-            out = compiled(q, k, v, block_mask=plan.block_mask, enable_gqa=True, kernel_options=options)
+            out: Tensor = compiled(q, k, v, block_mask=plan.block_mask, enable_gqa=True, kernel_options=options)
             return out.squeeze(0).transpose(0, 1)
 
         times = speed(setting, batch, inputs, upstream, attention)
-        found[" ".join(f"{name}={value}" for name, value in options.items())] = [times["forward_ms"], times["both_ms"]]
+        name = " ".join(f"{option}={value}" for option, value in options.items())
+        found |= {f"{name} {key}": times[key] for key in ("forward_ms", "both_ms")}
     return found
 
 

@@ -16,7 +16,8 @@ PACKAGES = ("torch", "triton", "transformers", "deepspeed", "megatron-core", "nu
 
 
 def measurements(setting: Setting) -> Iterator[Measurement]:
-    """Versions; bandwidth; products of the model's shapes."""
+    """What it is; bandwidth; products of the model's shapes."""
+    yield "hardware", lambda: {"line": head("", "benchmarks.gpu")[2]}  # of a result file
     yield "versions", partial(versions, setting)
     yield "copy", partial(copy, setting)
     yield "products", partial(products, setting)
@@ -24,7 +25,7 @@ def measurements(setting: Setting) -> Iterator[Measurement]:
 
 
 def versions(setting: Setting) -> Figures:
-    """Of packages, CUDA and driver; the lines that a result file begins with."""
+    """Of packages, CUDA and driver."""
     found: Figures = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -35,7 +36,7 @@ def versions(setting: Setting) -> Figures:
         found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
         query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
         found["card"] = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
-    return found | {"head": head("One GPU", "benchmarks.gpu")[2:-1]}
+    return found
 
 
 def copy(setting: Setting) -> Figures:

@@ -52,7 +52,8 @@ def measure_way(setting: Setting, way: Way) -> Figures:
     counters.clear()
     with weights_drawn_on(setting.device):
         ours = Ours(setting.layout, setting.device, setting.seq_len, way.checkpointing, way.compiled)
-    samples = draw_samples(setting.layout, NUM_PACKS * setting.seq_len // TOKENS_PER_SAMPLE, seed=0)
+    num_packs = NUM_PACKS if setting.on_cuda else 1
+    samples = draw_samples(setting.layout, num_packs * setting.seq_len // TOKENS_PER_SAMPLE, seed=0)
     begin = time.perf_counter()
     figures = measure_side(setting, way.name, ours, ours.batches(samples, way.rows))
     graphs = {"graphs": counters["stats"]["unique_graphs"], "graph_breaks": sum(counters["graph_break"].values())}

@@ -18,7 +18,7 @@ def measurements(setting: Setting) -> Iterator[Measurement]:
     with weights_drawn_on(setting.device), torch.device(setting.device):  # transformers draws its own first, there too
         baseline = Baseline(setting.layout, setting.device)
     rows = iter(ROWS if setting.on_cuda else (1,))
-    num_samples = 2 * ROWS[0] if setting.on_cuda else 2
+    num_samples = 2 * ROWS[0] if setting.on_cuda else 1
 
     def steps() -> Figures:
         samples = draw_samples(setting.layout, num_samples, seed=0)
@@ -32,7 +32,7 @@ def measurements(setting: Setting) -> Iterator[Measurement]:
         return steps()
 
     def parts() -> Figures:
-        batches = baseline.batches(draw_samples(setting.layout, num_samples // 2, seed=0), 1)
+        batches = baseline.batches(draw_samples(setting.layout, max(num_samples // 2, 1), seed=0), 1)
         return measure_parts(baseline, [batch.to(setting.device) for batch in batches], setting.device)
 
     yield "steps", steps

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.gpu.bars import judged
 from benchmarks.gpu.phases import PHASES
 
-LONGEST_LINE = 9000  # characters of the summary, so that all of stdout stays below 12,000
+LONGEST_LINE = 9500  # characters of the summary, so that all of stdout stays below 12,000
 DIGITS = 4
 
 
@@ -28,20 +28,16 @@ class Outcome:
 class Report:
     """All that is known so far."""
 
+    device: str
     command: str
     revision: str
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
     @property
     def bars(self) -> dict[str, dict[str, Any]]:
-        """What was wanted, and is."""
-        return judged({name: outcome.figures for name, outcome in self.outcomes.items()})
-
-    @property
-    def versions(self) -> dict[str, Any]:
-        """Of the machine, where its phase came so far."""
-        machine = self.outcomes.get("machine")
-        return machine.figures.get("versions", {}) if machine else {}
+        """What was wanted, and is; nothing of a toy."""
+        found = {name: outcome.figures for name, outcome in self.outcomes.items()}
+        return judged(found) if self.device == "cuda" else {}
 
     def write(self, folder: Path) -> None:
         """DIR/gpu.json and DIR/DATE-gpu.md, anew after every phase."""
@@ -56,23 +52,34 @@ class Report:
             phase["figures"] = {name: _scalars(figures) for name, figures in phase["figures"].items()}
         bars = {what: [bar["value"], bar["met"]] for what, bar in self.bars.items()}
         short: dict[str, Any] = rounded({"revision": self.revision, "bars": bars, "phases": phases})
-        if len(json.dumps(short)) > LONGEST_LINE:
-            short["phases"] = {name: phase["status"] for name, phase in phases.items()} | {"rest": "in gpu.json"}
+        for name in reversed(phases):  # what is worth least goes first
+            if len(json.dumps(short)) > LONGEST_LINE:
+                short["phases"][name] = phases[name]["status"]
         return short
 
     def markdown(self) -> list[str]:
         """Lines of the result file."""
-        lines = ["# One GPU", "", *self.versions.get("head", [f"- Date {datetime.date.today()}"])[:1]]
-        versions = ", ".join(f"{name} {value}" for name, value in _scalars(self.versions).items() if name != "took_s")
-        lines += [f"- {versions}", f"- Revision {self.revision}", f"- Command: `{self.command}`", ""]
-        lines += ["| what | wanted | is | met |", "|---|---|---|---|"]
+        machine = self.outcomes["machine"].figures if "machine" in self.outcomes else {}
+        lines = ["# One GPU", "", machine.get("hardware", {}).get("line", f"- Date {datetime.date.today()}")]
+        lines += [
+            f"- {_text(_scalars(machine.get('versions', {})))}",
+            f"- Revision {self.revision}",
+            f"- Command: `{self.command}`",
+            "",
+        ]
+        if self.device == "cpu":
+            lines.append("A toy model on the CPU: the figures mean nothing, and no bar applies.")
+        else:
+            lines += ["| what | wanted | is | met |", "|---|---|---|---|"]
         for what, bar in rounded(self.bars).items():
             met = {None: "not measured", True: "yes", False: "no"}[bar["met"]]
             lines.append(f"| {what} | {bar['wanted']} | {'' if bar['value'] is None else bar['value']} | {met} |")
         for name, outcome in self.outcomes.items():
             lines += ["", f"## {name}: {PHASES[name].about}", "", f"{outcome.status}, {outcome.seconds:.0f} s", ""]
             lines += [
-                f"- {key}: {_text(figures)}" for key, figures in rounded(outcome.figures).items() if key != "versions"
+                f"- {key}: {_text(figures)}"
+                for key, figures in rounded(outcome.figures).items()
+                if key not in ("hardware", "versions")
             ]
         return [*lines, "", "What the figures mean: benchmarks/README.md."]
 
@@ -93,7 +100,7 @@ def rounded(value: Any) -> Any:
 
 
 def _scalars(figures: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in figures.items() if not isinstance(value, dict | list)}
+    return {key: value for key, value in figures.items() if not isinstance(value, dict | list) and key != "took_s"}
 
 
 def _text(figures: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from ttt_dist import train
 from ttt_dist.telemetry.console import main_guard
@@ -63,8 +64,8 @@ def main() -> None:
     from benchmarks.gpu.setting import weights_drawn_on
     from ttt_dist.training import loop
 
-    loop.train_step = Watch(loop.train_step, figures, steps)
-    with weights_drawn_on(device):
+    watch = Watch(loop.train_step, figures, steps)
+    with weights_drawn_on(device), patch.object(loop, "train_step", watch):
         train.main()
 
 

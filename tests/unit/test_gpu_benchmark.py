@@ -27,8 +27,13 @@ ROOT = Path(__file__).resolve().parents[2]
 DECODED = {"seconds", "real_time_factor", "codes_s", "ms_per_forward", "first_span_s", "cold_s", "memory_gb"}
 TRAINED = {"step_s", "useful_tokens_per_s", "memory_gb", "dry_run_gb", "graphs", "graph_breaks"}
 KEYS: dict[str, dict[str, set[str]]] = {
-    "machine": {"versions": {"torch", "head"}, "copy": {"tb_s"}, "products": {"square_tflops", "head_tflops"}},
-    "tests": {"test_flex": {"num_passed", "num_failed", "num_skipped"}, "test_timing": {"num_passed"}},
+    "machine": {
+        "hardware": {"line"},
+        "versions": {"torch"},
+        "copy": {"tb_s"},
+        "products": {"square_tflops", "head_tflops"},
+    },
+    "tests": {"test_timing": {"num_passed", "num_failed", "num_skipped"}},
     "train": {
         "none eager, 1 packs": {"step_s", "tokens_s", "useful_tflops", "memory_gb", "loss", "graphs", "warm_up_s"}
     },
@@ -148,7 +153,7 @@ def test_bars_by_hand() -> None:
 
 
 def test_the_last_line_stays_short() -> None:
-    report = Report("bash benchmarks/gpu.sh", "abc")
+    report = Report("cuda", "bash benchmarks/gpu.sh", "abc")
     report.outcomes["train"] = Outcome(
         "ok", 1.0, {f"way {n}": {"mfu": 0.123456789, "kernels": {"k": 1.0}} for n in range(3)}
     )
