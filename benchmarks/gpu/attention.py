@@ -9,13 +9,12 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from benchmarks.contestants import additive_mask, dense_attention
+from benchmarks.gpu.batches import draw_batches
 from benchmarks.gpu.clock import milliseconds
 from benchmarks.gpu.setting import Figures, Measurement, Setting
-from benchmarks.mixture import draw_samples, pack_samples
 from ttt_dist.model.attention import attend, attention_plan
 from ttt_dist.model.flex import FlexPlan
-from ttt_dist.sequence.batch import Batch, collate
-from ttt_dist.sequence.objective import Objective
+from ttt_dist.sequence.batch import Batch
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -44,7 +43,7 @@ def measurements(setting: Setting) -> Iterator[Measurement]:
 
 def measure_shape(setting: Setting, heads: tuple[int, int, int], rows: int, seq_len: int) -> Figures:
     """Relative errors of norms, and the largest of them over that of dense attention in the same type; speed."""
-    batch = packed(setting, rows, seq_len)
+    (batch,) = draw_batches(setting, 1, rows, seq_len)
     q, k, v, upstream = random_heads(setting, batch, heads)
     plan = attention_plan(batch.sample_ids, batch.span_ids, DTYPE)
     ours = with_gradients((q, k, v), upstream, partial(attend, plan=plan))
@@ -65,7 +64,7 @@ def measure_shape(setting: Setting, heads: tuple[int, int, int], rows: int, seq_
 def measure_options(setting: Setting, heads: tuple[int, int, int]) -> Figures:
     """Milliseconds of forward, and of both passes, by what torch lets one choose of the kernels."""
     setting.require_cuda("kernels of FlexAttention")
-    batch = packed(setting, 1, setting.seq_len)
+    (batch,) = draw_batches(setting, 1, 1, setting.seq_len)
     *inputs, upstream = random_heads(setting, batch, heads)
     plan = FlexPlan.build(batch.sample_ids, batch.span_ids)
     compiled: Any = torch.compile(flex_attention, dynamic=False)
@@ -81,12 +80,6 @@ def measure_options(setting: Setting, heads: tuple[int, int, int]) -> Figures:
         name = " ".join(f"{option}={value}" for option, value in options.items())
         found |= {f"{name} {key}": times[key] for key in ("forward_ms", "both_ms")}
     return found
-
-
-def packed(setting: Setting, rows: int, seq_len: int) -> Batch:
-    """The first packs of a mixture, on the device."""
-    packs = pack_samples(draw_samples(setting.layout, rows * seq_len // 200, seed=0), seq_len, seed=0)[:rows]
-    return collate(packs, setting.layout, Objective(), 0, [0] * rows, seq_len).to(setting.device)
 
 
 def random_heads(setting: Setting, batch: Batch, heads: tuple[int, int, int]) -> list[Tensor]:

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu.attention import packed, relative
+from benchmarks.gpu.attention import relative
+from benchmarks.gpu.batches import draw_batches
 from benchmarks.gpu.clock import milliseconds
 from benchmarks.gpu.setting import Figures, Measurement, Setting, weights_drawn_on
 from ttt_dist.model.layers import PlainFactory
@@ -28,7 +29,7 @@ def measurements(setting: Setting) -> Iterator[Measurement]:
 
 def measure_loss(setting: Setting, model: Transformer, rows: int) -> Figures:
     """Milliseconds of each way, forward and backward, and how far our gradients are from those in fp32 at the targets."""
-    batch, weight = packed(setting, rows, setting.seq_len), model.head.weight
+    (batch,), weight = draw_batches(setting, 1, rows, setting.seq_len), model.head.weight
     assert isinstance(weight, Tensor)
     classes = slice(setting.layout.vocab_size)  # the rest is padding, of which ours knows
     hidden = torch.randn(batch.input_ids.numel(), model.config.hidden_size, device=setting.device).to(setting.dtype)

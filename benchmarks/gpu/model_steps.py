@@ -13,13 +13,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.contestants import Contestant, Ours
 from benchmarks.contestants import setting as shape_of
+from benchmarks.gpu.batches import draw_batches
 from benchmarks.gpu.setting import Figures, Measurement, Setting, weights_drawn_on
 from benchmarks.measure import measure_steps, peak_flops
-from benchmarks.mixture import draw_samples
 from ttt_dist.sequence.batch import Batch
 from ttt_dist.training.flops import ModelFlops
 
-STEPS, NUM_PACKS, TOKENS_PER_SAMPLE = 3, 4, 450
+STEPS, NUM_PACKS = 3, 4
 KERNELS = 12
 
 
@@ -52,20 +52,18 @@ def measure_way(setting: Setting, way: Way) -> Figures:
     counters.clear()
     with weights_drawn_on(setting.device):
         ours = Ours(setting.layout, setting.device, setting.seq_len, way.checkpointing, way.compiled)
-    num_packs = NUM_PACKS if setting.on_cuda else 1
-    samples = draw_samples(setting.layout, num_packs * setting.seq_len // TOKENS_PER_SAMPLE, seed=0)
+    batches = draw_batches(setting, NUM_PACKS // way.rows if setting.on_cuda else 1, way.rows, setting.seq_len)
     begin = time.perf_counter()
-    figures = measure_side(setting, way.name, ours, ours.batches(samples, way.rows))
+    figures = measure_side(setting, way.name, ours, batches)
     graphs = {"graphs": counters["stats"]["unique_graphs"], "graph_breaks": sum(counters["graph_break"].values())}
     figures |= graphs | {"warm_up_s": time.perf_counter() - begin - sum(figures["seconds"])}
     if setting.on_cuda:
-        figures["kernels"] = heaviest_kernels(ours, ours.batches(samples, way.rows)[0].to(setting.device))
+        figures["kernels"] = heaviest_kernels(ours, batches[0])
     return figures
 
 
 def measure_side(setting: Setting, name: str, side: Contestant, batches: list[Batch]) -> Figures:
     """Steps of a side on these micro-batches, with rates."""
-    batches = [batch.to(setting.device) for batch in batches]
     measured = measure_steps(name, side, batches, STEPS, setting.device)
     seconds = statistics.median(measured["seconds"])
     flops = ModelFlops.of(shape_of(setting.device)[0], setting.layout.vocab_size)

@@ -6,12 +6,11 @@ from functools import partial
 import torch
 
 from benchmarks.contestants import SMALL
+from benchmarks.gpu.batches import draw_batches
 from benchmarks.gpu.setting import Figures, Measurement, Setting
-from benchmarks.mixture import draw_samples, pack_samples
 from ttt_dist.model.recompute import prepare_blocks
 from ttt_dist.model.transformer import Transformer
-from ttt_dist.sequence.batch import Batch, collate
-from ttt_dist.sequence.objective import Objective
+from ttt_dist.sequence.batch import Batch
 
 WAYS = [("none", False), ("selective", False), ("none", True), ("selective", True)]
 SEQ_LEN, ROWS = 2048, 2
@@ -39,7 +38,7 @@ def loss_and_norm(setting: Setting, device: str, checkpointing: str, compiled: b
     """Of one micro-batch; weights and noise are the same on all devices."""
     model, batch = small_model(setting, device)
     prepare_blocks(model.blocks, model.config.hidden_size, checkpointing, compiled)
-    loss = model(batch.to(device)).loss / batch.count
+    loss = model(batch).loss / batch.count
     loss.backward()
     norms = [torch.linalg.vector_norm(parameter.grad, dtype=torch.float64) for parameter in model.parameters()]
     return {"loss": loss.item(), "grad_norm": torch.stack(norms).norm().item()}
@@ -49,12 +48,11 @@ def loss_and_norm(setting: Setting, device: str, checkpointing: str, compiled: b
 def inference_loss(setting: Setting) -> float:
     """As an evaluation computes it: with attention in buckets, whatever the shape."""
     model, batch = small_model(setting, setting.device)
-    return float(model(batch.to(setting.device)).loss / batch.count)
+    return float(model(batch).loss / batch.count)
 
 
 def small_model(setting: Setting, device: str) -> tuple[Transformer, Batch]:
-    """On the device, and a batch on the CPU."""
+    """Both on the device."""
     config = SMALL if setting.on_cuda else setting.config
-    packs = pack_samples(draw_samples(setting.layout, 12, seed=0), SEQ_LEN, seed=0)[:ROWS]
-    batch = collate(packs, setting.layout, Objective(), 0, [0] * len(packs), SEQ_LEN)
-    return Transformer.for_layout(config, setting.layout).to(device), batch
+    (batch,) = draw_batches(setting, 1, ROWS, SEQ_LEN)
+    return Transformer.for_layout(config, setting.layout).to(device), batch.to(device)

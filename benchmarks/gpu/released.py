@@ -24,7 +24,8 @@ def measurements(setting: Setting) -> Iterator[Measurement]:
         samples = draw_samples(setting.layout, num_samples, seed=0)
         size = next(rows)
         try:
-            return measure_side(setting, "released way", baseline, baseline.batches(samples, size)) | {"rows": size}
+            batches = [batch.to(setting.device) for batch in baseline.batches(samples, size)]
+            return measure_side(setting, "released way", baseline, batches) | {"rows": size}
         except torch.OutOfMemoryError:
             print(f"{size} rows do not fit")
         baseline.model.zero_grad(set_to_none=True)

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
+from benchmarks.gpu.batches import draw_packs
 from benchmarks.gpu.setting import Figures, Measurement, Setting, Skipped
-from benchmarks.mixture import draw_samples, pack_samples
 from ttt_dist.config import TrainConfig
 from ttt_dist.data.shards import ShardWriter
 
@@ -85,11 +85,8 @@ def config_in(setting: Setting, folder: Path) -> Path:
     (shards / "tokenizer").mkdir(parents=True)
     (shards / "codec").mkdir()
     (shards / "template.json").write_text("{}", encoding="utf8")
-    packs = pack_samples(
-        draw_samples(setting.layout, NUM_PACKS * setting.seq_len // 450, seed=0), setting.seq_len, seed=0
-    )
     with ShardWriter(shards / "train", {"layout": setting.layout.to_dict(), "seq_len": setting.seq_len}) as writer:
-        for pack in packs:
+        for pack in draw_packs(setting, NUM_PACKS, setting.seq_len):
             writer.add(pack)
     path.write_text(yaml.safe_dump(settings(setting, shards / "train")), encoding="utf8")
     return path
