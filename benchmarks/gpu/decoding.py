@@ -29,12 +29,12 @@ def measurements(setting: Setting) -> Iterator[Measurement]:
     yield "ours, batch 32, cuDNN attention the other way", partial(other_cudnn, setting, ours, 32)
 
 
-def reply(setting: Setting, decoder: Decoder, batch: int, warm_up: bool = True) -> Figures:
+def reply(setting: Setting, decoder: Decoder, batch: int) -> Figures:
     """Seconds of a reply, and what follows from them; `cold_s` is the first one's."""
     num_text, num_codes = (NUM_TEXT, NUM_CODES) if setting.on_cuda else (26, 60)
     course, requests = Course.of(setting.layout, num_text, num_codes), draw_prompts(setting.layout, batch)
     settings = DecodeSettings(block=BLOCK, steps=STEPS)
-    cold_s = decode(decoder, requests, settings, course).seconds if warm_up else None
+    cold_s = decode(decoder, requests, settings, course).seconds
     measured = decode(decoder, requests, settings, course)
     return {
         "seconds": measured.seconds,

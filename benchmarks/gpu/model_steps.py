@@ -31,10 +31,6 @@ class Way:
     compiled: bool
     rows: int
 
-    @property
-    def name(self) -> str:
-        return f"{self.checkpointing} {'compiled' if self.compiled else 'eager'}, {self.rows} packs"
-
 
 WAYS = [Way("none", True, 2), Way("selective", True, 2), Way("none", True, 1), Way("none", False, 1)]
 
@@ -42,7 +38,8 @@ WAYS = [Way("none", True, 2), Way("selective", True, 2), Way("none", True, 1), W
 def measurements(setting: Setting) -> Iterator[Measurement]:
     """The ways, best first."""
     for way in WAYS:
-        yield way.name, partial(measure_way, setting, way)
+        how = "compiled" if way.compiled else "eager"
+        yield f"{way.checkpointing} {how}, {way.rows} x {setting.seq_len}", partial(measure_way, setting, way)
 
 
 def measure_way(setting: Setting, way: Way) -> Figures:
@@ -54,7 +51,7 @@ def measure_way(setting: Setting, way: Way) -> Figures:
         ours = Ours(setting.layout, setting.device, setting.seq_len, way.checkpointing, way.compiled)
     batches = draw_batches(setting, NUM_PACKS // way.rows if setting.on_cuda else 1, way.rows, setting.seq_len)
     begin = time.perf_counter()
-    figures = measure_side(setting, way.name, ours, batches)
+    figures = measure_side(setting, "ours", ours, batches)
     graphs = {"graphs": counters["stats"]["unique_graphs"], "graph_breaks": sum(counters["graph_break"].values())}
     figures |= graphs | {"warm_up_s": time.perf_counter() - begin - sum(figures["seconds"])}
     if setting.on_cuda:
@@ -68,11 +65,16 @@ def measure_side(setting: Setting, name: str, side: Contestant, batches: list[Ba
     seconds = statistics.median(measured["seconds"])
     flops = ModelFlops.of(shape_of(setting.device)[0], setting.layout.vocab_size)
     work = sum(flops.useful(b.useful_tokens, b.ar_tokens + b.nar_tokens, b.visible_pairs) for b in batches)
-    rates = {"step_s": seconds, "tokens_s": measured["useful_tokens"] / seconds, "useful_tflops": work / seconds / 1e12}
     mfu = {"mfu": work / seconds / peak_flops(setting.device)[0]} if setting.on_cuda else {}
-    return (
-        rates | mfu | {"memory_gb": measured["memory"] / 1e9, "loss": measured["loss"], "seconds": measured["seconds"]}
-    )
+    return {
+        "step_s": seconds,
+        "tokens_s": measured["useful_tokens"] / seconds,
+        "useful_tflops": work / seconds / 1e12,
+        **mfu,
+        "memory_gb": measured["memory"] / 1e9,
+        "loss": measured["loss"],
+        "seconds": measured["seconds"],
+    }
 
 
 def heaviest_kernels(side: Contestant, batch: Batch) -> dict[str, float]:

@@ -35,7 +35,7 @@ KEYS: dict[str, dict[str, set[str]]] = {
     },
     "tests": {"test_timing": {"num_passed", "num_failed", "num_skipped"}},
     "train": {
-        "none eager, 1 packs": {"step_s", "tokens_s", "useful_tflops", "memory_gb", "loss", "graphs", "warm_up_s"}
+        "none eager, 1 x 2048": {"step_s", "tokens_s", "useful_tflops", "memory_gb", "loss", "graphs", "warm_up_s"}
     },
     "decode": {"ours, batch 1": DECODED, "ours, batch 2": DECODED, "AR, batch 1": DECODED},
     "zero1": {},
@@ -48,7 +48,7 @@ KEYS: dict[str, dict[str, set[str]]] = {
 }
 SKIPPED = {
     "machine": ["fp8 product"],
-    "train": ["none compiled, 2 packs", "selective compiled, 2 packs"],
+    "train": ["none compiled, 2 x 2048", "selective compiled, 2 x 2048"],
     "decode": ["ours, batch 1, cuDNN attention the other way"],
     "zero1": ["compiled", "compiled, fp8"],
     "parity": ["none compiled"],
@@ -138,7 +138,7 @@ def test_waits_are_told_apart_by_how_often_they_come() -> None:
 
 def test_bars_by_hand() -> None:
     decoded = {"ours, batch 1": {"codes_s": 10.0, "real_time_factor": 0.05}, "ours, batch 32": {"codes_s": 100.0}}
-    trained = {"none compiled, 2 packs": {"mfu": 0.5, "tokens_s": 90.0}, "none eager, 1 packs": {"mfu": 0.9}}
+    trained = {"none compiled, 2 packs": {"mfu": 0.5, "tokens_s": 90.0}, "none eager, 1 x 2048": {"mfu": 0.9}}
     memory = {"compiled": {"dry_run_gb": 9.5, "memory_gb": 10.0}, "compiled, fp8": {"skipped": "no such key"}}
     found = judged({"decode": decoded, "train": trained, "released": {"steps": {"tokens_s": 10.0}}, "zero1": memory})
     met = {what: bar["met"] for what, bar in found.items() if bar["met"] is not None}
