@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,15 +15,16 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
-from benchmarks.gpu import phase
-from benchmarks.gpu.__main__ import end_family, read_figures
+from benchmarks.gpu import __main__ as driver
+from benchmarks.gpu import phase, waits
 from benchmarks.gpu.bars import judged
 from benchmarks.gpu.phases import PHASES
 from benchmarks.gpu.report import LONGEST_LINE, Outcome, Report
 from benchmarks.gpu.setting import Measurement, Skipped
 from benchmarks.gpu.train_command import said_memory
-from benchmarks.gpu.waits import by_micro_batch
+from ttt_dist.telemetry.console import main_guard
 
 ROOT = Path(__file__).resolve().parents[2]
 DECODED = {"seconds", "real_time_factor", "codes_s", "ms_per_forward", "first_span_s", "cold_s", "memory_gb"}
@@ -116,22 +119,53 @@ def test_a_measurement_that_fails_costs_no_other(
     assert words[0] == "good not finished"  # what a phase that is killed leaves behind
 
 
+def test_a_phase_ends_at_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+    assert driver.run_phase("machine", "cpu", tmp_path, log, left_s=1.0).status == "no time left"
+    monkeypatch.setattr(driver, "LEAST_S", 0.0)
+    outcome = driver.run_phase("machine", "cpu", tmp_path, log, left_s=0.2)
+    assert outcome.status == "killed at its limit of 0 s" and outcome.figures == {}
+    assert log.read_text() == "\n===== machine\n"
+
+
 def test_a_killed_phase_leaves_its_figures_and_no_process(tmp_path: Path) -> None:
     figures = tmp_path / "figures"
     figures.write_text('["a", {"error": "not finished"}]\n["a", {"x": 1}]\n["b", {"error": "not fini')
-    assert read_figures(figures) == {"a": {"x": 1}}
-    assert read_figures(tmp_path / "none") == {}
+    assert driver.read_figures(figures) == {"a": {"x": 1}}
+    assert driver.read_figures(tmp_path / "none") == {}
     nest = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True)"
     process = subprocess.Popen([sys.executable, "-c", nest], start_new_session=True)
     while not (children := psutil.Process(process.pid).children()):
         time.sleep(0.01)
-    end_family(process)
+    driver.end_family(process)
     assert process.returncode == -signal.SIGKILL
     assert psutil.wait_procs(children, timeout=10)[1] == []
 
 
+def test_waits_are_counted_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that torch warns of, and those that are there to wait; the line of ours that led there is named too."""
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+
+    def wait() -> None:
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+        torch.cuda.synchronize()
+
+    found: Counter[str] = Counter()
+    before = warnings.showwarning, torch.cuda.synchronize
+    with waits.counted_waits(found):
+        for _ in range(3):
+            wait()
+        main_guard(wait)
+    assert (warnings.showwarning, torch.cuda.synchronize) == before
+    assert sorted(found.values()) == [1, 1, 3, 3]
+    assert all(place.startswith("unit/test_gpu_benchmark.py:") for place in found)
+    assert sum(" < telemetry/console.py:" in place for place in found) == 2
+
+
 def test_waits_are_told_apart_by_how_often_they_come() -> None:
-    found = by_micro_batch({"loop.py:1": 2, "loss.py:7": 16, "loss.py:9": 8}, num_steps=2, num_micro_batches=4)
+    found = waits.by_micro_batch({"loop.py:1": 2, "loss.py:7": 16, "loss.py:9": 8}, num_steps=2, num_micro_batches=4)
     assert found["waits_per_micro_batch"] == 3 and found["places_of_micro_batch"] == {"loss.py:7": 2, "loss.py:9": 1}
     assert found["waits_per_step"] == 1 and found["places_of_step"] == {"loop.py:1": 1}
 
