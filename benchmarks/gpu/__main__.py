@@ -9,6 +9,7 @@ told as skipped.
 
 import argparse
 import contextlib
+import ctypes
 import json
 import os
 import shlex
@@ -25,7 +26,7 @@ import psutil
 
 from benchmarks.gpu.phases import PHASES, TOTAL_S
 from benchmarks.gpu.report import Outcome, Report
-from ttt_dist.errors import StopRequestedError
+from ttt_dist.errors import StopRequestedError, UserError
 from ttt_dist.telemetry.console import main_guard, result, say
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +39,8 @@ SLOW = 5  # times a GPU's limits on CPU
 def main() -> None:
     """All phases, or those asked for."""
     args = parse_arguments()
+    if args.device == "cuda":
+        require_driver()
     signal.signal(signal.SIGTERM, _stop)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "log.txt").write_text("", encoding="utf8")
@@ -124,6 +127,14 @@ def line(name: str, outcome: Outcome) -> str:
         kind = "FAILED" if "error" in figures else "skipped"
         parts.append(f"{key} ({kind}: {reason[:80]})" if reason else key)
     return f"{name}: {outcome.status}, {outcome.seconds:.0f} s; {'; '.join(parts)}"[:600]
+
+
+def require_driver() -> None:
+    """Raise UserError where torch would find no GPU, without waiting for its import."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        raise UserError("--device cuda: this machine has no CUDA driver; take --device cpu") from None
 
 
 def revision() -> str:

@@ -61,7 +61,7 @@ def measure_way(setting: Setting, way: Way) -> Figures:
 
 def measure_side(setting: Setting, name: str, side: Contestant, batches: list[Batch]) -> Figures:
     """Steps of a side on these micro-batches, with rates."""
-    measured = measure_steps(name, side, batches, STEPS, setting.device)
+    measured = measure_steps(name, side, batches, STEPS if setting.on_cuda else 1, setting.device)
     seconds = statistics.median(measured["seconds"])
     flops = ModelFlops.of(shape_of(setting.device)[0], setting.layout.vocab_size)
     work = sum(flops.useful(b.useful_tokens, b.ar_tokens + b.nar_tokens, b.visible_pairs) for b in batches)
