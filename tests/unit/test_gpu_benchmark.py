@@ -23,7 +23,7 @@ from benchmarks.gpu.bars import judged
 from benchmarks.gpu.phases import PHASES
 from benchmarks.gpu.report import LONGEST_LINE, Outcome, Report
 from benchmarks.gpu.setting import Measurement, Skipped
-from benchmarks.gpu.train_command import said_memory
+from benchmarks.gpu.train_command import said_memory, succeed
 from ttt_dist.telemetry.console import main_guard
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +56,6 @@ SKIPPED = {
     "zero1": ["compiled", "compiled, fp8"],
     "parity": ["none compiled"],
     "attention": ["options, heads of 128"],
-    "zero3": ["ZeRO-3, compiled"],
 }
 
 
@@ -197,6 +196,13 @@ def test_the_last_line_stays_short() -> None:
     )
     assert report.summary()["phases"]["decode"] == "killed at its limit of 60 s"
     assert len(json.dumps(report.summary())) < LONGEST_LINE
+
+
+def test_a_command_that_fails_is_told_in_its_own_words(capfd: pytest.CaptureFixture[str]) -> None:
+    succeed([sys.executable, "-c", "print('fine')"])
+    with pytest.raises(RuntimeError, match="exit status 3, the last word"):
+        succeed([sys.executable, "-c", "import sys; sys.stderr.write('x\\nthe last word\\n\\n'); sys.exit(3)"])
+    assert capfd.readouterr().out == "fine\nx\nthe last word\n\n"
 
 
 def test_memory_of_a_dry_run() -> None:
