@@ -71,12 +71,19 @@ class Transformer(nn.Module):
         assert isinstance(dtype, torch.dtype)
         return dtype
 
-    def hidden(self, input_ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
-        """Normalised last hidden states [T, H] of ids [T]."""
+    def hidden(
+        self, input_ids: Tensor, position_ids: Tensor, plan: AttentionPlan, needed: Tensor | None = None
+    ) -> Tensor:
+        """Normalised last hidden states [T, H] of ids [T], or of those of them that are needed [n]: [n, H].
+
+        In the last block only keys and values of the others are computed.
+        """
         x = self.embed(input_ids)
         tables = rotary(self.config, position_ids, x.dtype)
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             x = block(x, tables, plan)
+        x = last(x, tables, plan) if needed is None else last.only(needed, x, tables, plan)
         x = self.norm(x)
         assert isinstance(x, Tensor)
         return x
@@ -103,6 +110,13 @@ class Block(nn.Module):
         out: Tensor = x + self.mlp(self.mlp_norm(x))
         return out
 
+    def only(self, needed: Tensor, x: Tensor, tables: Tables, plan: AttentionPlan) -> Tensor:
+        """The output at tokens `needed` [n] alone; all are attended to."""
+        heads = self.attention.heads(self.attention_norm(x), tables, plan)
+        x = x[needed] + self.attention.out(heads[needed])
+        out: Tensor = x + self.mlp(self.mlp_norm(x))
+        return out
+
 
 class Attention(nn.Module):
     """Grouped-query attention; one projection gives queries, keys and values, group by group (see `split_heads`)."""
@@ -125,6 +139,11 @@ class Attention(nn.Module):
         )
 
     def forward(self, x: Tensor, tables: Tables, plan: AttentionPlan) -> Tensor:
+        out: Tensor = self.out(self.heads(x, tables, plan))
+        return out
+
+    def heads(self, x: Tensor, tables: Tables, plan: AttentionPlan) -> Tensor:
+        """What the heads have read, [T, heads x D], before the output projection."""
         qkv = self.qkv(x)
         num_slots = qkv.shape[-1] // self.head_dim
         # A tensor-parallel rank has whole groups, or, where there are fewer groups than ranks, a part of one.
@@ -135,8 +154,7 @@ class Attention(nn.Module):
             q, k, v = groups.split([num_heads // num_groups, 1, 1], dim=2)
             qkv = torch.cat([self.q_norm(q), self.k_norm(k), v], dim=2).flatten(1)
         q, k, v = split_heads(qkv, tables, num_heads, num_groups)
-        out: Tensor = self.out(self.split.attend(q, k, v, plan).flatten(1))
-        return out
+        return self.split.attend(q, k, v, plan).flatten(1)
 
 
 class MLP(nn.Module):
