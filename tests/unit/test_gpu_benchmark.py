@@ -27,7 +27,7 @@ from benchmarks.gpu.train_command import said_memory, succeed
 from ttt_dist.telemetry.console import main_guard
 
 ROOT = Path(__file__).resolve().parents[2]
-DECODED = {"seconds", "real_time_factor", "codes_s", "ms_per_forward", "first_span_s", "cold_s", "memory_gb"}
+DECODED = {"seconds", "real_time_factor", "codes_s", "ms_per_forward", "first_span_s", "cold_s", "agrees"}
 TRAINED = {"step_s", "useful_tokens_per_s", "memory_gb", "dry_run_gb", "graphs", "graph_breaks"}
 KEYS: dict[str, dict[str, set[str]]] = {
     "machine": {
@@ -40,7 +40,7 @@ KEYS: dict[str, dict[str, set[str]]] = {
     "train": {
         "none eager, 1 x 2048": {"step_s", "tokens_s", "useful_tflops", "memory_gb", "loss", "graphs", "warm_up_s"}
     },
-    "decode": {"ours, batch 1": DECODED, "ours, batch 2": DECODED, "AR, batch 1": DECODED},
+    "decode": {"ours, batch 1": DECODED, "ours, batch 2": DECODED, "AR, batch 3": DECODED},
     "zero1": {},
     "released": {"steps": {"tokens_s", "rows", "loss"}, "parts": {"attention_ms", "loss_ms", "attention_error"}},
     "parity": {"cpu": {"loss"}, "selective eager": {"loss_difference"}, "inference": {"loss_difference"}},
@@ -52,7 +52,7 @@ KEYS: dict[str, dict[str, set[str]]] = {
 SKIPPED = {
     "machine": ["fp8 product"],
     "train": ["none compiled, 2 x 2048", "selective compiled, 2 x 2048"],
-    "decode": ["ours, batch 1, cuDNN attention the other way"],
+    "decode": ["without CUDA graphs, batch 1", "with cuDNN attention, batch 3"],
     "zero1": ["compiled", "compiled, fp8"],
     "parity": ["none compiled"],
     "attention": ["options, heads of 128"],
