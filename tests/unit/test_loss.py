@@ -1,6 +1,6 @@
 """Chunked cross-entropy over rows that count, against full logits and autograd."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -112,6 +112,12 @@ def test_a_target_outside_the_vocabulary_is_refused(target: int) -> None:
         linear_cross_entropy(hidden, weight, rows, VOCABULARY)
 
 
+def putting(values: Sequence[Tensor]) -> Callable[[Tensor], object]:
+    """A reduction over slices whose results, one for each part of the rows, are known."""
+    left = iter(values)
+    return lambda tensor: tensor.copy_(next(left))
+
+
 def sliced(entropy: Entropy, hidden: Tensor, weight: Tensor, rows: LossRows, first: int) -> list[Tensor]:
     """Loss, entropies and both gradients of `entropy` on the rows of `weight` from `first` on, or up to it, together.
 
@@ -125,9 +131,8 @@ def sliced(entropy: Entropy, hidden: Tensor, weight: Tensor, rows: LossRows, fir
     sums = torch.stack([target_logit if entropy is by_tiles else target_logit - largest, total])
     grads: list[Tensor] = []
     for start, part in ((0, weight[:first]), (first, weight[first:])):
-        largest_parts, sums_parts = iter(largest.split(PART_ROWS)), iter(sums.split(PART_ROWS, dim=1))
         vocabulary = VocabularySlice(
-            start, NUM_TOKENS, lambda x, y=largest_parts: x.copy_(next(y)), lambda x, y=sums_parts: x.copy_(next(y))
+            start, NUM_TOKENS, putting(largest.split(PART_ROWS)), putting(sums.split(PART_ROWS, dim=1))
         )
         loss, losses = entropy(hidden, part, rows.targets, rows.weights, vocabulary)
         grads += torch.autograd.grad(loss * 0.37, (hidden, weight))
