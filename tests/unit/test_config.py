@@ -11,6 +11,8 @@ import pytest
 from tests.distributed.cases import ROOT
 from ttt_dist.config import check_run, load_config, read_deepspeed, save_config, zero_stage
 from ttt_dist.errors import UserError
+from ttt_dist.parallel.mesh import Mesh
+from ttt_dist.training.engine import deepspeed_config
 from ttt_dist.training.schedule import learning_rate
 
 
@@ -276,6 +278,14 @@ def test_shipped_recipes_are_valid(recipe: str) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda path: path.stem)
 def test_shipped_deepspeed_files_have_the_stage_of_their_name(path: Path) -> None:
     assert path.stem.startswith(f"zero{zero_stage(path)}")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda path: path.stem)
+def test_deepspeed_waits_for_the_device_neither_to_time_it_nor_at_each_bucket(path: Path) -> None:
+    config = load_config(ROOT / "recipes" / "demo.yaml", ["data.train=shards/train", f"deepspeed={path}"])
+    settings = deepspeed_config(config, Mesh.of(config.parallel, 1, 0))
+    assert settings["timers"]["throughput"]["enabled"] is False
+    assert zero_stage(path) != 2 or settings["zero_optimization"]["overlap_comm"] is False
 
 
 @pytest.mark.parametrize("module", ["config", "model_config", "data_config", "decode_settings"])

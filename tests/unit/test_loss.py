@@ -1,5 +1,7 @@
 """Chunked cross-entropy over rows that count, against full logits and autograd."""
 
+from collections.abc import Callable, Sequence
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from tests.structures import packs, tiny_layout
 from ttt_dist.model import cross_entropy
-from ttt_dist.model.cross_entropy import VocabularySlice
+from ttt_dist.model.cross_entropy import VocabularySlice, by_chunks, by_tiles
 from ttt_dist.model.loss import LossRows, linear_cross_entropy, loss_rows
 from ttt_dist.sequence.batch import Batch, collate
 from ttt_dist.sequence.corruption import NUM_P_BINS
@@ -18,6 +20,8 @@ from ttt_dist.sequence.objective import Objective
 LAYOUT = tiny_layout()
 NUM_TOKENS, NUM_ROWS = LAYOUT.vocab_size, LAYOUT.padded_vocab_size
 VOCABULARY = VocabularySlice(0, NUM_TOKENS)
+PART_ROWS = 7
+Entropy = Callable[..., tuple[Tensor, Tensor]]
 
 
 def naive(hidden: Tensor, weight: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -106,3 +110,49 @@ def test_a_target_outside_the_vocabulary_is_refused(target: int) -> None:
     rows.targets[1] = target
     with pytest.raises(ValueError, match=f"0..{NUM_TOKENS - 1}"):
         linear_cross_entropy(hidden, weight, rows, VOCABULARY)
+
+
+def putting(values: Sequence[Tensor]) -> Callable[[Tensor], object]:
+    """A reduction over slices whose results, one for each part of the rows, are known."""
+    left = iter(values)
+    return lambda tensor: tensor.copy_(next(left))
+
+
+def sliced(entropy: Entropy, hidden: Tensor, weight: Tensor, rows: LossRows, first: int) -> list[Tensor]:
+    """Loss, entropies and both gradients of `entropy` on the rows of `weight` from `first` on, or up to it, together.
+
+    What each slice lacks of the other's maxima and sums comes from the logits of all.
+    """
+    logits = (hidden.detach() @ weight.detach()[:NUM_TOKENS].T).to(torch.promote_types(hidden.dtype, torch.float32))
+    largest = logits.amax(1)
+    target_logit = logits.gather(1, rows.targets.unsqueeze(1)).squeeze(1)
+    total = (logits - largest.unsqueeze(1)).exp().sum(1)
+
+    sums = torch.stack([target_logit if entropy is by_tiles else target_logit - largest, total])
+    grads: list[Tensor] = []
+    for start, part in ((0, weight[:first]), (first, weight[first:])):
+        vocabulary = VocabularySlice(
+            start, NUM_TOKENS, putting(largest.split(PART_ROWS)), putting(sums.split(PART_ROWS, dim=1))
+        )
+        loss, losses = entropy(hidden, part, rows.targets, rows.weights, vocabulary)
+        grads += torch.autograd.grad(loss * 0.37, (hidden, weight))
+    return [loss, losses, grads[0] + grads[2], grads[1] + grads[3]]
+
+
+@pytest.mark.parametrize("entropy", [by_tiles, by_chunks])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("first", [0, 3, NUM_TOKENS // 2, NUM_TOKENS])
+def test_both_ways_over_slices_equal_full_logits(
+    entropy: Entropy, dtype: torch.dtype, first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size in (("TILE_ELEMENTS", 200), ("TILE_ROWS", PART_ROWS), ("CHUNK_ROWS", PART_ROWS)):
+        monkeypatch.setattr(cross_entropy, name, size)
+    hidden, weight, rows = random_rows(23, dtype)
+    found = sliced(entropy, hidden, weight, rows, first)
+    exact_hidden, exact_weight = (tensor.detach().double().requires_grad_() for tensor in (hidden, weight))
+    losses = F.cross_entropy(exact_hidden @ exact_weight[:NUM_TOKENS].T, rows.targets, reduction="none")
+    loss = (losses * rows.weights).sum()
+    expected = [loss, losses, *torch.autograd.grad(loss * 0.37, (exact_hidden, exact_weight))]
+    rtol, atol = (1e-4, 1e-5) if dtype == torch.float32 else (5e-2, 5e-2)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=rtol, atol=atol)

@@ -24,6 +24,7 @@ from ttt_dist.evaluation.tools import Notes, Tools
 from ttt_dist.inference.decoder import Request
 from ttt_dist.model.attention import attention_plan
 from ttt_dist.model.loss import loss_rows
+from ttt_dist.model.loss_chunks import CHUNK_ROWS
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.batch import Batch, collate
 from ttt_dist.sequence.corruption import NUM_P_BINS
@@ -32,7 +33,7 @@ from ttt_dist.sequence.sample import Sample
 from ttt_dist.sequence.tokens import TokenLayout
 
 CLASSES = ("text", "audio")
-LOGITS = 1 << 23  # held at a time: 32 MB in fp32
+LOGITS = 1 << 23  # held at a time on the CPU: 32 MB in fp32
 
 
 def packs_as_items(plan: Plan) -> list[Item | str]:
@@ -125,7 +126,7 @@ def target_losses(model: Transformer, layout: TokenLayout, batch: Batch) -> Targ
     plan = attention_plan(batch.sample_ids, batch.span_ids, model.dtype)
     hidden = model.hidden(batch.input_ids.flatten(), batch.position_ids.flatten(), plan)
     rows = loss_rows(batch, slice(None))
-    size = max(LOGITS // layout.padded_vocab_size, 1)
+    size = CHUNK_ROWS if hidden.is_cuda else max(LOGITS // layout.padded_vocab_size, 1)
     chunks = zip(rows.rows.split(size), rows.targets.split(size), strict=True)
     nats = [F.cross_entropy(model.logits(hidden[where]), targets, reduction="none") for where, targets in chunks]
     found = (torch.cat(nats).double(), rows.weights.double(), rows.targets, rows.bins, rows.rows)

@@ -86,7 +86,7 @@ class _ByTiles(torch.autograd.Function):
                 errors = _errors_(logits, log_sums[rows], local[rows] - tile.start).to(hidden.dtype)
                 part, total = product(errors, scaled.T), grad_weight[tile]
                 total.copy_(part) if rows.start == 0 else total.add_(part)
-                grad_hidden[rows] += product(classes[tile].T, errors.T).T
+                grad_hidden[rows] += product(errors.T, classes[tile].T)
         return grad_hidden.mul_(scale).to(hidden.dtype), grad_weight.to(weight.dtype), None, None, None
 
 
