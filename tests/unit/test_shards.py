@@ -349,3 +349,14 @@ def test_files_are_those_of_megatrons_builder(
     for suffix in ("bin", "idx"):
         theirs = (tmp_path / f"theirs.{suffix}").read_bytes()
         assert [(tmp_path / f"{name}.{suffix}").read_bytes() for name in ("ours", "many")] == [theirs, theirs]
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx"])
+def test_an_empty_file_is_named(tmp_path: Path, suffix: str) -> None:
+    builder = new_builder(tmp_path / "any.bin", multimodal=False)
+    builder.add_item([1])
+    builder.end_document()
+    builder.finalize(tmp_path / "any.idx")
+    (tmp_path / f"any{suffix}").write_bytes(b"")
+    with pytest.raises(UserError, match=rf"any\{suffix}: is empty; write the shard again"):
+        open_indexed(tmp_path / "any", multimodal=False)

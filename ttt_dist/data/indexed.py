@@ -111,6 +111,8 @@ def open_indexed(prefix: Path, multimodal: bool) -> Indexed:
         path = prefix.with_name(prefix.name + suffix)
         if not path.is_file():
             raise UserError(f"{path}: missing; write the shard again")
+        if not path.stat().st_size:
+            raise UserError(f"{path}: is empty; write the shard again")
     try:
         return Indexed(prefix, multimodal)
     except UserError:
