@@ -2,7 +2,7 @@
 
     python ttt_dist/evaluate.py --model runs/demo/export --task asr --data test.jsonl --out results/
     python ttt_dist/evaluate.py --model runs/demo/export --task tts --data test.jsonl --out results/ --limit 50 \\
-        --judge whisper:/models/whisper-large-v3
+        --judge model --judge whisper:/models/whisper-large-v3
     python ttt_dist/evaluate.py --model runs/glm/export --task tts --data test.jsonl --out results/ \\
         --decoder-command "python glm_decode.py {codes} {wav}"
     python ttt_dist/evaluate.py --model runs/big/export --task audio_qa --data web_questions.csv --audio-root audios/ \\
@@ -28,7 +28,7 @@ from data_prep.problems import Problems
 from ttt_dist.errors import UserError
 from ttt_dist.evaluation.items import Item, read_items
 from ttt_dist.evaluation.job import EvaluationJob
-from ttt_dist.evaluation.judge import JUDGES
+from ttt_dist.evaluation.judge import JUDGES, OWN
 from ttt_dist.evaluation.likelihood import packs_as_items
 from ttt_dist.evaluation.normalise import NAMES
 from ttt_dist.evaluation.plan import Plan, is_shards
@@ -80,11 +80,12 @@ def lines_of(plan: Plan) -> list[Item | str]:
 
 def plan_of(arguments: argparse.Namespace) -> Plan:
     """What the command line asks for. Raises UserError where a decoding setting is out of its range."""
-    same = ("task", "model", "data", "out", "audio_root", "judge", "decoder_command", "normaliser", "text_only")
+    same = ("task", "model", "data", "out", "audio_root", "decoder_command", "normaliser", "text_only")
     more = ("draws", "limit", "part_size", "batch", "workers", "seed")
     values = {name: getattr(arguments, name) for name in (*same, *more)}
     template = arguments.template or TASKS[arguments.task].template or ""
-    return Plan(template=template, decoding=settings_from_flags(arguments), **values)
+    judges = tuple(arguments.judge or [OWN])
+    return Plan(template=template, decoding=settings_from_flags(arguments), judges=judges, **values)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -104,7 +105,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", required=True, type=Path, help="folder for results")
     parser.add_argument("--audio-root", type=Path, help="folder that all audio lies in (default: the data file's)")
     parser.add_argument("--template", metavar="NAME", help="template of the prompts (default: the task's own)")
-    parser.add_argument("--judge", default="model", metavar="JUDGE", help=f"who transcribes speech: {JUDGES} (model)")
+    parser.add_argument(
+        "--judge",
+        action="append",
+        metavar="JUDGE",
+        help=f"who transcribes speech, may be given again: {JUDGES} (model)",
+    )
     parser.add_argument("--normaliser", choices=NAMES, help="of texts before they are compared (default: by `lang`)")
     parser.add_argument(
         "--decoder-command",

@@ -21,6 +21,7 @@ from ttt_dist.inference.decoder import Decoder, Request
 from ttt_dist.sequence.templates import ChatTemplate
 
 FLAG = "--judge"
+OWN = "model"
 JUDGES = "model, whisper:DIR, ctc:DIR or command:'PROGRAM {wav} {text}'"
 
 
@@ -44,6 +45,21 @@ class Judge(Protocol):
         """
 
 
+def labels(specs: Sequence[str]) -> dict[str, str]:
+    """A short name for each judge -> its spec: its kind, with a number where there are several of one kind.
+
+    Raises UserError where one judge is named twice.
+    """
+    found: dict[str, str] = {}
+    for spec in specs:
+        if spec in found.values():
+            raise UserError(f"{FLAG} {spec}: is named twice; name each judge once")
+        kind = spec.partition(":")[0]
+        same = sum(other.partition(":")[0] == kind for other in found.values())
+        found[f"{kind}_{same + 1}" if same else kind] = spec
+    return found
+
+
 def load_judge(
     spec: str,
     decoder: Decoder,
@@ -54,7 +70,7 @@ def load_judge(
 ) -> Judge:
     """One of JUDGES; all but `spec` and `device` serve the model itself. Raises UserError naming what is wrong."""
     kind, _, place = spec.partition(":")
-    if spec == "model":
+    if spec == OWN:
         return ModelJudge(decoder, codec, template, settings)
     if kind in ("whisper", "ctc") and place:
         return (Whisper if kind == "whisper" else Ctc)(Path(place), device)

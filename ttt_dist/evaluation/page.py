@@ -10,6 +10,7 @@ import soundfile
 from ttt_dist.audio import UtteranceReader
 from ttt_dist.errors import UserError
 from ttt_dist.evaluation import report
+from ttt_dist.evaluation.ears import EARS_NOTE, by_judge
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.plan import Plan
 from ttt_dist.evaluation.scores import Normalisers, Record, wavs
@@ -36,6 +37,7 @@ def render(
     sections = [
         report.figures({name: _percent(name, score["value"]) for name, score in summary["scores"].items()}),
         report.section("Scores", "With 95 % intervals over the items.", _scores(summary)),
+        *ears(summary),
         report.section("Items", note, report.table(names, cells)),
     ]
     if summary["errors"]:
@@ -78,7 +80,7 @@ def _cells(record: Record, normalisers: Normalisers) -> dict[str, str]:
     if "reference" in record:
         norm = normalisers.of(record)
         marked = report.marked(norm(record["reference"]), norm(record["hypothesis"]))
-        return {"wanted": report.plain(record["reference"]), "got": marked}
+        return {"wanted": report.plain(record["reference"]), "got": marked} | _other_ears(record, normalisers)
     if "captions" in record:
         wanted = "<br>".join(map(report.plain, record["captions"]))
         return {"wanted": wanted, "got": report.plain(record["hypothesis"]), "CIDEr-D": f"{record['cider_d']:.2f}"}
@@ -102,10 +104,29 @@ def _cells(record: Record, normalisers: Normalisers) -> dict[str, str]:
     }
 
 
+def _other_ears(record: Record, normalisers: Normalisers) -> dict[str, str]:
+    """What the judges but the first one hear in own speech."""
+    norm, heard = normalisers.of(record), record.get("heard", {}).get("speech", {})
+    return {
+        f"got by {label}": report.marked(norm(record["reference"]), norm(text))
+        for label, text in list(heard.items())[1:]
+    }
+
+
 def _chat_lines(record: Record) -> Iterator[str]:
     for answer in record["answers"]:
         yield f"<b>{report.plain(answer['question'] or '(spoken)')}</b>"
         yield report.plain(answer["text"] or "(no text)", not answer["text"])
+
+
+def ears(summary: Mapping[str, Any]) -> list[str]:
+    """The section of own speech as each judge hears it; none where no judge did."""
+    table = by_judge(summary)
+    if not table:
+        return []
+    rows = [[report.plain(cell) for cell in row] for row in table[1:]]
+    note = f"{EARS_NOTE} With 95 % intervals; {summary['cut']}."
+    return [report.section("Own speech by judge", note, report.table(table[0], rows))]
 
 
 def _scores(summary: Mapping[str, Any]) -> str:

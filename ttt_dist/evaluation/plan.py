@@ -11,7 +11,7 @@ from ttt_dist.data.metadata import with_suffix
 from ttt_dist.decode_settings import DecodeSettings
 from ttt_dist.files import sha256_file, sha256_folder
 
-FORMAT = "ttt_dist evaluation 1"
+FORMAT = "ttt_dist evaluation 2"
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Plan:
     template: str
     decoding: DecodeSettings
     audio_root: Path | None = None
-    judge: str = "model"
+    judges: tuple[str, ...] = ("model",)
     decoder_command: str | None = None
     normaliser: str | None = None
     text_only: bool = False
@@ -43,24 +43,29 @@ class Plan:
         return self.out / "parts" / self.task
 
     @property
-    def judge_folder(self) -> Path | None:
-        """The folder of a judge that is a published recogniser."""
-        kind, _, place = self.judge.partition(":")
-        return Path(place) if kind in ("whisper", "ctc") and place else None
+    def judge_folders(self) -> list[Path]:
+        """The folders of the judges that are published recognisers."""
+        parts = [judge.partition(":") for judge in self.judges]
+        return [Path(place) for kind, _, place in parts if kind in ("whisper", "ctc") and place]
 
     def fingerprint(self) -> dict[str, Any]:
         """All that decides the records: flat, so that the first difference can be named.
 
         Not in it: what changes no record (batch, workers), what scores them afterwards (the normaliser), the recordings.
         """
-        judge = self.judge_folder
+        judge_folder = " ".join(map(sha256_folder, self.judge_folders)) or None
         model = {"model": sha256_folder(self.model), "data": self._data_hash()}
-        about = {name: getattr(self, name) for name in ("task", "template", "limit", "part_size", "seed", "judge")}
-        about |= {"decoder_command": self.decoder_command, "text_only": self.text_only, "draws": self.draws}
+        about = {name: getattr(self, name) for name in ("task", "template", "limit", "part_size", "seed")}
+        about |= {
+            "judge": " and ".join(self.judges),
+            "decoder_command": self.decoder_command,
+            "text_only": self.text_only,
+            "draws": self.draws,
+        }
         decoding = {f"decoding.{name}": value for name, value in asdict(self.decoding).items()}
         device = "cuda" if torch.cuda.is_available() else "cpu"  # which also decides the precision
         known = {"format": FORMAT, "device": device, **model, **about}
-        return known | {"judge_folder": judge and sha256_folder(judge), **decoding}
+        return known | {"judge_folder": judge_folder, **decoding}
 
     def _data_hash(self) -> str:
         """Of shards that of their JSON files, which hold the checksums of the others."""

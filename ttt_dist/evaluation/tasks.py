@@ -8,6 +8,7 @@ from data_prep.entry import Entry
 from ttt_dist.evaluation import benchmarks
 from ttt_dist.evaluation.answers import audio_qa, score_answers
 from ttt_dist.evaluation.chats import score_chats, speech_chat
+from ttt_dist.evaluation.ears import score_speech
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.likelihood import likelihood, score_likelihood
 from ttt_dist.evaluation.scores import Normalisers, Record, Scored, error_rates
@@ -29,7 +30,7 @@ class Task:
     """Whose prompt it asks by, unless the user names another; None where the user must."""
     speaks: bool = False
     is_judged: bool = False
-    """Whether speech is transcribed by a judge."""
+    """Whether speech is transcribed by judges."""
 
 
 def _errors(record: Record) -> float:
@@ -53,7 +54,7 @@ def _audio_nats(record: Record) -> float:
 
 TASKS = {
     "asr": Task(benchmarks.transcript, asr, error_rates, _errors, "asr"),
-    "tts": Task(benchmarks.spoken_text, tts, error_rates, _errors, "tts", speaks=True, is_judged=True),
+    "tts": Task(benchmarks.spoken_text, tts, score_speech, _errors, "tts", speaks=True, is_judged=True),
     "audio_qa": Task(
         benchmarks.question, audio_qa, score_answers, _wrong_answers, "audio_chat", speaks=True, is_judged=True
     ),
