@@ -24,7 +24,7 @@ import torch
 
 from ttt_dist.config import Config, load_config
 from ttt_dist.errors import UserError
-from ttt_dist.evaluation.judge import JUDGES, OWN, labels
+from ttt_dist.evaluation.judge import JUDGES, OWN, labels, parse
 from ttt_dist.inference.settings import as_flags
 from ttt_dist.telemetry.console import main_guard, result, say
 from ttt_dist.training.rendezvous import free_port
@@ -118,9 +118,9 @@ def add_judges(parser: argparse.ArgumentParser) -> None:
 def judges_of(args: argparse.Namespace) -> list[str]:
     """The model itself, then the judges that were given. Raises UserError where one of them is none."""
     given = [judge for judge in args.judge if judge != OWN]
-    for kind in labels([OWN, *given]).values():
-        if kind.startswith(("whisper:", "ctc:")) and not Path(kind.partition(":")[2]).is_dir():
-            raise UserError(f"--judge {kind}: no such folder; tools/make_judge.py makes one of Whisper")
+    for kind, place in map(parse, labels([OWN, *given]).values()):
+        if kind in ("whisper", "ctc") and not Path(place).is_dir():
+            raise UserError(f"--judge {kind}:{place}: no such folder; tools/make_judge.py makes one of Whisper")
     return [OWN, *given]
 
 

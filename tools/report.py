@@ -20,7 +20,7 @@ from ttt_dist.audio import Codec, UtteranceReader, load_codec, write_wav
 from ttt_dist.errors import UserError
 from ttt_dist.evaluation import report
 from ttt_dist.evaluation.judge import OWN
-from ttt_dist.evaluation.page import ears
+from ttt_dist.evaluation.page import own_speech
 from ttt_dist.files import atomic_write
 from ttt_dist.telemetry import curves
 from ttt_dist.telemetry.console import main_guard, say
@@ -129,7 +129,7 @@ def score_sections(run: Path, manifest: Path, audio_root: Path | None) -> Iterat
         yield report.section("Speech to text", note, transcripts(asr, originals))
     if tts:
         again = ", the same through the codec and back," if originals.can_resynthesise else ""
-        yield from ears(read_json(run / "results" / "tts_summary.json"))
+        yield from own_speech(read_json(run / "results" / "tts_summary.json"))
         note = f"Held-out texts: a recording{again} and what the model says; below, what is heard in it."
         yield report.section("Text to speech", note, speech(run, tts, originals))
 

@@ -80,7 +80,7 @@ def lines_of(plan: Plan) -> list[Item | str]:
 
 def plan_of(arguments: argparse.Namespace) -> Plan:
     """What the command line asks for. Raises UserError where a decoding setting is out of its range."""
-    same = ("task", "model", "data", "out", "audio_root", "decoder_command", "normaliser", "text_only")
+    same = ("task", "model", "data", "out", "audio_root", "decoder_command", "normaliser", "text_only", "quality")
     more = ("draws", "limit", "part_size", "batch", "workers", "seed")
     values = {name: getattr(arguments, name) for name in (*same, *more)}
     template = arguments.template or TASKS[arguments.task].template or ""
@@ -118,6 +118,9 @@ def parse_arguments() -> argparse.Namespace:
         help="program that makes the speech of the codes, with {codes} and {wav} in it (docs/codecs.md)",
     )
     parser.add_argument("--text-only", action="store_true", help="audio_qa, speech_chat: answers as text, no speech")
+    parser.add_argument(
+        "--quality", action="store_true", help="tts: predicted opinions and voice, of the extra `quality` (slow)"
+    )
     parser.add_argument("--draws", type=int, default=8, help="likelihood: draws of noise per sample (default 8)")
     parser.add_argument("--limit", type=int, help="use the first LIMIT items")
     parser.add_argument("--part-size", type=int, default=128, help="items of a part (default 128)")
@@ -139,6 +142,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--decoder-command makes speech: it goes with --task tts, audio_qa or speech_chat")
     if arguments.text_only and arguments.task not in ("audio_qa", "speech_chat"):
         parser.error("--text-only goes with --task audio_qa or speech_chat")
+    if arguments.quality and arguments.task != "tts":
+        parser.error("--quality goes with --task tts")
     return arguments
 
 

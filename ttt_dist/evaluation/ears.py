@@ -7,22 +7,16 @@ codes can hardly be clearer than a recording that went through it.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from ttt_dist.errors import UserError
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.judge import OWN, Judge
 from ttt_dist.evaluation.notes import Notes
+from ttt_dist.evaluation.quality import score_quality
 from ttt_dist.evaluation.scores import Normalisers, Record, Scored, error_rates
-
-Sound = Callable[[int], Tensor]
-"""Gives a waveform [T] at the rate asked for, in Hz."""
+from ttt_dist.evaluation.sources import SOURCES, Sound
 
 Heard = dict[str, str]
 """What each judge hears in a sound, by the judge's label."""
-
-SOURCES = {"speech": "own speech", "recording": "recordings", "codec": "through the codec"}
-"""What is listened to, and what a table calls it."""
 
 MOST = 2.0
 """Words of a transcript that count, per word of the reference: recognisers may repeat themselves without end."""
@@ -66,12 +60,14 @@ def score_speech(records: Sequence[Record], normalisers: Normalisers) -> Scored:
     own = error_rates(records, normalisers, MOST)
     judges = list(dict.fromkeys(label for record in records for label in record["heard"]["speech"]))
     by_judge = {label: _by_source(records, normalisers, label) for label in judges}
-    return Scored(own.records, own.figures, own.details | {"cut": CUT, "judges": by_judge})
+    quality = score_quality(records)
+    more = {"cut": CUT, "judges": by_judge} | ({"quality": quality} if quality else {})
+    return Scored(own.records, own.figures, own.details | more)
 
 
 def _by_source(records: Sequence[Record], normalisers: Normalisers, label: str) -> dict[str, Any]:
     """The judge's WER of each source that was heard, as `Figure.to_dict`; and how many transcripts of speech are cut."""
-    rates = {}
+    rates: dict[str, Any] = {}
     for source in SOURCES:
         heard = [
             record | {"hypothesis": record["heard"][source][label]} for record in records if source in record["heard"]

@@ -55,17 +55,10 @@ class Score:
 
     @classmethod
     def of(cls, reference: str, hypothesis: str, normaliser: Normaliser, most: float | None = None) -> "Score":
-        """Of normalised texts: of the readings of a hypothesis, the one with the fewest errors.
-
-        `most`: a hypothesis is cut after so many words per word of the reference. An empty reference counts all of the
-        hypothesis as inserted.
-        """
-        wanted, names = normaliser(reference), frozenset([normaliser.name])
-        limit = None if most is None else int(most * len(wanted.split()))
-        readings = [" ".join(text.split()[:limit]) for text in normaliser.readings(hypothesis)]
-        counted = [(_by_word(wanted, heard), heard) for heard in readings]
-        words, heard = min(counted, key=lambda pair: pair[0].edits)
-        return cls(words, _by_character(normaliser.counted(wanted), normaliser.counted(heard)), names)
+        """Of the texts as `compared` gives them. An empty reference counts all of the hypothesis as inserted."""
+        wanted, heard = compared(reference, hypothesis, normaliser, most)
+        characters = _by_character(normaliser.counted(wanted), normaliser.counted(heard))
+        return cls(_by_word(wanted, heard), characters, frozenset([normaliser.name]))
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Score":
@@ -82,6 +75,17 @@ class Score:
         rounded = {name: None if rate is None else round(rate, 6) for name, rate in rates.items()}
         counts = {"words": asdict(self.words), "characters": asdict(self.characters)}
         return rounded | counts | {"normaliser": " + ".join(sorted(self.normalisers))}
+
+
+def compared(reference: str, hypothesis: str, normaliser: Normaliser, most: float | None = None) -> tuple[str, str]:
+    """Both texts normalised: of the readings of the hypothesis, the one with the fewest errors.
+
+    `most`: it is cut after so many words per word of the reference.
+    """
+    wanted = normaliser(reference)
+    limit = None if most is None else int(most * len(wanted.split()))
+    readings = [" ".join(text.split()[:limit]) for text in normaliser.readings(hypothesis)]
+    return wanted, min(readings, key=lambda heard: _by_word(wanted, heard).edits)
 
 
 def _by_word(wanted: str, heard: str) -> Counts:

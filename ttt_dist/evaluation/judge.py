@@ -48,16 +48,24 @@ class Judge(Protocol):
 def labels(specs: Sequence[str]) -> dict[str, str]:
     """A short name for each judge -> its spec: its kind, with a number where there are several of one kind.
 
-    Raises UserError where one judge is named twice.
+    Raises UserError where one is no judge, or named twice.
     """
     found: dict[str, str] = {}
     for spec in specs:
+        kind, _ = parse(spec)
         if spec in found.values():
             raise UserError(f"{FLAG} {spec}: is named twice; name each judge once")
-        kind = spec.partition(":")[0]
-        same = sum(other.partition(":")[0] == kind for other in found.values())
+        same = sum(parse(other)[0] == kind for other in found.values())
         found[f"{kind}_{same + 1}" if same else kind] = spec
     return found
+
+
+def parse(spec: str) -> tuple[str, str]:
+    """The kind of a judge, and its folder or command. Raises UserError where it is none of JUDGES."""
+    kind, _, place = spec.partition(":")
+    if spec != OWN and (kind not in ("whisper", "ctc", "command") or not place):
+        raise UserError(f"{FLAG} {spec}: is no judge; write {JUDGES}")
+    return kind, place
 
 
 def load_judge(
@@ -69,14 +77,12 @@ def load_judge(
     device: str | None = None,
 ) -> Judge:
     """One of JUDGES; all but `spec` and `device` serve the model itself. Raises UserError naming what is wrong."""
-    kind, _, place = spec.partition(":")
-    if spec == OWN:
+    kind, place = parse(spec)
+    if kind == OWN:
         return ModelJudge(decoder, codec, template, settings)
-    if kind in ("whisper", "ctc") and place:
-        return (Whisper if kind == "whisper" else Ctc)(Path(place), device)
-    if kind == "command" and place:
+    if kind == "command":
         return CommandJudge(place)
-    raise UserError(f"{FLAG} {spec}: is no judge; write {JUDGES}")
+    return (Whisper if kind == "whisper" else Ctc)(Path(place), device)
 
 
 class ModelJudge:

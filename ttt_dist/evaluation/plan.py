@@ -9,6 +9,7 @@ import torch
 from ttt_dist.data import metadata
 from ttt_dist.data.metadata import with_suffix
 from ttt_dist.decode_settings import DecodeSettings
+from ttt_dist.evaluation.judge import parse
 from ttt_dist.files import sha256_file, sha256_folder
 
 FORMAT = "ttt_dist evaluation 2"
@@ -29,6 +30,7 @@ class Plan:
     decoder_command: str | None = None
     normaliser: str | None = None
     text_only: bool = False
+    quality: bool = False
     draws: int = 8
     """Of noise, per sample of the likelihood."""
     limit: int | None = None
@@ -45,8 +47,7 @@ class Plan:
     @property
     def judge_folders(self) -> list[Path]:
         """The folders of the judges that are published recognisers."""
-        parts = [judge.partition(":") for judge in self.judges]
-        return [Path(place) for kind, _, place in parts if kind in ("whisper", "ctc") and place]
+        return [Path(place) for kind, place in map(parse, self.judges) if kind in ("whisper", "ctc")]
 
     def fingerprint(self) -> dict[str, Any]:
         """All that decides the records: flat, so that the first difference can be named.
@@ -60,6 +61,7 @@ class Plan:
             "judge": " and ".join(self.judges),
             "decoder_command": self.decoder_command,
             "text_only": self.text_only,
+            "quality": self.quality,
             "draws": self.draws,
         }
         decoding = {f"decoding.{name}": value for name, value in asdict(self.decoding).items()}

@@ -7,6 +7,7 @@ from ttt_dist.evaluation.ears import by_judge, called
 from ttt_dist.evaluation.job import Collection
 from ttt_dist.evaluation.judge import OWN
 from ttt_dist.evaluation.plan import Plan
+from ttt_dist.evaluation.quality import as_table
 from ttt_dist.evaluation.scores import Scored
 
 TOLD = 20  # problems named in a summary; the parts name all
@@ -41,7 +42,6 @@ def summarise(plan: Plan, made_from: dict[str, Any], collected: Collection, scor
 
 def as_markdown(summary: dict[str, Any]) -> str:
     """The same for people."""
-    heard = by_judge(summary)
     rows = [
         [name, _number(score["value"]), _interval(score["interval_95"]), f"{score['items']:,}", score["by"]]
         for name, score in summary["scores"].items()
@@ -65,7 +65,7 @@ def as_markdown(summary: dict[str, Any]) -> str:
     parts = [
         f"# {summary['task']}",
         table(["score", "value", "95 % interval", "items", "by"], rows),
-        table(heard[0], heard[1:]) if heard else "",
+        *(table(found[0], found[1:]) for found in (by_judge(summary), as_table(summary)) if found),
         f"{summary['items']:,} items scored, {summary['errors']:,} not usable.",
         "\n".join(told),
         "\n".join(["## Not usable", "", *problems]) if problems else "",

@@ -19,11 +19,13 @@ from data_prep.entry import Entry, with_paths
 from ttt_dist.audio import Codec, UtteranceReader, load_codec, read_audio, resample, write_wav
 from ttt_dist.audio.batches import choose_device
 from ttt_dist.decode_settings import DecodeSettings
-from ttt_dist.evaluation.ears import Heard, Sound, listen
+from ttt_dist.evaluation.ears import Heard, listen
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.judge import Judge, labels, load_judge
 from ttt_dist.evaluation.notes import Notes
 from ttt_dist.evaluation.plan import Plan
+from ttt_dist.evaluation.quality import Quality
+from ttt_dist.evaluation.sources import Sound
 from ttt_dist.files import writing
 from ttt_dist.inference.decoder import SMALL, Decoder, Request, num_cores
 from ttt_dist.inference.events import Result
@@ -61,6 +63,7 @@ class Tools:
     template: ChatTemplate
     judges: dict[str, Judge]
     """By label, in the order of the command line; none where nothing is judged."""
+    quality: Quality | None = None
     readers: dict[int, UtteranceReader] = field(default_factory=dict)
     """Of recordings, by sample rate in Hz."""
 
@@ -86,7 +89,7 @@ class Tools:
             label: load_judge(spec, decoder, codec, template, plan.decoding)
             for label, spec in (labels(plan.judges) if is_judged else {}).items()
         }
-        return cls(plan, folder, decoder, codec, template, judges)
+        return cls(plan, folder, decoder, codec, template, judges, Quality() if plan.quality else None)
 
     def hear(self, items: Sequence[Item], notes: Notes) -> list[tuple[Item, list[np.ndarray]]]:
         """The codes of each item's recordings, in the order of its clips."""
@@ -133,18 +136,21 @@ class Tools:
     ) -> list[tuple[Item, Speech]]:
         """Write the speech of responses, and have the judges transcribe it."""
         spoken = notes.each(results, lambda item, result: Speech(result, self.speak(item, result)))
-        rows = [(item, partial(read_audio, self.plan.out / one.wav)) for item, one in spoken if one.wav]
-        heard = listen(self.judges, rows, notes, done)
+        heard = listen(self.judges, self.spoken(spoken), notes, done)
         silent = {item.id: dict.fromkeys(self.judges, "") for item, one in spoken if not one.wav}
         known = heard | silent
         return [(item, replace(one, heard=known[item.id])) for item, one in spoken if item.id in known]
+
+    def spoken(self, said: Sequence[tuple[Item, Speech]]) -> list[tuple[Item, Sound]]:
+        """What was written of it."""
+        return [(item, partial(read_audio, self.plan.out / one.wav)) for item, one in said if one.wav]
 
     def originals(self, items: Sequence[Item], notes: Notes) -> dict[str, list[tuple[Item, Sound]]]:
         """`recording`: those of the items that have one; `codec`: the same through the codec and back."""
         coded = self.hear([item for item in items if len(clips(item.entry)) == 1], notes)
         decoded = notes.each(((item, codes[0]) for item, codes in coded), lambda _, codes: self.codec.decode(codes))
         return {
-            "recording": [(item, partial(self._read, *clips(item.entry))) for item, _ in coded],
+            "recording": [(item, partial(self._read, clips(item.entry)[0])) for item, _ in coded],
             "codec": [(item, partial(resample, wave, self.codec.sample_rate)) for item, wave in decoded],
         }
 

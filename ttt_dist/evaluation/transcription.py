@@ -1,10 +1,12 @@
 """Tasks scored by error rates: `asr` transcribes speech, `tts` speaks a text and has the judges transcribe it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from ttt_dist.evaluation.ears import SOURCES, Heard, listen
+from ttt_dist.evaluation.ears import listen
 from ttt_dist.evaluation.items import Item
+from ttt_dist.evaluation.quality import measure
 from ttt_dist.evaluation.scores import Record
+from ttt_dist.evaluation.sources import SOURCES
 from ttt_dist.evaluation.tools import Notes, Tools
 from ttt_dist.telemetry.console import warn
 
@@ -27,26 +29,19 @@ def tts(tools: Tools, items: Sequence[Item], notes: Notes) -> list[Record]:
     requests = notes.each(((item,) for item in items), lambda item: tools.request(item, item.entry, []))
     done = notes.done(0.5 / len(tools.judges) / len(SOURCES))
     said = tools.say(tools.answer(requests, notes.done(0.5)), notes, done)
-    heard = _originals(tools, [item for item, _ in said], done)
+    own = Notes()
+    originals = tools.originals([item for item, _ in said], own)
+    heard = {source: listen(tools.judges, rows, own, done) for source, rows in originals.items()}
+    for problem in own.problems:
+        warn(f"{problem} (the item is scored, without a ceiling)")
+    heard["speech"] = {item.id: speech.heard for item, speech in said}
+    sounds = {"speech": tools.spoken(said)} | originals
+    measured = measure(tools.quality, sounds) if tools.quality else {}
     return [
         item.record()
-        | {
-            "reference": item.entry["text"],
-            "hypothesis": speech.first,
-            "heard": {"speech": speech.heard} | heard[item.id],
-        }
+        | {"reference": item.entry["text"], "hypothesis": speech.first}
+        | {"heard": {source: heard[source][item.id] for source in SOURCES if item.id in heard[source]}}
+        | ({"quality": measured[item.id]} if item.id in measured else {})
         | speech.record()
         for item, speech in said
     ]
-
-
-def _originals(tools: Tools, items: Sequence[Item], done: Callable[[], None]) -> dict[str, dict[str, Heard]]:
-    """By the item's id, what the judges hear in its recording, and in that through the codec and back."""
-    heard: dict[str, dict[str, Heard]] = {item.id: {} for item in items}
-    notes = Notes()
-    for source, rows in tools.originals(items, notes).items():
-        for name, texts in listen(tools.judges, rows, notes, done).items():
-            heard[name][source] = texts
-    for problem in notes.problems:
-        warn(f"{problem} (the item is scored, without a ceiling)")
-    return heard
