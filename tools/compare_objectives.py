@@ -181,7 +181,7 @@ def compare(found: Mapping[str, Mapping[int, Figures]]) -> dict[str, Figures]:
     for name, by_seed in found.items():
         if by_seed:
             row: Figures = {"title": VARIANTS[name].title, "seeds": list(by_seed)}
-            for key in filter(is_score, by_seed[row["seeds"][0]]):
+            for key in scores_of(by_seed.values()):
                 values = [figures[key] for figures in by_seed.values()]
                 spread = statistics.stdev(values) if len(values) > 1 else None
                 row |= {key: statistics.mean(values), f"{key}_sd": spread, f"{key}_by_seed": values}
@@ -189,9 +189,11 @@ def compare(found: Mapping[str, Mapping[int, Figures]]) -> dict[str, Figures]:
     return rows
 
 
-def is_score(key: str) -> bool:
-    """Whether a figure is an error rate: of transcripts, or by some judge of own speech, recordings, or the ceiling."""
-    return key == "wer" or key.startswith(("tts_wer", "recordings_", "ceiling_"))
+def scores_of(runs: Iterable[Figures]) -> list[str]:
+    """The error rates that all runs have: of transcripts, and by each judge of own speech, recordings and the ceiling."""
+    first, *others = runs
+    kinds = ("wer", "tts_wer", "recordings_", "ceiling_")
+    return [key for key in first if key.startswith(kinds) and all(key in figures for figures in others)]
 
 
 def ears(rows: Mapping[str, Figures]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.evaluated import FEW, make_workplace, write_lines
-from tests.real_judge import real_whisper
+from tests.real_judge import make_real_whisper
 from tests.structures import SHARED, needs_shared
 from tools import make_judge
 from ttt_dist import evaluate
@@ -19,10 +19,13 @@ from ttt_dist.evaluation.error_rates import Score
 from ttt_dist.evaluation.normalise import normaliser
 from ttt_dist.evaluation.recognisers import Whisper
 
-__all__ = ["real_whisper"]
-
 SPEECH = Path(__file__).resolve().parents[2] / "demo_speech"
 DIGITS = {"one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "eight": "8", "nine": "9"}
+
+
+@pytest.fixture(scope="module")
+def real_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_real_whisper(tmp_path_factory.mktemp("real-whisper"))
 
 
 def spoken(folder: Path, name: str, as_written: dict[str, str]) -> dict[str, torch.Tensor]:
