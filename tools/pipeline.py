@@ -2,7 +2,7 @@
 
     python tools/pipeline.py --config recipes/demo.yaml --source demo_speech --out runs/demo
     python tools/pipeline.py --config recipes/fsdd.yaml --source .../fsdd/recordings --out runs/fsdd train.steps=1200
-    python tools/pipeline.py ... --judge whisper:judges/whisper-tiny-en      (tools/make_judge.py makes that folder)
+    python tools/pipeline.py ... --judge whisper:runs/whisper-tiny-en      (tools/make_judge.py makes that folder)
 
 Every stage is an ordinary command of the project, printed before it runs, so that each can be repeated by hand. The
 recipe's `prep` and `evaluation` sections hold their settings. The last line is one JSON object with the figures.
