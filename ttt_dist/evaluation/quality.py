@@ -42,7 +42,7 @@ class Quality:
             from resemblyzer import VoiceEncoder
             from speechmos import dnsmos
         except ImportError as error:
-            raise UserError(f'{FLAG}: {error.name} is not installed; pip install "ttt-dist[quality]"') from error
+            raise UserError(f'{FLAG}: {error.name} is not installed; pip install -e ".[quality]"') from error
         with redirect_stdout(io.StringIO()):  # it says where its weights are
             self._distillmos = ConvTransformerSQAModel().eval()
         self._dnsmos, self._voices = dnsmos, VoiceEncoder("cpu", verbose=False)
