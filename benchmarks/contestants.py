@@ -10,14 +10,14 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.mixture import pack_samples
 from ttt_dist.model.attention import AttentionPlan, attend, attention_plan
 from ttt_dist.model.huggingface import to_huggingface
 from ttt_dist.model.loss import loss_rows
 from ttt_dist.model.recompute import prepare_blocks
-from ttt_dist.model.transformer import Transformer, head_dim
+from ttt_dist.model.structure import head_dim
+from ttt_dist.model.transformer import Transformer
 from ttt_dist.model_config import ModelConfig
 from ttt_dist.sequence.batch import Batch, collate
 from ttt_dist.sequence.objective import Objective
@@ -151,8 +151,10 @@ def _full_loss(logits: Tensor, batch: Batch) -> Tensor:
     return (ar * batch.ar_weights.flatten() + nar * batch.nar_weights.flatten()).sum()
 
 
-def _hugging_face(config: ModelConfig, layout: TokenLayout) -> Qwen2ForCausalLM:
+def _hugging_face(config: ModelConfig, layout: TokenLayout) -> nn.Module:
     """Qwen2 with the weights that `Ours` starts from; its vocabulary has no padding rows."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM  # seconds to import, and only this side needs them
+
     settings: dict[str, Any] = {
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.num_layers,

@@ -180,9 +180,6 @@ def pack_here(folder: Path) -> dict[str, float]:
     """Pack the samples of `folder` in this process; memory beyond what it has after its imports."""
     import torch  # noqa: F401  what the command imports is no part of the rate
 
-    from ttt_dist.data.indexed import indexed_dataset
-
-    indexed_dataset()
     before = own_memory()
     out = folder / "shards" / "train"
     command = ["pack", "--samples", str(folder / "samples"), "--seq-len", str(SEQ_LEN), "--out", str(out)]

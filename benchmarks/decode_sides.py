@@ -19,11 +19,13 @@ from torch import Tensor
 from benchmarks.contestants import QWEN_1_5B
 from benchmarks.mixture import Writer
 from ttt_dist.decode_settings import DecodeSettings
-from ttt_dist.inference import decoder as decoder_module
+from ttt_dist.inference import forward as forward_module
 from ttt_dist.inference.decoder import Decoder, Request
 from ttt_dist.inference.events import Ended, Result, SpanDone
-from ttt_dist.inference.phases import Phase, Rules, State, advance, allowed_ids, prompt_spans
+from ttt_dist.inference.forward import Asked, Wanted, choices
+from ttt_dist.inference.phases import Choice, Phase, Rules, State, advance, allowed_ids, prompt_spans
 from ttt_dist.model.attention import attention_plan
+from ttt_dist.model.cache import Sequence as CacheSequence
 from ttt_dist.model.huggingface import ModelFolder
 from ttt_dist.model.layers import PlainFactory
 from ttt_dist.model.transformer import Transformer
@@ -77,25 +79,24 @@ class Course:
         last = [layout.begin_of_quad, *[FREE] * num_codes, layout.end_of_audio_span_last, layout.im_end]
         return cls(np.concatenate([*parts, [FREE] * num_text, last]).astype(np.int64), layout)
 
-    @torch.inference_mode()
-    def advance(self, state: State, logits: Tensor, rules: Rules) -> State:
-        """`phases.advance` with the course's delimiters made certain, and all others impossible."""
-        columns = delimiter_columns(self.layout, rules.phase(state))
+    def choices(self, phase: Phase, logits: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor]:
+        """`forward.choices` with the course's delimiters made certain, and all others impossible."""
+        columns = delimiter_columns(self.layout, phase)
         logits[:, list(columns.values())] = float("-inf")
-        # Logits of masks are at their own places, those of an autoregressive choice one before.
-        places = rules.needed(state) - state.num_prompt + (state.block_start is None)
-        for row, place in enumerate(places):
-            due = int(self.required[place]) if place < len(self.required) else FREE
-            if due in columns:
-                logits[row, columns[due]] = 1e4
-        return advance(state, logits, rules)
+        # Choices for masks are at their own places, an autoregressive one comes one later.
+        shifts = [one.state.num_prompt - (one.state.block_start is None) for one in wanted.asked]
+        places = wanted.places - wanted.of_owners(shifts)
+        due = np.where(places < len(self.required), self.required[np.minimum(places, len(self.required) - 1)], FREE)
+        rows = np.flatnonzero(np.isin(due, list(columns)))
+        logits[rows, [columns[token] for token in due[rows].tolist()]] = 1e4
+        return choices(phase, logits, wanted)
 
 
 @cache
 def delimiter_columns(layout: TokenLayout, phase: Phase) -> dict[int, int]:
     """Where the logits of a phase have the delimiters of a reply: id -> column."""
-    allowed = allowed_ids(layout, phase).tolist()
-    return {token: allowed.index(token) for token in layout.special_ids.values() if token in allowed}
+    allowed = allowed_ids(layout, phase)
+    return {token: token - int(allowed[0]) for token in layout.special_ids.values() if token in allowed}
 
 
 class Numbers(TextTokenizer):
@@ -130,7 +131,7 @@ def decode(decoder: Decoder, requests: Sequence[Request], settings: DecodeSettin
     first: dict[int, float] = {}
     results: dict[int, Result] = {}
     num_forwards, start = 0, time.perf_counter()
-    with patch.object(decoder_module, "advance", course.advance):
+    with patch.object(forward_module, "choices", course.choices):
         for request in requests:
             session.add(request, settings)
         while not session.is_idle:
@@ -153,10 +154,12 @@ def released_way(folder: ModelFolder, request: Request, settings: DecodeSettings
     start, first = time.perf_counter(), 0.0
     state = rules.start(request.ids, prompt_spans(request.ids, folder.layout, True), request.seed)
     while state.finish is None:
-        logits = _all_logits(folder.model, state)
-        allowed = torch.from_numpy(allowed_ids(folder.layout, rules.phase(state))).to(logits.device)
-        needed = torch.from_numpy(rules.needed(state)).to(logits.device)
-        state = course.advance(state, logits[needed].float()[:, allowed], rules)
+        allowed = allowed_ids(folder.layout, rules.phase(state))
+        logits = _all_logits(folder.model, state)[rules.needed(state), allowed[0] : allowed[-1] + 1].float()
+        logits[:, np.setdiff1d(np.arange(logits.shape[1]), allowed - allowed[0])] = float("-inf")
+        wanted = Wanted.of([Asked(state, rules, CacheSequence(0), None)])
+        ids, confidence = (values.cpu().numpy() for values in course.choices(rules.phase(state), logits, wanted))
+        state = advance(state, Choice(ids + allowed[0], confidence), rules)
         first = first or (time.perf_counter() - start if state.num_audio else 0.0)
     return Measured(time.perf_counter() - start, first, state.num_forwards, [state.ids[state.num_prompt :]])
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.contestants import Contestant, additive_mask, dense_attention, setting
 from ttt_dist.errors import UserError
-from ttt_dist.model.transformer import head_dim
+from ttt_dist.model.structure import head_dim
 from ttt_dist.sequence.batch import Batch
 from ttt_dist.sequence.sample import Sample
 from ttt_dist.telemetry.console import Progress, warn

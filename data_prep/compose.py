@@ -168,7 +168,7 @@ class ComposeJob(PartJob):
             self.prefix(number), number, self.num_parts, self.template.layout, self._made_from(number)
         )
         with writer:
-            for line, entry, codes in part.utterances():
+            for line, entry, codes in part.utterances(self.template.audio):
                 tick(1)
                 if line in self.copies[number]:
                     writer.counts["copies"] += 1

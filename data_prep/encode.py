@@ -4,6 +4,9 @@ OUT/part-00000.bin, .idx hold the codes (Megatron indexed data set, int32: a doc
 recording of it); .jsonl the manifest lines in the same order, with their paths as this manifest names them and a hash of
 their audio; .json what they were made from, counts, problems and a checksum per file, written last: a part is complete
 where its .json is. OUT/codec is the codec, or says where it is.
+
+A part is read and encoded longest utterance first, so that those of one length come together and share a forward of the
+codec; threads read ahead meanwhile. By what length they are sorted decides only how well that works.
 """
 
 from __future__ import annotations
@@ -12,8 +15,8 @@ import argparse
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -34,23 +37,24 @@ from data_prep.parts import (
     versions,
     write_part,
 )
+from data_prep.read_ahead import read_ahead
+from ttt_dist.data.indexed import new_builder
 from ttt_dist.data.metadata import checksums_beside, with_suffix
 from ttt_dist.errors import UserError
 from ttt_dist.files import commit, remove_leftovers, temporary_name, writing
 from ttt_dist.leases import lease
-from ttt_dist.sequence.clips import clips
+from ttt_dist.sequence.clips import Clip, clips
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from torch import Tensor
 
-    from ttt_dist.audio import Codec, UtteranceReader
+    from ttt_dist.audio import Codec
     from ttt_dist.audio.codec import Codes
 
 FORMAT = "ttt_dist codes 1"
 PART_SIZE = 8192
-WINDOW_SECONDS = 1200.0  # audio held in memory at once: 77 MB at 16 kHz
-WINDOW_UTTERANCES = 4096
-BATCH_SECONDS = 120.0  # audio handed to the codec at once
+WINDOW_SECONDS = 600.0  # audio handed to the codec at once, and as much again read ahead: together 77 MB at 16 kHz
+READERS = 4  # threads that read ahead
 KINDS = ("bin", "idx", "jsonl")
 
 EXAMPLES = """examples:
@@ -71,6 +75,20 @@ the exit status is 1. A part that is complete is not made again.
 
 
 @dataclass
+class Line:
+    """A line of a part, and what becomes of it."""
+
+    place: str
+    entry: Entry
+    problem: str = ""
+    """Why it is left out; empty where it is not."""
+    audio_hash: str = ""
+    num_samples: int = 0
+    codes: list[tuple[int, int]] = field(default_factory=list)
+    """Of each of its clips: where the codes lie aside, and their number."""
+
+
+@dataclass
 class EncodeJob(PartJob):
     """The parts of a manifest, and what they are encoded with."""
 
@@ -81,6 +99,8 @@ class EncodeJob(PartJob):
     audio_root: Path | None
     retry: bool = False
     """Make parts again that had problems."""
+    dtype: str | None = None
+    """Precision of a codec that has a choice."""
     label = "encoding"
     unit = "utterance"
 
@@ -96,12 +116,10 @@ class EncodeJob(PartJob):
 
     def open(self) -> None:
         """Load the codec and put it beside the codes. Raises UserError where another one lies there."""
-        import torch
-
         from ttt_dist.audio import UtteranceReader, load_codec
 
-        torch.set_num_threads(1)  # --workers use the cores; and nothing may depend on their number
-        self.loaded: Codec = load_codec(self.codec, codebooks=self.codebooks)
+        one_thread()
+        self.loaded: Codec = load_codec(self.codec, codebooks=self.codebooks, dtype=self.dtype)
         folder = self.ranges[0].path.parent
         self.reader = UtteranceReader(folder, self.loaded.sample_rate, audio_root=self.audio_root)
         keep_codec(self.loaded, self.out / "codec")
@@ -130,30 +148,28 @@ class EncodeJob(PartJob):
         }
 
     def make(self, number: int, tick: Tick) -> Outcome:
-        """Write the part."""
-        problems: list[str] = []
+        """Write the part: encode its utterances by length, then write what came of them in the manifest's order."""
         counts = {"utterances": 0, "codes": 0, "seconds": 0.0}
         folder = self.ranges[number].path.parent
         with PartWriter(self.prefix(number)) as writer:
-            for window in _windows(self._entries(number, problems), self.reader, problems, tick):
-                waves = [wave for _, recordings in window for wave in recordings]
-                codes = iter(encode_sorted(self.loaded, waves))
-                for entry, recordings in window:
-                    sound = {"audio_hash": hash_of(recordings)}
-                    of_entry = [next(codes) for _ in recordings]
-                    here = with_paths(entry, lambda path: relocate(folder / path, self.out))
-                    writer.add({**here, **sound}, of_entry)
+            lines = list(self._lines(number))
+            self._encode([line for line in lines if not line.problem], writer, tick)
+            for line in lines:
+                if not line.problem:
+                    here = with_paths(line.entry, lambda path: relocate(folder / path, self.out))
+                    writer.add({**here, "audio_hash": line.audio_hash}, writer.from_aside(line.codes))
                     counts["utterances"] += 1
-                    counts["codes"] += sum(map(len, of_entry))
-                    counts["seconds"] += sum(map(len, recordings)) / self.loaded.sample_rate
+                    counts["codes"] += sum(count for _, count in line.codes)
+                    counts["seconds"] += line.num_samples / self.loaded.sample_rate
             counts["seconds"] = round(counts["seconds"], 3)
+            problems = [line.problem for line in lines if line.problem]
             made = {"made_from": self._made_from(number), "codec": self.loaded.describe(), "versions": versions()}
             made["manifest"] = provenance(self.ranges[number].path)
             writer.finish({**made, "part": number, "parts": self.num_parts, "counts": counts, "problems": problems})
         return Outcome(dict(counts), problems)
 
-    def _entries(self, number: int, problems: list[str]) -> Iterator[tuple[str, Entry]]:
-        """The part's good lines; bad ones, and ids that came before in the part, become problems."""
+    def _lines(self, number: int) -> Iterator[Line]:
+        """The part's lines; bad ones, and ids that came before in the part, with their problem in place of an entry."""
         seen = set()
         for place, line in self.ranges[number].lines():
             try:
@@ -164,10 +180,58 @@ class EncodeJob(PartJob):
                 if not clips(entry):
                     raise UserError(f"{place}: has no audio; text alone goes through `data_prep import`")
             except UserError as error:
-                problems.append(str(error))
+                yield Line(place, {}, str(error))
             else:
                 seen.add(entry["id"])
-                yield place, entry
+                yield Line(place, entry)
+
+    def _encode(self, lines: Sequence[Line], writer: PartWriter, tick: Tick) -> None:
+        """Give every line its codes, hash and number of samples, or its problem."""
+        order = sorted(lines, key=self._turn)
+        most = int(WINDOW_SECONDS * self.loaded.sample_rate)
+        with read_ahead(order, self._read, total_length, most, READERS, one_thread) as recordings:
+            for window in windows(zip(order, recordings, strict=True), most):
+                codes = iter(self.loaded.encode([wave for _, waves in window for wave in waves]))
+                for line, waves in window:
+                    line.codes = writer.lay_aside([next(codes) for _ in waves])
+                tick(len(window))
+                window.clear()  # before the next is collected
+
+    def _turn(self, line: Line) -> tuple[bool, float]:
+        """Orders by length, longest first. Rows of a table come before, as they are: it is read in order, or many times."""
+        recordings = clips(line.entry)
+        in_table = any("row" in (clip.get("member") or ()) for clip in recordings)
+        return not in_table, 0.0 if in_table else -max(map(self._seconds, recordings))
+
+    def _seconds(self, clip: Clip) -> float:
+        """What the manifest says, or else the header of a plain file; 0 where neither does."""
+        if clip.get("duration") is not None:
+            return float(clip["duration"])
+        if not isinstance(clip["audio"], str) or clip.get("member"):
+            return 0.0
+        from ttt_dist.audio.files import audio_seconds
+
+        try:
+            return audio_seconds(self.reader.path(clip["audio"])) - float(clip.get("offset") or 0)
+        except UserError:  # told when it is read
+            return 0.0
+
+    def _read(self, line: Line) -> list[Tensor]:
+        """The waveforms of a line's clips; none, with its problem noted, where one cannot be read."""
+        try:
+            waves = [self.reader.read(clip) for clip in clips(line.entry)]
+        except UserError as error:
+            line.problem = f"{line.place}: {error}"
+            return []
+        line.audio_hash, line.num_samples = hash_of(waves), total_length(waves)
+        return waves
+
+
+def one_thread() -> None:
+    """Keep torch to one core in this thread: --workers use the others, and nothing may depend on their number."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def keep_codec(codec: Codec, folder: Path) -> None:
@@ -191,21 +255,24 @@ def hash_of(waves: Sequence[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def encode_sorted(codec: Codec, waves: list[Tensor]) -> list[Codes]:
-    """Codes in the order of `waves`, encoded in batches of similar length (a codec may pad its batch)."""
-    order = sorted(range(len(waves)), key=lambda i: len(waves[i]))
-    codes: list[Codes | None] = [None] * len(waves)
-    limit = BATCH_SECONDS * codec.sample_rate
-    start = 0
-    while start < len(order):
-        stop = start + 1
-        while stop < len(order) and (stop + 1 - start) * len(waves[order[stop]]) <= limit:
-            stop += 1
-        batch = order[start:stop]
-        for i, result in zip(batch, codec.encode([waves[i] for i in batch]), strict=True):
-            codes[i] = result
-        start = stop
-    return [result for result in codes if result is not None]
+def total_length(waves: Sequence[Tensor]) -> int:
+    """Samples of some waveforms together."""
+    return sum(map(len, waves))
+
+
+def windows(recordings: Iterable[tuple[Line, list[Tensor]]], most: int) -> Iterator[list[tuple[Line, list[Tensor]]]]:
+    """Lines with their waveforms, in stretches of so many samples or one line more; those without any are left out."""
+    window: list[tuple[Line, list[Tensor]]] = []
+    held = 0
+    for line, waves in recordings:
+        if waves:
+            window.append((line, waves))
+            held += total_length(waves)
+        if held >= most:
+            yield window
+            window, held = [], 0
+    if window:
+        yield window
 
 
 class PartWriter:
@@ -215,35 +282,50 @@ class PartWriter:
     """
 
     def __init__(self, prefix: Path) -> None:
-        from ttt_dist.data.indexed import new_builder  # megatron-core takes seconds to import
-
         self.prefix = prefix
         self.paths = {kind: with_suffix(prefix, f".{kind}") for kind in KINDS}
-        self._num_codes = 0
-        remove_leftovers(*self.paths.values(), with_suffix(prefix, ".json"))
+        aside = with_suffix(prefix, ".aside")
+        remove_leftovers(*self.paths.values(), aside, with_suffix(prefix, ".json"))
         with writing(prefix):
             prefix.parent.mkdir(parents=True, exist_ok=True)
             self._builder = new_builder(temporary_name(self.paths["bin"]), multimodal=False)
+            self._aside: IO[bytes] = temporary_name(aside).open("w+b")
             self._lines: IO[str] = temporary_name(self.paths["jsonl"]).open("w", encoding="utf-8")
 
     def __enter__(self) -> PartWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in (self._builder.data_file, self._lines):
+        for file in (self._builder.data_file, self._lines, self._aside):
             with contextlib.suppress(OSError):  # a full disk: the write has raised it, and the file goes now
                 file.close()
-        for path in self.paths.values():
+        for path in (*self.paths.values(), with_suffix(self.prefix, ".aside")):
             temporary_name(path).unlink(missing_ok=True)
+
+    def lay_aside(self, codes: Sequence[Codes]) -> list[tuple[int, int]]:
+        """Keep codes in a file of their own until `from_aside` wants them: a part of many codebooks is a gigabyte of them."""
+        with writing(self.paths["bin"]):
+            places = []
+            for one in codes:
+                places.append((self._aside.seek(0, 2), len(one)))
+                self._aside.write(one.tobytes())
+            return places
+
+    def from_aside(self, places: Sequence[tuple[int, int]]) -> list[Codes]:
+        """Codes that were laid aside."""
+        import numpy as np
+
+        found = []
+        for start, count in places:
+            self._aside.seek(start)
+            found.append(np.fromfile(self._aside, np.int32, count))
+        return found
 
     def add(self, entry: Entry, codes: Sequence[Codes]) -> None:
         """Append one utterance: the codes of each of its clips."""
-        import torch
-
         with writing(self.paths["bin"]):
             for one in codes:
-                self._builder.add_item(torch.from_numpy(one))
-                self._num_codes += len(one)
+                self._builder.add_item(one)
             self._builder.end_document()
         with writing(self.paths["jsonl"]):
             write_entry(self._lines, entry)
@@ -251,42 +333,18 @@ class PartWriter:
     def finish(self, meta: dict[str, Any]) -> None:
         """Name the files and write PREFIX.json: `meta`, and size and SHA-256 of each."""
         with writing(self.paths["idx"]):
-            self._builder.finalize(str(temporary_name(self.paths["idx"])))
+            self._builder.finalize(temporary_name(self.paths["idx"]))
         with writing(self.paths["jsonl"]):
             self._lines.close()
+        temporary_name(
+            with_suffix(self.prefix, ".aside")
+        ).unlink()  # before the part is complete: nobody tidies up after that
         files = {path.name: describe_file(temporary_name(path)) for path in self.paths.values()}
         with_suffix(self.prefix, ".json").unlink(missing_ok=True)
         for path in self.paths.values():
             with writing(path):
                 commit(temporary_name(path), path)
         write_part(self.prefix, {**meta, "files": files, "beside": checksums_beside(self.prefix.parent)})
-
-
-Recordings = tuple[Entry, "list[Tensor]"]
-"""An entry and the waveforms of its clips."""
-
-
-def _windows(
-    entries: Iterator[tuple[str, Entry]], reader: UtteranceReader, problems: list[str], tick: Tick
-) -> Iterator[list[Recordings]]:
-    """Entries with their audio, in stretches that memory holds; what cannot be read becomes a problem."""
-    window: list[Recordings] = []
-    samples = 0
-    for place, entry in entries:
-        try:
-            waves = [reader.read(clip) for clip in clips(entry)]
-        except UserError as error:
-            problems.append(f"{place}: {error}")
-            continue
-        window.append((entry, waves))
-        samples += sum(map(len, waves))
-        if samples >= WINDOW_SECONDS * reader.sample_rate or len(window) >= WINDOW_UTTERANCES:
-            yield window
-            tick(len(window))
-            window, samples = [], 0
-    if window:
-        yield window
-        tick(len(window))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -302,7 +360,7 @@ def run(args: argparse.Namespace) -> None:
     problems = Problems(args.max_errors)
     ranges = cut_lines(args.manifest, args.part_size)
     require_no_others(args.out, len(ranges))
-    job = EncodeJob(ranges, spec, args.codebooks, args.out, args.audio_root, args.retry)
+    job = EncodeJob(ranges, spec, args.codebooks, args.out, args.audio_root, args.retry, args.codec_dtype)
     totals = run_parts(job, share, problems)
     counts = totals.counts
     num_utterances = int(counts.get("utterances", 0))
@@ -338,6 +396,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--manifest", required=True, type=Path, help="manifest to encode")
     parser.add_argument("--codec", required=True, help="NAME:FOLDER of a codec, or melvq with --train-codec")
     parser.add_argument("--codebooks", type=int, metavar="K", help="of a codec of several codebooks, use the first K")
+    parser.add_argument(
+        "--codec-dtype",
+        choices=["float32", "bfloat16"],
+        help="precision of glm4voice's layers (default: bfloat16 on CUDA, else float32)",
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder for the codes")
     parser.add_argument("--audio-root", type=Path, help="folder that all audio lies in (default: the manifest's)")
     parser.add_argument("--part-size", type=int, default=PART_SIZE, help=f"lines of a part (default {PART_SIZE})")

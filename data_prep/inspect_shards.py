@@ -9,7 +9,6 @@ import numpy as np
 
 from data_prep.check import check
 from data_prep.readable import describe_pack
-from ttt_dist.data.indexed import indexed_dataset
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.errors import UserError
 from ttt_dist.files import writing
@@ -60,7 +59,6 @@ def add_parser(subparsers: Any) -> None:
 
 def run_verify(args: argparse.Namespace) -> None:
     """The command. Prints a line per problem and raises UserError where there is one."""
-    indexed_dataset()  # its import is no part of the rate
     with Progress(None, "verifying", "pack") as progress:
         problems = check(args.prefix, progress.advance)
     for problem in problems:

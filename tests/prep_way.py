@@ -14,7 +14,6 @@ import numpy as np
 import soundfile
 
 from tests.shared_work import add_campaign, campaign
-from ttt_dist.data.indexed import indexed_dataset
 
 RATE = 8000
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -75,7 +74,6 @@ def main() -> None:
     args = parser.parse_args()
     if not args.corpus.exists():
         make_corpus(args.corpus, args.utterances)
-    indexed_dataset()  # imported before the forks
     campaign(lambda: walk(args.corpus, args.out), args.out, args)
 
 

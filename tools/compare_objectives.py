@@ -26,7 +26,7 @@ from tools import pipeline
 from ttt_dist.config import Config, load_config, to_dict
 from ttt_dist.errors import UserError
 from ttt_dist.evaluation import report
-from ttt_dist.evaluation.judge import OWN
+from ttt_dist.evaluation.plan import OWN
 from ttt_dist.files import atomic_write
 from ttt_dist.telemetry import curves
 from ttt_dist.telemetry.console import main_guard, result, say

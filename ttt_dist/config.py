@@ -68,6 +68,8 @@ class TrainConfig:
     """What the backward pass computes again: nothing, all but attention and the products that widen, or whole blocks."""
     compile: bool = False
     """Compile each block with torch.compile."""
+    fp8: bool = False
+    """Multiply in 8-bit floating point in the MLP; the rest stays bf16."""
     gc_every: int = 100
     """Steps between garbage collections, on all processes at once; 0: whenever Python likes."""
     eval_every: int = 0
@@ -318,6 +320,8 @@ def _check_parallel(config: Config, stage: int) -> None:
         f"train.compile=true goes with ZeRO 0 to 2 and data parallelism only, not with ZeRO {stage} and parallel.tensor={tensor}, "
         f"pipeline={pipeline}, ulysses={ulysses}: what they do between layers is not safe to compile; set train.compile=false",
     )
+    if config.train.fp8:
+        _check_fp8(config)
     require(
         not (tensor > 1 and stage == 0 and config.train.precision == "bf16"),
         f"parallel.tensor={tensor} in bf16 without ZeRO: DeepSpeed then takes the gradient norm of one process's slices; "
@@ -337,6 +341,23 @@ def _check_parallel(config: Config, stage: int) -> None:
         f"parallel.ulysses={ulysses} does not divide the {model.num_heads // tensor} query heads of a process "
         f"(model.num_heads={model.num_heads} / parallel.tensor={tensor}); use one that does",
     )
+
+
+def _check_fp8(config: Config) -> None:
+    """Refuse what cannot multiply in fp8."""
+    require(
+        config.train.precision == "bf16",
+        f"train.fp8=true rounds to 8 bits what train.precision={config.train.precision} asks to keep; "
+        "set train.precision=bf16 or train.fp8=false",
+    )
+    require(
+        config.parallel.tensor == 1,
+        f"train.fp8=true goes with whole layers only, not with parallel.tensor={config.parallel.tensor}; "
+        "set parallel.tensor=1 or train.fp8=false",
+    )
+    for name in ("hidden_size", "ffn_hidden_size"):
+        size = getattr(config.model, name)
+        require(size % 16 == 0, f"train.fp8=true needs model.{name}={size} to be a multiple of 16; set train.fp8=false")
 
 
 def read_deepspeed(path: str | Path) -> dict[str, Any]:

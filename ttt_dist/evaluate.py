@@ -19,6 +19,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Run as a file, Python puts this file's folder first into the path; its modules are to be found as ttt_dist.* only.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -26,16 +27,14 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from data_prep import jobs
 from data_prep.problems import Problems
 from ttt_dist.errors import UserError
-from ttt_dist.evaluation.items import Item, read_items
-from ttt_dist.evaluation.job import EvaluationJob
-from ttt_dist.evaluation.judge import JUDGES, OWN
-from ttt_dist.evaluation.likelihood import packs_as_items
 from ttt_dist.evaluation.normalise import NAMES
-from ttt_dist.evaluation.plan import Plan, is_shards
-from ttt_dist.evaluation.results import write_results
-from ttt_dist.evaluation.tasks import TASKS
+from ttt_dist.evaluation.plan import FORMS, JUDGES, OWN, Plan, is_shards
 from ttt_dist.inference.settings import add_decoding_flags, settings_from_flags
 from ttt_dist.telemetry.console import main_guard, result, say
+
+# What works with the model is imported where it is used: --help and mistakes of the command line wait for nothing.
+if TYPE_CHECKING:
+    from ttt_dist.evaluation.items import Item
 
 SHARE = ("share", "shares")  # --task is what to measure
 
@@ -46,6 +45,9 @@ def main() -> None:
     share, plan = jobs.share_of(arguments, SHARE), plan_of(arguments)
     if not plan.model.is_dir():
         raise UserError(f"{plan.model}: no such model folder; name the export/ folder of a run")
+    from ttt_dist.evaluation.job import EvaluationJob
+    from ttt_dist.evaluation.results import write_results
+
     lines = lines_of(plan)
     if not lines:
         raise UserError(f"{plan.data}: holds no item; name a data file with at least one line")
@@ -71,8 +73,12 @@ def main() -> None:
         )
 
 
-def lines_of(plan: Plan) -> list[Item | str]:
+def lines_of(plan: Plan) -> "list[Item | str]":
     """The items of the data, and messages about those that cannot be used."""
+    from ttt_dist.evaluation.items import read_items
+    from ttt_dist.evaluation.likelihood import packs_as_items
+    from ttt_dist.evaluation.tasks import TASKS
+
     if plan.task == "likelihood" and is_shards(plan.data):
         return packs_as_items(plan)
     return read_items(plan.data, TASKS[plan.task].prepare, plan.limit)
@@ -83,7 +89,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
     same = ("task", "model", "data", "out", "audio_root", "decoder_command", "normaliser", "text_only", "quality")
     more = ("draws", "limit", "part_size", "batch", "workers", "seed")
     values = {name: getattr(arguments, name) for name in (*same, *more)}
-    template = arguments.template or TASKS[arguments.task].template or ""
+    template = arguments.template or FORMS[arguments.task].template or ""
     judges = tuple(arguments.judge or [OWN])
     return Plan(template=template, decoding=settings_from_flags(arguments), judges=judges, **values)
 
@@ -95,7 +101,7 @@ def parse_arguments() -> argparse.Namespace:
         description=summary, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", required=True, type=Path, help="exported model folder")
-    parser.add_argument("--task", required=True, choices=sorted(TASKS), help="what to measure")
+    parser.add_argument("--task", required=True, choices=sorted(FORMS), help="what to measure")
     parser.add_argument(
         "--data",
         required=True,
@@ -136,9 +142,9 @@ def parse_arguments() -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if arguments.seed < 0:
         parser.error("--seed must be at least 0")
-    if TASKS[arguments.task].template is None and arguments.template is None and not is_shards(arguments.data):
+    if FORMS[arguments.task].template is None and arguments.template is None and not is_shards(arguments.data):
         parser.error(f"--task {arguments.task} on items: give --template, which makes samples of them")
-    if arguments.decoder_command is not None and not TASKS[arguments.task].speaks:
+    if arguments.decoder_command is not None and not FORMS[arguments.task].speaks:
         parser.error("--decoder-command makes speech: it goes with --task tts, audio_qa or speech_chat")
     if arguments.text_only and arguments.task not in ("audio_qa", "speech_chat"):
         parser.error("--text-only goes with --task audio_qa or speech_chat")

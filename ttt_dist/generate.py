@@ -12,28 +12,24 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Run as a file, Python puts this file's folder first into the path; its modules are to be found as ttt_dist.* only.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import numpy as np
-
-from ttt_dist.audio import Codec, load_codec, read_audio, write_wav
 from ttt_dist.decode_settings import DecodeSettings
 from ttt_dist.errors import UserError
-from ttt_dist.evaluation.benchmarks import chat
-from ttt_dist.evaluation.chats import speech_chat
-from ttt_dist.evaluation.items import Item, read_items
-from ttt_dist.evaluation.job import write_jsonl
-from ttt_dist.evaluation.plan import Plan
-from ttt_dist.evaluation.tools import Notes, Tools
 from ttt_dist.files import writing
-from ttt_dist.inference.decoder import Decoder, Request, Result
-from ttt_dist.inference.events import Ended, TextPiece
 from ttt_dist.inference.settings import add_decoding_flags, settings_from_flags
-from ttt_dist.model.huggingface import ModelFolder, load_folder
-from ttt_dist.sequence.templates import ChatTemplate
 from ttt_dist.telemetry.console import main_guard, put, say, warn
+
+# What works with the model is imported where it is used: --help and mistakes of the command line wait for nothing.
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ttt_dist.audio import Codec
+    from ttt_dist.inference.decoder import Decoder, Request, Result
+    from ttt_dist.model.huggingface import ModelFolder
 
 
 def main() -> None:
@@ -43,6 +39,10 @@ def main() -> None:
     if arguments.chats is not None:
         answer_chats(arguments, settings)
         return
+    from ttt_dist.audio import load_codec
+    from ttt_dist.inference.decoder import Decoder, Request
+    from ttt_dist.model.huggingface import load_folder
+
     folder = load_folder(arguments.model)
     codec = load_codec(folder.codec, decoder_command=arguments.decoder_command)
     speaks = arguments.chat or arguments.prompt is not None
@@ -54,8 +54,11 @@ def main() -> None:
         write(response, codec, arguments.out, text_will_do=arguments.chat)
 
 
-def prompt(arguments: argparse.Namespace, folder: ModelFolder, codec: Codec) -> np.ndarray:
+def prompt(arguments: argparse.Namespace, folder: "ModelFolder", codec: "Codec") -> "np.ndarray":
     """What the model is asked, as its training wrote it."""
+    from ttt_dist.audio import read_audio
+    from ttt_dist.sequence.templates import ChatTemplate
+
     template = ChatTemplate(folder.tokenizer, folder.layout, folder.template)
     codes = codec.encode([read_audio(arguments.audio, codec.sample_rate)]) if arguments.audio else []
     if arguments.chat:
@@ -69,8 +72,10 @@ def prompt(arguments: argparse.Namespace, folder: ModelFolder, codec: Codec) -> 
     return template.prompt("tts", entry, [])
 
 
-def tell(decoder: Decoder, request: Request, settings: DecodeSettings) -> Result:
+def tell(decoder: "Decoder", request: "Request", settings: DecodeSettings) -> "Result":
     """Print the response's text as it comes."""
+    from ttt_dist.inference.events import Ended, TextPiece
+
     for _, event in decoder.stream([request], settings):
         if isinstance(event, TextPiece):
             put(event.text)
@@ -80,8 +85,10 @@ def tell(decoder: Decoder, request: Request, settings: DecodeSettings) -> Result
     raise AssertionError("a stream ends with its result")
 
 
-def write(response: Result, codec: Codec, out: Path, text_will_do: bool) -> None:
+def write(response: "Result", codec: "Codec", out: Path, text_will_do: bool) -> None:
     """Write the response's speech as a WAV file."""
+    from ttt_dist.audio import write_wav
+
     if not len(response.codes):
         if text_will_do and response.text:
             return
@@ -95,6 +102,13 @@ def write(response: Result, codec: Codec, out: Path, text_will_do: bool) -> None
 
 def answer_chats(arguments: argparse.Namespace, settings: DecodeSettings) -> None:
     """Answer the user's turns of many conversations; one line each in OUT/answers.jsonl, speech below OUT/wav."""
+    from ttt_dist.evaluation.benchmarks import chat
+    from ttt_dist.evaluation.chats import speech_chat
+    from ttt_dist.evaluation.items import Item, read_items
+    from ttt_dist.evaluation.job import write_jsonl
+    from ttt_dist.evaluation.plan import Plan
+    from ttt_dist.evaluation.tools import Notes, Tools
+
     task, template = "speech_chat", "audio_chat"
     plan = Plan(
         task, arguments.model, arguments.chats, arguments.out, template, settings,

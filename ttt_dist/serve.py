@@ -12,14 +12,7 @@ from pathlib import Path
 # Run as a file, Python puts this file's folder first into the path; its modules are to be found as ttt_dist.* only.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ttt_dist.audio import load_codec
-from ttt_dist.inference.decoder import Decoder
 from ttt_dist.inference.settings import add_decoding_flags, settings_from_flags
-from ttt_dist.model.huggingface import load_folder
-from ttt_dist.serving.app import App
-from ttt_dist.serving.decoding_thread import DecodingThread
-from ttt_dist.serving.server import is_loopback, listen, serve, trusted_names, url_of
-from ttt_dist.serving.studio import Studio, model_name
 from ttt_dist.telemetry.console import main_guard, say, warn
 
 
@@ -27,6 +20,15 @@ def main() -> None:
     """Listen, load the model, answer until interrupted."""
     arguments = parse_arguments()
     settings = settings_from_flags(arguments)
+    # Seconds to import: --help and mistakes of the command line do not wait for it.
+    from ttt_dist.audio import load_codec
+    from ttt_dist.inference.decoder import Decoder
+    from ttt_dist.model.huggingface import load_folder
+    from ttt_dist.serving.app import App
+    from ttt_dist.serving.decoding_thread import DecodingThread
+    from ttt_dist.serving.server import is_loopback, listen, serve, trusted_names, url_of
+    from ttt_dist.serving.studio import Studio, model_name
+
     listening = listen(arguments.host, arguments.port)
     folder = load_folder(arguments.model)
     codec = load_codec(folder.codec, decoder_command=arguments.decoder_command)

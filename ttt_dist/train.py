@@ -14,53 +14,35 @@ mistake that one line explains, 2 bad usage.
 import argparse
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 # Run as a file, Python puts this file's folder first into the path; its modules are to be found as ttt_dist.* only.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import torch
-
-from ttt_dist.config import Config, check_run, load_config, save_config, to_dict
-from ttt_dist.data.loader import HeldOutLoader, PackLoader
-from ttt_dist.data.shards import ShardReader
-from ttt_dist.data.sources import Sources
 from ttt_dist.errors import UserError
-from ttt_dist.model.families import require_same_model
-from ttt_dist.parallel.mesh import Mesh, require_divisible
-from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.telemetry.console import main_guard, say
-from ttt_dist.telemetry.events import Events
-from ttt_dist.telemetry.metrics import open_metrics, require_sinks
-from ttt_dist.telemetry.profiler import ProfileWindow
-from ttt_dist.telemetry.run_folder import environment, write_environment
-from ttt_dist.training import checkpoint
-from ttt_dist.training.describe import count_parameters, describe_data
-from ttt_dist.training.environment import (
-    init_process_group,
-    leave_process_group,
-    log_to_files,
-    prepare_process,
-    processes,
-)
-from ttt_dist.training.export import export_model, require_assets
-from ttt_dist.training.launchers import Processes
-from ttt_dist.training.memory import memory_per_rank
 
+# The rest is imported where it is used: --help and mistakes of the command line wait for nothing.
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
     from ttt_dist.parallel.groups import Mpu
+    from ttt_dist.training.job import Job
+    from ttt_dist.training.launchers import Processes
     from ttt_dist.training.loop import Run
 
 
 def main() -> None:
     """Settle everything that can be wrong; then train, or say what would be trained."""
     arguments = parse_arguments()
+    from ttt_dist.config import load_config
+    from ttt_dist.training.describe import describe
+    from ttt_dist.training.environment import choose_accelerator, processes
+    from ttt_dist.training.job import settle
+
     place = processes()
-    prepare_process(place.local_size)
+    choose_accelerator()
     try:
         job = settle(load_config(arguments.config, arguments.overrides), place, arguments.resume)
     except UserError:
@@ -73,71 +55,13 @@ def main() -> None:
         train(job, place)
 
 
-@dataclass
-class Job:
-    """A run whose settings, files and checkpoint fit together."""
-
-    config: Config
-    mesh: Mesh
-    loader: PackLoader
-    held_out: HeldOutLoader | None
-    facts: checkpoint.Facts
-    candidates: list[Path]
-    """Checkpoints to go on from, the first one that proves whole; none: the run starts anew."""
-
-    @property
-    def start(self) -> Path | None:
-        """The checkpoint that the run would go on from, unless it proves damaged."""
-        return next(iter(self.candidates), None)
-
-
-def settle(config: Config, place: Processes, resume: Path | None = None) -> Job:
-    """Open what the run needs and check that it fits, before any process group exists. Raises UserError."""
-    check_run(config, place.world_size)
-    mesh = Mesh.of(config.parallel, place.world_size, place.rank)
-    require_sinks(config.telemetry.wandb, config.telemetry.tensorboard)
-    sources = Sources.open(config.data)
-    shard = sources.first
-    require_assets(config)
-    layout, seq_len, train = shard.layout, shard.seq_len or 0, config.train
-    if train.init_from is not None:
-        require_same_model(train.init_from, config.model)
-        layout.require_same(
-            TokenLayout.load(Path(train.init_from) / "token_layout.json"), f"train.init_from={train.init_from}"
-        )
-    require_divisible(train.micro_batch * seq_len, config.parallel)
-    loader = PackLoader(
-        sources, layout, config.objective, config.seed, seq_len, train.global_batch, train.micro_batch,
-        mesh.data_rank, mesh.data, config.data.prefetch,
-    )  # fmt: skip
-    held_out = None
-    if config.data.valid:
-        valid = ShardReader(config.data.valid)
-        valid.require_same_codec(shard)
-        held_out = HeldOutLoader(
-            valid, layout, config.objective, config.seed, seq_len, train.micro_batch,
-            mesh.data_rank, mesh.data, train.eval_packs or None,
-        )  # fmt: skip
-    facts = checkpoint.Facts.of_run(config, layout, place.world_size)
-    candidates = find_candidates(config, resume)
-    for candidate in candidates[:1]:
-        checkpoint.require_resumable(candidate, facts)
-    checkpoint.require_space(Path(config.run_dir), sum(count_parameters(config.model, layout).values()))
-    return Job(config, mesh, loader, held_out, facts, candidates)
-
-
-def find_candidates(config: Config, resume: Path | None) -> list[Path]:
-    """Checkpoints of this run, newest first, or, where it has none yet, those that --resume names."""
-    own = checkpoint.found(Path(config.run_dir) / "checkpoints")
-    if own and not config.checkpoint.resume:
-        raise UserError(f"{own[0]}: run_dir holds a run already; set checkpoint.resume=true or choose another run_dir")
-    return own or ([] if resume is None else checkpoint.named(resume))
-
-
-def train(job: Job, place: Processes) -> None:
+def train(job: "Job", place: "Processes") -> None:
     """Join the other processes, build or restore the model, train it, export it."""
+    from ttt_dist.training.environment import leave_process_group, share_cores
+    from ttt_dist.training.export import export_model
     from ttt_dist.training.loop import fit
 
+    share_cores(place.local_size)
     run = set_up(job, place)
     last, export = job.config.train.steps, run.folder / "export"
     try:
@@ -152,11 +76,19 @@ def train(job: Job, place: Processes) -> None:
     leave_process_group()
 
 
-def set_up(job: Job, place: Processes) -> "Run":
+def set_up(job: "Job", place: "Processes") -> "Run":
     """Everything that the loop works with: the process group, the engine with its weights, the logs; collective."""
-    # DeepSpeed takes seconds to import and looks for its accelerator while at it: after prepare_process, after the checks.
+    # DeepSpeed takes seconds to import and looks for its accelerator while at it: after choose_accelerator, after the checks.
+    from ttt_dist.config import save_config, to_dict
     from ttt_dist.parallel import groups
+    from ttt_dist.telemetry.events import Events
+    from ttt_dist.telemetry.metrics import open_metrics
+    from ttt_dist.telemetry.profiler import ProfileWindow
+    from ttt_dist.telemetry.run_folder import environment, write_environment
+    from ttt_dist.training import checkpoint
+    from ttt_dist.training.describe import count_parameters, describe_data
     from ttt_dist.training.engine import guard_updates
+    from ttt_dist.training.environment import init_process_group, log_to_files
     from ttt_dist.training.guard import Guard
     from ttt_dist.training.loop import Run
     from ttt_dist.training.stopping import StopRequests
@@ -199,10 +131,11 @@ def set_up(job: Job, place: Processes) -> "Run":
     return run
 
 
-def build(job: Job, mpu: "Mpu | None") -> "tuple[DeepSpeedEngine, Path | None]":
+def build(job: "Job", mpu: "Mpu | None") -> "tuple[DeepSpeedEngine, Path | None]":
     """The engine with its first weights or those of a checkpoint, and which checkpoint that was; collective."""
     from ttt_dist.model.huggingface import FolderWeights
     from ttt_dist.model.layers import RandomWeights, WeightSource, zero_weights
+    from ttt_dist.training import checkpoint
     from ttt_dist.training.engine import build_engine, build_model
     from ttt_dist.training.portable import load_portable
 
@@ -220,30 +153,6 @@ def build(job: Job, mpu: "Mpu | None") -> "tuple[DeepSpeedEngine, Path | None]":
         say(f"{source}: of another layout of processes, its weights and moments are dealt out anew")
         load_portable(engine, mesh, config.model, layout, source)
     return engine, source
-
-
-def describe(job: Job, place: Processes) -> None:
-    """What `--dry-run` prints: model, layout of the processes, data, and where the run stands."""
-    config, layout, train = job.config, job.facts.layout, job.config.train
-    parts = count_parameters(config.model, layout)
-    say(
-        f"model      {sum(parts.values()):,} parameters: "
-        + ", ".join(f"{name} {size:,}" for name, size in parts.items())
-    )
-    say(f"tokens     {layout.vocab_size:,} (padded to {layout.padded_vocab_size:,}), {layout.num_codes:,} audio codes")
-    say(
-        f"processes  {place.world_size} ({job.mesh}), ZeRO {job.facts.zero_stage}, {train.precision}; global batch "
-        f"{train.global_batch} packs = {job.mesh.data} x {train.micro_batch} x {job.loader.num_micro_batches} accumulation steps"
-    )
-    on_cuda = torch.cuda.is_available() or train.precision == "bf16"  # said on a login node, meant for the GPUs
-    memory = memory_per_rank(config, layout, job.mesh, job.facts.zero_stage, job.loader.seq_len, on_cuda)
-    say(f"memory     {memory} (of the fullest process)")
-    for line in describe_data(job.loader, train.steps):
-        say(f"data       {line}")
-    if job.held_out is not None:
-        say(f"held out   {config.data.valid}: {job.held_out.num_packs:,} of {len(job.held_out.reader):,} packs")
-    start = f"resumes at step {checkpoint.step_of(job.start)} from {job.start}" if job.start else "starts anew"
-    say(f"run        {config.run_dir}: {start}")
 
 
 def parse_arguments() -> argparse.Namespace:

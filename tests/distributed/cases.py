@@ -39,6 +39,7 @@ class Layout:
     checkpointing: Literal["none", "selective", "full"] = "none"
     compile: bool = False
     precision: Literal["bf16", "fp32"] = "fp32"
+    fp8: bool = False
     normalisation: str = "sample"
     tied: bool = False
     kv_heads: int = 2
@@ -62,7 +63,7 @@ class Layout:
         """The run's settings; nothing is read from disk but DeepSpeed's JSON."""
         train = TrainConfig(
             global_batch=GLOBAL_BATCH, micro_batch=self.micro, lr=LR, clip=1.0, precision=self.precision,
-            activation_checkpointing=self.checkpointing, compile=self.compile,
+            activation_checkpointing=self.checkpointing, compile=self.compile, fp8=self.fp8,
         )  # fmt: skip
         return Config(
             deepspeed=str(ROOT / f"ds_configs/zero{self.zero}.json"),
@@ -81,6 +82,14 @@ def losses(layout: Layout, num_steps: int) -> list[tuple[float, float, float, fl
     """(loss, AR loss, NAR loss, gradient norm) of each step."""
     with new_engine(layout) as engine:
         return [run_step(engine, layout, step) for step in range(num_steps)]
+
+
+def losses_and_graphs(layout: Layout, num_steps: int) -> tuple[list[tuple[float, float, float, float]], int]:
+    """`losses`, and how many graphs the blocks were compiled into for them."""
+    from ttt_dist.model.recompute import COMPILER
+
+    before = COMPILER.num_graphs
+    return losses(layout, num_steps), COMPILER.num_graphs - before
 
 
 def losses_of_local_counts(layout: Layout, num_steps: int) -> list[tuple[float, float, float, float]]:

@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.distributed.cases import LR, Layout, deviation, losses, losses_of_local_counts, resume, trained_weights
+from tests.distributed.cases import (
+    LR,
+    Layout,
+    deviation,
+    losses,
+    losses_and_graphs,
+    losses_of_local_counts,
+    resume,
+    trained_weights,
+)
 from tests.distributed.launch import run_distributed
 
 STEPS = 6
@@ -85,7 +94,14 @@ BF16 = [
     Layout(3, 2, dp=2, tensor=2, precision="bf16"),
     replace(STAGES, zero=1, tensor=2, precision="bf16"),
 ]
-COMPILED = [Layout(compile=True), Layout(compile=True, checkpointing="full"), Layout(1, 2, 2, compile=True)]
+FP8 = [
+    Layout(1, 4, 2, precision="bf16", fp8=True),
+    Layout(3, 4, 2, precision="bf16", fp8=True, checkpointing="selective"),
+]
+COMPILED = [
+    *(Layout(compile=True, checkpointing=mode) for mode in ("none", "selective")),
+    Layout(1, 2, 2, compile=True, checkpointing="full"),
+]
 RESUMED = [
     *(Layout(zero, 1, 2, precision=precision) for zero in range(4) for precision in ("fp32", "bf16")),
     replace(SEQUENCE, zero=3, precision="bf16"),
@@ -106,7 +122,7 @@ LOCAL_COUNTS = Layout(0, 1, 2)
 pytestmark = pytest.mark.timeout(1500)  # the first test waits for all runs
 
 
-def loss_cases(rows: Sequence[Layout] = (*FP32, *BF16)) -> dict[Any, Any]:
+def loss_cases(rows: Sequence[Layout] = (*FP32, *BF16, *FP8)) -> dict[Any, Any]:
     """The runs of these rows and of their references."""
     layouts = [*rows, BF16_REFERENCE]
     layouts += [layout.reference for layout in layouts]
@@ -146,13 +162,21 @@ def test_bf16(layout: Layout, records: dict[Any, Any]) -> None:
     assert deviation(records[layout], records[layout.reference]) < BF16_FROM_FP32
 
 
+@pytest.mark.parametrize("layout", FP8, ids=str)
+def test_fp8(layout: Layout, records: dict[Any, Any]) -> None:
+    assert 1e-4 < deviation(records[layout], records[layout.reference]) < BF16_FROM_FP32
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPU")
 def test_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # a killed compiler leaves a shared one broken
-    cases = {layout: (losses, (layout, 3)) for layout in (*COMPILED, Layout())}
-    results = run_all(cases)
+    results = run_all({layout: (losses_and_graphs, (layout, 3)) for layout in (*COMPILED, Layout())})
+    reference, none = results[Layout()]
+    assert none == 0
     for layout in COMPILED:
-        assert deviation(results[layout], results[Layout()]) < FP32_TOLERANCE, str(layout)
+        found, graphs = results[layout]
+        assert deviation(found, reference) < FP32_TOLERANCE, str(layout)
+        assert graphs == 1, str(layout)  # of both blocks, all micro-batches and steps
 
 
 @pytest.mark.parametrize("layout", GATHERED, ids=str)

@@ -27,6 +27,7 @@ from ttt_dist.data.shards import ShardReader, ShardWriter
 from ttt_dist.errors import UserError
 from ttt_dist.model.huggingface import load_folder
 from ttt_dist.sequence.tokens import TokenLayout
+from ttt_dist.telemetry.events import read_events
 from ttt_dist.training import checkpoint
 
 
@@ -48,6 +49,21 @@ def run(work: Path) -> Path:
 def alone(work: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """train.py as one plain process."""
     return execute([sys.executable, TRAIN, "--config", str(work / "config.yaml"), *arguments])
+
+
+def test_a_run_that_compiles_nothing_says_so(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    done = alone(
+        work,
+        "train.compile=true",
+        f"deepspeed={ROOT}/ds_configs/zero1.json",
+        f"run_dir={tmp_path}/run",
+        "train.steps=1",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "warning: train.compile=true, but nothing was compiled" in done.stderr
+    (event,) = (event for event in read_events(tmp_path / "run") if event["event"] == "compiled")
+    assert event["graphs"] == 0
 
 
 def test_a_run_folder_holds_all_of_the_run(run: Path) -> None:

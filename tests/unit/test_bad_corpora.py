@@ -14,10 +14,10 @@ import pytest
 import soundfile
 
 from data_prep.__main__ import main
+from tests.megatron_files import indexed_dataset
 from tests.prep_way import RATE, WORDS, make_corpus, steps, walk
 from tests.shared_work import in_child
 from tests.structures import SHARED, needs_shared
-from ttt_dist.data.indexed import open_indexed
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.telemetry.console import main_guard
 
@@ -72,13 +72,13 @@ def test_bad_lines_and_audio_in_the_middle(tmp_path: Path) -> None:
     for line in bad:
         assert f"m.jsonl:{line}: " in told, (line, told)
     assert "6 bad files or lines" in told
-    assert len(open_indexed(out / "part-00000", multimodal=False)) == 7
+    assert len(indexed_dataset().IndexedDataset(str(out / "part-00000"))) == 7
     assert not leftovers(tmp_path)
     assert run(tmp_path, lambda: main([*command, "--max-errors", "6"]))[0] == 0
     tone(folder / "3.flac", 1.0)
     status, told = run(tmp_path, lambda: main([*command, "--max-errors", "5", "--retry"]))
     assert status == 0, told
-    assert len(open_indexed(out / "part-00000", multimodal=False)) == 8
+    assert len(indexed_dataset().IndexedDataset(str(out / "part-00000"))) == 8
 
 
 @pytest.mark.parametrize("step", range(4))

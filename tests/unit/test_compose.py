@@ -10,8 +10,8 @@ import pytest
 from data_prep import compose
 from data_prep.encode import PartWriter
 from data_prep.parts import describe_file, part_prefix, write_part
+from tests.megatron_files import indexed_dataset
 from tests.structures import SHARED, needs_shared
-from ttt_dist.data.indexed import open_indexed
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.data.verify import verify
 from ttt_dist.errors import UserError
@@ -87,7 +87,7 @@ def change_entry(codes: Path, part: int, line: int, entry: dict | str) -> None:
 def test_samples_hold_what_was_said(codes: Path) -> None:
     out = run(codes, "--text-ratio", "3", "--audio-ratio", "10")
     tokenizer = load_tokenizer(out / "tokenizer")
-    dataset = open_indexed(codes / "part-00001", multimodal=False)
+    dataset = indexed_dataset().IndexedDataset(str(codes / "part-00001"))
     entries = [json.loads(line) for line in (codes / "part-00001.jsonl").read_text().splitlines()]
     reader = ShardReader(out / "part-00001")
     layout = reader.layout

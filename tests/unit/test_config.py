@@ -206,6 +206,9 @@ REFUSED = [
     (2, ["parallel.ulysses=2", "train.compile=true"], "ZeRO 0 to 2 and data parallelism only.*ulysses=2"),
     (2, ["parallel.tensor=2", "train.compile=true"], "set train.compile=false"),
     (2, ["deepspeed=ds_configs/zero3.json", "train.compile=true"], "not with ZeRO 3"),
+    (1, ["train.fp8=true"], r"train\.precision=fp32 asks to keep; set train\.precision=bf16 or train\.fp8=false"),
+    (2, ["train.fp8=true", "train.precision=bf16", "parallel.tensor=2"], r"not with parallel\.tensor=2"),
+    (1, ["train.fp8=true", "train.precision=bf16", "model.ffn_hidden_size=72"], r"ffn_hidden_size=72 .*multiple of 16"),
     (
         2,
         ["parallel.pipeline=2", "deepspeed=ds_configs/zero2.json"],

@@ -15,6 +15,7 @@ from ttt_dist.config import Config, DataConfig, to_dict
 from ttt_dist.errors import UserError
 from ttt_dist.model.families import read_model_config
 from ttt_dist.model.huggingface import FolderWeights
+from ttt_dist.model.structure import parameter_shapes
 from ttt_dist.model_config import ModelConfig
 from ttt_dist.sequence.text_tokenizer import TextTokenizer, train_sentencepiece
 from ttt_dist.sequence.tokens import TokenLayout, extend
@@ -23,7 +24,7 @@ from ttt_dist.training.conversion import export_checkpoint, reshard
 from ttt_dist.training.inspection import inspect_folder
 from ttt_dist.training.native import NativeCheckpoint
 from ttt_dist.training.portable import PortableCheckpoint, write_portable
-from ttt_dist.training.saved_state import KINDS, weight_shapes
+from ttt_dist.training.saved_state import KINDS
 from ttt_dist.training.seal import MANIFEST, require_sums, require_whole, seal_all
 from ttt_dist.training.state_files import read_state, write_state
 
@@ -43,7 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def save(folder: Path, tokenizer: TextTokenizer, shards: Path) -> None:
     layout = extend(tokenizer, 20)
-    shapes = weight_shapes(MODEL, layout)
+    shapes = parameter_shapes(MODEL, layout.padded_vocab_size)
     generator = torch.Generator().manual_seed(0)
     drawn = {kind: {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()} for kind in KINDS}
     groups = [[name for name, shape in shapes.items() if (len(shape) > 1) == wide] for wide in (True, False)]

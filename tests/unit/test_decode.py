@@ -16,9 +16,11 @@ from ttt_dist.decode_settings import DecodeSettings
 from ttt_dist.errors import UserError
 from ttt_dist.inference.decoder import Decoder, Request
 from ttt_dist.inference.events import UNFINISHED, Ended, Reader, SpanDone, TextPiece
-from ttt_dist.inference.phases import Rules, State, advance, allowed_ids
-from ttt_dist.inference.sampling import choose_codes, choose_text, guided, keep_top_k, keep_top_p, most_confident
+from ttt_dist.inference.forward import Asked, Wanted, choices
+from ttt_dist.inference.phases import Choice, Rules, State, advance, allowed_ids, most_confident
+from ttt_dist.inference.sampling import choose_codes, choose_text, guided, nucleus, sample
 from ttt_dist.inference.settings import add_decoding_flags, as_flags, settings_from_flags
+from ttt_dist.model.cache import Sequence
 from ttt_dist.model.huggingface import ModelFolder
 from ttt_dist.model.layers import PlainFactory, RandomWeights
 from ttt_dist.model.transformer import Transformer
@@ -88,19 +90,20 @@ def test_cached_batches_give_the_tokens_of_the_plain_loop(case: int) -> None:
     assert differing(model, prompts, chosen, 1 + case % 8) == []
 
 
-def random_prompts(count: int) -> list[Request]:
-    rng = np.random.default_rng(0)
+def random_prompts(count: int, seed: int = 0) -> list[Request]:
+    rng = np.random.default_rng(seed)
     prompts = [rng.integers(0, LAYOUT.num_text_tokens, rng.integers(1, 30)) for _ in range(count)]
     return [Request(np.append(prompt, LAYOUT.im_end).astype(np.int32), seed=n) for n, prompt in enumerate(prompts)]
 
 
+@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_batch_mates_change_nothing(temperature: float) -> None:
+def test_batch_mates_change_nothing(temperature: float, seed: int) -> None:
     """Alone, with others, in another order and in smaller batches: the same tokens, sampled ones too."""
     chosen = DecodeSettings(
-        block=5, steps=3, span_limit=15, max_text=8, temperature=temperature, code_temperature=temperature
+        block=5, steps=3, span_limit=15, max_text=20, temperature=temperature, code_temperature=temperature
     )
-    requests = random_prompts(12)
+    requests = random_prompts(12, seed)
     together = [result.ids.tolist() for result in decoder().generate(requests, chosen)]
     alone = [decoder().generate([request], chosen)[0].ids.tolist() for request in requests]
     backwards = [result.ids.tolist() for result in decoder(batch_size=5).generate(requests[::-1], chosen)][::-1]
@@ -146,7 +149,10 @@ def logits_of(*tokens: int) -> torch.Tensor:
 
 
 def step(state: State, row: torch.Tensor, chosen: Rules) -> State:
-    return advance(state, row[:, allowed_ids(LAYOUT, chosen.phase(state))], chosen)
+    allowed = np.isin(np.arange(row.shape[1]), allowed_ids(LAYOUT, chosen.phase(state)))
+    logits = row.masked_fill(~torch.from_numpy(allowed), float("-inf"))
+    found = choices(chosen.phase(state), logits, Wanted.of([Asked(state, chosen, Sequence(0), None)]))
+    return advance(state, Choice(*(values.numpy() for values in found)), chosen)
 
 
 def run(rows: list[torch.Tensor], chosen: Rules) -> State:
@@ -208,29 +214,43 @@ def test_the_surest_positions_are_committed_first_and_stay() -> None:
     assert state.ids[4] == LAYOUT.first_code
 
 
+def drawn(probabilities: torch.Tensor, **values: float) -> dict[int, float]:
+    """Shares of the columns that 4,000 numbers, spread evenly, give."""
+    chosen = DecodeSettings(temperature=1.0, **values)
+    numbers = (torch.arange(4000) + 0.5) / 4000
+    ids = choose_text(probabilities.log().expand(4000, -1), chosen, numbers)
+    return {token: count / 4000 for token, count in sorted(Counter(ids.tolist()).items())}
+
+
 def test_top_k_and_top_p() -> None:
     probabilities = torch.tensor([0.1, 0.4, 0.2, 0.25, 0.05])
-    kept = {k: set(keep_top_k(probabilities.log(), k).isfinite().nonzero().flatten().tolist()) for k in (0, 1, 3, 9)}
+    kept = {k: set(drawn(probabilities, top_k=k)) for k in (0, 1, 3, 9)}
     assert kept == {0: {0, 1, 2, 3, 4}, 1: {1}, 3: {1, 2, 3}, 9: {0, 1, 2, 3, 4}}
-    nucleus = {
-        p: keep_top_p(probabilities.log(), p).isfinite().nonzero().flatten().tolist() for p in (0.3, 0.5, 0.7, 1.0)
-    }
-    assert nucleus == {0.3: [1], 0.5: [1, 3], 0.7: [1, 2, 3], 1.0: [0, 1, 2, 3, 4]}
+    kept = {p: nucleus(probabilities.unsqueeze(0), p)[0].nonzero().flatten().tolist() for p in (0.3, 0.5, 0.7, 1.0)}
+    assert kept == {0.3: [1], 0.5: [1, 3], 0.7: [1, 2, 3], 1.0: [0, 1, 2, 3, 4]}
+    assert set(drawn(probabilities, top_k=3, top_p=0.6)) == {1, 3}  # of the three: 0.47, 0.29, 0.24
 
 
 def test_sampling_follows_the_probabilities() -> None:
-    probabilities = torch.tensor([0.6, 0.3, 0.1])
-    settings_ = DecodeSettings(temperature=1.0)
-    drawn = Counter(choose_text(probabilities.log(), settings_, np.random.default_rng(n)) for n in range(4000))
-    for token, probability in enumerate(probabilities.tolist()):
-        assert abs(drawn[token] / 4000 - probability) < 0.03
-    ids, confidence = choose_codes(probabilities.log().expand(4000, 3), 1.0, np.random.default_rng(0))
-    assert abs((ids == 0).float().mean() - 0.6) < 0.03
+    probabilities = torch.tensor([0.6, 0.0, 0.3, 0.1])
+    for top_k in (0, 3):
+        assert drawn(probabilities, top_k=top_k) == pytest.approx({0: 0.6, 2: 0.3, 3: 0.1}, abs=0.001)
+    heats, numbers = torch.tensor([1.0] * 4000 + [0.0]), torch.rand(4001, generator=torch.manual_seed(0))
+    ids, confidence = choose_codes(probabilities.log().repeat(4001, 1), heats, numbers)
+    assert abs((ids[:4000] == 0).float().mean() - 0.6) < 0.03
+    assert ids[4000] == 0
     torch.testing.assert_close(confidence, probabilities[ids])
 
 
+@pytest.mark.parametrize("number", [0.0, 0.5, 1 - 2**-53, 1.0])
+def test_no_number_draws_what_is_impossible(number: float) -> None:
+    probabilities = torch.tensor([[0.0, 0.0, 1e-30, 0.0], [0.0, 0.3, 0.7, 0.0]])
+    ids = sample(probabilities, torch.full((2,), number, dtype=torch.float64))
+    assert (probabilities.gather(1, ids.unsqueeze(1)) > 0).all()
+
+
 def test_ties_of_confidence_go_to_the_earlier() -> None:
-    assert most_confident(torch.tensor([0.5, 0.9, 0.5, 0.9]), 3).tolist() == [1, 3, 0]
+    assert most_confident(np.array([0.5, 0.9, 0.5, 0.9]), 3).tolist() == [1, 3, 0]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,18 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from data_prep import encode
 from data_prep.__main__ import main
-from data_prep.encode import encode_sorted
 from data_prep.learn import total_seconds
+from data_prep.read_ahead import read_ahead
+from tests.megatron_files import indexed_dataset
 from ttt_dist.audio import Codec, load_codec
 from ttt_dist.audio.codec import Codes
 from ttt_dist.audio.melvq import MelVQ
-from ttt_dist.data.indexed import open_indexed
 from ttt_dist.errors import UserError
 from ttt_dist.files import atomic_write, copy_folder, sha256_file, sha256_folder
 
@@ -59,7 +63,7 @@ def test_codes_on_disk_are_the_codecs(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "codes"
     run(corpus, out, *LEARN)
     codec = load_codec(out / "codec")
-    dataset = open_indexed(out / "part-00000", multimodal=False)
+    dataset = indexed_dataset().IndexedDataset(str(out / "part-00000"))
     meta = json.loads((out / "part-00000.json").read_text())
     entries = [json.loads(line) for line in (out / "part-00000.jsonl").read_text().splitlines()]
     assert [entry["id"] for entry in entries] == ["u0", "u1", "u2", "u3", "u4", "u5", "piece", "joined"]
@@ -147,7 +151,7 @@ def test_bad_audio_and_lines_are_named_and_the_rest_encoded(
     told = capsys.readouterr().err
     for place, name in [(2, "1.wav"), (3, "2.wav"), (8, "1.wav"), (9, "is not JSON"), (10, "lies outside")]:
         assert any(f"train.jsonl:{place}: " in line and name in line for line in told.splitlines()), place
-    assert len(open_indexed(out / "part-00000", multimodal=False)) == 5
+    assert len(indexed_dataset().IndexedDataset(str(out / "part-00000"))) == 5
     with pytest.raises(UserError, match="5 bad files or lines"):  # a finished part does not forget
         run(corpus, out, *LEARN)
     run(corpus, out, *LEARN, "--max-errors", "5")
@@ -215,7 +219,7 @@ def test_copied_folders(tmp_path: Path) -> None:
 class LengthCodec(Codec):
     """Its one code is the waveform's length; notes its batches."""
 
-    name, sample_rate, frame_rate, codebook_size, hash = "length", 100, 25.0, 10**6, ""
+    name, sample_rate, frame_rate, codebook_size, hash = "length", RATE, 25.0, 10**6, "length"
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -228,16 +232,85 @@ class LengthCodec(Codec):
         raise NotImplementedError
 
     def save(self, folder: str | Path) -> None:
-        raise NotImplementedError
+        folder.mkdir(parents=True)
+        (folder / "codec.json").write_text(json.dumps(asdict(self.info)))
 
 
-def test_batches_are_sorted_and_bounded_and_the_order_restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encode, "BATCH_SECONDS", 10.0)  # 1,000 samples
-    lengths = [300, 10, 700, 20, 1500, 300, 0, 310]
+@pytest.fixture
+def length_codec(monkeypatch: pytest.MonkeyPatch) -> LengthCodec:
     codec = LengthCodec()
-    codes = encode_sorted(codec, [torch.zeros(length) for length in lengths])
-    assert [int(code[0]) for code in codes] == lengths
-    assert codec.batches == [[0, 10, 20], [300, 300, 310], [700], [1500]]
+    monkeypatch.setattr("ttt_dist.audio.load_codec", lambda *_, **__: codec)
+    return codec
+
+
+def lengths_of(corpus: Path, seconds: list[float]) -> list[dict[str, Any]]:
+    """Files of these lengths, and the lines of a manifest without durations."""
+    for number, length in enumerate(seconds):
+        soundfile.write(corpus / f"long{number}.wav", np.full(round(length * RATE), 0.1), RATE)
+    return [{"id": f"n{number}", "audio": f"long{number}.wav", "text": "x"} for number in range(len(seconds))]
+
+
+def write_lines(corpus: Path, lines: list[dict[str, Any]]) -> None:
+    (corpus / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+SECONDS = [0.3, 0.01, 0.7, 0.02, 1.5, 0.3, 0.31, 0.05]
+
+
+def test_a_part_is_encoded_by_length_and_written_in_the_order_of_the_manifest(
+    corpus: Path, tmp_path: Path, length_codec: LengthCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "WINDOW_SECONDS", 0.5)
+    write_lines(corpus, lengths_of(corpus, SECONDS))
+    run(corpus, tmp_path / "codes", "--codec", "length:x")
+    found = indexed_dataset().IndexedDataset(str(tmp_path / "codes" / "part-00000"))
+    assert [int(found[number][0]) for number in range(8)] == [round(length * RATE) for length in SECONDS]
+    assert length_codec.batches == [[12000], [5600], [2480, 2400], [2400, 400, 160, 80]]  # the lengths are the headers'
+
+
+def test_durations_decide_the_batches_alone(
+    corpus: Path, tmp_path: Path, length_codec: LengthCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right or wrong, or a thousand hours: codes and memory follow what is read."""
+    monkeypatch.setattr(encode, "WINDOW_SECONDS", 0.5)
+    lines = lengths_of(corpus, SECONDS)
+    contents = []
+    for name, durations in (("right", SECONDS), ("wrong", [1.0, 3.6e6, 0.1, 0.01, 0.0, 2.0, 3.0, 4.0])):
+        write_lines(corpus, [line | {"duration": seconds} for line, seconds in zip(lines, durations, strict=True)])
+        run(corpus, tmp_path / name, "--codec", "length:x")
+        contents.append([(tmp_path / name / f"part-00000.{kind}").read_bytes() for kind in ("bin", "idx")])
+    assert contents[0] == contents[1]
+    assert length_codec.batches[:4] == [[12000], [5600], [2480, 2400], [2400, 400, 160, 80]]
+    assert length_codec.batches[4:] == [[80, 400, 2480, 2400], [2400, 5600], [160, 12000]]
+
+
+def test_rows_of_a_table_are_read_in_their_order(corpus: Path) -> None:
+    job = encode.EncodeJob([], "", None, corpus, None)
+    lines = [
+        encode.Line("a", {"audio": "x.wav", "duration": 2.0}),
+        encode.Line("b", {"audio": "t.parquet", "member": {"row": 1, "column": "audio"}, "duration": 1.0}),
+        encode.Line("c", {"audio": "x.wav", "duration": 3.0}),
+        encode.Line("d", {"audio": "t.parquet", "member": {"row": 2, "column": "audio"}, "duration": 5.0}),
+        encode.Line("e", {"audio": "x.tar", "member": {"offset": 0, "size": 9}, "duration": 4.0}),
+        encode.Line("f", {"audio": "x.tar", "member": {"offset": 0, "size": 9}}),
+        encode.Line("g", {"segments": [{"audio": "x.wav", "duration": 1.0}, {"audio": "y.wav", "duration": 2.5}]}),
+    ]
+    assert [line.place for line in sorted(lines, key=job._turn)] == ["b", "d", "e", "c", "g", "a", "f"]
+
+
+def test_problems_are_told_in_the_order_of_the_manifest(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(corpus, tmp_path / "first", *LEARN)
+    lines = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
+    broken = [{"audio": "gone.wav", "text": "x", "duration": float(n)} for n in (1, 9, 5)]
+    for place, line in zip((0, 3, 9), [*broken[:2], {"id": "u0", **broken[2]}], strict=True):
+        lines.insert(place, line)
+    write_lines(corpus, lines)
+    run(corpus, tmp_path / "a", "--codec", str(tmp_path / "first" / "codec"), "--max-errors", "3")
+    problems = json.loads((tmp_path / "a" / "part-00000.json").read_text())["problems"]
+    assert [problem.split("jsonl:")[1].split(":")[0] for problem in problems] == ["1", "4", "10"]
+    assert "came before" in problems[2]
 
 
 def test_windows_bound_what_is_in_memory(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,6 +318,45 @@ def test_windows_bound_what_is_in_memory(corpus: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(encode, "WINDOW_SECONDS", 0.5)
     run(corpus, tmp_path / "b", "--codec", str(tmp_path / "a" / "codec"))
     assert (tmp_path / "a" / "part-00000.bin").read_bytes() == (tmp_path / "b" / "part-00000.bin").read_bytes()
+    assert not temporary_files(tmp_path)
+
+
+@given(st.lists(st.integers(0, 9), max_size=30), st.integers(1, 12), st.integers(1, 4))
+@settings(max_examples=30, deadline=None)
+def test_reading_ahead_keeps_the_order_and_its_bound(sizes: list[int], most: int, threads: int) -> None:
+    lock = threading.Lock()
+    held = [0]
+
+    def read(size: int) -> list[int]:
+        with lock:
+            assert held[0] < most + threads * 9  # and what was taken, but not yet counted as such
+            held[0] += size
+        return [size]
+
+    def taken(results: Iterator[list[int]]) -> Iterator[int]:
+        for (size,) in results:
+            with lock:
+                held[0] -= size
+            yield size
+
+    with read_ahead(sizes, read, sum, most, threads, lambda: None) as results:
+        assert list(taken(results)) == sizes
+
+
+def test_reading_ahead_tells_an_error_at_its_place_and_stops() -> None:
+    def read(number: int) -> int:
+        if number == 3:
+            raise MemoryError("here")
+        return number
+
+    before = threading.active_count()
+    with read_ahead(range(100), read, int, 5, 3, lambda: None) as results:
+        assert [next(results) for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(MemoryError, match="here"):
+            next(results)
+    with read_ahead(range(1, 100), read, int, 5, 3, lambda: None) as results:
+        assert next(results) == 1
+    assert threading.active_count() == before
 
 
 def test_only_melvq_can_be_learnt(corpus: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
-from ttt_dist.audio import load_codec
+from ttt_dist.audio import describe_codec, load_codec
 from ttt_dist.audio.codec import Codec
 from ttt_dist.audio.glm4voice import Glm4Voice
 from ttt_dist.audio.whisper_features import WhisperFeatures
@@ -380,6 +380,42 @@ def test_hash_tells_settings_and_weights_apart(codec: Codec, tmp_path: Path) -> 
     assert load_codec(f"glm4voice:{other}").hash != codec.hash
     other = write_folder(tmp_path / "b", weights=random_weights(seed=1))
     assert load_codec(f"glm4voice:{other}").hash != codec.hash
+
+
+def test_precision_can_be_chosen_and_is_told_apart(codec: Codec, folder: Path, tmp_path: Path) -> None:
+    wave = noise(160000)
+    chosen = {name: load_codec(f"glm4voice:{folder}", dtype=name) for name in ("float32", "bfloat16")}
+    for name, other in chosen.items():
+        assert isinstance(other, Glm4Voice)
+        assert str(other.model.conv1.weight.dtype) == f"torch.{name}"
+        assert other.model.codebook.weight.dtype == torch.float32
+        assert other.describe()["dtype"] == name
+        other.save(tmp_path / name)
+        again = load_codec(tmp_path / name)
+        assert again.info == other.info == describe_codec(tmp_path / name)
+        assert again.describe()["dtype"] == name
+        assert (again.encode([wave])[0] == other.encode([wave])[0]).all()
+    assert len({codec.hash, *(other.hash for other in chosen.values())}) == 3
+    same = [(other.encode([wave])[0] == codec.encode([wave])[0]).mean() for other in chosen.values()]
+    assert same[0] == 1
+    assert 0.3 < same[1] < 1  # bfloat16 is another precision, not other codes
+    with pytest.raises(UserError, match=r"codec\.json: was saved with float32, not bfloat16"):
+        load_codec(tmp_path / "float32", dtype="bfloat16")
+    with pytest.raises(UserError, match=r"dtype float16: glm4voice runs in float32 or bfloat16"):
+        load_codec(f"glm4voice:{folder}", dtype="float16")
+
+
+@pytest.mark.parametrize(("dtype", "runs_in"), [(None, torch.bfloat16), ("float32", torch.float32)])
+def test_precision_on_cuda(folder: Path, dtype: str | None, runs_in: torch.dtype) -> None:
+    """As far as that can be seen without one: what the layers are brought to for a device of that kind."""
+    model = WhisperVQ(WhisperVQConfig.read(SMALL, folder / "config.json"))
+    asked: list[torch.dtype] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WhisperVQ, "to_inference", lambda self, device, dtype: [asked.append(dtype), self][1])
+        patch.setattr("ttt_dist.audio.glm4voice.WhisperFeatures", lambda *_: None)
+        codec = Glm4Voice(model, folder, "", torch.device("cuda"), dtype)
+    assert asked == [runs_in]
+    assert codec.describe()["dtype"] == str(runs_in).removeprefix("torch.")
 
 
 def test_speech_needs_a_decoder(codec: Codec, folder: Path) -> None:

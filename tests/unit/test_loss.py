@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.structures import packs, tiny_layout
-from ttt_dist.model import loss as loss_module
-from ttt_dist.model.loss import LossRows, VocabularySlice, linear_cross_entropy, loss_rows
+from ttt_dist.model import cross_entropy
+from ttt_dist.model.cross_entropy import VocabularySlice
+from ttt_dist.model.loss import LossRows, linear_cross_entropy, loss_rows
 from ttt_dist.sequence.batch import Batch, collate
 from ttt_dist.sequence.corruption import NUM_P_BINS
 from ttt_dist.sequence.objective import Objective
@@ -46,7 +47,8 @@ def test_loss_and_gradients_equal_those_of_full_logits(rows: list, preset: str, 
     weight = torch.randn(NUM_ROWS, 6, dtype=torch.float64, generator=generator).requires_grad_()
     chosen = loss_rows(batch, slice(None))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loss_module, "CHUNK_ELEMENTS", chunk)
+        patch.setattr(cross_entropy, "TILE_ELEMENTS", chunk)
+        patch.setattr(cross_entropy, "TILE_ROWS", 7)
         sums = linear_cross_entropy(hidden.flatten(0, 1).index_select(0, chosen.rows), weight, chosen, VOCABULARY)
     reference = naive(hidden, weight, batch)
     for mine, theirs in zip(sums, reference, strict=True):

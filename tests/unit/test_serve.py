@@ -29,6 +29,7 @@ from ttt_dist.decode_settings import DecodeSettings
 from ttt_dist.errors import UserError
 from ttt_dist.inference.decoder import Decoder, Request
 from ttt_dist.inference.events import Result
+from ttt_dist.inference.forward import Forwards
 from ttt_dist.model.huggingface import ModelFolder, load_folder
 from ttt_dist.sequence.templates import ChatTemplate
 from ttt_dist.serving import decoding_thread
@@ -310,7 +311,7 @@ def test_a_forward_that_fails_and_the_end_of_the_server_are_told(
     request = Request(template.tts_prompt("one"))
     thread = DecodingThread(decoder)
     with monkeypatch.context() as patch:
-        patch.setattr(decoder, "forwards", None)
+        patch.setattr(Forwards, "__call__", None)
         with pytest.raises(UserError, match="decoding failed"):
             list(thread.ask(request, SETTINGS))
     assert list(thread.ask(request, SETTINGS))[-1].result.text == decoder.generate([request], SETTINGS)[0].text

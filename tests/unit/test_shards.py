@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.megatron_files import indexed_dataset
 from tests.structures import packs, tiny_layout
 from ttt_dist.data import metadata
-from ttt_dist.data.indexed import indexed_dataset
+from ttt_dist.data.indexed import new_builder, open_indexed
 from ttt_dist.data.shards import Document, ShardReader, ShardWriter, to_document, to_samples
 from ttt_dist.data.verify import check_document, verify
 from ttt_dist.errors import UserError
@@ -42,11 +44,6 @@ def write(prefix: Path, documents: list[list[Sample]]) -> dict:
         for document in documents:
             writer.add(document)
     return metadata.read(prefix)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _import_megatron_once() -> None:
-    indexed_dataset()
 
 
 @pytest.fixture
@@ -286,3 +283,69 @@ def test_out_of_range_packs(prefix: Path) -> None:
     for index in (-1, 5):
         with pytest.raises(IndexError):
             reader[index]
+
+
+@pytest.mark.parametrize("multimodal", [False, True])
+def test_our_reader_and_megatrons_agree(multimodal: bool, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    megatron = indexed_dataset()
+    builder = megatron.IndexedDatasetBuilder(str(tmp_path / "any.bin"), dtype=np.int32, multimodal=multimodal)
+    for number in range(7):
+        lengths = random.integers(1, 9, number % 3 + 1).tolist()
+        modes = random.integers(-128, 128, len(lengths)).tolist() if multimodal else None
+        builder.add_document(torch.from_numpy(random.integers(-9, 99, sum(lengths), np.int32)), lengths, modes)
+    builder.finalize(str(tmp_path / "any.idx"))
+    theirs = megatron.IndexedDataset(str(tmp_path / "any"), multimodal=multimodal)
+    ours = open_indexed(tmp_path / "any", multimodal)
+    for name in ("sequence_lengths", "sequence_pointers", "document_indices"):
+        mine, other = getattr(ours, name), getattr(theirs.index, name)
+        assert mine.dtype == other.dtype and mine.tolist() == other.tolist(), name
+    assert ours.sequence_modes.tolist() == (theirs.index.sequence_modes.tolist() if multimodal else [])
+    for pointer, length in zip(ours.sequence_pointers.tolist(), ours.sequence_lengths.tolist(), strict=True):
+        wanted = theirs.bin_reader.read(dtype=np.int32, count=length, offset=pointer)
+        assert ours.read(pointer, length).tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (0, 0, "bad header"),
+        (9, 2, "bad header"),
+        (17, 99, "bad header"),
+        (17, 5, "holds int64, not int32"),
+        (25, 1, "asks for"),
+    ],
+)
+def test_an_index_of_another_kind_is_refused(prefix: Path, place: int, value: int, message: str) -> None:
+    content = bytearray(prefix.with_suffix(".idx").read_bytes())
+    content[place] = value
+    prefix.with_suffix(".idx").write_bytes(content)
+    with pytest.raises(UserError, match=rf"train\.idx: .*{message}.*; write the shard again"):
+        ShardReader(prefix)
+
+
+@pytest.mark.parametrize("multimodal", [False, True])
+@given(documents=st.lists(st.lists(st.lists(st.integers(0, 2**31 - 1), max_size=4), max_size=3), max_size=4))
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_files_are_those_of_megatrons_builder(
+    tmp_path: Path, multimodal: bool, documents: list[list[list[int]]]
+) -> None:
+    builders = {
+        "theirs": indexed_dataset().IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), np.int32, multimodal),
+        "ours": new_builder(tmp_path / "ours.bin", multimodal),
+    }
+    for name, builder in builders.items():
+        for document in documents:
+            for number, ids in enumerate(document):
+                builder.add_item(torch.tensor(ids, dtype=torch.int32), number)
+            builder.end_document()
+        builder.finalize(str(tmp_path / f"{name}.idx"))
+    many = new_builder(tmp_path / "many.bin", multimodal)
+    sequences = [ids for document in documents for ids in document]
+    modes = [number for document in documents for number in range(len(document))]
+    content = np.array([i for ids in sequences for i in ids], "<i4").tobytes()
+    many.add_documents(content, [len(ids) for ids in sequences], modes, [len(document) for document in documents])
+    many.finalize(tmp_path / "many.idx")
+    for suffix in ("bin", "idx"):
+        theirs = (tmp_path / f"theirs.{suffix}").read_bytes()
+        assert [(tmp_path / f"{name}.{suffix}").read_bytes() for name in ("ours", "many")] == [theirs, theirs]

@@ -290,7 +290,7 @@ def test_recordings_are_where_clips_puts_them(
     if speech:
         entry["speech"] = {"audio": "speech"}
     listed = clips(entry)
-    found = sort_recordings(entry, [np.array([number]) for number in range(len(listed))])
+    found = sort_recordings(entry, [bytes([number]) for number in range(len(listed))])
     assert (found.first is None) == (not listed)
     assert [codes is not None for codes in found.turns] == turns
     for number, codes in enumerate(found.turns):

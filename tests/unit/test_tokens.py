@@ -8,6 +8,7 @@ import pytest
 
 from tests.structures import SHARED, needs_shared, tiny_layout
 from ttt_dist.errors import UserError
+from ttt_dist.sequence.id_bytes import to_array, to_bytes
 from ttt_dist.sequence.sample import spans
 from ttt_dist.sequence.template_content import ContentWriter
 from ttt_dist.sequence.templates import ChatTemplate
@@ -109,6 +110,7 @@ def test_own_interleaving_is_the_released_one() -> None:
     ][2]["content"]
     codes = layout.codes_of(template.parse(content))
     text_ids = np.concatenate([[1000], np.arange(13), np.arange(13), np.arange(2)])[1:]
-    ids = ContentWriter(tokenizer, layout, 13, 26, "rest").spoken(text_ids, layout.code_ids(codes))
+    writer = ContentWriter(tokenizer, layout, 13, 26, "rest")
+    ids = to_array(writer.spoken(to_bytes(text_ids), writer.audio(codes)))
     assert [len(layout.codes_of(ids[a:b])) for a, b in spans(ids, layout)] == [26, 26, 75]
     np.testing.assert_array_equal(ids[~layout.is_audio[ids] & (ids < 1000)], text_ids)

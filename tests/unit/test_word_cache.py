@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from ttt_dist.sequence.id_bytes import to_array, to_bytes
 from ttt_dist.sequence.word_cache import PATTERNS, WordCache, is_exact_for
 
 TEXTS = [
@@ -51,9 +52,9 @@ def test_ids_are_the_tokenizers(kind: str, text: str) -> None:
         expected = whole(text)
     except (TypeError, UnicodeEncodeError):
         return
-    cache = WordCache(whole)
-    assert cache.encode(text) == expected
-    assert cache.encode(text) == expected  # now from memory
+    cache = WordCache(lambda text: to_bytes(whole(text)))
+    assert to_array(cache.encode(text)).tolist() == expected
+    assert to_array(cache.encode(text)).tolist() == expected  # now from memory
 
 
 def test_which_tokenizers_are_taken() -> None:
@@ -77,6 +78,19 @@ def test_which_tokenizers_are_taken() -> None:
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ttt_dist.sequence.word_cache.MOST_WORDS", 5)
-    cache = WordCache(lambda text: [len(text)])
-    cache.encode(" ".join("x" * n for n in range(1, 40)))
-    assert len(cache) <= 5
+    asked: list[str] = []
+    cache = WordCache(lambda text: asked.append(text) or to_bytes([len(text)]))  # type: ignore[func-returns-value]
+    text = " ".join("x" * n for n in range(1, 30))
+    assert to_array(cache.encode(text)).tolist() == [1, *range(3, 31)]
+    assert len(cache._later) <= 5
+    cache.encode("one two three\nfour one two three\nfour")
+    assert asked[-1] == " three\nfour"
+
+
+def test_what_hardly_recurs_is_not_kept() -> None:
+    asked: list[str] = []
+    cache = WordCache(lambda text: asked.append(text) or b"")  # type: ignore[func-returns-value]
+    text = "我们今天去公园散步看见了很多漂亮的花草树木还有许多小孩子在那里玩耍 然后 回家"
+    cache.encode(text)
+    cache.encode(text)
+    assert asked == [text, text]

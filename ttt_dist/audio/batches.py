@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from torch.nn import functional
 
 from ttt_dist.audio.codec import Codes
 from ttt_dist.errors import UserError
+
+MOST_PADDED = 1.5  # longest over shortest of a batch: what is padded is computed for nothing
 
 
 def choose_device(device: str | None) -> torch.device:
@@ -41,21 +44,37 @@ def inference() -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """Which waveforms share a batch: number x longest is at most `max_samples`, and the number at most `max_rows`.
+
+    Those of at least `pads_from` samples may be padded to one another's length, where that makes none more than
+    MOST_PADDED times as long; shorter ones, and with None all, share a batch with their own length only.
+    """
+
+    max_samples: int
+    pads_from: int | None = 0
+    max_rows: int | None = None
+
+    def fits(self, number: int, shortest: int, longest: int) -> bool:
+        """Whether so many waveforms of these lengths may be one batch."""
+        if number * longest > self.max_samples or number > (self.max_rows or number):
+            return False
+        may_pad = self.pads_from is not None and self.pads_from <= shortest and longest <= MOST_PADDED * shortest
+        return shortest == longest or may_pad
+
+
 def encode_pieces(
     waves: Sequence[Tensor],
     piece: int,
-    max_samples: int,
     encode: Callable[[list[Tensor]], list[Codes]],
-    padded_length: Callable[[int], int] | None = None,
+    sharing: Sharing,
+    padded_length: Callable[[int], int] = int,
 ) -> list[Codes]:
-    """The codes of waveforms [T_i], cut every `piece` samples, in batches of at most `max_samples` with their padding.
-
-    Where `padded_length` (samples -> samples) is given, only pieces of the same padded length share a batch.
-    """
+    """The codes of waveforms [T_i], cut every `piece` samples, in batches by their `padded_length` (samples -> samples)."""
     pieces = [(owner, part) for owner, wave in enumerate(waves) if len(wave) for part in wave.split(piece)]
-    lengths = [len(part) if padded_length is None else padded_length(len(part)) for _, part in pieces]
     codes: dict[int, Codes] = {}
-    for batch in batches(lengths, max_samples, equal=padded_length is not None):
+    for batch in batches([padded_length(len(part)) for _, part in pieces], sharing):
         codes |= dict(zip(batch, encode([pieces[index][1] for index in batch]), strict=True))
     joined: list[list[Codes]] = [[np.zeros(0, np.int32)] for _ in waves]
     for index, (owner, _) in enumerate(pieces):
@@ -63,15 +82,11 @@ def encode_pieces(
     return [np.concatenate(parts) for parts in joined]
 
 
-def batches(lengths: Sequence[int], max_samples: int, equal: bool = False) -> Iterator[list[int]]:
-    """Indices in batches by length: number x longest is at most `max_samples`, or it is one waveform alone.
-
-    With `equal` all of a batch have the same length: nothing is padded, whatever the network makes of padding.
-    """
+def batches(lengths: Sequence[int], sharing: Sharing) -> Iterator[list[int]]:
+    """Indices in batches by length; one that fits nowhere is a batch alone."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        full = (len(batch) + 1) * lengths[index] > max_samples
-        if batch and (full or (equal and lengths[index] != lengths[batch[0]])):
+        if batch and not sharing.fits(len(batch) + 1, lengths[batch[0]], lengths[index]):
             yield batch
             batch = []
         batch.append(index)

@@ -10,13 +10,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from ttt_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Codes = npt.NDArray[np.int32]
 
@@ -98,19 +100,21 @@ def load_codec(
     codebooks: int | None = None,
     decoder_command: str | None = None,
     device: str | None = None,
+    dtype: str | None = None,
 ) -> Codec:
     """Load `NAME:FOLDER` (a published codec), or a `FOLDER` that `save` wrote, whose codec.json says the name.
 
     `codebooks` chooses the first so many of a codec that has several (default: all, or what the folder was saved
     with). `decoder_command` makes waveforms of codes in the codec's stead (`ttt_dist.audio.external`). `device` is
-    where a network runs: by default CUDA where there is any. Raises UserError where the folder holds no such codec.
+    where a network runs: by default CUDA where there is any. `dtype` is the precision of glm4voice's layers, by default
+    the device's (or what the folder was saved with). Raises UserError where the folder holds no such codec.
     """
     name, _, place = str(spec).rpartition(":")
     folder = Path(place)
     if (folder / DESCRIPTION).is_file():
-        codec = _load_saved(name, folder, codebooks, device)
+        codec = _load_saved(name, folder, codebooks, device, dtype)
     elif name in PUBLISHED:
-        codec = _load_published(name, folder, codebooks, device)
+        codec = _load_published(name, folder, codebooks, device, dtype)
     else:
         raise _no_codec(name, folder)
     if decoder_command is None:
@@ -152,7 +156,7 @@ def read_description(folder: Path) -> Mapping[str, Any]:
     return dict(stored)
 
 
-def _load_saved(name: str, folder: Path, codebooks: int | None, device: str | None) -> Codec:
+def _load_saved(name: str, folder: Path, codebooks: int | None, device: str | None, dtype: str | None) -> Codec:
     stored = read_description(folder)
     if name and name != stored["name"]:
         raise UserError(
@@ -164,11 +168,15 @@ def _load_saved(name: str, folder: Path, codebooks: int | None, device: str | No
 
         if codebooks not in (None, 1):
             raise UserError(f"codebooks {codebooks}: melvq has one codebook; leave the choice out")
+        _require_no_choice("melvq", dtype)
         return MelVQ.load(folder)
     from ttt_dist.audio.published import saved_choice
 
     weights, chosen = saved_choice(folder, stored, codebooks)
-    codec = _load_published(stored["name"], weights, chosen, device)
+    if dtype not in (None, stored.get("dtype")):
+        was = stored.get("dtype") or "the precision of the device"
+        raise UserError(f"{folder / DESCRIPTION}: was saved with {was}, not {dtype}; encode anew in another folder")
+    codec = _load_published(stored["name"], weights, chosen, device, stored.get("dtype"))
     if codec.hash != stored.get("hash"):
         raise UserError(
             f"{folder / DESCRIPTION}: was saved of weights with hash {str(stored.get('hash'))[:12]}, but {weights} now has "
@@ -177,14 +185,20 @@ def _load_saved(name: str, folder: Path, codebooks: int | None, device: str | No
     return codec
 
 
-def _load_published(name: str, folder: Path, codebooks: int | None, device: str | None) -> Codec:
+def _load_published(name: str, folder: Path, codebooks: int | None, device: str | None, dtype: str | None) -> Codec:
     if name == "glm4voice":
         from ttt_dist.audio.glm4voice import Glm4Voice
 
-        return Glm4Voice.load(folder, codebooks, device)
+        return Glm4Voice.load(folder, codebooks, device, dtype)
+    _require_no_choice(name, dtype)
     from ttt_dist.audio.pretrained import Pretrained
 
     return Pretrained.load(name, folder, codebooks, device)
+
+
+def _require_no_choice(name: str, dtype: str | None) -> None:
+    if dtype is not None:
+        raise UserError(f"dtype {dtype}: {name} has one precision, float32; leave the choice out")
 
 
 def _no_codec(name: str, folder: Path) -> UserError:

@@ -7,6 +7,7 @@ an Audio column: a struct of `bytes` and `path`, of which the first may be null.
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -144,11 +145,12 @@ def first_line(error: Exception) -> str:
 
 
 class Containers:
-    """Fetches recordings out of container files, keeping the tables used last open."""
+    """Fetches recordings out of container files, keeping the tables used last open; one thread at a time reads those."""
 
     def __init__(self, open_tables: int = OPEN_TABLES) -> None:
         self._limit = open_tables
         self._tables: OrderedDict[Path, Table] = OrderedDict()
+        self._lock = threading.Lock()
 
     def fetch(self, path: Path, member: Member) -> bytes | Path:
         """The audio file's bytes, or the path of the audio file that the row names.
@@ -158,7 +160,9 @@ class Containers:
         """
         if "row" not in member:
             return member_bytes(path, member["offset"], member["size"])
-        return self._audio_of(self._cell(path, member), path, member)
+        with self._lock:
+            cell = self._cell(path, member)
+        return self._audio_of(cell, path, member)
 
     def named(self, path: Path, member: Member) -> tuple[bytes | Path, str]:
         """What `fetch` gives, and its name for messages: file, member, and the path that the row names."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -130,7 +131,7 @@ def _reason(source: Source, error: Exception) -> str:
 
 
 class UtteranceReader:
-    """Reads manifest lines' audio at one sample rate, keeping recently decoded files.
+    """Reads manifest lines' audio at one sample rate, keeping recently decoded files; several threads may read at once.
 
     Utterances joined from single recordings use each recording many times: the cache (least recently used goes first)
     makes the second time free. Relative paths start from `root` (the manifest's folder). A path outside `audio_root`
@@ -155,6 +156,7 @@ class UtteranceReader:
         self._containers = Containers()
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._cached_bytes = 0
+        self._lock = threading.Lock()  # of the cache
 
     def read(self, entry: Mapping[str, Any]) -> Tensor:
         """The waveform [T] of a clip (ttt_dist/sequence/clips.py): one file, a piece of it, or a list of files joined.
@@ -198,17 +200,24 @@ class UtteranceReader:
 
     def _whole(self, audio: str, member: Mapping[str, Any] | None) -> Tensor:
         key = audio if member is None else json.dumps([audio, member], sort_keys=True)
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
+        with self._lock:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
         source, name = self._source(audio, member)
         wave = read_audio(source, self.sample_rate, name=name)
+        with self._lock:
+            self._keep(key, wave)
+        return wave
+
+    def _keep(self, key: str, wave: Tensor) -> None:
+        if key in self._cache:  # another thread was faster
+            return
         self._cache[key] = wave
         self._cached_bytes += wave.nbytes
         while self._cached_bytes > self.cache_bytes:
             _, dropped = self._cache.popitem(last=False)
             self._cached_bytes -= dropped.nbytes
-        return wave
 
 
 def load_utterance(entry: Mapping[str, Any], root: str | Path, sample_rate: int, allow_outside: bool = False) -> Tensor:

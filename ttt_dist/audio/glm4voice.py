@@ -15,19 +15,23 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ttt_dist.audio.batches import choose_device, encode_pieces, fit, inference
+from ttt_dist.audio.batches import Sharing, choose_device, encode_pieces, fit, inference
 from ttt_dist.audio.codec import Codes
 from ttt_dist.audio.published import CONFIG, REMEDY, PublishedCodec, folder_hash, read_config, weight_files
 from ttt_dist.audio.whisper_features import HOP, SAMPLE_RATE, WhisperFeatures
 from ttt_dist.audio.whisper_vq import CONV_STRIDES, WhisperVQ, WhisperVQConfig
 from ttt_dist.errors import UserError
 
-MAX_BATCH_SAMPLES = 16 * 30 * SAMPLE_RATE  # about 1.5 GB beside the weights, in fp32
+MAX_BATCH_SAMPLES = 4 * 30 * SAMPLE_RATE  # about 0.4 GB beside the weights, in fp32
+CUDA_BATCH_SAMPLES = 4 * MAX_BATCH_SAMPLES
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TRAINING_PREFIX = "model.encoder."  # before every name in files that were saved with Whisper's decoder
 
 
 class Glm4Voice(PublishedCodec):
-    """The codec. Layers run in bf16 on CUDA and in fp32 elsewhere; distances to the codebook in fp32 everywhere."""
+    """The codec. Layers run in `chosen_dtype`, or else in bf16 on CUDA and in fp32 elsewhere; distances to the codebook in
+    fp32 everywhere. A choice is part of the hash: codes of one precision are not continued in another unnoticed.
+    """
 
     name = "glm4voice"
     sample_rate = SAMPLE_RATE
@@ -36,9 +40,11 @@ class Glm4Voice(PublishedCodec):
         "glm4voice: its codes are made speech by an external program; give --decoder-command 'PROGRAM {codes} {wav}'"
     )
 
-    def __init__(self, model: WhisperVQ, folder: Path, hash: str, device: torch.device) -> None:
-        self.folder, self.hash, self.device = folder, hash, device
-        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    def __init__(
+        self, model: WhisperVQ, folder: Path, hash: str, device: torch.device, dtype: str | None = None
+    ) -> None:
+        self.folder, self.hash, self.device, self.chosen_dtype = folder, hash, device, dtype
+        self.dtype = DTYPES[dtype or ("bfloat16" if device.type == "cuda" else "float32")]
         self.model = model.to_inference(device, self.dtype)
         self.features = WhisperFeatures(model.config.num_mel_bins, device)
         self.position_samples = HOP * CONV_STRIDES[0] * CONV_STRIDES[1]
@@ -46,11 +52,19 @@ class Glm4Voice(PublishedCodec):
         self.codebook_size = model.config.quantize_vocab_size
 
     @classmethod
-    def load(cls, folder: str | Path, codebooks: int | None = None, device: str | None = None) -> Glm4Voice:
+    def load(
+        cls,
+        folder: str | Path,
+        codebooks: int | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+    ) -> Glm4Voice:
         """Read a published folder. Raises UserError naming the setting, file or weight that is wrong or missing."""
         folder = Path(folder)
         if codebooks not in (None, 1):
             raise UserError(f"codebooks {codebooks}: glm4voice has one codebook; leave the choice out")
+        if dtype not in (None, *DTYPES):
+            raise UserError(f"dtype {dtype}: glm4voice runs in {' or '.join(DTYPES)}; choose one")
         place = choose_device(device)
         config = WhisperVQConfig.read(read_config(folder), folder / CONFIG)
         with torch.device("meta"):
@@ -58,7 +72,7 @@ class Glm4Voice(PublishedCodec):
         model.load_state_dict(
             _weights(folder, {name: value.shape for name, value in model.state_dict().items()}), assign=True
         )
-        return cls(model, folder, folder_hash(cls.name, folder, 1), place)
+        return cls(model, folder, folder_hash(cls.name, folder, 1, *filter(None, [dtype])), place, dtype)
 
     def encode(self, waves: Sequence[Tensor]) -> list[Codes]:
         """Waveforms [T_i] at 16 kHz -> codes [ceil(T_i / 1280)]; pieces of 30 s are encoded each by itself.
@@ -67,7 +81,8 @@ class Glm4Voice(PublishedCodec):
         fall under the features' floor (8 decades below the loudest bin of the piece).
         """
         piece = self.model.config.max_source_positions * self.position_samples
-        return encode_pieces(waves, piece, MAX_BATCH_SAMPLES, self._encode_batch)
+        most = CUDA_BATCH_SAMPLES if self.device.type == "cuda" else MAX_BATCH_SAMPLES
+        return encode_pieces(waves, piece, self._encode_batch, Sharing(most))
 
     def decode(self, codes: Codes) -> Tensor:
         """Refused: the published decoder is no part of this tokenizer."""

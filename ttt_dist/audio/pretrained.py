@@ -1,7 +1,7 @@
 """Codecs that `transformers` implements: Mimi, EnCodec, DAC, X-Codec, X-Codec 2, NeuCodec, Higgs Audio.
 
-They are read from a local folder, safetensors only, no code of the folder's. Networks differ in what they make of
-padding, so only waveforms of equal padded length share a batch: then no network can let one depend on another.
+They are read from a local folder, safetensors only, no code of the folder's. Which waveforms may share a batch is told
+by `ttt_dist.audio.padding`; where a network would let one depend on another, only those of equal padded length do.
 They run in fp32 on every device: residual quantisers find their later codes in small differences.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,21 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ttt_dist.audio.batches import choose_device, encode_pieces, fit, inference
+from ttt_dist.audio.batches import Sharing, choose_device, encode_pieces, fit, inference
 from ttt_dist.audio.codebooks import flatten, unflatten
 from ttt_dist.audio.codec import Codes
 from ttt_dist.audio.files import resample
+from ttt_dist.audio.padding import causal_from, encode_in_steps, silenced
 from ttt_dist.audio.published import CONFIG, REMEDY, PublishedCodec, folder_hash, read_config, weight_files
 from ttt_dist.errors import UserError
 
-MAX_BATCH_SAMPLES = 2_000_000  # about 6 GB: the first convolutions keep 64 channels at the full rate
+MAX_BATCH_SAMPLES = (
+    1_000_000  # of a forward on CPU, where larger ones are no faster; 1.5 GB, and up to 3 with other codecs
+)
+BYTES_PER_SAMPLE = 3000  # of a forward: the first convolutions keep 64 channels at the full rate
+CUDA_SHARE = 3  # one forward takes at most so much (1 / CUDA_SHARE) of the device's memory: two workers may share it
+STEP_SAMPLES = 100_000  # of a forward of a codec that is run in steps, on CPU: what fits into its caches goes fastest
+STEPPED_SAMPLES = 16_000_000  # of a batch that is run in steps: its keys and values take up to 0.6 GB
 PIECE_S = 60  # longer speech is cut into pieces of so many seconds, each encoded by itself
 BROKEN = (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError)  # what a damaged folder raises
 TRAINING_ONLY = "masked_spec_embed"  # weight that published recognisers leave out
@@ -47,12 +54,20 @@ class Kind:
     """Settings that must have this value, because with another one the codes alone would not say all."""
     feature_extractor: str | None = None  # class that prepares what a semantic model beside the encoder hears
     appended: int = 0  # samples that it adds before it fills up the last frame
+    causal: bool = False  # may be padded at the end, from `causal_from` samples on
+    silenced: bool = False  # may be padded at the end where its convolutions are `silenced` there
+    in_steps: bool = False  # takes a waveform piece by piece
     output_rate: str | None = None  # of the decoder, where it is another
 
 
 KINDS = {
     "dac": Kind(
-        "dac", "DacModel", "sampling_rate", num_codebooks="n_codebooks", options=lambda config, k: {"n_quantizers": k}
+        "dac",
+        "DacModel",
+        "sampling_rate",
+        num_codebooks="n_codebooks",
+        options=lambda config, k: {"n_quantizers": k},
+        silenced=True,
     ),
     "encodec": Kind(
         "encodec",
@@ -62,6 +77,7 @@ KINDS = {
         options=lambda config, k: {"bandwidth": config.target_bandwidths[-1]},  # None would be the lowest
         chunked=True,
         fixed={"audio_channels": 1, "normalize": False, "chunk_length_s": None},
+        causal=True,
     ),
     "higgs": Kind(
         "higgs_audio_v2_tokenizer", "HiggsAudioV2TokenizerModel", "sample_rate", num_codebooks="num_quantizers"
@@ -74,6 +90,8 @@ KINDS = {
         num_codebooks="num_quantizers",
         options=lambda config, k: {"num_quantizers": k},
         fixed={"audio_channels": 1},
+        causal=True,
+        in_steps=True,
     ),
     "neucodec": Kind(
         "neucodec",
@@ -105,6 +123,8 @@ class Pretrained(PublishedCodec):
         self.size = _codebook_size(self.kind, config)
         self.codebook_size = num_codebooks * self.size
         self.extractor = _extractor(self.kind, self.sample_rate, self.hop)
+        self.pads_from = 0 if self.kind.silenced else causal_from(model, self.hop) if self.kind.causal else None
+        self.in_steps = self.kind.in_steps and self.pads_from == 0
 
     @classmethod
     def load(cls, name: str, folder: str | Path, codebooks: int | None = None, device: str | None = None) -> Pretrained:
@@ -118,7 +138,7 @@ class Pretrained(PublishedCodec):
     def encode(self, waves: Sequence[Tensor]) -> list[Codes]:
         """Waveforms [T_i] -> codes [ceil(T_i / hop) * codes_per_frame]; the last frame is filled up with silence."""
         piece = int(PIECE_S * self.frame_rate) * self.hop
-        return encode_pieces(waves, piece, MAX_BATCH_SAMPLES, self._encode_batch, self._padded_length)
+        return encode_pieces(waves, piece, self._encode_batch, self._sharing(), self._padded_length)
 
     def decode(self, codes: Codes) -> Tensor:
         """Codes [n * codes_per_frame] -> [n * hop]; a decoder of another rate is brought to `sample_rate`."""
@@ -147,20 +167,41 @@ class Pretrained(PublishedCodec):
             "dtype": "float32",
         }
 
+    def _sharing(self) -> Sharing:
+        if self.in_steps:
+            return Sharing(STEPPED_SAMPLES, self.pads_from, self._step_frames())
+        return Sharing(max_batch_samples(self.device), self.pads_from)
+
+    def _step_frames(self) -> int:
+        """Of a forward of all rows together, where the codec is run in steps."""
+        on_cuda = self.device.type == "cuda"
+        return max((max_batch_samples(self.device) if on_cuda else STEP_SAMPLES) // self.hop, 1)
+
     def _padded_length(self, num_samples: int) -> int:
         return -(-(num_samples + self.kind.appended) // self.hop) * self.hop - self.kind.appended
 
     def _encode_batch(self, waves: list[Tensor]) -> list[Codes]:
         padded = [fit(wave, self._padded_length(len(wave))) for wave in waves]
         with inference():
-            inputs = {name: value.to(self.device) for name, value in self._inputs(padded).items()}
-            options = self.kind.options(self.model.config, self.num_codebooks)
-            codes = self.model.encode(**inputs, **options).audio_codes
-        codes = codes[0] if self.kind.chunked else codes
-        found = codes[:, : self.num_codebooks].cpu().numpy()  # [B, k, n]
+            found = self._codes(padded)[:, : self.num_codebooks].cpu().numpy()  # [B, k, n]
         counts = [-(-len(wave) // self.hop) for wave in waves]
         assert max(counts) <= found.shape[2], f"{self.name} gave {found.shape[2]} frames for {max(counts)}"
         return [flatten(row[:, :count], self.size) for row, count in zip(found, counts, strict=True)]
+
+    def _codes(self, waves: list[Tensor]) -> Tensor:
+        """[B, k or more, n or more] of waveforms of whole frames."""
+        options = self.kind.options(self.model.config, self.num_codebooks)
+        if self.in_steps:
+            step = self._step_frames() // len(waves) * self.hop
+            return encode_in_steps(self.model, waves, step, self.device, **options)
+        lengths = [len(wave) for wave in waves]
+        inputs = {
+            name: value.to(self.device)
+            for name, value in self._inputs([fit(wave, max(lengths)) for wave in waves]).items()
+        }
+        with silenced(self.model.encoder, lengths) if self.kind.silenced else nullcontext():
+            codes: Tensor = self.model.encode(**inputs, **options).audio_codes
+        return codes[0] if self.kind.chunked else codes
 
     def _inputs(self, waves: list[Tensor]) -> dict[str, Tensor]:
         """What the model is called with, for waveforms of one length."""
@@ -170,6 +211,14 @@ class Pretrained(PublishedCodec):
         inputs = dict(self.extractor(arrays, sampling_rate=self.sample_rate, return_tensors="pt"))
         inputs.pop("padding_mask")  # nothing is padded
         return inputs
+
+
+def max_batch_samples(device: torch.device) -> int:
+    """Samples of a forward: a constant of the kind of device, so that the same machines make the same batches."""
+    if device.type != "cuda":
+        return MAX_BATCH_SAMPLES
+    total = torch.cuda.get_device_properties(device).total_memory
+    return max(MAX_BATCH_SAMPLES, total // CUDA_SHARE // BYTES_PER_SAMPLE)
 
 
 def read_model(name: str, model_class: str, folder: Path, dtype: torch.dtype = torch.float32) -> Any:

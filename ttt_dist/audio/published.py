@@ -26,6 +26,7 @@ class PublishedCodec(Codec):
 
     folder: Path
     num_codebooks: int
+    chosen_dtype: str | None = None  # precision that was asked for, by those that have a choice
 
     def save(self, folder: str | Path) -> None:
         """Write codec.json; the weights stay in their folder, whose absolute path it names."""
@@ -33,6 +34,7 @@ class PublishedCodec(Codec):
             **asdict(self.info),
             "weights": str(self.folder.resolve()),
             "codebooks": self.num_codebooks,
+            **({"dtype": self.chosen_dtype} if self.chosen_dtype else {}),
         }
         with atomic_write(Path(folder) / DESCRIPTION) as file:
             json.dump(stored, file, indent=2)
@@ -84,8 +86,8 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def folder_hash(name: str, folder: Path, num_codebooks: int) -> str:
-    """One SHA-256 over what decides the codes: name, config.json, weights, and the number of codebooks; in hex."""
+def folder_hash(name: str, folder: Path, num_codebooks: int, *choices: str) -> str:
+    """One SHA-256 over what decides the codes: name, config.json, weights, number of codebooks, other choices; in hex."""
     files = [folder / CONFIG, *weight_files(folder)]
-    parts = [name, num_codebooks, [[path.name, sha256_file(path)] for path in files]]
+    parts = [name, num_codebooks, [[path.name, sha256_file(path)] for path in files], *choices]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -89,10 +89,13 @@ class PackLoader:
         return [self.order.place_at(step, slot) for slot in range(first, first + self.micro_batch)]
 
     def _micro_batch(self, step: int, number: int) -> Batch:
+        import torch  # not where the settings of a run are only described
+
         places = self._places(step, number)
         packs = [self.sources.readers[place.source][place.pack] for place in places]
         epochs = [place.epoch for place in places]
-        return collate(packs, self.layout, self.objective, self.seed, epochs, self.seq_len)
+        batch = collate(packs, self.layout, self.objective, self.seed, epochs, self.seq_len)
+        return batch.pinned() if torch.cuda.is_available() else batch
 
 
 class HeldOutLoader:

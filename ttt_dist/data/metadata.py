@@ -35,7 +35,7 @@ def codec_hash(folder: Path) -> str | None:
     The checksum of its folder says more: codec.json of a published codec also names where the weights lie, which is
     another place on another machine.
     """
-    from ttt_dist.audio import describe_codec  # imports torch, which takes seconds
+    from ttt_dist.audio import describe_codec
 
     try:
         return describe_codec(folder).hash

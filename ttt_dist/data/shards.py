@@ -22,6 +22,7 @@ from ttt_dist.data.indexed import new_builder, open_indexed
 from ttt_dist.data.metadata import with_suffix
 from ttt_dist.errors import UserError
 from ttt_dist.files import fsync_folder, sha256_file, temporary_name, writing
+from ttt_dist.sequence.id_bytes import to_array
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.sequence.tokens import TokenLayout
 
@@ -44,15 +45,20 @@ def to_document(samples: Sequence[Sample]) -> Document:
     lengths: list[int] = []
     modes: list[int] = []
     for sample in samples:
-        starts = STARTS_SAMPLE
-        for ids, is_target in sample.segments:
-            if len(ids):
-                lengths.append(len(ids))
-                modes.append(IS_TARGET * is_target | starts)
-                starts = 0
-        assert not starts, "a sample without tokens cannot be stored"
+        _list_segments(sample, lengths, modes)
     ids = samples[0].ids if len(samples) == 1 else np.concatenate([sample.ids for sample in samples])
     return Document(ids, np.array(lengths, np.int32), np.array(modes, np.int8))
+
+
+def _list_segments(sample: Sample, lengths: list[int], modes: list[int]) -> None:
+    """Append length and mode byte of every segment that is not empty."""
+    starts, start = STARTS_SAMPLE, 0
+    for end, is_target in sample.ends:
+        if end > start:
+            lengths.append(end - start)
+            modes.append(IS_TARGET * is_target | starts)
+            starts, start = 0, end
+    assert not starts, "a sample without tokens cannot be stored"
 
 
 def to_samples(document: Document) -> list[Sample]:
@@ -80,7 +86,11 @@ class ShardWriter:
         self.may_be_empty = may_be_empty
         self.layout = TokenLayout.from_dict(meta["layout"], str(prefix))
         self.num_documents = 0
-        self._waiting: list[Document] = []
+        # What was added since ids were written last: they are counted, hashed and written many documents a call.
+        self._contents: list[bytes] = []
+        self._lengths: list[int] = []
+        self._modes: list[int] = []
+        self._num_segments: list[int] = []
         self._num_samples = self._num_tokens = self._num_audio = self._num_targets = 0
         self._digest = sha256()
         self._final = {suffix: with_suffix(self.prefix, suffix) for suffix in SUFFIXES}
@@ -91,34 +101,39 @@ class ShardWriter:
 
     def add(self, samples: Sequence[Sample]) -> None:
         """Append one document."""
-        self.add_document(to_document(samples))
+        before = len(self._lengths)
+        for sample in samples:
+            self._contents.append(sample.content)
+            _list_segments(sample, self._lengths, self._modes)
+        self._end_document(len(self._lengths) - before)
 
     def add_document(self, document: Document) -> None:
         """Append one document as it lies on disk, for jobs that only move samples."""
-        self._waiting.append(document)
+        self._contents.append(document.ids.tobytes())
+        self._lengths += document.lengths.tolist()
+        self._modes += document.modes.tolist()
+        self._end_document(len(document.lengths))
+
+    def _end_document(self, num_segments: int) -> None:
+        self._num_segments.append(num_segments)
         self.num_documents += 1
-        if len(self._waiting) == DOCUMENTS_AT_ONCE:
+        if len(self._num_segments) == DOCUMENTS_AT_ONCE:
             self._write_waiting()
 
     def _write_waiting(self) -> None:
-        """Write what was added: many documents with one call each to count, hash and write."""
-        if not self._waiting:
+        if not self._num_segments:
             return
-        ids, lengths, modes = (np.concatenate(arrays) for arrays in zip(*self._waiting, strict=True))
-        content = np.ascontiguousarray(ids, dtype="<i4").tobytes()
+        content = b"".join(self._contents)
+        ids, lengths, modes = to_array(content), np.array(self._lengths), np.array(self._modes)
         with writing(self._final[".bin"]):
-            self._builder.data_file.write(content)
-        first = len(self._builder.sequence_lengths)
-        ends = first + np.cumsum([len(document.lengths) for document in self._waiting])
-        self._builder.document_indices.extend(ends.tolist())
-        self._builder.sequence_lengths.extend(lengths.tolist())
-        self._builder.sequence_modes.extend(modes.tolist())
+            self._builder.add_documents(content, self._lengths, self._modes, self._num_segments)
         self._digest.update(content)
         self._num_samples += int(np.count_nonzero(modes & STARTS_SAMPLE))
         self._num_tokens += len(ids)
-        self._num_audio += int(np.count_nonzero(self.layout.is_audio[ids]))
+        self._num_audio += int(np.count_nonzero(self.layout.is_audio.take(ids)))
         self._num_targets += int(lengths[(modes & IS_TARGET) != 0].sum())
-        self._waiting.clear()
+        for waiting in (self._contents, self._lengths, self._modes, self._num_segments):
+            waiting.clear()
 
     def counts(self) -> dict[str, float]:
         """What has been added so far; `fill` is the share of seq_len that holds tokens."""
@@ -157,7 +172,7 @@ class ShardWriter:
     def _write_temporary(self) -> dict[str, Any]:
         """Everything that can fail for want of space happens here, before any name changes."""
         self._write_waiting()
-        self._builder.finalize(str(self._temporary[".idx"]))
+        self._builder.finalize(self._temporary[".idx"])
         if not self.num_documents:
             for suffix in (".bin", ".idx"):  # an empty file cannot be mapped
                 self._temporary.pop(suffix).unlink()
@@ -287,12 +302,11 @@ class _IndexedShard:
     def _document(self, number: int, where: slice) -> Document:
         """Arrays are copied: the mapped files may be closed meanwhile."""
         lengths = self._data.sequence_lengths[where].copy()
-        offset = int(self._data.index.sequence_pointers[where.start])
         try:
-            ids = self._data.bin_reader.read(dtype=np.int32, count=int(lengths.sum()), offset=offset)
+            ids = self._data.read(int(self._data.sequence_pointers[where.start]), int(lengths.sum()))
         except ValueError as error:
             raise UserError(f"{self.prefix}.idx: pack {number} lies outside the .bin; run data_prep verify") from error
-        return Document(ids.copy(), lengths, self._data.index.sequence_modes[where].copy())
+        return Document(ids.copy(), lengths, self._data.sequence_modes[where].copy())
 
     def lengths(self) -> np.ndarray:
         ends = np.concatenate([[0], np.cumsum(self._data.sequence_lengths, dtype=np.int64)])

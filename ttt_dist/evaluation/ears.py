@@ -9,8 +9,9 @@ from typing import Any
 
 from ttt_dist.errors import UserError
 from ttt_dist.evaluation.items import Item
-from ttt_dist.evaluation.judge import OWN, Judge
+from ttt_dist.evaluation.judge import Judge
 from ttt_dist.evaluation.notes import Notes
+from ttt_dist.evaluation.plan import OWN
 from ttt_dist.evaluation.quality import score_quality
 from ttt_dist.evaluation.scores import Normalisers, Record, Scored, error_rates
 from ttt_dist.evaluation.sources import SOURCES, Sound

@@ -15,7 +15,7 @@ from data_prep.parts import describe_file, has_files, part_prefix, read_part, wr
 from ttt_dist.data.metadata import with_suffix
 from ttt_dist.errors import UserError
 from ttt_dist.evaluation.items import Item
-from ttt_dist.evaluation.plan import Plan
+from ttt_dist.evaluation.plan import FORMS, Plan
 from ttt_dist.evaluation.scores import Record, wavs
 from ttt_dist.evaluation.tasks import TASKS
 from ttt_dist.evaluation.tools import Notes, Tools
@@ -55,9 +55,8 @@ class EvaluationJob(PartJob):
 
     @cached_property
     def tools(self) -> Tools:
-        task = TASKS[self.plan.task]
-        is_silent = self.plan.text_only
-        return Tools.open(self.plan, task.speaks and not is_silent, task.is_judged and not is_silent)
+        form, is_silent = FORMS[self.plan.task], self.plan.text_only
+        return Tools.open(self.plan, form.speaks and not is_silent, form.is_judged and not is_silent)
 
     def require_own_parts(self) -> None:
         """Raise UserError where a part that lies there was made from other things, naming the first difference."""

@@ -16,13 +16,10 @@ from ttt_dist.audio.codec import Codes
 from ttt_dist.audio.command import Command
 from ttt_dist.decode_settings import DecodeSettings
 from ttt_dist.errors import UserError
+from ttt_dist.evaluation.plan import JUDGE_FLAG, OWN, parse
 from ttt_dist.evaluation.recognisers import Ctc, Whisper
 from ttt_dist.inference.decoder import Decoder, Request
 from ttt_dist.sequence.templates import ChatTemplate
-
-FLAG = "--judge"
-OWN = "model"
-JUDGES = "model, whisper:DIR, ctc:DIR or command:'PROGRAM {wav} {text}'"
 
 
 class Judge(Protocol):
@@ -43,29 +40,6 @@ class Judge(Protocol):
 
         No waveform is empty. Raises UserError where one cannot be transcribed.
         """
-
-
-def labels(specs: Sequence[str]) -> dict[str, str]:
-    """A short name for each judge -> its spec: its kind, with a number where there are several of one kind.
-
-    Raises UserError where one is no judge, or named twice.
-    """
-    found: dict[str, str] = {}
-    for spec in specs:
-        kind, _ = parse(spec)
-        if spec in found.values():
-            raise UserError(f"{FLAG} {spec}: is named twice; name each judge once")
-        same = sum(parse(other)[0] == kind for other in found.values())
-        found[f"{kind}_{same + 1}" if same else kind] = spec
-    return found
-
-
-def parse(spec: str) -> tuple[str, str]:
-    """The kind of a judge, and its folder or command. Raises UserError where it is none of JUDGES."""
-    kind, _, place = spec.partition(":")
-    if spec != OWN and (kind not in ("whisper", "ctc", "command") or not place):
-        raise UserError(f"{FLAG} {spec}: is no judge; write {JUDGES}")
-    return kind, place
 
 
 def load_judge(
@@ -124,7 +98,7 @@ class CommandJudge:
         self.name = f"command:{command}"
         self.takes_all = "{wavs}" in command
         names = ("{wavs}", "{texts}") if self.takes_all else ("{wav}", "{text}")
-        self.command = Command(FLAG, command, names, f"command:python recognise.py {' '.join(names)}")
+        self.command = Command(JUDGE_FLAG, command, names, f"command:python recognise.py {' '.join(names)}")
 
     def transcribe(
         self, waves: Sequence[Tensor], langs: Sequence[str | None], on_done: Callable[[], None] = lambda: None
@@ -154,7 +128,7 @@ class CommandJudge:
         lines = self._read(texts).removesuffix("\n").split("\n")
         if len(lines) != len(wavs):
             raise UserError(
-                f"{FLAG}: {self.command.program} wrote {len(lines)} lines of text for {len(wavs)} of speech; "
+                f"{JUDGE_FLAG}: {self.command.program} wrote {len(lines)} lines of text for {len(wavs)} of speech; "
                 "let it write one each, empty where it hears nothing"
             )
         return [line.strip() for line in lines]
@@ -164,5 +138,5 @@ class CommandJudge:
             return path.read_text(encoding="utf8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"{FLAG}: {self.command.program} ended well, but wrote no text in UTF-8 ({error}); correct it"
+                f"{JUDGE_FLAG}: {self.command.program} ended well, but wrote no text in UTF-8 ({error}); correct it"
             ) from error

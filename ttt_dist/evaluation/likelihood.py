@@ -23,7 +23,7 @@ from ttt_dist.evaluation.scores import Figure, Normalisers, Record, Scored, ids
 from ttt_dist.evaluation.tools import Notes, Tools
 from ttt_dist.inference.decoder import Request
 from ttt_dist.model.attention import attention_plan
-from ttt_dist.model.loss import chunk_rows, loss_rows
+from ttt_dist.model.loss import loss_rows
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.batch import Batch, collate
 from ttt_dist.sequence.corruption import NUM_P_BINS
@@ -32,6 +32,7 @@ from ttt_dist.sequence.sample import Sample
 from ttt_dist.sequence.tokens import TokenLayout
 
 CLASSES = ("text", "audio")
+LOGITS = 1 << 23  # held at a time: 32 MB in fp32
 
 
 def packs_as_items(plan: Plan) -> list[Item | str]:
@@ -124,7 +125,7 @@ def target_losses(model: Transformer, layout: TokenLayout, batch: Batch) -> Targ
     plan = attention_plan(batch.sample_ids, batch.span_ids, model.dtype)
     hidden = model.hidden(batch.input_ids.flatten(), batch.position_ids.flatten(), plan)
     rows = loss_rows(batch, slice(None))
-    size = chunk_rows(layout.padded_vocab_size, hidden.is_cuda)
+    size = max(LOGITS // layout.padded_vocab_size, 1)
     chunks = zip(rows.rows.split(size), rows.targets.split(size), strict=True)
     nats = [F.cross_entropy(model.logits(hidden[where]), targets, reduction="none") for where, targets in chunks]
     found = (torch.cat(nats).double(), rows.weights.double(), rows.targets, rows.bins, rows.rows)

@@ -1,18 +1,42 @@
 """What an evaluation is asked to do, and the fingerprint by which its parts know each other."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ttt_dist.data import metadata
 from ttt_dist.data.metadata import with_suffix
 from ttt_dist.decode_settings import DecodeSettings
-from ttt_dist.evaluation.judge import parse
+from ttt_dist.errors import UserError
 from ttt_dist.files import sha256_file, sha256_folder
 
 FORMAT = "ttt_dist evaluation 2"
+JUDGE_FLAG = "--judge"
+OWN = "model"
+JUDGES = "model, whisper:DIR, ctc:DIR or command:'PROGRAM {wav} {text}'"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a task is asked for; what it does is in ttt_dist/evaluation/tasks.py."""
+
+    template: str | None
+    """Whose prompt it asks by, unless the user names another; None where the user must."""
+    speaks: bool = False
+    is_judged: bool = False
+    """Whether speech is transcribed by judges."""
+
+
+FORMS = {
+    "asr": Form("asr"),
+    "tts": Form("tts", speaks=True, is_judged=True),
+    "audio_qa": Form("audio_chat", speaks=True, is_judged=True),
+    "caption": Form("caption"),
+    "classification": Form("classification"),
+    "likelihood": Form(None),
+    "speech_chat": Form("audio_chat", speaks=True),
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +78,8 @@ class Plan:
 
         Not in it: what changes no record (batch, workers), what scores them afterwards (the normaliser), the recordings.
         """
+        import torch
+
         judge_folder = " ".join(map(sha256_folder, self.judge_folders)) or None
         model = {"model": sha256_folder(self.model), "data": self._data_hash()}
         about = {name: getattr(self, name) for name in ("task", "template", "limit", "part_size", "seed")}
@@ -80,3 +106,26 @@ class Plan:
 def is_shards(data: Path) -> bool:
     """Whether `data` is a prefix of packed shards, and no data file."""
     return not data.is_file() and with_suffix(data, ".json").is_file()
+
+
+def labels(specs: Sequence[str]) -> dict[str, str]:
+    """A short name for each judge -> its spec: its kind, with a number where there are several of one kind.
+
+    Raises UserError where one is no judge, or named twice.
+    """
+    found: dict[str, str] = {}
+    for spec in specs:
+        kind, _ = parse(spec)
+        if spec in found.values():
+            raise UserError(f"{JUDGE_FLAG} {spec}: is named twice; name each judge once")
+        same = sum(parse(other)[0] == kind for other in found.values())
+        found[f"{kind}_{same + 1}" if same else kind] = spec
+    return found
+
+
+def parse(spec: str) -> tuple[str, str]:
+    """The kind of a judge, and its folder or command. Raises UserError where it is none of JUDGES."""
+    kind, _, place = spec.partition(":")
+    if spec != OWN and (kind not in ("whisper", "ctc", "command") or not place):
+        raise UserError(f"{JUDGE_FLAG} {spec}: is no judge; write {JUDGES}")
+    return kind, place

@@ -8,14 +8,11 @@ import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jiwer
-import numpy as np
-import torch
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-
-from ttt_dist.audio.logmel import LogMel
+if TYPE_CHECKING:
+    import torch
+    from matplotlib.figure import Figure
 
 STYLE = """
 :root{--ink:#1f2933;--dim:#6b7280;--line:#e5e7eb;--card:#fff;--page:#f6f7f9;--good:#18794e;--bad:#c2341d}
@@ -62,8 +59,12 @@ def figures(values: Mapping[str, str]) -> str:
     return f"<div class=figures>{''.join(cells)}</div>"
 
 
-def spectrogram(wave: torch.Tensor, sample_rate: int) -> str:
+def spectrogram(wave: "torch.Tensor", sample_rate: int) -> str:
     """Log-mel picture of [T] samples as an <img>."""
+    from matplotlib.figure import Figure
+
+    from ttt_dist.audio.logmel import LogMel
+
     logmel = LogMel(sample_rate, 64)
     frames = logmel(wave[: len(wave) // logmel.frame * logmel.frame]).T.numpy()
     figure = Figure(figsize=(4, 1.5), layout="constrained")
@@ -100,6 +101,8 @@ def row(title: str, columns: Sequence[str]) -> str:
 
 def marked(reference: str, hypothesis: str) -> str:
     """The hypothesis with its errors: deleted words struck out, inserted or substituted ones underlined."""
+    import jiwer
+
     if not reference.split():
         return f"<ins>{escape(hypothesis)}</ins>"
     aligned = jiwer.process_words(reference, hypothesis)
@@ -122,15 +125,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
-def svg(figure: Figure) -> str:
+def svg(figure: "Figure") -> str:
     """A figure as inline SVG, in the page's own font."""
+    from matplotlib import rc_context
+
     buffer = io.StringIO()
     with rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
 
 
-def png(figure: Figure) -> str:
+def png(figure: "Figure") -> str:
     """A figure as an <img> with the picture inside the page."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
@@ -159,6 +164,8 @@ def folded(title: str, body: str) -> str:
 
 def word_errors(reference: str, hypothesis: str) -> float:
     """Word error rate of one pair, for sorting; an empty reference counts its insertions."""
+    import jiwer
+
     if not reference.split():
         return float(len(hypothesis.split()))
-    return float(np.float64(jiwer.wer(reference, hypothesis)))
+    return float(jiwer.wer(reference, hypothesis))

@@ -5,8 +5,7 @@ from typing import Any
 
 from ttt_dist.evaluation.ears import by_judge, called
 from ttt_dist.evaluation.job import Collection
-from ttt_dist.evaluation.judge import OWN
-from ttt_dist.evaluation.plan import Plan
+from ttt_dist.evaluation.plan import OWN, Plan
 from ttt_dist.evaluation.quality import as_table
 from ttt_dist.evaluation.scores import Scored
 

@@ -1,4 +1,4 @@
-"""The tasks by name: what each needs of the data, makes of a part of it, and counts."""
+"""The tasks by name: what each needs of the data, makes of a part of it, and counts. How they are asked for: plan.py."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from ttt_dist.evaluation.chats import score_chats, speech_chat
 from ttt_dist.evaluation.ears import score_speech
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.likelihood import likelihood, score_likelihood
+from ttt_dist.evaluation.plan import FORMS
 from ttt_dist.evaluation.scores import Normalisers, Record, Scored, error_rates
 from ttt_dist.evaluation.sounds import caption, classify, score_captions, score_labels
 from ttt_dist.evaluation.tools import Notes, Tools
@@ -26,11 +27,6 @@ class Task:
     score: Callable[[Sequence[Record], Normalisers], Scored]
     worst: Callable[[Record], Any]
     """The larger, the worse a scored record."""
-    template: str | None
-    """Whose prompt it asks by, unless the user names another; None where the user must."""
-    speaks: bool = False
-    is_judged: bool = False
-    """Whether speech is transcribed by judges."""
 
 
 def _errors(record: Record) -> float:
@@ -53,15 +49,12 @@ def _audio_nats(record: Record) -> float:
 
 
 TASKS = {
-    "asr": Task(benchmarks.transcript, asr, error_rates, _errors, "asr"),
-    "tts": Task(benchmarks.spoken_text, tts, score_speech, _errors, "tts", speaks=True, is_judged=True),
-    "audio_qa": Task(
-        benchmarks.question, audio_qa, score_answers, _wrong_answers, "audio_chat", speaks=True, is_judged=True
-    ),
-    "caption": Task(benchmarks.captions, caption, score_captions, lambda record: -record["cider_d"], "caption"),
-    "classification": Task(
-        benchmarks.labelled, classify, score_labels, lambda record: not record["is_right"], "classification"
-    ),
-    "likelihood": Task(benchmarks.whole_sample, likelihood, score_likelihood, _audio_nats, None),
-    "speech_chat": Task(benchmarks.chat, speech_chat, score_chats, _unanswered, "audio_chat", speaks=True),
+    "asr": Task(benchmarks.transcript, asr, error_rates, _errors),
+    "tts": Task(benchmarks.spoken_text, tts, score_speech, _errors),
+    "audio_qa": Task(benchmarks.question, audio_qa, score_answers, _wrong_answers),
+    "caption": Task(benchmarks.captions, caption, score_captions, lambda record: -record["cider_d"]),
+    "classification": Task(benchmarks.labelled, classify, score_labels, lambda record: not record["is_right"]),
+    "likelihood": Task(benchmarks.whole_sample, likelihood, score_likelihood, _audio_nats),
+    "speech_chat": Task(benchmarks.chat, speech_chat, score_chats, _unanswered),
 }
+assert TASKS.keys() == FORMS.keys()

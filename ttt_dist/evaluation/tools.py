@@ -14,16 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_prep.encode import encode_sorted
 from data_prep.entry import Entry, with_paths
 from ttt_dist.audio import Codec, UtteranceReader, load_codec, read_audio, resample, write_wav
 from ttt_dist.audio.batches import choose_device
 from ttt_dist.decode_settings import DecodeSettings
 from ttt_dist.evaluation.ears import Heard, listen
 from ttt_dist.evaluation.items import Item
-from ttt_dist.evaluation.judge import Judge, labels, load_judge
+from ttt_dist.evaluation.judge import Judge, load_judge
 from ttt_dist.evaluation.notes import Notes
-from ttt_dist.evaluation.plan import Plan
+from ttt_dist.evaluation.plan import Plan, labels
 from ttt_dist.evaluation.quality import Quality
 from ttt_dist.evaluation.sources import Sound
 from ttt_dist.files import writing
@@ -97,7 +96,7 @@ class Tools:
         waves = notes.each(
             ((item,) for item in items), lambda item: [self._read(clip, rate) for clip in clips(item.entry)]
         )
-        codes = iter(encode_sorted(self.codec, [wave for _, recordings in waves for wave in recordings]))
+        codes = iter(self.codec.encode([wave for _, recordings in waves for wave in recordings]))
         return [(item, [next(codes) for _ in recordings]) for item, recordings in waves]
 
     def request(self, item: Item, entry: Entry, codes: Sequence[np.ndarray], turn: int = 0) -> Request:

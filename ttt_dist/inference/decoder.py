@@ -18,9 +18,10 @@ import torch
 from ttt_dist.decode_settings import DEFAULTS, DecodeSettings
 from ttt_dist.errors import UserError
 from ttt_dist.inference.events import Ended, Event, Reader, Result
-from ttt_dist.inference.forward import Forwards, Sequences
-from ttt_dist.inference.phases import Rules, State, advance, prompt_spans
+from ttt_dist.inference.forward import Asked, Forwards
+from ttt_dist.inference.phases import Choice, Rules, State, advance, prompt_spans
 from ttt_dist.model.huggingface import ModelFolder
+from ttt_dist.model.layers import lay_transposed
 
 SMALL = 2e7  # parameters: more of them are read from memory at every forward, which several cores better do together
 
@@ -39,7 +40,7 @@ class Decoder:
     def __init__(self, folder: ModelFolder, batch_size: int = 32) -> None:
         self.folder = folder
         self.batch_size = batch_size
-        self.forwards = Forwards(folder.model, folder.layout)
+        lay_transposed(folder.model)
 
     def require(self, request: Request) -> None:
         """Raise UserError for a prompt that is empty, longer than the model's limit, or not of its vocabulary."""
@@ -94,7 +95,7 @@ class Decoder:
 
     def _num_workers(self) -> int:
         is_small = sum(weight.numel() for weight in self.folder.model.parameters()) < SMALL
-        return num_cores() if is_small and self.forwards.device.type == "cpu" else 1
+        return num_cores() if is_small and next(self.folder.model.parameters()).device.type == "cpu" else 1
 
     def _generate(
         self, requests: Sequence[Request], settings: DecodeSettings, on_done: Callable[[], None]
@@ -108,14 +109,19 @@ class Decoder:
 
 
 @dataclass
-class Running:
+class Running(Asked):
     """A request in the middle of its response."""
 
-    state: State
-    rules: Rules
-    sequences: Sequences
     reader: Reader
     num_forwards: int = 0
+
+    def take(self, choice: Choice) -> list[Event]:
+        """Go on by what a forward has chosen, and tell what came of it."""
+        before = self.state
+        self.num_forwards += 1 + self.is_guided
+        self.state = after = advance(before, choice, self.rules)
+        events = self.reader.read(after.ids[max(before.settled, after.num_prompt) : after.settled])
+        return events if after.finish is None else events + self.reader.end(after, self.num_forwards)
 
 
 class Session:
@@ -123,8 +129,9 @@ class Session:
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
+        self._forwards = Forwards(decoder.folder.model, decoder.folder.layout)
         self._num_added = 0
-        self._waiting: deque[tuple[int, Running]] = deque()
+        self._waiting: deque[tuple[int, State, Rules]] = deque()
         self._active: dict[int, Running] = {}
 
     @property
@@ -140,35 +147,38 @@ class Session:
         has_spans = folder.objective.kind != "ar" and folder.objective.prompt_audio == "bidirectional"
         state = rules.start(ids, prompt_spans(ids, folder.layout, has_spans), request.seed)
         key, self._num_added = self._num_added, self._num_added + 1
-        reader = Reader(folder.tokenizer, folder.layout)
-        self._waiting.append((key, Running(state, rules, Sequences(settings.cfg > 0), reader)))
+        self._waiting.append((key, state, rules))
         return key
 
     def drop(self, key: int) -> None:
         """Forget a request, if it is still here."""
-        self._active.pop(key, None)
+        if key in self._active:
+            self._leave(key)
         self._waiting = deque(item for item in self._waiting if item[0] != key)
 
     def step(self) -> list[tuple[int, Event]]:
         """One forward over all active requests, and what came of it; nothing where none is left."""
-        while self._waiting and len(self._active) < self.decoder.batch_size:
-            key, running = self._waiting.popleft()
-            self._active[key] = running
+        room = self.decoder.batch_size - len(self._active)
+        joining = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+        for item in sorted(joining, key=lambda item: len(item[1].ids)):  # neighbours of like length share runs
+            self._join(*item)
         events: list[tuple[int, Event]] = []
-        asked = [(running.state, running.rules, running.sequences) for running in self._active.values()]
-        for (key, running), logits in zip(list(self._active.items()), self.decoder.forwards(asked), strict=True):
-            events += [(key, event) for event in _advance(running, logits)]
+        found = self._forwards(list(self._active.values()))
+        for (key, running), choice in zip(list(self._active.items()), found, strict=True):
+            events += [(key, event) for event in running.take(choice)]
             if running.state.finish is not None:
-                del self._active[key]
+                self._leave(key)
         return events
 
+    def _join(self, key: int, state: State, rules: Rules) -> None:
+        folder, cache = self.decoder.folder, self._forwards.cache
+        guide = cache.take() if rules.settings.cfg > 0 else None
+        self._active[key] = Running(state, rules, cache.take(), guide, Reader(folder.tokenizer, folder.layout))
 
-def _advance(running: Running, logits: torch.Tensor) -> list[Event]:
-    before = running.state
-    running.num_forwards += 1 + running.sequences.is_guided(before)
-    running.state = after = advance(before, logits, running.rules)
-    events = running.reader.read(after.ids[max(before.settled, after.num_prompt) : after.settled])
-    return events if after.finish is None else events + running.reader.end(after, running.num_forwards)
+    def _leave(self, key: int) -> None:
+        running = self._active.pop(key)
+        for sequence in filter(None, (running.own, running.guide)):
+            self._forwards.cache.free(sequence)
 
 
 def num_cores() -> int:

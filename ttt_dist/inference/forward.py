@@ -1,112 +1,186 @@
 """One forward over requests in different phases: what is final stays in a cache, only what may still change is computed.
 
-The new tokens of all requests lie end to end in one row, so no token is padding; each sequence attends to itself alone.
+Choices are made on the device, for all requests of a phase at once, and copied to the host together.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Sequence as Ordered
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ttt_dist.inference.phases import Phase, Rules, State, allowed_ids
-from ttt_dist.inference.sampling import guided
-from ttt_dist.model.cache import CachePlan, KeyValueCache, NewTokens
-from ttt_dist.model.layers import linear
+from ttt_dist.decode_settings import DecodeSettings
+from ttt_dist.inference.batch import Row
+from ttt_dist.inference.phases import Choice, Phase, Rules, State, allowed_ids, uniforms
+from ttt_dist.inference.runner import Runner
+from ttt_dist.inference.sampling import choose_codes, choose_text, guided
+from ttt_dist.model.cache import Sequence
+from ttt_dist.model.products import linear
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.tokens import TokenLayout
-from ttt_dist.sequence.visibility import visible_end
+from ttt_dist.sequence.visibility import visible_end_of_spans
+
+AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 26}  # logits: on the CPU they stay in its caches, and in memory that is reused
+FEWEST_ROWS = 64  # at once: the head is read once for them
 
 
-class Sequences:
-    """The caches of one request: of what it says, and, for guidance, of the same with all context masked."""
+@dataclass
+class Asked:
+    """A request whose next choices are wanted, and its places in the cache."""
 
-    def __init__(self, has_guide: bool) -> None:
-        self.cache = KeyValueCache()
-        self.guide = KeyValueCache() if has_guide else None
+    state: State
+    rules: Rules
+    own: Sequence
+    guide: Sequence | None
+    """Of the same with all context masked, for guidance."""
 
-    def is_guided(self, state: State) -> bool:
+    @property
+    def is_guided(self) -> bool:
         """Whether the next forward takes a second one: over a block of masks."""
-        return self.guide is not None and state.block_start is not None
+        return self.guide is not None and self.state.block_start is not None
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the next forward draws tokens."""
+        settings = self.rules.settings
+        return (settings.temperature if self.rules.phase(self.state) == "text" else settings.code_temperature) > 0
 
 
-class _Row(NamedTuple):
-    """New tokens of one sequence."""
+@dataclass
+class Wanted:
+    """Places that a choice is wanted for, in one phase; arrays [n]."""
 
-    ids: np.ndarray
-    ends: Tensor
-    cache: KeyValueCache
-    needed: np.ndarray
-    """Places among the new tokens whose logits are asked for."""
-    phase: Phase
-    final: int
+    asked: Ordered[Asked]
+    owners: np.ndarray
+    """Which of `asked` each belongs to."""
+    places: np.ndarray
+    """Index into the owner's sequence."""
+    uniforms: np.ndarray
+    """A random number for each whose owner samples."""
+
+    @classmethod
+    def of(cls, asked: Ordered[Asked]) -> "Wanted":
+        """All that some requests need, which are in one phase."""
+        places = [one.rules.needed(one.state) for one in asked]
+        owners = np.repeat(np.arange(len(asked)), [len(part) for part in places])
+        numbers = [
+            uniforms(one.state, len(part))[0] if one.is_sampled else np.zeros(len(part))
+            for one, part in zip(asked, places, strict=True)
+        ]
+        return cls(asked, owners, np.concatenate(places), np.concatenate(numbers))
+
+    def part(self, which: slice) -> "Wanted":
+        """Some of the places."""
+        return Wanted(self.asked, self.owners[which], self.places[which], self.uniforms[which])
+
+    def of_owners(self, values: Ordered[float] | np.ndarray) -> np.ndarray:
+        """A value for each place, from one for each of `asked`."""
+        return np.asarray(values)[self.owners]
 
 
 class Forwards:
-    """Computes the logits that decoding needs next, for one model."""
+    """Makes the choices that decoding needs next, for one session."""
 
     def __init__(self, model: Transformer, layout: TokenLayout) -> None:
-        self.model = model
+        self.runner = Runner(model)
+        self.cache = self.runner.cache
         self.layout = layout
-        self.device = next(model.parameters()).device
         self._stretches: dict[Phase, tuple[slice, Tensor]] = {}
 
     @torch.inference_mode()
-    def __call__(self, requests: Sequence[tuple[State, Rules, Sequences]]) -> list[Tensor]:
-        """Logits [n, allowed] at the n positions that each state needs; caches take in what has become final."""
-        if not requests:
+    def __call__(self, asked: Ordered[Asked]) -> list[Choice]:
+        """What the model would write where each needs it; the cache takes in what has become final."""
+        if not asked:
             return []
-        rows, is_guided = [], []
-        for state, rules, sequences in requests:
-            rows.append(_row(state, rules, sequences.cache, state.ids, rules.final(state)))
-            is_guided.append(sequences.is_guided(state))
-        for (state, rules, sequences), guide in zip(requests, is_guided, strict=True):
-            if guide and sequences.guide is not None:
-                masked = np.where(np.arange(len(state.ids)) < state.settled, self.layout.mask, state.ids)
-                rows.append(_row(state, rules, sequences.guide, masked, state.settled))
-        logits = self._logits(rows)
-        guides = iter(logits[len(requests) :])
-        return [
-            guided(own, next(guides), rules.settings.cfg) if guide else own
-            for own, guide, (_, rules, _) in zip(logits, is_guided, requests, strict=False)
-        ]
+        rows = [_row(one.state, one.rules, one.own, one.state.ids, one.rules.final(one.state)) for one in asked]
+        guides = {}
+        for index, one in enumerate(asked):
+            if one.is_guided and one.guide is not None:
+                guides[index] = len(rows)
+                rows.append(self._guide_row(one.state, one.rules, one.guide))
+        hidden = self.runner(rows)
+        starts = np.cumsum([0, *(len(row.needed) for row in rows)])
+        places: list[np.ndarray] = []
+        found: list[Tensor] = []
+        for phase in dict.fromkeys(one.rules.phase(one.state) for one in asked):
+            members = [index for index, one in enumerate(asked) if one.rules.phase(one.state) == phase]
+            places.append(np.concatenate([np.arange(*starts[index : index + 2]) for index in members]))
+            shifts = np.array([starts[guides[index]] - starts[index] if index in guides else 0 for index in members])
+            found += self._choose(phase, hidden, places[-1], shifts, Wanted.of([asked[index] for index in members]))
+        table = np.empty((2, starts[len(asked)]))
+        table[:, np.concatenate(places)] = torch.cat(found, dim=1).cpu().numpy()  # the one copy of a forward
+        parts = np.split(table, starts[1 : len(asked)], axis=1)
+        return [Choice(ids.astype(np.int64), confidence) for ids, confidence in parts]
 
-    def _logits(self, rows: list[_Row]) -> list[Tensor]:
-        ids = np.concatenate([row.ids for row in rows])
-        places = np.concatenate([np.arange(row.cache.length, row.cache.length + len(row.ids)) for row in rows])
-        dtype = self.model.dtype
-        plan = CachePlan([NewTokens.of(row.cache, row.ends, dtype, self.device) for row in rows])
-        hidden = self.model.hidden(self._tensor(ids), self._tensor(places), plan)
-        for row in rows:
-            row.cache.length = row.final
-        starts = np.cumsum([0, *(len(row.ids) for row in rows[:-1])])
-        found: dict[int, Tensor] = {}
-        for phase in dict.fromkeys(row.phase for row in rows):  # one product for all that choose among the same ids
-            chosen = [number for number, row in enumerate(rows) if row.phase == phase]
-            needed = [starts[number] + rows[number].needed for number in chosen]
-            logits = self._choices(hidden[self._tensor(np.concatenate(needed))], phase)
-            found.update(zip(chosen, logits.split([len(part) for part in needed]), strict=True))
-        return [found[number] for number in range(len(rows))]
+    def _choose(
+        self, phase: Phase, hidden: Tensor, own: np.ndarray, shifts: np.ndarray, wanted: Wanted
+    ) -> list[Tensor]:
+        """Ids and confidence [2, n] of one phase, whose hidden states are rows `own` [n], in parts.
 
-    def _choices(self, hidden: Tensor, phase: Phase) -> Tensor:
-        """Logits of `allowed_ids` alone, at least fp32: only the stretch of the vocabulary that they span is computed."""
-        if phase not in self._stretches:
-            allowed = allowed_ids(self.layout, phase)
-            rows = slice(int(allowed[0]), int(allowed[-1]) + 1)
-            self._stretches[phase] = rows, self._tensor(allowed - rows.start)
-        rows, columns = self._stretches[phase]
-        weight = self.model.head.weight
+        `shifts` leads from the rows of each owner to those of its guide; 0 where it has none.
+        """
+        columns, others = self._stretch(phase)
+        size = max(AT_ONCE[hidden.device.type] // (columns.stop - columns.start), FEWEST_ROWS)
+        found = []
+        for start in range(0, len(own), size):
+            rows, part = own[start : start + size], wanted.part(slice(start, start + size))
+            logits = self._logits(phase, hidden[self.runner.tensor(rows)])
+            is_guided = np.flatnonzero(part.of_owners(shifts))
+            if len(is_guided):
+                scales = part.of_owners([one.rules.settings.cfg for one in part.asked])[is_guided].astype(np.float32)
+                sources = self.runner.tensor((rows + part.of_owners(shifts))[is_guided])
+                targets, scale = self.runner.tensor(is_guided), self.runner.tensor(scales).unsqueeze(-1)
+                logits[targets] = guided(logits[targets], self._logits(phase, hidden[sources]), scale)
+            logits[:, others] = float("-inf")
+            ids, confidence = choices(phase, logits, part)
+            found.append(torch.stack([(ids + columns.start).double(), confidence.double()]))
+        return found
+
+    def _logits(self, phase: Phase, hidden: Tensor) -> Tensor:
+        """Logits [n, stretch] of hidden states [n, H], at least fp32."""
+        weight = self.runner.model.head.weight
         assert isinstance(weight, Tensor)
-        logits = linear(hidden, weight[rows])[:, columns]
+        logits = linear(hidden, weight[self._stretch(phase)[0]])
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def _tensor(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values.astype(np.int64)).to(self.device)
+    def _stretch(self, phase: Phase) -> tuple[slice, Tensor]:
+        """The part of the vocabulary that the allowed ids of a phase span, and which of its columns are not allowed."""
+        if phase not in self._stretches:
+            allowed = allowed_ids(self.layout, phase)
+            columns = slice(int(allowed[0]), int(allowed[-1]) + 1)
+            is_other = np.ones(columns.stop - columns.start, dtype=bool)
+            is_other[allowed - columns.start] = False
+            self._stretches[phase] = columns, self.runner.tensor(np.flatnonzero(is_other))
+        return self._stretches[phase]
+
+    def _guide_row(self, state: State, rules: Rules, guide: Sequence) -> Row:
+        masked = np.where(np.arange(len(state.ids)) < state.settled, self.layout.mask, state.ids)
+        return _row(state, rules, guide, masked, state.settled)
 
 
-def _row(state: State, rules: Rules, cache: KeyValueCache, ids: np.ndarray, final: int) -> _Row:
-    start = cache.length
-    span_ids = torch.from_numpy(state.span_ids[start:].astype(np.int64))
-    ends = start + visible_end(torch.ones_like(span_ids), span_ids)
-    return _Row(ids[start:], ends, cache, rules.needed(state) - start, rules.phase(state), final)
+def choices(phase: Phase, logits: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor]:
+    """Chosen columns of logits [n, V] and the model's probability of them, zeros in text; the logits are used up."""
+    numbers = torch.from_numpy(wanted.uniforms)
+    if phase != "text":
+        heats = wanted.of_owners([one.rules.settings.code_temperature for one in wanted.asked])
+        return choose_codes(logits, torch.from_numpy(heats), numbers)
+    ids = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+    for settings, rows in _by_settings(wanted).items():
+        where = torch.tensor(rows, device=logits.device)
+        some = logits if len(rows) == len(logits) else logits[where]
+        ids[where] = choose_text(some, settings, numbers[rows].to(logits.device))
+    return ids, torch.zeros_like(ids, dtype=logits.dtype)
+
+
+def _by_settings(wanted: Wanted) -> dict[DecodeSettings, list[int]]:
+    found: dict[DecodeSettings, list[int]] = {}
+    for row, owner in enumerate(wanted.owners.tolist()):
+        found.setdefault(wanted.asked[owner].rules.settings, []).append(row)
+    return found
+
+
+def _row(state: State, rules: Rules, sequence: Sequence, ids: np.ndarray, final: int) -> Row:
+    start = sequence.length
+    ends = start + visible_end_of_spans(state.span_ids[start:])
+    return Row(ids[start:], ends, sequence, rules.needed(state) - start, final)

@@ -1,21 +1,18 @@
-"""The decoding of one request as a pure function: state and logits in, next state out (method: decoding).
+"""The decoding of one request as a pure function: state and choices in, next state out (method: decoding).
 
 A response of a `ttt` model alternates between text, one token per forward, and spans, whose blocks of masks are denoised
 in several forwards. An `ar` model writes codes one by one as well; the whole response of a `nar` model is one span. A
-state holds the whole sequence and says at which positions it needs logits and which of its tokens are final; how logits
-are computed and what else is in the batch is no concern of this file.
+state holds the whole sequence and says at which positions it needs a choice and which of its tokens are final; how
+choices are made and what else is in the batch is no concern of this file.
 """
 
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ttt_dist.decode_settings import DecodeSettings
-from ttt_dist.inference.sampling import choose_codes, choose_text, most_confident
 from ttt_dist.sequence.sample import spans
 from ttt_dist.sequence.tokens import TokenLayout
 
@@ -52,6 +49,15 @@ class State:
         return len(self.ids) if self.span_start is None else self.span_start
 
 
+class Choice(NamedTuple):
+    """What the model would write at the positions that a state needs."""
+
+    ids: np.ndarray
+    """Token ids [n]."""
+    confidence: np.ndarray
+    """The model's probability of each [n]; means nothing in text."""
+
+
 @dataclass(frozen=True)
 class Rules:
     """What `advance` needs besides the state."""
@@ -75,7 +81,7 @@ class Rules:
         return "text" if state.span_start is None else "span"
 
     def needed(self, state: State) -> np.ndarray:
-        """Positions whose logits `advance` takes: the masked ones of an open block, else the last one."""
+        """Positions whose choice `advance` takes: the masked ones of an open block, else the last one."""
         start = state.block_start
         if start is None:
             return np.array([len(state.ids) - 1])
@@ -96,20 +102,21 @@ def allowed_ids(layout: TokenLayout, phase: Phase) -> np.ndarray:
     return np.flatnonzero(layout.text_allowed if phase == "text" else layout.span_allowed)
 
 
-def advance(state: State, logits: Tensor, rules: Rules) -> State:
-    """The state after one forward, whose logits at `rules.needed` are [n, allowed]: a column for each of `allowed_ids`.
+def uniforms(state: State, count: int) -> np.ndarray:
+    """Random numbers of the next forward [2, count], in [0, 1): they depend on (seed, number of the forward) alone.
 
-    Random choices depend on (seed, number of the forward) alone.
+    The first row samples tokens, the second orders random remasking.
     """
-    rng = np.random.default_rng([state.seed, state.num_forwards])
-    allowed = allowed_ids(rules.layout, rules.phase(state))
-    state = replace(state, num_forwards=state.num_forwards + 1)
+    return np.random.default_rng([state.seed, state.num_forwards]).random((2, count))
+
+
+def advance(state: State, choice: Choice, rules: Rules) -> State:
+    """The state after one forward, whose choices are those at `rules.needed`."""
     if state.block_start is not None:
-        return _denoise(state, logits, allowed, rng, rules)
-    if state.span_start is None:
-        return _write_text(state, int(allowed[choose_text(logits[0], rules.settings, rng)]), rules)
-    code, _ = choose_codes(logits, rules.settings.code_temperature, rng)
-    return _write_code(state, int(allowed[int(code)]), rules)
+        return _denoise(state, choice, rules)
+    state = replace(state, num_forwards=state.num_forwards + 1)
+    write = _write_text if state.span_start is None else _write_code
+    return write(state, int(choice.ids[0]), rules)
 
 
 def _write_text(state: State, token: int, rules: Rules) -> State:
@@ -150,18 +157,18 @@ def _append_block(state: State, rules: Rules) -> State:
     return _append(state, np.full(count, rules.layout.mask), number)
 
 
-def _denoise(state: State, logits: Tensor, allowed: np.ndarray, rng: np.random.Generator, rules: Rules) -> State:
+def _denoise(state: State, choice: Choice, rules: Rules) -> State:
     """Commit the most confident of the masked positions; a finished block closes the span or is followed by another."""
     start = state.span_start
     assert start is not None
     settings, masked = rules.settings, rules.needed(state)
-    choices, confidence = choose_codes(logits, settings.code_temperature, rng)
-    order = confidence if settings.remasking == "low_confidence" else torch.from_numpy(rng.random(len(masked)))
-    num_sure = int((confidence >= settings.threshold).sum()) if settings.threshold else 0
-    chosen = most_confident(order, max(-(-len(masked) // state.steps_left), num_sure)).cpu().numpy()
+    order = choice.confidence if settings.remasking == "low_confidence" else uniforms(state, len(masked))[1]
+    num_sure = int((choice.confidence >= settings.threshold).sum()) if settings.threshold else 0
+    chosen = most_confident(order, max(-(-len(masked) // state.steps_left), num_sure))
     committed = state.ids.copy()
-    committed[masked[chosen]] = allowed[choices.cpu().numpy()[chosen]]
-    state = replace(state, ids=committed, steps_left=max(state.steps_left - 1, 1))
+    committed[masked[chosen]] = choice.ids[chosen]
+    num_forwards, steps_left = state.num_forwards + 1, max(state.steps_left - 1, 1)
+    state = replace(state, ids=committed, num_forwards=num_forwards, steps_left=steps_left)
 
     span = committed[start:]
     ends = np.flatnonzero(np.isin(span, [rules.layout.im_end] if rules.kind == "nar" else _ends(rules.layout)))
@@ -172,6 +179,11 @@ def _denoise(state: State, logits: Tensor, allowed: np.ndarray, rng: np.random.G
     if len(left):
         return state
     return _append_block(state, rules) if _room(state, rules) else _close_span(state, len(committed), rules)
+
+
+def most_confident(confidence: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the `count` largest of confidence [n]; of equals the earlier."""
+    return np.argsort(-confidence, kind="stable")[:count]
 
 
 def _close_span(state: State, end: int, rules: Rules) -> State:

@@ -1,54 +1,60 @@
-"""Choosing tokens from logits: pure functions; randomness comes in as a generator."""
+"""Choosing tokens from logits, for all requests at once; randomness comes in as numbers.
 
-import numpy as np
+A sample is the column at which the running sum of the probabilities passes a uniform number: one number a token, however
+large the vocabulary is.
+"""
+
 import torch
 from torch import Tensor
 
 from ttt_dist.decode_settings import DecodeSettings
 
-
-def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Only the k largest of logits [V]; 0 keeps all. Ties with the k-th stay."""
-    if not 0 < k < logits.shape[-1]:
-        return logits
-    return logits.masked_fill(logits < logits.topk(k).values[-1], float("-inf"))
+BELOW_ONE = 1 - 2**-23  # so that, in fp32, a number times the whole sum stays below it
 
 
-def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """The fewest likeliest tokens of logits [V] whose probability reaches p (nucleus sampling, arXiv 1904.09751)."""
+def sample(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """A column of each row of [n, V], which need not sum to 1, by its number in [0, 1) of [n]; none of probability 0."""
+    sums = probabilities.cumsum(-1)
+    targets = uniforms.to(sums.dtype).clamp(max=BELOW_ONE).unsqueeze(-1) * sums[:, -1:]
+    return torch.searchsorted(sums, targets, right=True).squeeze(-1)
+
+
+def nucleus(probabilities: Tensor, p: float) -> Tensor:
+    """Zeros but for the fewest likeliest columns of [n, V] whose sum reaches p (nucleus sampling, arXiv 1904.09751)."""
     if p >= 1:
-        return logits
-    probabilities, order = logits.softmax(-1).sort(descending=True, stable=True)
-    before = probabilities.cumsum(-1) - probabilities  # of the tokens ahead of each
-    return logits.index_fill(0, order[before >= p], float("-inf"))
+        return probabilities
+    values, order = probabilities.sort(descending=True, stable=True)
+    before = values.cumsum(-1) - values  # of the tokens ahead of each
+    return probabilities.scatter(-1, order, values.masked_fill(before >= p, 0.0))
 
 
-def gumbel_noise(shape: torch.Size, rng: np.random.Generator) -> Tensor:
-    """Noise whose addition to logits / temperature makes their argmax a sample; fp32."""
-    uniform = rng.random(shape, dtype=np.float64).clip(1e-20)
-    return torch.from_numpy(-np.log(-np.log(uniform))).float()
-
-
-def guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+def guided(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> Tensor:
     """Classifier-free guidance of logits: u + (1 + s)(c - u) (method: decoding)."""
     return unconditional + (1 + scale) * (conditional - unconditional)
 
 
-def choose_text(logits: Tensor, settings: DecodeSettings, rng: np.random.Generator) -> int:
-    """One of the tokens that logits [V] are of: greedy, or sampled with temperature, top-k and top-p."""
-    if settings.temperature > 0:
-        logits = keep_top_p(keep_top_k(logits / settings.temperature, settings.top_k), settings.top_p)
-        logits = logits + gumbel_noise(logits.shape, rng).to(logits.device)
-    return int(logits.argmax())
+def choose_text(logits: Tensor, settings: DecodeSettings, uniforms: Tensor) -> Tensor:
+    """A column of each row of logits [n, V]: greedy, or sampled with temperature, top-k and top-p by uniforms [n]."""
+    if settings.temperature == 0:
+        return logits.argmax(-1)
+    logits, columns = logits / settings.temperature, None
+    if 0 < settings.top_k < logits.shape[-1]:
+        logits, columns = logits.topk(settings.top_k)
+    chosen = sample(nucleus(logits.softmax(-1), settings.top_p), uniforms)
+    return chosen if columns is None else columns.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
 
 
-def choose_codes(logits: Tensor, temperature: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """A token for each row of logits [n, V] and the model's probability of it, both [n]."""
-    noisy = logits if temperature == 0 else logits / temperature + gumbel_noise(logits.shape, rng).to(logits.device)
-    ids = noisy.argmax(-1)
-    return ids, logits.softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+def choose_codes(logits: Tensor, temperatures: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """A column of each row of logits [n, V] and the model's probability of it, both [n]; rows of temperature 0 are greedy.
 
-
-def most_confident(confidence: Tensor, count: int) -> Tensor:
-    """Indices of the `count` largest of confidence [n]; of equals the earlier."""
-    return confidence.argsort(descending=True, stable=True)[:count]
+    Temperatures and uniforms [n] are on the CPU. The logits are used up: what they become is not copied.
+    """
+    best, ids = logits.max(-1, keepdim=True)
+    ids = ids.squeeze(-1)
+    sampled = temperatures.nonzero().squeeze(-1)
+    if len(sampled):
+        heat, numbers = temperatures[sampled].to(logits), uniforms[sampled].to(logits.device)
+        sampled = sampled.to(logits.device)
+        ids[sampled] = sample((logits[sampled] / heat.unsqueeze(-1)).softmax(-1), numbers)
+    weights = logits.sub_(best).exp_()
+    return ids, weights.gather(-1, ids.unsqueeze(-1)).squeeze(-1) / weights.sum(-1)

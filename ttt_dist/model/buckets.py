@@ -3,8 +3,12 @@
 A pack holds many short samples, so a mask over the whole pack would be almost empty. `BucketPlan` groups the samples
 of a batch by length into a few buckets; each bucket is one call of SDPA over [samples, heads, length, head_dim] with a
 mask of its own small size. The plan is built once per forward and serves every layer.
+
+Its shapes are new in every batch. In a compiled block all of it is therefore one operator, which takes the plan as an
+object that the compiler does not look into.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +16,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._library.opaque_object import register_opaque_type
+from torch._opaque_base import OpaqueBase
 from torch.autograd.function import once_differentiable
 
 from ttt_dist.sequence.visibility import visible_end
@@ -41,8 +47,8 @@ class Bucket(NamedTuple):
     chunks: list[QueryChunk]
 
 
-@dataclass
-class BucketPlan:
+@dataclass(eq=False)
+class BucketPlan(OpaqueBase):
     """Where each token of a batch [B, S] goes, and which masks apply there.
 
     Slots are the buckets laid end to end. `to_slots` [slots] names the token of each slot and `to_tokens` [B * S] the
@@ -90,20 +96,31 @@ class BucketPlan:
         return cls(to_slots, empty_slots, to_tokens, padding, buckets)
 
 
-@torch.compiler.disable  # its shapes are new in every batch; compiled, torch 2.11 even gets its gradients wrong
 def attend_buckets(q: Tensor, k: Tensor, v: Tensor, plan: BucketPlan) -> Tensor:
     """See `ttt_dist.model.attention.attend`."""
+    if torch.compiler.is_compiling():
+        out: Tensor = _compiled_buckets(q, k, v, plan)
+        return out
+    return _leave(torch.cat([_attend_bucket(*parts) for parts in _enter((q, k, v), plan)]), plan)
+
+
+def _enter(tensors: tuple[Tensor, ...], plan: BucketPlan) -> Iterator[tuple[Any, ...]]:
+    """Rows [T, ...] of each tensor moved into slots: for each bucket its part of every tensor, and itself."""
     sizes = [bucket.num_samples * bucket.length for bucket in plan.buckets]
     there = (plan.to_slots, plan.empty_slots, plan.to_tokens, plan.padding)
-    back = (plan.to_tokens, plan.padding, plan.to_slots, plan.empty_slots)
-    slots = [_MoveRows.apply(x, *there).split(sizes) for x in (q, k, v)]
-    outs = [_attend_bucket(*parts) for parts in zip(*slots, plan.buckets, strict=True)]
-    return _MoveRows.apply(torch.cat(outs) if len(outs) > 1 else outs[0], *back)
+    slots = [_MoveRows.apply(x, *there).split(sizes) for x in tensors]
+    return zip(*slots, plan.buckets, strict=True)
+
+
+def _leave(slots: Tensor, plan: BucketPlan) -> Tensor:
+    """The inverse of `_enter`, of one tensor."""
+    out: Tensor = _MoveRows.apply(slots, plan.to_tokens, plan.padding, plan.to_slots, plan.empty_slots)
+    return out
 
 
 def _attend_bucket(q: Tensor, k: Tensor, v: Tensor, bucket: Bucket) -> Tensor:
     """Attention within the samples of a bucket: [slots, heads, D] each in, [slots, H, D] out."""
-    q, k, v = (x.view(bucket.num_samples, bucket.length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+    q, k, v = (_by_head(x, bucket) for x in (q, k, v))
     outs = []
     for start, end, num_keys, mask in bucket.chunks:
         keys, values = k[:, :, :num_keys], v[:, :, :num_keys]
@@ -113,6 +130,76 @@ def _attend_bucket(q: Tensor, k: Tensor, v: Tensor, bucket: Bucket) -> Tensor:
         )
     out = torch.cat(outs, dim=2) if len(outs) > 1 else outs[0]
     return out.transpose(1, 2).flatten(0, 1)
+
+
+def _by_head(x: Tensor, bucket: Bucket) -> Tensor:
+    """Slots [n * length, heads, D] as [n, heads, length, D]."""
+    return x.view(bucket.num_samples, bucket.length, *x.shape[1:]).transpose(1, 2)
+
+
+register_opaque_type(BucketPlan, typ="reference")
+
+
+@torch.library.custom_op("ttt_dist::attend_buckets", mutates_args=())
+def _compiled_buckets(q: Tensor, k: Tensor, v: Tensor, plan: BucketPlan) -> Tensor:
+    return attend_buckets(q, k, v, plan)
+
+
+@torch.library.custom_op("ttt_dist::attend_buckets_backward", mutates_args=())
+def _compiled_buckets_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: BucketPlan
+) -> tuple[Tensor, Tensor, Tensor]:
+    parts = [_bucket_gradients(*part) for part in _enter((grad, q, k, v), plan)]
+    grad_q, grad_k, grad_v = (_leave(torch.cat(slots), plan) for slots in zip(*parts, strict=True))
+    return grad_q, grad_k, grad_v
+
+
+@_compiled_buckets.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, plan: BucketPlan) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+@_compiled_buckets_backward.register_fake
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: BucketPlan) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in (q, k, v))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.plan = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *_compiled_buckets_backward(grad, *ctx.saved_tensors, ctx.plan), None
+
+
+_compiled_buckets.register_autograd(_gradients, setup_context=_keep)
+COMPILED_BUCKETS = torch.ops.ttt_dist.attend_buckets.default
+
+
+def _bucket_gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bucket: Bucket) -> tuple[Tensor, ...]:
+    """Gradients of `_attend_bucket`, from grad [slots, H, D]: by hand, as autograd is off inside of operators."""
+    dtype, num_groups = q.dtype, k.shape[1]
+    exact = torch.promote_types(dtype, torch.float32)
+    # [n, groups, heads of a group or 1, length, D]
+    grad, q, k, v = (_by_head(x, bucket).unflatten(1, (num_groups, -1)).to(exact) for x in (grad, q, k, v))
+    grads = [torch.zeros_like(x) for x in (q, k, v)]
+    scale = q.shape[-1] ** -0.5
+    for start, end, num_keys, mask in bucket.chunks:
+        queries, keys, values, upstream = (
+            q[..., start:end, :],
+            k[..., :num_keys, :],
+            v[..., :num_keys, :],
+            grad[..., start:end, :],
+        )
+        mask = q.new_full((end, end), float("-inf")).triu(1) if mask is None else mask.unsqueeze(1)
+        p = torch.softmax(queries @ keys.mT * scale + mask, dim=-1)
+        grad_p = upstream @ values.mT
+        grad_scores = p * (grad_p - (p * grad_p).sum(-1, keepdim=True)) * scale
+        grads[0][..., start:end, :] = grad_scores @ keys
+        grads[1][..., :num_keys, :] += (grad_scores.mT @ queries).sum(2, keepdim=True)
+        grads[2][..., :num_keys, :] += (p.mT @ upstream).sum(2, keepdim=True)
+    return tuple(x.flatten(1, 2).transpose(1, 2).flatten(0, 1).to(dtype) for x in grads)
 
 
 class _MoveRows(torch.autograd.Function):

@@ -1,80 +1,149 @@
 """Keys and values of earlier tokens, kept between forwards, and the attention of new tokens over them (method: decoding).
 
 What a token gave as key and value never changes once everything that it sees is final. The caller says how many tokens
-are (`KeyValueCache.length`); the others are written again at the next forward, over what they left.
+are (`Sequence.length`); the others are written again at the next forward, over what they left.
+
+All sequences of a session share one store, a slot each: [layers, 2, slots, G, length, D], one tensor per layer so that it
+grows layer by layer. Adjacent slots are then one batch of attention, read where they lie: a `Run`. Keys behind a
+sequence's end are masked. They are zeros or what another sequence left, never garbage: 0 * NaN would be NaN.
 """
 
+import heapq
+import math
+import mmap
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FIRST_CAPACITY = 256
-
-
-class KeyValueCache:
-    """Keys and values of one sequence, of all layers; the first `length` tokens are final."""
-
-    def __init__(self) -> None:
-        self.length = 0
-        self._layers: list[Tensor] = []  # [2, G, capacity, D] each
-
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> Tensor:
-        """Put keys and values [n, G, D] behind the final ones; both of all tokens so far, [2, G, length + n, D]."""
-        end = self.length + len(keys)
-        if layer == len(self._layers):
-            self._layers.append(keys.new_empty(2, keys.shape[1], max(FIRST_CAPACITY, 2 * end), keys.shape[2]))
-        store = self._layers[layer]
-        if end > store.shape[2]:
-            store = torch.cat([store[:, :, : self.length], store.new_empty(2, *keys.shape[1:2], end, keys.shape[2])], 2)
-            self._layers[layer] = store
-        store[0, :, self.length : end] = keys.transpose(0, 1)
-        store[1, :, self.length : end] = values.transpose(0, 1)
-        return store[:, :, :end]
+FIRST_LENGTH = 256
 
 
 @dataclass
-class NewTokens:
-    """The tokens of one sequence that a forward computes."""
+class Sequence:
+    """One sequence's place in the store; its first `length` tokens are final."""
 
-    cache: KeyValueCache
-    count: int
-    mask: Tensor | None
-    """What each sees of the sequence, additive [count, length + count]; None: everything."""
+    slot: int
+    length: int = 0
 
-    @classmethod
-    def of(cls, cache: KeyValueCache, ends: Tensor, dtype: torch.dtype, device: torch.device) -> "NewTokens":
-        """From the exclusive end of what each sees [n], as an index into the sequence; on the CPU, where nothing waits."""
-        hidden = torch.arange(cache.length + len(ends)) >= ends.unsqueeze(-1)
-        if not hidden.any():
-            return cls(cache, len(ends), None)
-        mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
-        return cls(cache, len(ends), mask.to(device))
+
+class SlotCache:
+    """The store of a session: slots are taken and freed, both axes grow by doubling."""
+
+    def __init__(
+        self, num_layers: int, num_groups: int, head_dim: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.num_groups, self.head_dim, self.dtype, self.device = num_groups, head_dim, dtype, device
+        self.num_slots = self.length = 0
+        self.layers = [torch.empty(0)] * num_layers
+        self._free: list[int] = []
+        self._num_given = 0
+
+    def take(self) -> Sequence:
+        """An empty sequence, in the lowest slot that is free: runs of slots stay short and dense."""
+        if self._free:
+            return Sequence(heapq.heappop(self._free))
+        self._num_given += 1
+        return Sequence(self._num_given - 1)
+
+    def free(self, sequence: Sequence) -> None:
+        """Give a slot back."""
+        heapq.heappush(self._free, sequence.slot)
+
+    @property
+    def spare_slot(self) -> int:
+        """A slot that is nobody's: tokens that only fill up a fixed shape write there."""
+        return self.num_slots
+
+    def reserve(self, length: int) -> bool:
+        """Make room for all given slots, `length` tokens each; whether tensors have moved for it."""
+        num_slots, capacity = max(self.num_slots, 1), max(self.length, FIRST_LENGTH)
+        while num_slots < self._num_given:
+            num_slots *= 2
+        while capacity < length:
+            capacity *= 2
+        if (num_slots, capacity) == (self.num_slots, self.length):
+            return False
+        for index, old in enumerate(self.layers):
+            new = self._zeros(2, num_slots + 1, self.num_groups, capacity, self.head_dim)
+            if self.num_slots:
+                new[:, : self.num_slots, :, : self.length] = old[:, : self.num_slots]
+            self.layers[index] = new
+        self.num_slots, self.length = num_slots, capacity
+        return True
+
+    def _zeros(self, *shape: int) -> Tensor:
+        """On the CPU as pages of the system, which are zeros, and take no memory before someone writes to them."""
+        if self.device.type != "cpu":
+            return torch.zeros(shape, dtype=self.dtype, device=self.device)
+        pages = mmap.mmap(-1, math.prod(shape) * self.dtype.itemsize, flags=mmap.MAP_PRIVATE)
+        return torch.frombuffer(pages, dtype=self.dtype).view(shape)
+
+
+class Run(NamedTuple):
+    """Sequences in adjacent slots with equally many new tokens and keys: one batch of attention."""
+
+    slot: int
+    num_slots: int
+    rows: int
+    """New tokens of each; those of slot after slot lie end to end."""
+    keys: int
+    """How many keys are read; what lies behind a token's end is masked."""
+    is_masked: bool
 
 
 class CachePlan:
-    """The attention of one forward over new tokens of several sequences, laid end to end: for one pass over the layers."""
+    """The attention of one forward over the new tokens of all sequences: for one pass over the layers.
 
-    def __init__(self, parts: list[NewTokens]) -> None:
-        self.parts = parts
+    `slots`, `places` and `ends` [T] say for each token where its key goes, and the exclusive end of what it sees. Runs
+    cover them in order.
+    """
+
+    def __init__(self, cache: SlotCache, slots: Tensor, places: Tensor, ends: Tensor, runs: tuple[Run, ...]) -> None:
+        self.cache = cache
+        self.runs = runs
+        groups = torch.arange(cache.num_groups, device=slots.device)
+        rows = (slots.unsqueeze(-1) * cache.num_groups + groups) * cache.length + places.unsqueeze(-1)
+        self._rows = rows.flatten()  # among all [slots x G x length] of a layer's keys
+        self._starts = np.cumsum([0, *(run.num_slots * run.rows for run in runs)]).tolist()
+        self._masks = [
+            _mask(ends[start:end].view(run.num_slots, run.rows), run.keys, cache.dtype) if run.is_masked else None
+            for run, start, end in zip(runs, self._starts, self._starts[1:], strict=False)
+        ]
         self._layer = 0
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of q [T, H, D] with new keys and values [T, G, D], in the layer that follows the last call's."""
-        counts = [part.count for part in self.parts]
-        pieces = zip(q.split(counts), k.split(counts), v.split(counts), strict=True)
-        outs = [_attend_part(part, self._layer, *piece) for part, piece in zip(self.parts, pieces, strict=True)]
+        store = self.cache.layers[self._layer]
         self._layer += 1
+        width = q.shape[-1]
+        for part, new in zip(store, (k, v), strict=True):
+            part.view(-1, width).index_copy_(0, self._rows, new.reshape(-1, width))
+        outs = [
+            _attend_run(run, q[start : start + run.num_slots * run.rows], store, mask)
+            for run, start, mask in zip(self.runs, self._starts, self._masks, strict=False)
+        ]
         return torch.cat(outs) if len(outs) > 1 else outs[0]
 
 
-def _attend_part(part: NewTokens, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _mask(ends: Tensor, keys: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask [S, 1, rows, keys] of exclusive ends [S, rows]."""
+    hidden = torch.arange(keys, device=ends.device) >= ends.unsqueeze(-1)
+    return torch.zeros(hidden.shape, dtype=dtype, device=ends.device).masked_fill_(hidden, float("-inf")).unsqueeze(1)
+
+
+def _attend_run(run: Run, q: Tensor, store: Tensor, mask: Tensor | None) -> Tensor:
     """Heads of a group share its keys, so they are rows of one query: nothing is repeated."""
-    (num_tokens, num_heads, width), num_groups = q.shape, k.shape[1]
-    keys, values = part.cache.write(layer, k, v).unsqueeze(1)
+    (num_tokens, num_heads, width), num_groups = q.shape, store.shape[2]
+    keys, values = store[:, run.slot : run.slot + run.num_slots, :, : run.keys]
     per_group = num_heads // num_groups
-    rows = q.view(num_tokens, num_groups, per_group, width).permute(1, 2, 0, 3).reshape(1, num_groups, -1, width)
-    mask = part.mask if part.mask is None or per_group == 1 else part.mask.repeat(per_group, 1)
+    grid = (run.num_slots, run.rows, num_groups, per_group, width)
+    rows = q.view(grid).permute(0, 2, 3, 1, 4).reshape(run.num_slots, num_groups, -1, width)
+    if mask is not None and per_group > 1:
+        mask = mask.repeat(1, 1, per_group, 1)
     out = F.scaled_dot_product_attention(rows, keys, values, mask)
-    return out.view(num_groups, per_group, num_tokens, width).permute(2, 0, 1, 3).reshape(num_tokens, num_heads, width)
+    out = out.view(run.num_slots, num_groups, per_group, run.rows, width).permute(0, 3, 1, 2, 4)
+    return out.reshape(num_tokens, num_heads, width)

@@ -6,19 +6,21 @@ one does.
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
-
-import torch
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ttt_dist.errors import UserError
-from ttt_dist.model.transformer import head_dim
+from ttt_dist.model.structure import head_dim
 from ttt_dist.model_config import FAMILY_TRAITS, ModelConfig, RopeScaling
 from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.tokens import TokenLayout
 
+if TYPE_CHECKING:
+    import torch
+
 T = TypeVar("T", int, float)
 
 CONFIG = "config.json"
+MAX_SHARD_BYTES = 5 * 10**9  # of a file of weights
 MAX_POSITIONS = 32768  # a key that transformers asks for; rotary positions have no table to run out of
 DEFAULT_THETA = 10000.0
 SCALING_NUMBERS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
@@ -121,7 +123,7 @@ def _computation(config: ModelConfig) -> dict[str, Any]:
 
 
 def config_json(
-    config: ModelConfig, layout: TokenLayout, num_rows: int, dtype: torch.dtype, objective: Objective | None = None
+    config: ModelConfig, layout: TokenLayout, num_rows: int, dtype: "torch.dtype", objective: Objective | None = None
 ) -> dict[str, Any]:
     """The contents of config.json for a model whose embedding has `num_rows` rows.
 

@@ -17,13 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ttt_dist.data.metadata import BESIDE
 from ttt_dist.errors import UserError
 from ttt_dist.files import fsync_folder, remove_leftovers, temporary_name, writing
 from ttt_dist.leases import lease
-from ttt_dist.model.families import CONFIG, MAX_POSITIONS, config_json, model_config, read_json
-from ttt_dist.model.layers import NoWeights, PlainFactory
+from ttt_dist.model.families import CONFIG, MAX_POSITIONS, MAX_SHARD_BYTES, config_json, model_config, read_json
+from ttt_dist.model.layers import PlainFactory
+from ttt_dist.model.structure import head_dim, parameter_shapes
 from ttt_dist.model.tensor_files import TensorFolder, TensorWriter
-from ttt_dist.model.transformer import Transformer, head_dim
+from ttt_dist.model.transformer import Transformer
 from ttt_dist.model_config import ModelConfig
 from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.templates import TemplateSettings
@@ -32,9 +34,9 @@ from ttt_dist.sequence.tokens import TokenLayout
 
 T = TypeVar("T")
 
-ASSETS = ("tokenizer", "codec", "template.json")
+ASSETS = BESIDE
+"""What a model folder takes over from that of a shard."""
 LAYOUT = "token_layout.json"
-MAX_SHARD_BYTES = 5 * 10**9
 
 # Parts of a block, ours and Hugging Face's; qkv and gate_up are split apart from these.
 BLOCK_PARTS = {
@@ -113,8 +115,8 @@ def _split_qkv(tensor: Tensor, config: ModelConfig) -> list[Tensor]:
 
 def expected_tensors(config: ModelConfig, num_rows: int) -> dict[str, tuple[int, ...]]:
     """Hugging Face's names and shapes of all weights of a model with `num_rows` rows of embedding and head."""
-    model = Transformer(config, num_rows, PlainFactory(NoWeights()))
-    pairs = (to_huggingface(name, weight, config) for name, weight in model.named_parameters())
+    shapes = parameter_shapes(config, num_rows).items()
+    pairs = (to_huggingface(name, torch.empty(shape, device="meta"), config) for name, shape in shapes)
     return {name: tuple(piece.shape) for pieces in pairs for name, piece in pieces.items()}
 
 

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ttt_dist.model.attention import AttentionPlan, attend
-from ttt_dist.model.loss import LossRows, LossSums, VocabularySlice, linear_cross_entropy
-
-FEW_ROWS, CHUNK = 256, 128  # in decoding
+from ttt_dist.model.cross_entropy import VocabularySlice
+from ttt_dist.model.loss import LossRows, LossSums, linear_cross_entropy
+from ttt_dist.model.products import linear
+from ttt_dist.model.structure import Factory
 
 
 class WeightSource(Protocol):
-    """Where first weights come from: drawn, read from a checkpoint, or no storage at all."""
+    """Where first weights come from: drawn, or read from a checkpoint."""
 
     def __call__(self, name: str, shape: tuple[int, ...], std: float = 0.0, mean: float = 0.0) -> Tensor:
         """Parameter `name` (such as blocks.0.mlp.down.weight) on the CPU, of any type; where drawn, from normal(mean, std)."""
@@ -39,13 +40,6 @@ class RandomWeights:
         digest = blake2b(f"{self.seed}/{name.removesuffix('.weight')}".encode(), digest_size=8).digest()
         generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little") >> 1)
         return torch.normal(mean, std, shape, generator=generator, dtype=torch.float32, device="cpu")
-
-
-class NoWeights:
-    """Shapes without storage."""
-
-    def __call__(self, name: str, shape: tuple[int, ...], std: float = 0.0, mean: float = 0.0) -> Tensor:
-        return torch.empty(shape, device="meta")
 
 
 def zero_weights(name: str, shape: tuple[int, ...], std: float = 0.0, mean: float = 0.0) -> Tensor:
@@ -75,40 +69,10 @@ class WholeBatch:
         return attend(q, k, v, plan)
 
 
-class LayerFactory(Protocol):
-    """Builds layers by name. Linear maps are called by what tensor-parallel ranks split: output or input columns."""
+class LayerFactory(Factory[nn.Module], Protocol):
+    """Builds the layers that `ttt_dist.model.structure` lists."""
 
     split: TokenSplit
-
-    def embedding(self, name: str, num_rows: int, hidden_size: int, std: float) -> nn.Module:
-        """Ids [T] to [T, hidden_size]; has `.weight` [num_rows, hidden_size]."""
-        ...
-
-    def column_linear(
-        self, name: str, num_in: int, num_out: int, bias: bool, std: float, num_blocks: int = 1
-    ) -> nn.Module:
-        """Linear map whose outputs are split: `num_blocks` equal blocks, each split on its own (gate and up)."""
-        ...
-
-    def qkv_linear(
-        self, name: str, num_in: int, num_heads: int, num_kv_heads: int, head_dim: int, bias: bool, std: float
-    ) -> nn.Module:
-        """Fused projection, key-value group by group; a rank gets num_heads / ranks query heads and what they attend to."""
-        ...
-
-    def row_linear(self, name: str, num_in: int, num_out: int, std: float) -> nn.Module:
-        """Linear map without bias whose inputs are split; its output is whole."""
-        ...
-
-    def norm(self, name: str, size: int, eps: float, of_heads: bool = False) -> nn.Module:
-        """RMSNorm of hidden states, or of each head (whose heads may be split)."""
-        ...
-
-    def head(
-        self, name: str, num_rows: int, hidden_size: int, num_tokens: int, std: float, tied_to: nn.Module | None
-    ) -> nn.Module:
-        """Logits and loss (see `Head`); `tied_to` is the embedding whose weight it shares."""
-        ...
 
 
 class PlainFactory:
@@ -181,24 +145,15 @@ class Linear(nn.Module):
         return linear(x, self.weight, self.bias)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [T, K] @ weight [N, K].T + bias [N], [T, N].
+def lay_transposed(model: nn.Module) -> None:
+    """Lay the fp32 weight of every Linear on the CPU as [K, N] in memory, one after the other; shapes and numbers stay.
 
-    Decoding multiplies a few rows with large weights, whose reading takes the time. On the CPU several threads do so, in
-    fp32, up to twice as fast piece by piece of the weight: BLAS neither shares out a product with one vector nor packs
-    small pieces.
+    Products of it are not only faster: what a row gives does not depend on the others, to the last bit (a single row would
+    take another kernel, but `linear` makes two of it).
     """
-    is_few = x.dim() == 2 and len(x) <= FEW_ROWS and len(weight) >= CHUNK
-    is_here = x.device.type == "cpu" and x.dtype == torch.float32 and torch.get_num_threads() > 1
-    if not (is_few and is_here and torch.is_inference_mode_enabled()):
-        return F.linear(x, weight, bias)
-    number = len(weight) // CHUNK
-    end = number * CHUNK
-    pieces = weight[:end].view(number, CHUNK, -1)
-    out = x.new_empty(len(x), len(weight))
-    out[:, :end].view(-1, number, CHUNK).copy_(torch.bmm(x.expand(number, -1, -1), pieces.mT).transpose(0, 1))
-    out[:, end:] = F.linear(x, weight[end:])
-    return out if bias is None else out.add_(bias)
+    for layer in model.modules():
+        if isinstance(layer, Linear) and layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32:
+            layer.weight.data = layer.weight.data.T.contiguous().T
 
 
 class RMSNorm(nn.Module):
@@ -210,7 +165,38 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See `RMSNorm`; x [..., K], weight [K]."""
+    is_here = x.device.type == "cpu" and x.dtype == torch.float32
+    if not is_here or torch.compiler.is_compiling():  # CUDA and the compiler have kernels of their own
+        return F.rms_norm(x, weight.shape, weight, eps)
+    out: Tensor = _RMSNorm.apply(x, weight, eps)
+    return out
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Ten passes over x where autograd's own, which differentiates torch's nine operations one by one, takes twenty."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        normal = x * scale
+        product = grad * normal
+        grad_weight = product.flatten(0, -2).sum(0)
+        share = (product @ weight).div_(x.shape[-1]).unsqueeze(-1)
+        grad_x = torch.mul(grad, weight, out=product).addcmul_(normal, share, value=-1).mul_(scale)
+        return grad_x, grad_weight, None
 
 
 class Head(nn.Module):
@@ -240,6 +226,9 @@ def swiglu(gate_up: Tensor) -> Tensor:
     if torch.compiler.is_compiling():  # the compiler fuses it itself, and may not follow writes into parts of a buffer
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
+    if torch.is_inference_mode_enabled():
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
     out: Tensor = _SwiGLU.apply(gate_up)
     return out
 

@@ -49,8 +49,18 @@ def split_heads(
         groups = qkv.unflatten(-1, (num_kv_heads, num_heads // num_kv_heads + 2, -1))
         q, k, v = groups.split([num_heads // num_kv_heads, 1, 1], dim=2)
         return _turn(q, cos, sin).flatten(1, 2), _turn(k, cos, sin).flatten(1, 2), v.flatten(1, 2)
+    if torch.is_inference_mode_enabled():
+        return _split(qkv, cos, sin, num_heads // num_kv_heads, num_kv_heads)
     q, k, v = _SplitHeads.apply(qkv, cos, sin, num_heads // num_kv_heads, num_kv_heads)
     return q, k, v
+
+
+def _split(qkv: Tensor, cos: Tensor, sin: Tensor, per_group: int, num_groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    groups = qkv.unflatten(-1, (num_groups, per_group + 2, -1))
+    cos, sin = cos[:, None, None], sin[:, None, None]
+    q = _rotate(groups[..., :per_group, :], cos, sin).flatten(1, 2)
+    k = _rotate(groups[..., per_group : per_group + 1, :], cos, sin).flatten(1, 2)
+    return q, k, groups[..., per_group + 1, :].contiguous()
 
 
 class _SplitHeads(torch.autograd.Function):
@@ -60,11 +70,7 @@ class _SplitHeads(torch.autograd.Function):
     def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, per_group: int, num_groups: int) -> tuple[Tensor, ...]:
         ctx.save_for_backward(cos, sin)
         ctx.shape = qkv.shape
-        groups = qkv.unflatten(-1, (num_groups, per_group + 2, -1))
-        cos, sin = cos[:, None, None], sin[:, None, None]
-        q = _rotate(groups[..., :per_group, :], cos, sin).flatten(1, 2)
-        k = _rotate(groups[..., per_group : per_group + 1, :], cos, sin).flatten(1, 2)
-        return q, k, groups[..., per_group + 1, :].contiguous()
+        return _split(qkv, cos, sin, per_group, num_groups)
 
     @staticmethod
     @once_differentiable

@@ -3,25 +3,19 @@
 It sees token ids and the structure of the sequence, and draws nothing: the loss is a function of (weights, batch).
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from ttt_dist.model.attention import AttentionPlan, attention_plan
-from ttt_dist.model.layers import LayerFactory, PlainFactory, swiglu
+from ttt_dist.model.layers import LayerFactory, PlainFactory, TokenSplit, swiglu
 from ttt_dist.model.loss import LossSums, loss_rows
 from ttt_dist.model.rotary import rotary_tables, split_heads
+from ttt_dist.model.structure import BlockLayers, block_layers, embedding, head, head_dim, last_norm
 from ttt_dist.model_config import ModelConfig
 from ttt_dist.sequence.batch import Batch
 from ttt_dist.sequence.tokens import TokenLayout
 
 Tables = tuple[Tensor, Tensor]
-
-
-def head_dim(config: ModelConfig) -> int:
-    """Width of one attention head."""
-    return config.head_dim or config.hidden_size // config.num_heads
 
 
 def rotary(config: ModelConfig, position_ids: Tensor, dtype: torch.dtype) -> Tables:
@@ -43,12 +37,11 @@ class Transformer(nn.Module):
         factory = factory or PlainFactory()
         self.config = config
         self.split = factory.split
-        hidden_size, std = config.hidden_size, config.init_std
-        self.embed = factory.embedding("embed", vocab_size, hidden_size, std)
-        self.blocks = nn.ModuleList([Block(config, factory, f"blocks.{index}") for index in range(config.num_layers)])
-        self.norm = factory.norm("norm", hidden_size, config.rms_norm_eps)
+        self.embed = embedding(config, factory, vocab_size)
+        self.blocks = nn.ModuleList([Block(config, factory, index) for index in range(config.num_layers)])
+        self.norm = last_norm(config, factory)
         tied_to = self.embed if config.tie_embeddings else None
-        self.head = factory.head("head", vocab_size, hidden_size, num_tokens or vocab_size, std, tied_to)
+        self.head = head(config, factory, vocab_size, num_tokens or vocab_size, tied_to)
 
     @classmethod
     def for_layout(cls, config: ModelConfig, layout: TokenLayout, factory: LayerFactory | None = None) -> "Transformer":
@@ -71,12 +64,23 @@ class Transformer(nn.Module):
         assert isinstance(dtype, torch.dtype)
         return dtype
 
-    def hidden(self, input_ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
-        """Normalised last hidden states [T, H] of ids [T]."""
+    def hidden(
+        self, input_ids: Tensor, position_ids: Tensor, plan: AttentionPlan, needed: Tensor | None = None
+    ) -> Tensor:
+        """Normalised last hidden states [T, H] of ids [T], or of those of them that are needed [n]: [n, H].
+
+        In the last block only keys and values of the others are computed.
+        """
         x = self.embed(input_ids)
         tables = rotary(self.config, position_ids, x.dtype)
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             x = block(x, tables, plan)
+        if needed is None:
+            x = last(x, tables, plan)
+        else:
+            assert isinstance(last, Block)
+            x = last.only(needed, x, tables, plan)
         x = self.norm(x)
         assert isinstance(x, Tensor)
         return x
@@ -91,15 +95,23 @@ class Transformer(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each on a normalised copy of the residual stream."""
 
-    def __init__(self, config: ModelConfig, factory: LayerFactory, name: str) -> None:
+    def __init__(self, config: ModelConfig, factory: LayerFactory, index: int) -> None:
         super().__init__()
-        self.attention_norm = factory.norm(f"{name}.attention_norm", config.hidden_size, config.rms_norm_eps)
-        self.attention = Attention(config, factory, f"{name}.attention")
-        self.mlp_norm = factory.norm(f"{name}.mlp_norm", config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config, factory, f"{name}.mlp")
+        layers = block_layers(config, factory, index)
+        self.attention_norm = layers.attention_norm
+        self.attention = Attention(config, layers, factory.split)
+        self.mlp_norm = layers.mlp_norm
+        self.mlp = MLP(layers)
 
     def forward(self, x: Tensor, tables: Tables, plan: AttentionPlan) -> Tensor:
         x = x + self.attention(self.attention_norm(x), tables, plan)
+        out: Tensor = x + self.mlp(self.mlp_norm(x))
+        return out
+
+    def only(self, needed: Tensor, x: Tensor, tables: Tables, plan: AttentionPlan) -> Tensor:
+        """The output at tokens `needed` [n] alone; all are attended to."""
+        heads = self.attention.heads(self.attention_norm(x), tables, plan)
+        x = x[needed] + self.attention.out(heads[needed])
         out: Tensor = x + self.mlp(self.mlp_norm(x))
         return out
 
@@ -107,24 +119,21 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Grouped-query attention; one projection gives queries, keys and values, group by group (see `split_heads`)."""
 
-    def __init__(self, config: ModelConfig, factory: LayerFactory, name: str) -> None:
+    def __init__(self, config: ModelConfig, layers: BlockLayers[nn.Module], split: TokenSplit) -> None:
         super().__init__()
         self.group_size = config.num_heads // config.num_kv_heads
         self.head_dim = head_dim(config)
-        self.qkv = factory.qkv_linear(
-            f"{name}.qkv", config.hidden_size, config.num_heads, config.num_kv_heads, self.head_dim,
-            config.qkv_bias, config.init_std,
-        )  # fmt: skip
-        self.q_norm = self.k_norm = None
-        if config.qk_norm:
-            self.q_norm = factory.norm(f"{name}.q_norm", self.head_dim, config.rms_norm_eps, of_heads=True)
-            self.k_norm = factory.norm(f"{name}.k_norm", self.head_dim, config.rms_norm_eps, of_heads=True)
-        self.split = factory.split
-        self.out = factory.row_linear(
-            f"{name}.out", config.num_heads * self.head_dim, config.hidden_size, residual_std(config)
-        )
+        self.qkv = layers.qkv
+        self.q_norm, self.k_norm = layers.q_norm, layers.k_norm
+        self.split = split
+        self.out = layers.out
 
     def forward(self, x: Tensor, tables: Tables, plan: AttentionPlan) -> Tensor:
+        out: Tensor = self.out(self.heads(x, tables, plan))
+        return out
+
+    def heads(self, x: Tensor, tables: Tables, plan: AttentionPlan) -> Tensor:
+        """What the heads have read, [T, heads x D], before the output projection."""
         qkv = self.qkv(x)
         num_slots = qkv.shape[-1] // self.head_dim
         # A tensor-parallel rank has whole groups, or, where there are fewer groups than ranks, a part of one.
@@ -135,26 +144,16 @@ class Attention(nn.Module):
             q, k, v = groups.split([num_heads // num_groups, 1, 1], dim=2)
             qkv = torch.cat([self.q_norm(q), self.k_norm(k), v], dim=2).flatten(1)
         q, k, v = split_heads(qkv, tables, num_heads, num_groups)
-        out: Tensor = self.out(self.split.attend(q, k, v, plan).flatten(1))
-        return out
+        return self.split.attend(q, k, v, plan).flatten(1)
 
 
 class MLP(nn.Module):
     """SwiGLU; one projection gives gate and up."""
 
-    def __init__(self, config: ModelConfig, factory: LayerFactory, name: str) -> None:
+    def __init__(self, layers: BlockLayers[nn.Module]) -> None:
         super().__init__()
-        hidden_size, inner = config.hidden_size, config.ffn_hidden_size
-        self.gate_up = factory.column_linear(
-            f"{name}.gate_up", hidden_size, 2 * inner, False, config.init_std, num_blocks=2
-        )
-        self.down = factory.row_linear(f"{name}.down", inner, hidden_size, residual_std(config))
+        self.gate_up, self.down = layers.gate_up, layers.down
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down(swiglu(self.gate_up(x)))
         return out
-
-
-def residual_std(config: ModelConfig) -> float:
-    """Initial deviation of what is added to the residual stream: its variance does not grow with depth (GPT-2)."""
-    return config.init_std / math.sqrt(2 * config.num_layers)

@@ -8,8 +8,7 @@ import torch.distributed as dist
 from deepspeed.runtime.zero import GatheredParameters
 from torch import Tensor, nn
 
-from ttt_dist.model.layers import NoWeights, PlainFactory
-from ttt_dist.model.transformer import Transformer
+from ttt_dist.model.structure import parameter_shapes
 from ttt_dist.model_config import ModelConfig
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.parallel.partition import partition_of, shard_shape, unshard
@@ -21,8 +20,7 @@ def whole_weights(
 ) -> Iterator[tuple[str, Tensor]]:
     """Names and whole weights on the CPU, on rank 0 alone; collective: all ranks must iterate to the end."""
     own = own_parameters(engine, mesh, config)
-    shapes = Transformer.for_layout(config, layout, PlainFactory(NoWeights()))
-    for name, parameter in shapes.named_parameters():
+    for name, shape in parameter_shapes(config, layout.padded_vocab_size).items():
         partition = partition_of(name)
         stage = engine.module.stage_owner(_layer_index(name, config)) if mesh.pipeline > 1 else 0
         sources = [mesh.rank_at(rank, stage) for rank in range(mesh.tensor if partition else 1)]
@@ -30,9 +28,9 @@ def whole_weights(
             if mesh.rank in sources and mesh.rank != 0:
                 dist.send(own[name].detach().contiguous(), 0)
             if mesh.rank == 0:
-                shape = shard_shape(name, parameter.shape, mesh.tensor)
-                pieces = [_receive(source, own.get(name), shape, engine) for source in sources]
-                yield name, unshard(pieces, partition)[: len(parameter)]
+                slice_ = shard_shape(name, shape, mesh.tensor)
+                pieces = [_receive(source, own.get(name), slice_, engine) for source in sources]
+                yield name, unshard(pieces, partition)[: shape[0]]
 
 
 def own_parameters(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, config: ModelConfig) -> dict[str, nn.Parameter]:

@@ -72,8 +72,8 @@ def leave() -> None:
         state.destroy_model_parallel()
 
 
-def layer_factory(mesh: Mesh, weights: "WeightSource", sequence_parallel: bool) -> "PlainFactory":
-    """The factory of this process's layers, after `join`."""
+def layer_factory(mesh: Mesh, weights: "WeightSource", sequence_parallel: bool, fp8: bool = False) -> "PlainFactory":
+    """The factory of this process's layers, after `join`; `fp8` is for whole layers only."""
     from ttt_dist.model.layers import PlainFactory
 
     split = None
@@ -83,6 +83,10 @@ def layer_factory(mesh: Mesh, weights: "WeightSource", sequence_parallel: bool) 
         from ttt_dist.parallel.ulysses import UlyssesSplit
 
         split = UlyssesSplit(parallel_state.get_context_parallel_group())
+    if fp8:
+        from ttt_dist.model.fp8 import Fp8Factory
+
+        return Fp8Factory(weights, split)
     if mesh.tensor == 1:
         return PlainFactory(weights, split)
     from ttt_dist.parallel.tensor import TensorParallelFactory

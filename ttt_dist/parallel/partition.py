@@ -1,10 +1,12 @@
 """Which axis of which weight tensor parallelism splits: one table for first weights, exports and conversions."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Partition(NamedTuple):
@@ -37,6 +39,8 @@ def partition_of(name: str) -> Partition | None:
 
 def shard(whole: Tensor, partition: Partition | None, rank: int, size: int) -> Tensor:
     """The slice of `whole` that belongs to `rank` of `size`. The axis must divide."""
+    import torch
+
     if partition is None:
         return whole
     blocks = whole.chunk(partition.num_blocks, partition.axis)
@@ -45,6 +49,8 @@ def shard(whole: Tensor, partition: Partition | None, rank: int, size: int) -> T
 
 def unshard(shards: Sequence[Tensor], partition: Partition | None) -> Tensor:
     """The inverse of `shard`: the whole weight of all ranks' slices, in order of rank."""
+    import torch
+
     if partition is None:
         return shards[0]
     blocks = zip(*(piece.chunk(partition.num_blocks, partition.axis) for piece in shards), strict=True)

@@ -21,6 +21,7 @@ from ttt_dist.model.attention import AttentionPlan, attention_plan
 from ttt_dist.model.layers import LayerFactory
 from ttt_dist.model.loss import NUM_FIGURES, loss_rows
 from ttt_dist.model.recompute import prepare_blocks
+from ttt_dist.model.structure import embedding, head, last_norm
 from ttt_dist.model.transformer import Block, rotary
 from ttt_dist.model_config import ModelConfig
 from ttt_dist.parallel.mesh import Mesh
@@ -29,7 +30,7 @@ from ttt_dist.sequence.tokens import TokenLayout
 
 logger = logging.getLogger(__name__)
 
-TENSORS = [field.name for field in fields(Batch) if field.name != "count"]
+TENSORS = [field.name for field in fields(Batch) if field.name not in ("count", "places")]
 TIED = "embed"
 UNUSED = "unused_"
 Handed = tuple[Tensor, Tensor]
@@ -48,6 +49,7 @@ def unpack_batch(packed: Tensor) -> Batch:
     return Batch(
         **{name: value.view(torch.float32) if "weights" in name else value.long() for name, value in values.items()},
         count=0.0,
+        places=None,
     )
 
 
@@ -72,10 +74,9 @@ class FirstLayer(nn.Module):
 
     def __init__(self, config: ModelConfig, layout: TokenLayout, factory: LayerFactory) -> None:
         super().__init__()
-        rows, width, std = layout.padded_vocab_size, config.hidden_size, config.init_std
-        self.embed = factory.embedding("embed", rows, width, std)
+        self.embed = embedding(config, factory, layout.padded_vocab_size)
         if config.tie_embeddings:
-            self.head = factory.head("head", rows, width, layout.vocab_size, std, self.embed)
+            self.head = head(config, factory, layout.padded_vocab_size, layout.vocab_size, self.embed)
 
     def forward(self, packed: Tensor) -> Handed:
         return self.embed(unpack_batch(packed).input_ids.flatten()), packed
@@ -86,8 +87,7 @@ class LastLayer(nn.Module):
 
     def __init__(self, config: ModelConfig, layout: TokenLayout, factory: LayerFactory, total: LossTotal) -> None:
         super().__init__()
-        rows, width, std = layout.padded_vocab_size, config.hidden_size, config.init_std
-        self.head = factory.head("head", rows, width, layout.vocab_size, std, None)
+        self.head = head(config, factory, layout.padded_vocab_size, layout.vocab_size, None)
         self.total = total
 
     def forward(self, handed: Handed) -> Tensor:
@@ -121,7 +121,7 @@ class PipelineBlock(nn.Module):
         compiled: bool,
     ) -> None:
         super().__init__()
-        self.block = Block(config, factory, f"blocks.{index}")
+        self.block = Block(config, factory, index)
         prepare_blocks([self.block], config.hidden_size, checkpointing, compiled)
         self.cache = cache
 
@@ -133,7 +133,7 @@ class PipelineBlock(nn.Module):
 class FinalNorm(nn.Module):
     def __init__(self, config: ModelConfig, factory: LayerFactory) -> None:
         super().__init__()
-        self.norm = factory.norm("norm", config.hidden_size, config.rms_norm_eps)
+        self.norm = last_norm(config, factory)
 
     def forward(self, handed: Handed) -> Handed:
         return self.norm(handed[0]), handed[1]

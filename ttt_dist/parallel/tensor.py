@@ -18,8 +18,9 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from torch import Tensor, nn
 
-from ttt_dist.model.layers import PlainFactory, RMSNorm, TokenSplit, WeightSource
-from ttt_dist.model.loss import LossRows, LossSums, VocabularySlice, linear_cross_entropy
+from ttt_dist.model.cross_entropy import VocabularySlice
+from ttt_dist.model.layers import PlainFactory, RMSNorm, TokenSplit, WeightSource, rms_norm
+from ttt_dist.model.loss import LossRows, LossSums, linear_cross_entropy
 from ttt_dist.parallel.partition import VOCABULARY_WEIGHTS, padded_rows, partition_of, shard
 
 
@@ -172,7 +173,7 @@ class _SplitNorm(RMSNorm):
     """RMSNorm of this process's tokens or heads: the gradient of its weight is summed over the processes."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, copy_to_tensor_model_parallel_region(self.weight), self.eps)
+        return rms_norm(x, copy_to_tensor_model_parallel_region(self.weight), self.eps)
 
 
 class _Head(nn.Module):

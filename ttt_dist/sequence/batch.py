@@ -1,16 +1,24 @@
-"""The Batch: everything the model and the loss need, with all randomness already in it."""
+"""The Batch: everything the model and the loss need, with all randomness already in it.
+
+torch is imported where the first batch is made: what reads settings and shards alone does without it.
+"""
+
+from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ttt_dist.sequence.corruption import Corrupted, corrupt, draw
 from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.sample import Sample
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.sequence.visibility import visible_end
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass
@@ -37,6 +45,8 @@ class Batch:
     """Bin of the masking ratio p at NAR targets, 1 to NUM_P_BINS; 0 elsewhere."""
     count: float
     """This batch's part of the global count that the loss is divided by."""
+    places: LossPlaces | None = None
+    """Where the weights are not 0, found on the CPU; on a GPU counting them would wait for the device."""
 
     @property
     def ar_tokens(self) -> int:
@@ -54,15 +64,61 @@ class Batch:
     @property
     def visible_pairs(self) -> int:
         """Pairs of a query and a key that it sees: what attention cannot do without."""
+        import torch
+
         place = torch.arange(self.input_ids.shape[-1], device=self.input_ids.device)
         seen = visible_end(self.sample_ids, self.span_ids) - (place - self.position_ids)  # from its sample's start on
         return int(seen[self.sample_ids != 0].sum())
 
-    def to(self, device: torch.device | str) -> "Batch":
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "count"}
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on `device`; from pinned memory (`pinned`) without waiting for it."""
+        places = None if self.places is None else self.places.to(device)
         return Batch(
-            **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}, count=self.count
+            **{name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()},
+            count=self.count,
+            places=places,
         )
+
+    def pinned(self) -> Batch:
+        """The same with `places`, in memory that a GPU reads by itself. Pinning takes long: do so ahead, in another thread."""
+        places = LossPlaces.of(self)
+        tensors = {name: tensor.pin_memory() for name, tensor in self.tensors().items()}
+        return Batch(**tensors, count=self.count, places=LossPlaces(places.index.pin_memory(), places.ar, places.nar))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those of [B, S], by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("count", "places")}
+
+
+@dataclass
+class LossPlaces:
+    """Positions in a flattened batch that have a weight: AR ones first, then NAR ones, each in order."""
+
+    index: Tensor
+    """int64 [N], on the batch's device."""
+    ar: np.ndarray
+    """The AR part again, always on the CPU."""
+    nar: np.ndarray
+
+    @classmethod
+    def of(cls, batch: Batch) -> LossPlaces:
+        import torch
+
+        ar, nar = (np.flatnonzero(w.cpu().numpy()) for w in (batch.ar_weights, batch.nar_weights))
+        return cls(torch.from_numpy(np.concatenate([ar, nar])), ar, nar).to(batch.input_ids.device)
+
+    def to(self, device: torch.device | str) -> LossPlaces:
+        return LossPlaces(self.index.to(device, non_blocking=True), self.ar, self.nar)
+
+    def within(self, tokens: slice) -> tuple[Tensor, Tensor]:
+        """AR and NAR positions among `tokens` of the flattened batch, counted from the first of them."""
+        first = tokens.start or 0
+        bounds = [first, (1 << 62) if tokens.stop is None else tokens.stop]
+        (ar_low, ar_high), (nar_low, nar_high) = (
+            np.searchsorted(part, bounds).tolist() for part in (self.ar, self.nar)
+        )
+        ar, nar = self.index.tensor_split([len(self.ar)])
+        return ar[ar_low:ar_high] - first, nar[nar_low:nar_high] - first
 
 
 def collate(
@@ -72,6 +128,8 @@ def collate(
 
     A pack may be empty (all padding). Raises ValueError where a pack is longer than seq_len.
     """
+    import torch
+
     mix = _shared_mix(packs, objective, seed, epochs)
     rows = [
         [corrupt(sample, layout, objective, draw(sample, seed, epoch), mix) for sample in pack]
@@ -82,10 +140,17 @@ def collate(
     weights = np.zeros((2, len(packs), seq_len), dtype=np.float32)
     for row, parts in enumerate(rows):
         _fill_row(integers[:, row], weights[:, row], parts)
+    for targets, kind in ((integers[4], weights[0]), (integers[5], weights[1])):
+        used = targets[kind != 0]
+        if used.size and not 0 <= used.min() <= used.max() < layout.vocab_size:
+            raise ValueError(
+                f"loss targets must lie in 0..{layout.vocab_size - 1}, but span {used.min()}..{used.max()}"
+            )
     names = ("input_ids", "position_ids", "sample_ids", "span_ids", "ar_targets", "nar_targets", "nar_bins")
     tensors = {name: torch.from_numpy(array) for name, array in zip(names, integers, strict=True)}
     tensors |= {"ar_weights": torch.from_numpy(weights[0]), "nar_weights": torch.from_numpy(weights[1])}
-    return Batch(**tensors, count=float(sum(part.divisor for parts in rows for part in parts)))
+    count = float(sum(part.divisor for parts in rows for part in parts))
+    return Batch(**tensors, count=count, places=None)
 
 
 def _shared_mix(packs: list[list[Sample]], objective: Objective, seed: int, epochs: list[int]) -> bool | None:

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
-
 from ttt_dist.errors import UserError
+from ttt_dist.sequence.id_bytes import WIDTH, to_array, to_bytes
 from ttt_dist.sequence.sample import Sample
 from ttt_dist.sequence.template_form import ASSISTANT, USER
 from ttt_dist.sequence.text_tokenizer import TextTokenizer
@@ -24,45 +23,48 @@ _MARK = re.compile("\ue0f0([0-9]+)\ue0f1")  # private use: no template writes or
 class Frame(NamedTuple):
     """The markup of a conversation of n turns."""
 
-    literals: tuple[np.ndarray, ...]
-    """n + 1 runs of ids (int32): before the first content, between two, after the last."""
-    order: tuple[int, ...]
-    """Which turn's content stands between them: 0..n-1, but a template may move a turn."""
+    start: bytes
+    """Ids before the first content."""
+    steps: tuple[tuple[int, bytes], ...]
+    """Which turn's content comes next (0..n-1, but a template may move a turn), and the ids after it."""
 
 
 class Markup(ABC):
-    """Puts contents (ids, int32) into turns."""
+    """Puts contents into turns. All ids are bytes (`id_bytes`)."""
 
     def __init__(self) -> None:
-        self.frame = lru_cache(maxsize=1024)(self._frame)
+        self._frame_of = lru_cache(maxsize=1024)(self._frame)
 
     @abstractmethod
     def _frame(self, roles: tuple[str, ...]) -> Frame:
         """The markup of turns with these roles."""
 
-    def sample(self, roles: Sequence[str], contents: Sequence[np.ndarray]) -> Sample:
+    def sample(self, roles: tuple[str, ...], contents: Sequence[bytes]) -> Sample:
         """The conversation. Targets: the contents of the assistant, each with the token that ends its turn."""
-        literals, order = self.frame(tuple(roles))
-        parts, ends = [literals[0]], []
-        size = len(literals[0])
-        for index, after in zip(order, literals[1:], strict=True):
-            parts += [contents[index], after]
-            if roles[index] == ASSISTANT:
-                end = size + len(contents[index]) + 1
-                ends += [(size, False), (end, True)]
-            size += len(contents[index]) + len(after)
-        if roles[order[-1]] != ASSISTANT:
-            ends.append((size, False))
-        ids = np.concatenate(parts)
-        return Sample.cut(ids[: ends[-1][0]], ends)  # what follows the last end of turn would only take up room
+        start, steps = self._frame_of(roles)
+        parts = [start]
+        ends: list[tuple[int, bool]] = []
+        size, is_target = len(start), False
+        for index, after in steps:
+            content = contents[index]
+            parts += content, after
+            if is_target := roles[index] == ASSISTANT:
+                ends += (size // WIDTH, False), ((size + len(content)) // WIDTH + 1, True)
+            size += len(content) + len(after)
+        if not is_target:
+            ends.append((size // WIDTH, False))
+        # What follows the last end of turn would only take up room.
+        return Sample.cut(b"".join(parts)[: ends[-1][0] * WIDTH], ends)
 
-    def prompt(self, roles: Sequence[str], contents: Sequence[np.ndarray]) -> np.ndarray:
-        """Ids (int32) up to the content of the assistant's last turn, the last of `roles`; the start of such a sample."""
-        literals, order = self.frame(tuple(roles))
-        parts = [literals[0]]
-        for index, after in zip(order[: order.index(len(roles) - 1)], literals[1:], strict=False):
-            parts += [contents[index], after]
-        return np.concatenate(parts)
+    def prompt(self, roles: tuple[str, ...], contents: Sequence[bytes]) -> bytes:
+        """Ids up to the content of the assistant's last turn, the last of `roles`; the start of such a sample."""
+        start, steps = self._frame_of(roles)
+        parts = [start]
+        for index, after in steps:
+            if index == len(roles) - 1:
+                break
+            parts += contents[index], after
+        return b"".join(parts)
 
 
 class ChatML(Markup):
@@ -77,7 +79,7 @@ class ChatML(Markup):
         headers = [start + self.tokenizer.encode(role + "\n") for role in roles]
         between = end + self.tokenizer.encode("\n")
         runs = [headers[0], *(between + header for header in headers[1:]), end]
-        return Frame(tuple(np.array(run, np.int32) for run in runs), tuple(range(len(roles))))
+        return Frame(to_bytes(runs[0]), tuple(enumerate(map(to_bytes, runs[1:]))))
 
 
 class OwnTemplate(Markup):
@@ -99,8 +101,8 @@ class OwnTemplate(Markup):
 
     def _frame(self, roles: tuple[str, ...]) -> Frame:
         frame = _own_frame(self.tokenizer, roles)
-        for index, after in zip(frame.order, frame.literals[1:], strict=True):
-            if roles[index] == ASSISTANT and after[:1].tolist() != [self.layout.im_end]:
+        for index, after in frame.steps:
+            if roles[index] == ASSISTANT and after[:WIDTH] != to_bytes([self.layout.im_end]):
                 raise UserError(
                     f"tokenizer {self.tokenizer.name}: its chat template ends the assistant's turn {index + 1} of "
                     f"{', '.join(roles)} with other tokens than a last one; set chat_template chatml"
@@ -113,8 +115,8 @@ def end_of_turn(tokenizer: TextTokenizer) -> int:
 
     Raises UserError where it has no template, or ends the turn otherwise.
     """
-    after = _own_frame(tokenizer, (USER, ASSISTANT)).literals[-1]
-    if len(after) and tokenizer.special_id(tokenizer.decode(after[:1].tolist()).strip()) == after[0]:
+    after = to_array(_own_frame(tokenizer, (USER, ASSISTANT)).steps[-1][1]).tolist()
+    if after and tokenizer.special_id(tokenizer.decode(after[:1]).strip()) == after[0]:
         return int(after[0])
     raise UserError(
         f"tokenizer {tokenizer.name}: its chat template ends the assistant's turn with no special token, so decoding could "
@@ -132,4 +134,5 @@ def _own_frame(tokenizer: TextTokenizer, roles: tuple[str, ...]) -> Frame:
             f"tokenizer {tokenizer.name}: its chat template does not write each of the turns {', '.join(roles)} once, "
             "the last one last; set chat_template chatml"
         )
-    return Frame(tuple(np.array(tokenizer.encode_markup(text), np.int32) for text in pieces[::2]), order)
+    literals = [to_bytes(tokenizer.encode_markup(text)) for text in pieces[::2]]
+    return Frame(literals[0], tuple(zip(order, literals[1:], strict=True)))

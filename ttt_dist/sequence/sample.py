@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from functools import cached_property
 from hashlib import blake2b
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 
+from ttt_dist.sequence.id_bytes import to_array
 from ttt_dist.sequence.tokens import TokenLayout
 
 
@@ -23,9 +25,36 @@ class Sample:
     def __init__(self, segments: list[Segment]) -> None:
         self.segments = segments
 
+    @classmethod
+    def cut(cls, content: bytes, ends: Sequence[tuple[int, bool]]) -> "Sample":
+        """A sample of ids as bytes (`id_bytes`) and where each segment ends, and whether it is a target."""
+        sample = cls.__new__(cls)
+        sample.content, sample.ends = content, ends
+        return sample
+
+    @cached_property
+    def segments(self) -> list[Segment]:
+        """The runs; of a sample that was `cut` they are made when somebody asks."""
+        starts = [0, *(end for end, _ in self.ends)]
+        return [Segment(self.ids[start:end], flag) for start, (end, flag) in zip(starts, self.ends, strict=False)]
+
+    @cached_property
+    def content(self) -> bytes:
+        """All tokens as bytes."""
+        return self.ids.tobytes()
+
+    @cached_property
+    def ends(self) -> Sequence[tuple[int, bool]]:
+        """Where each segment ends, and whether it is a target."""
+        return list(
+            zip(accumulate(len(s.ids) for s in self.segments), (s.is_target for s in self.segments), strict=True)
+        )
+
     @cached_property
     def ids(self) -> np.ndarray:
         """All tokens, int32 [n]."""
+        if "content" in self.__dict__:
+            return to_array(self.content)
         return np.concatenate([np.asarray(s.ids, dtype=np.int32) for s in self.segments])
 
     @cached_property
@@ -40,17 +69,6 @@ class Sample:
         parts = np.split(np.asarray(ids, dtype=np.int32), borders)
         flags = [bool(is_target[start]) for start in (0, *borders)]
         return cls([Segment(part, flag) for part, flag in zip(parts, flags, strict=True)])
-
-    @classmethod
-    def cut(cls, ids: np.ndarray, ends: Sequence[tuple[int, bool]]) -> "Sample":
-        """Ids int32 [n] with where each segment ends, and whether it is a target."""
-        segments, start = [], 0
-        for end, is_target in ends:
-            segments.append(Segment(ids[start:end], is_target))
-            start = end
-        sample = cls(segments)
-        sample.__dict__["ids"] = ids
-        return sample
 
     @property
     def key(self) -> int:

@@ -14,10 +14,11 @@ import numpy as np
 from ttt_dist.errors import UserError
 from ttt_dist.sequence import template_form
 from ttt_dist.sequence.chat_markup import ChatML, OwnTemplate, end_of_turn
+from ttt_dist.sequence.id_bytes import WIDTH, to_array
 from ttt_dist.sequence.sample import Sample, Segment
-from ttt_dist.sequence.template_content import ContentWriter
-from ttt_dist.sequence.template_entry import Entry, EntryWriter
-from ttt_dist.sequence.template_form import ASSISTANT, CHAT_ROLES, DOCUMENT, TURNS, Turn
+from ttt_dist.sequence.template_content import Codes, ContentWriter
+from ttt_dist.sequence.template_entry import Entry, EntryWriter, Form
+from ttt_dist.sequence.template_form import ASSISTANT, CHAT_ROLES, Turn
 from ttt_dist.sequence.text_tokenizer import TextTokenizer
 from ttt_dist.sequence.tokens import TokenLayout, extend
 from ttt_dist.typed_yaml import build, read_yaml
@@ -99,7 +100,7 @@ class ChatTemplate:
         ratios = self.settings.text_ratio, self.settings.audio_ratio
         self._writer = ContentWriter(tokenizer, layout, *ratios, self.settings.last_span)
         self._markup = (ChatML if self.settings.chat_template == "chatml" else OwnTemplate)(tokenizer, layout)
-        self._forms = self.settings.forms()
+        self._forms = {name: Form(turns) for name, turns in self.settings.forms().items()}
 
     @classmethod
     def for_codes(cls, tokenizer: TextTokenizer, codebook_size: int, settings: TemplateSettings) -> "ChatTemplate":
@@ -114,7 +115,7 @@ class ChatTemplate:
         """Raise UserError unless there is a template `name`."""
         self.settings.require(name)
 
-    def sample(self, name: str, entry: Entry, codes: Sequence[np.ndarray]) -> Sample:
+    def sample(self, name: str, entry: Entry, codes: Sequence[Codes]) -> Sample:
         """An entry as a sample of template `name`; `codes` of its recordings, in the order of `clips(entry)`.
 
         Targets: the contents of the assistant, each with the token that ends its turn; of a document all.
@@ -122,36 +123,27 @@ class ChatTemplate:
         """
         return self.samples([name], entry, codes)[0]
 
-    def samples(self, names: Sequence[str], entry: Entry, codes: Sequence[np.ndarray]) -> list[Sample]:
+    def samples(self, names: Sequence[str], entry: Entry, codes: Sequence[Codes]) -> list[Sample]:
         """A sample for each template; what they share is written once."""
         writer = self._entry_writer(entry, codes)
-        found = []
-        for name in names:
-            form = self._form(name)
-            try:
-                if form[0].role == DOCUMENT:
-                    found.append(Sample([Segment(writer.content(form[0]), True)]))
-                else:
-                    found.append(self._conversation(form, writer))
-            except UserError as error:
-                raise UserError(f"{error} (template {name})") from None
-        return found
+        return [self._sample(name, writer) for name in names]
 
-    def prompt(self, name: str, entry: Entry, codes: Sequence[np.ndarray]) -> np.ndarray:
+    def prompt(self, name: str, entry: Entry, codes: Sequence[Codes]) -> np.ndarray:
         """The start of `sample`, up to and including the header of the assistant's last turn, int32.
 
         What that turn writes may be missing from entry and codes. Raises UserError where something else is.
         """
         form = self._form(name)
-        if form[0].role == DOCUMENT:
+        if form.is_document:
             raise UserError(
                 f"template {name} writes a document: it has no prompt; choose one that ends with the assistant"
             )
         try:
-            turns = self._entry_writer(entry, codes).turns(form)
-            asked = turns[:-1] if turns[-1][0] == ASSISTANT else turns
-            roles = [*(role for role, _ in asked), ASSISTANT]
-            return self._markup.prompt(roles, [content() for _, content in asked])
+            writer = self._entry_writer(entry, codes)
+            roles, contents = form.turns(entry)
+            asked = len(roles) - (roles[-1] == ASSISTANT)
+            written = [content(writer) for content in contents[:asked]]
+            return to_array(self._markup.prompt((*roles[:asked], ASSISTANT), written)).copy()
         except UserError as error:
             raise UserError(f"{error} (template {name})") from None
 
@@ -173,29 +165,39 @@ class ChatTemplate:
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> Sample:
         """A conversation of {"role", "content"} in the released format; the turns of the assistant are targets."""
-        contents = [self.parse(message["content"]) for message in messages]
-        return self._markup.sample([message["role"] for message in messages], contents)
+        contents = [self._writer.parse(message["content"]) for message in messages]
+        return self._markup.sample(tuple(message["role"] for message in messages), contents)
 
     def document(self, content: str) -> Sample:
         """Text of the released format without turns; all of it is target."""
         return Sample([Segment(self.parse(content), True)])
 
-    def parse(self, content: str) -> np.ndarray:
-        """Ids of a string of the released format (`ContentWriter.parse`)."""
-        return self._writer.parse(content)
+    def audio(self, codes: np.ndarray) -> bytes:
+        """A recording's codes as ids (`id_bytes`), as `samples` makes them. Raises UserError on one outside the codebook."""
+        return self._writer.audio(codes)
 
-    def _entry_writer(self, entry: Entry, codes: Sequence[np.ndarray]) -> EntryWriter:
+    def parse(self, content: str) -> np.ndarray:
+        """Ids (int32) of a string of the released format (`ContentWriter.parse`)."""
+        return to_array(self._writer.parse(content))
+
+    def _entry_writer(self, entry: Entry, codes: Sequence[Codes]) -> EntryWriter:
         return EntryWriter(self._writer, entry, codes, self.settings.name_speaker)
 
-    def _form(self, name: str) -> list[Turn]:
-        self.require(name)
+    def _form(self, name: str) -> Form:
+        if name not in self._forms:
+            self.require(name)
         return self._forms[name]
 
-    def _conversation(self, form: list[Turn], writer: EntryWriter) -> Sample:
-        if any(turn.role == TURNS for turn in form) and writer.entry.get("turns") and not writer.has_spoken_turns:
-            raise UserError("has no audio: record one of its turns, or use a template of text alone")
-        turns = writer.turns(form)
-        roles = [role for role, _ in turns]
-        if ASSISTANT not in roles:
-            raise UserError("has no turn of the assistant, so there is nothing to learn: leave the entry out")
-        return self._markup.sample(roles, [content() for _, content in turns])
+    def _sample(self, name: str, writer: EntryWriter) -> Sample:
+        form = self._form(name)
+        try:
+            if form.has_spoken_turns and writer.entry.get("turns") and not writer.has_spoken_turns:
+                raise UserError("has no audio: record one of its turns, or use a template of text alone")
+            roles, contents = form.turns(writer.entry)
+            if form.is_document:
+                return Sample.cut(content := contents[0](writer), [(len(content) // WIDTH, True)])
+            if ASSISTANT not in roles:
+                raise UserError("has no turn of the assistant, so there is nothing to learn: leave the entry out")
+            return self._markup.sample(roles, [content(writer) for content in contents])
+        except UserError as error:
+            raise UserError(f"{error} (template {name})") from None

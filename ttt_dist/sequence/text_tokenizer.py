@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ttt_dist.errors import UserError
 from ttt_dist.files import atomic_write
+from ttt_dist.sequence.id_bytes import to_array, to_bytes
 from ttt_dist.sequence.word_cache import WordCache, is_exact_for
 
 CHAT_DATE = "26 Jul 2024"
@@ -29,6 +30,10 @@ class TextTokenizer(ABC):
     @abstractmethod
     def encode(self, text: str) -> list[int]:
         """Ids of plain text, no special token added or recognised."""
+
+    def encode_to_bytes(self, text: str) -> bytes:
+        """`encode`, as bytes (`id_bytes`)."""
+        return to_bytes(self.encode(text))
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
@@ -77,13 +82,16 @@ class HuggingFaceTokenizer(TextTokenizer):
         self.files = [folder / name for name in names if (folder / name).is_file()]
 
     def encode(self, text: str) -> list[int]:
+        return list(to_array(self.encode_to_bytes(text)).tolist())
+
+    def encode_to_bytes(self, text: str) -> bytes:
         try:
             return self._encode(text)
         except (TypeError, AttributeError, UnicodeEncodeError) as error:
             raise _not_unicode(text, error) from error
 
-    def _encode_whole(self, text: str) -> list[int]:
-        return list(self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+    def _encode_whole(self, text: str) -> bytes:
+        return to_bytes(self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
     def encode_markup(self, text: str) -> list[int]:
         self._backend.encode_special_tokens = False

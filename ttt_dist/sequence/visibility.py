@@ -5,10 +5,14 @@ A token is described by three integers: its sample in the pack (0 = padding), it
 same positions adds one integer here and nowhere else.
 """
 
-from typing import Any
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def visible(sample_q: Any, position_q: Any, span_q: Any, sample_k: Any, position_k: Any, span_k: Any) -> Any:
@@ -34,6 +38,8 @@ def visible_end(sample_ids: Tensor, span_ids: Tensor) -> Tensor:
     Samples and spans are contiguous in a row, so a query sees one interval: from its sample's start to this end.
     Padding sees nothing: its end is 0.
     """
+    import torch
+
     num_tokens = sample_ids.shape[-1]
     index = torch.arange(num_tokens, device=sample_ids.device).expand(sample_ids.shape)
     last = torch.ones_like(sample_ids, dtype=torch.bool)  # last token of its span, or a causal token
@@ -41,3 +47,11 @@ def visible_end(sample_ids: Tensor, span_ids: Tensor) -> Tensor:
     ends = torch.where(last, index + 1, num_tokens + 1)
     ends = ends.flip(-1).cummin(-1).values.flip(-1)  # nearest end at or after each token
     return torch.where(sample_ids != 0, ends, 0)
+
+
+def visible_end_of_spans(span_ids: np.ndarray) -> np.ndarray:
+    """`visible_end` of one sample [n] in numpy, for decoding: a tenth of the time for a few tokens."""
+    last = np.ones(len(span_ids), dtype=bool)
+    last[:-1] = (span_ids[1:] != span_ids[:-1]) | (span_ids[:-1] == 0)
+    ends = np.flatnonzero(last) + 1
+    return ends[np.searchsorted(ends, np.arange(len(span_ids)), side="right")]

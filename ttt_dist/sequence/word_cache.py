@@ -1,41 +1,60 @@
 """Byte-level BPE word by word: words recur, and looking one up is many times faster than merging it anew.
 
 Exact for tokenizers whose pre-tokenizer never matches across a space between two words: no match of the patterns below
-holds a space but as its first character, or white space alone. So a text of single spaces is tokenised as its words are,
-each with the space before it; any other text goes to the tokenizer whole.
+holds a space but as its first character, or white space alone. So a text may be cut at every space between two characters
+that are not white space, and is tokenised as the words between them are, each with the space before it. Other white space
+may stand within a word, a line's end for one. A text with white space at a cut, and one whose words are too long to recur
+(Chinese clauses), goes to the tokenizer whole.
 """
 
 import json
 from collections.abc import Callable
-from itertools import chain
 from typing import Any
 
-MOST_WORDS = 1 << 18  # some 50 MB; then the cache begins anew
+MOST_WORDS = 1 << 18  # of a kind, some 40 MB; then the cache begins anew
+LONGEST_WORD = 32
 PATTERNS = (  # as tokenizer.json of Qwen2 and later, and of Llama 3 and later, states them
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
 
 
-class WordCache(dict[str, list[int]]):
-    """Words, each with the space before it, and their ids; `encode` gives the ids of any text [n]."""
+class _Uncut(Exception):
+    """The text cannot be cut here, or is not worth it."""
 
-    def __init__(self, encode: Callable[[str], list[int]]) -> None:
+
+class _Words(dict[str, bytes]):
+    """The ids of words, as bytes; `before` is what stands before each in its text."""
+
+    def __init__(self, encode: Callable[[str], bytes], before: str) -> None:
         super().__init__()
-        self._encode = encode
+        self._encode, self._before = encode, before
 
-    def __missing__(self, word: str) -> list[int]:
+    def __missing__(self, word: str) -> bytes:
+        if not word or word[0].isspace() or word[-1].isspace() or len(word) > LONGEST_WORD:
+            raise _Uncut
         if len(self) >= MOST_WORDS:
             self.clear()
-        ids = self[word] = self._encode(word)
+        ids = self[word] = self._encode(self._before + word)
         return ids
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, the same as the tokenizer's own."""
-        first, *words = text.split(" ")
-        if not words or [first, *words] != text.split():
+
+class WordCache:
+    """Ids of texts by a tokenizer's `encode`, which is asked once for each word."""
+
+    def __init__(self, encode: Callable[[str], bytes]) -> None:
+        self._encode = encode
+        self._first, self._later = _Words(encode, ""), _Words(encode, " ")
+
+    def encode(self, text: str) -> bytes:
+        """Ids of a text as bytes (`id_bytes`), the same as the tokenizer's own."""
+        words = text.split(" ")
+        if len(words) == 1:
             return self._encode(text)
-        return list(chain(self[first], *[self[f" {word}"] for word in words]))
+        try:
+            return self._first[words.pop(0)] + b"".join(map(self._later.__getitem__, words))
+        except _Uncut:
+            return self._encode(text)
 
 
 def is_exact_for(description: str) -> bool:

@@ -1,15 +1,19 @@
 """Curves of a run over its steps, from the records of metrics.jsonl and the events of events.jsonl. Returns matplotlib figures.
+matplotlib is imported with the first of them.
 
 Each function takes what there is: a curve without values is left out, and a figure without curves is None.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, Formatter, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import Formatter
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -36,7 +40,7 @@ class Marks:
     skipped: list[int] = field(default_factory=list)
 
     @classmethod
-    def of(cls, events: Records) -> "Marks":
+    def of(cls, events: Records) -> Marks:
         starts = [event["step"] for event in events if event["event"] == "start"]
         faults = [event["step"] for event in events if event["event"] == "fault"]
         return cls(starts[1:], faults, [event["step"] for event in events if event["event"] == "skipped_step"])
@@ -104,6 +108,8 @@ def compared(runs: Mapping[str, Records]) -> Figure | None:
 
 def nar_by_p(records: Records, marks: Marks) -> Figure | None:
     """NAR loss by bins of the masking ratio, and how many tokens each bin had."""
+    from matplotlib.ticker import EngFormatter
+
     bins = sorted(
         {key.removeprefix("nar_loss_") for record in records for key in record if key.startswith("nar_loss_p")}
     )
@@ -130,6 +136,8 @@ def optimisation(records: Records, marks: Marks) -> Figure | None:
 
 def speed(records: Records, marks: Marks) -> Figure | None:
     """Useful tokens per second, MFU, memory, and how far the slowest rank lags."""
+    from matplotlib.ticker import EngFormatter, PercentFormatter
+
     panels = [
         Panel("useful tokens a second", [Line("useful_tokens_per_s", "", BLUE)], EngFormatter(sep="")),
         Panel("model FLOPs utilisation", [Line("mfu", "", GREEN)], PercentFormatter(1.0)),
@@ -141,6 +149,8 @@ def speed(records: Records, marks: Marks) -> Figure | None:
 
 def step_split(records: Records, marks: Marks) -> Figure | None:
     """Seconds of a step by phase, as areas on top of each other; the black line is the whole step."""
+    from matplotlib.figure import Figure
+
     timed = [record for record in records if record.get("step_s") is not None]
     timed = timed[:: -(-len(timed) // MOST_AREAS) or 1]
     phases = [phase for phase in PHASES if any(f"{phase}_s" in record for record in timed)]
@@ -161,6 +171,8 @@ def step_split(records: Records, marks: Marks) -> Figure | None:
 
 def _draw(records: Records, marks: Marks, panels: Sequence[Panel]) -> Figure | None:
     """The panels that have values, side by side."""
+    from matplotlib.figure import Figure
+
     found = [(panel, [line for line in panel.lines if _points(records, line.key)]) for panel in panels]
     drawn = [(panel, lines) for panel, lines in found if lines]
     if not drawn:
@@ -186,6 +198,8 @@ def _points(records: Records, key: str) -> tuple[list[int], list[float]] | tuple
 
 
 def _finish(axis: Axes, panel: Panel, marks: Marks) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axis.set_title(panel.title, fontsize=10, loc="left")
     axis.set_xlabel("step", fontsize=9, color=GREY)
     axis.tick_params(labelsize=8.5, colors=GREY)
@@ -211,6 +225,8 @@ def _finish(axis: Axes, panel: Panel, marks: Marks) -> None:
 
 def _make_logarithmic(axis: Axes) -> None:
     """With plain numbers, those between the powers of ten too where these are few."""
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
     axis.set_yscale("log")
     low, high = axis.get_ylim()
     plain = StrMethodFormatter("{x:g}")

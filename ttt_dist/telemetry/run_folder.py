@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 PACKAGES = ("torch", "deepspeed", "megatron-core", "transformers", "numpy")
 
 
 def environment(world_size: int, start_step: int) -> dict[str, Any]:
     """Everything about this start of the run that its configuration does not say."""
+    import torch
+
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "start_step": start_step,

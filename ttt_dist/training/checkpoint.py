@@ -4,6 +4,8 @@ DeepSpeed writes its files into a folder of a temporary name. When all processes
 checkpoint belongs to, in plain JSON) and the manifest with the checksums follow, the folder gets its name, and `latest` is
 moved last: a checkpoint is complete or invisible. A run goes on from the newest one that is whole. The one integer of data
 state is the step: order, noise and learning rate are functions of the seed and of it.
+
+What looks for checkpoints and compares them with a run needs no torch, which is imported where processes agree.
 """
 
 import json
@@ -15,9 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-import torch.distributed as dist
-
 from ttt_dist.config import CheckpointConfig, Config, to_dict, zero_stage
 from ttt_dist.data.blend import past
 from ttt_dist.errors import UserError
@@ -28,6 +27,7 @@ from ttt_dist.training.seal import MANIFEST, FileSum, file_sum, read_manifest, r
 
 if TYPE_CHECKING:
     import deepspeed
+    import torch
 
 T = TypeVar("T")
 
@@ -206,6 +206,8 @@ def first_whole(candidates: Sequence[Path]) -> Path | None:
 
 
 def _failure_of_share(checkpoint: Path) -> UserError | None:
+    import torch.distributed as dist
+
     try:
         files = read_manifest(checkpoint)
         by_size = sorted(files, key=lambda name: (-files[name].bytes, name))
@@ -225,6 +227,8 @@ def load(engine: "deepspeed.DeepSpeedEngine", checkpoint: Path) -> None:
 
 def on_first_rank(action: Callable[[], None]) -> None:
     """Run `action` on rank 0 while the others wait; its failure becomes everyone's, so that none is left waiting."""
+    import torch.distributed as dist
+
     failure: list[Exception | None] = [None]
     if dist.get_rank() == 0:
         try:
@@ -238,12 +242,17 @@ def on_first_rank(action: Callable[[], None]) -> None:
 
 def gather(value: T) -> list[T]:
     """The values of all processes, in order of rank; collective."""
+    import torch.distributed as dist
+
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
 
 
-def _object_device() -> torch.device:
+def _object_device() -> "torch.device":
+    import torch
+    import torch.distributed as dist
+
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 

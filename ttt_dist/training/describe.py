@@ -1,20 +1,52 @@
 """What `--dry-run` says without building anything: sizes of the model, what of the data is read when."""
 
 from collections import Counter
+from math import prod
+from typing import TYPE_CHECKING
 
 from ttt_dist.data.loader import PackLoader
-from ttt_dist.model.layers import NoWeights, PlainFactory
-from ttt_dist.model.transformer import Transformer
+from ttt_dist.model.structure import parameter_shapes
 from ttt_dist.model_config import ModelConfig
 from ttt_dist.sequence.tokens import TokenLayout
+from ttt_dist.telemetry.console import say
+from ttt_dist.training import checkpoint
+from ttt_dist.training.environment import has_gpu
+from ttt_dist.training.launchers import Processes
+from ttt_dist.training.memory import memory_per_rank
+
+if TYPE_CHECKING:
+    from ttt_dist.training.job import Job
+
+
+def describe(job: "Job", place: Processes) -> None:
+    """What `--dry-run` prints: model, layout of the processes, data, and where the run stands."""
+    config, layout, train = job.config, job.facts.layout, job.config.train
+    parts = count_parameters(config.model, layout)
+    say(
+        f"model      {sum(parts.values()):,} parameters: "
+        + ", ".join(f"{name} {size:,}" for name, size in parts.items())
+    )
+    say(f"tokens     {layout.vocab_size:,} (padded to {layout.padded_vocab_size:,}), {layout.num_codes:,} audio codes")
+    say(
+        f"processes  {place.world_size} ({job.mesh}), ZeRO {job.facts.zero_stage}, {train.precision}; global batch "
+        f"{train.global_batch} packs = {job.mesh.data} x {train.micro_batch} x {job.loader.num_micro_batches} accumulation steps"
+    )
+    on_cuda = train.precision == "bf16" or has_gpu()  # said on a login node, meant for the GPUs
+    memory = memory_per_rank(config, layout, job.mesh, job.facts.zero_stage, job.loader.seq_len, on_cuda)
+    say(f"memory     {memory} (of the fullest process)")
+    for line in describe_data(job.loader, train.steps):
+        say(f"data       {line}")
+    if job.held_out is not None:
+        say(f"held out   {config.data.valid}: {job.held_out.num_packs:,} of {len(job.held_out.reader):,} packs")
+    start = f"resumes at step {checkpoint.step_of(job.start)} from {job.start}" if job.start else "starts anew"
+    say(f"run        {config.run_dir}: {start}")
 
 
 def count_parameters(config: ModelConfig, layout: TokenLayout) -> dict[str, int]:
     """Parameters of the model by part (embed, blocks, norm, head); a tied head counts with the embedding."""
-    model = Transformer.for_layout(config, layout, PlainFactory(NoWeights()))
     parts: Counter[str] = Counter()
-    for name, parameter in model.named_parameters():
-        parts[name.split(".")[0]] += parameter.numel()
+    for name, shape in parameter_shapes(config, layout.padded_vocab_size).items():
+        parts[name.split(".")[0]] += prod(shape)
     return dict(parts)
 
 

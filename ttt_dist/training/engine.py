@@ -38,6 +38,7 @@ def deepspeed_config(config: Config, mesh: Mesh) -> dict[str, Any]:
         "bf16": {"enabled": train.precision == "bf16"},
     }
     settings.setdefault("steps_per_print", 2**31)  # the console line is ours
+    settings.setdefault("timers", {"throughput": {"enabled": False}})  # it waits for the device twice per micro-batch
     if train.precision == "bf16" and values.get("zero_optimization", {}).get("stage", 0) > 0:
         # Sums of many small gradients lose most of their bits in bf16. DeepSpeed has no such choice at stage 0.
         settings.setdefault("data_types", {"grad_accum_dtype": "fp32"})
@@ -51,7 +52,7 @@ def deepspeed_config(config: Config, mesh: Mesh) -> dict[str, Any]:
 def build_model(config: Config, layout: TokenLayout, mesh: Mesh, mpu: Mpu | None, weights: WeightSource) -> nn.Module:
     """This process's part of the model, born partitioned where ZeRO-3 would partition it; collective."""
     settings = deepspeed_config(config, mesh)
-    factory = layer_factory(mesh, weights, config.parallel.sequence_parallel)
+    factory = layer_factory(mesh, weights, config.parallel.sequence_parallel, config.train.fp8)
     checkpointing, compiled = config.train.activation_checkpointing, config.train.compile
     if mesh.pipeline > 1:
         from ttt_dist.parallel.pipeline import pipeline_module

@@ -3,19 +3,23 @@
 Everything works without a launcher (one process) and under any of those that launchers.py knows.
 """
 
+from __future__ import annotations
+
+import ctypes
 import logging
 import os
 import socket
+import sys
 from datetime import timedelta
 from pathlib import Path
-
-import psutil
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING
 
 from ttt_dist.errors import LostProcessError, UserError
 from ttt_dist.training.launchers import Processes, found
-from ttt_dist.training.rendezvous import free_port, meet
+
+if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
 
 TIMEOUT_S = 1800.0
 
@@ -38,15 +42,45 @@ def processes() -> Processes:
 
 
 def prepare_process(local_size: int) -> None:
-    """Choose the accelerator and share the cores. Must run before deepspeed is imported: it looks once, at its import."""
-    if not torch.cuda.is_available():
+    """Choose the accelerator and share the cores: all that has to be done before deepspeed is imported."""
+    choose_accelerator()
+    share_cores(local_size)
+
+
+def choose_accelerator() -> None:
+    """Say what deepspeed is to use, which looks for it once, at its import."""
+    if not has_gpu():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def share_cores(local_size: int) -> None:
+    """Give torch this process's share of the host's cores."""
     if "OMP_NUM_THREADS" not in os.environ:
         # Each process would take all cores, and two of them then run several times slower than one. SLURM may have given
         # each task cores of its own.
         threads = int(os.environ.get("SLURM_CPUS_PER_TASK", "0")) or len(os.sched_getaffinity(0)) // local_size
         os.environ["OMP_NUM_THREADS"] = str(max(1, threads))
+        import torch
+
         torch.set_num_threads(max(1, threads))
+
+
+def has_gpu() -> bool:
+    """Whether torch finds a GPU. Its import takes seconds: where no driver is installed, it is not asked."""
+    if "torch" not in sys.modules and not _has_driver():
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _has_driver() -> bool:
+    """Whether this machine has CUDA's driver, or the kernel's part of ROCm."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Path("/dev/kfd").exists()
+    return True
 
 
 def init_process_group(place: Processes, timeout_s: float = TIMEOUT_S) -> torch.device:
@@ -55,6 +89,9 @@ def init_process_group(place: Processes, timeout_s: float = TIMEOUT_S) -> torch.
     `timeout_s` is how long the processes may take to come together, and what the group's operations may take. Raises
     LostProcessError where some do not come, UserError where they cannot meet.
     """
+    import torch
+    import torch.distributed as dist
+
     device = choose_device(place)
     store = dist.HashStore() if place.world_size == 1 else _meet(place, timeout_s)
     if device.type == "cuda":
@@ -84,6 +121,8 @@ def init_process_group(place: Processes, timeout_s: float = TIMEOUT_S) -> torch.
 
 def choose_device(place: Processes) -> torch.device:
     """This process's GPU, where there are any; LOCAL_RANK becomes its number, as DeepSpeed goes by that."""
+    import torch
+
     num_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not num_devices:
         return torch.device("cpu")
@@ -109,6 +148,8 @@ def require_own_gpu(store: dist.Store, identity: str) -> None:
 
 def _meet(place: Processes, timeout_s: float) -> dist.Store:
     """The store in which all processes have registered."""
+    from ttt_dist.training.rendezvous import meet
+
     if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         _agree_over_mpi(place)
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
@@ -131,6 +172,8 @@ def _agree_over_mpi(place: Processes) -> None:
         raise UserError(
             f"MASTER_ADDR and MASTER_PORT are not set, and MPI cannot be asked ({error}); set both for all processes"
         ) from None
+    from ttt_dist.training.rendezvous import free_port
+
     if MPI.COMM_WORLD.size != place.world_size:
         raise UserError(
             "MASTER_ADDR and MASTER_PORT are not set; set both for all processes, to an address of rank 0's host"
@@ -144,6 +187,8 @@ def _agree_over_mpi(place: Processes) -> None:
 
 def _choose_interface(address: str, port: int) -> None:
     """Let gloo listen where this host reaches rank 0's: on many systems a host's own name points to itself alone."""
+    import psutil
+
     family, kind, _, _, target = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as probe:
         probe.connect(target)  # sends nothing
@@ -155,6 +200,8 @@ def _choose_interface(address: str, port: int) -> None:
 
 def leave_process_group() -> None:
     """Tear the process group down where there is one."""
+    import torch.distributed as dist
+
     if dist.is_initialized():
         dist.destroy_process_group()
 

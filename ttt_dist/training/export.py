@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ttt_dist.config import Config
+from ttt_dist.data.metadata import BESIDE
 from ttt_dist.errors import UserError
-from ttt_dist.model.huggingface import ASSETS, export_folder
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.training.checkpoint import on_first_rank
@@ -19,6 +19,7 @@ def export_model(
     engine: "deepspeed.DeepSpeedEngine", mesh: Mesh, config: Config, layout: TokenLayout, folder: Path
 ) -> None:
     """Write the model folder from the engine's weights and what lies beside a training shard; collective."""
+    from ttt_dist.model.huggingface import export_folder
     from ttt_dist.parallel.gather import whole_weights
 
     weights = whole_weights(engine, mesh, config.model, layout)
@@ -49,4 +50,4 @@ def require_assets(config: Config) -> None:
 
 
 def _missing(folder: Path) -> list[str]:
-    return [name for name in ASSETS if not (folder / name).exists()]
+    return [name for name in BESIDE if not (folder / name).exists()]

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from ttt_dist.config import Config
 from ttt_dist.data.loader import HeldOutLoader, PackLoader
 from ttt_dist.errors import DivergedError, StopRequestedError
+from ttt_dist.model.recompute import COMPILER
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.telemetry.console import Progress, say, warn
 from ttt_dist.telemetry.events import EventKind, Events
@@ -91,6 +92,8 @@ def fit(run: Run) -> None:
                 window.add(result, data_s, time.perf_counter() - begin)
 
             done = step + 1
+            if train.compile and step == run.start_step:
+                _tell_compiled(run, done)
             if run.guard.end_step(result.grad_norm):
                 _skipped(run, done, result)
             reason = run.stop.agreed(run.engine.device)
@@ -116,6 +119,16 @@ def _save(run: Run, done: int) -> None:
     seconds = time.perf_counter() - begin
     run.stop.longest_save_s = max(run.stop.longest_save_s, seconds)
     run.tell("checkpoint", done, seconds=round(seconds, 3))
+
+
+def _tell_compiled(run: Run, done: int) -> None:
+    """How many graphs the first step has compiled: a run with none would only be slow."""
+    graphs = COMPILER.num_graphs
+    if graphs:
+        say(f"train.compile: the blocks are {graphs} compiled graph(s)")
+    else:
+        warn("train.compile=true, but nothing was compiled: the blocks run as they are")
+    run.tell("compiled", done, graphs=graphs)
 
 
 def _skipped(run: Run, done: int, result: StepResult) -> None:

@@ -5,15 +5,14 @@ is really allocated. Not counted: the process itself (interpreter, CUDA context,
 masks of the CPU, and host memory of an optimizer that is offloaded from a GPU.
 """
 
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from itertools import pairwise
 from math import prod
 from typing import Any
 
 from ttt_dist.config import Config, read_deepspeed
-from ttt_dist.model.layers import NoWeights, PlainFactory
-from ttt_dist.model.loss import chunk_rows
-from ttt_dist.model.transformer import Transformer, head_dim
+from ttt_dist.model.loss_chunks import CHUNK_ROWS, TILE_ELEMENTS
+from ttt_dist.model.structure import head_dim, parameter_shapes
 from ttt_dist.model_config import ModelConfig
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.parallel.partition import padded_rows, shard_shape
@@ -133,10 +132,10 @@ def layer_sizes(model: ModelConfig, layout: TokenLayout, tensor: int) -> list[li
     """
     names = ["embed", *(f"blocks.{index}" for index in range(model.num_layers)), "norm", "head"]
     layers: dict[str, list[int]] = {name: [] for name in names}
-    for name, parameter in Transformer.for_layout(model, layout, PlainFactory(NoWeights())).named_parameters():
+    for name, shape in parameter_shapes(model, layout.padded_vocab_size).items():
         parts = name.split(".")
         layer = ".".join(parts[:2]) if parts[0] == "blocks" else parts[0]
-        layers[layer].append(prod(shard_shape(name, parameter.shape, tensor)))
+        layers[layer].append(prod(shard_shape(name, shape, tensor)))
     if model.tie_embeddings:
         layers["head"] = layers["embed"]
     return list(layers.values())
@@ -153,7 +152,7 @@ def stage_bounds(sizes: list[int], num_stages: int) -> list[int]:
 
 def _memory_of_stage(setup: Setup, layers: list[list[int]], stage: int, first: int, end: int) -> Memory:
     """The stage that holds [first, end) of the pipeline's `layers`; see `memory_per_rank`."""
-    model, mesh, checkpointing = setup.config.model, setup.mesh, setup.config.train.activation_checkpointing
+    model, mesh, kept = setup.config.model, setup.mesh, Kept.of(setup)
     has_head = stage == mesh.pipeline - 1
     if model.tie_embeddings and first == 0 and has_head:
         layers = layers[:-1]  # the embedding again
@@ -161,11 +160,11 @@ def _memory_of_stage(setup: Setup, layers: list[list[int]], stage: int, first: i
 
     num_blocks = max(min(end, model.num_layers + 1) - max(first, 1), 0)
     widths = Widths.of(model, mesh, setup.config.parallel.sequence_parallel)
-    saved = num_blocks * widths.saved(setup.width, checkpointing, setup.on_cuda)
+    saved = num_blocks * widths.saved(setup.width, kept)
     saved += widths.saved_by_ends(setup.width, has_head, setup.on_cuda)
     # 1F1B: stage s has begun (stages - s) micro-batches when the first of them comes back.
     activations = saved * setup.num_tokens * min(mesh.pipeline - stage, setup.steps)
-    block = setup.num_tokens * widths.block_backward(setup.width, checkpointing, setup.on_cuda) if num_blocks else 0
+    block = setup.num_tokens * widths.block_backward(setup.width, kept) if num_blocks else 0
     logits = _logits(setup) if has_head else 0
     activations += max(block - logits, 0)
     gradients = states.gradients + max(states.update - activations - logits, 0)
@@ -243,6 +242,20 @@ def _gradients(setup: Setup, sizes: list[int]) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """How blocks run, as far as it decides what they keep."""
+
+    checkpointing: str
+    on_cuda: bool
+    compiled: bool = False
+
+    @classmethod
+    def of(cls, setup: Setup) -> "Kept":
+        train = setup.config.train
+        return cls(train.activation_checkpointing, setup.on_cuda, train.compile)
+
+
+@dataclass(frozen=True)
 class Widths:
     """Elements per token of what one process keeps: hidden states between the matrices, and slices within them."""
 
@@ -276,34 +289,42 @@ class Widths:
             has_head_norms=model.qk_norm,
         )
 
-    def saved(self, width: int, checkpointing: str, on_cuda: bool) -> int:
+    def saved(self, width: int, kept: Kept) -> int:
         """Bytes per token that a block keeps for its backward pass; elements have `width` bytes.
 
         none: both norms; attention's inputs, output and fp32 log-sums; the output again as tokens, where slots of the CPU's
         buckets are another copy; gate and up, which SwiGLU saves, and its product, which `down` saves. The rotation saves
-        shared tables only, and the sums of the residual stream save nothing. selective: the block's input, the widening products
-        and attention's output; full: the input.
+        shared tables only, and the sums of the residual stream save nothing. Compiled, attention's values are a part of the
+        projection, which stays whole for them. selective: the block's input, the widening products and attention's output, but
+        not where eager checkpointing does not see it, inside CUDA's kernel; full: the input.
         """
         product = self.queries + self.keys_values
         log_sums = FP32 * self.num_heads
-        if checkpointing == "full":
+        if kept.checkpointing == "full":
             return width * self.hidden
-        if checkpointing == "selective":
+        if kept.checkpointing == "selective":
             products = sum(size for size in (product, 2 * self.inner) if size != self.model_hidden)
-            return width * (self.hidden + products + self.queries) + log_sums
-        norms = 2 * (self._norm_inside(width, self.hidden, on_cuda) + width * self.hidden)
-        if self.has_head_norms:
-            norms += self._norm_inside(width, self.queries + self.keys_values // 2, on_cuda)
-        outputs = self.queries if on_cuda else 2 * self.queries
-        return norms + width * (self.attended + outputs + 3 * self.inner) + log_sums
+            attention = width * self.queries + log_sums if kept.compiled or not kept.on_cuda else 0
+            return width * (self.hidden + products) + attention
+        is_fused = kept.on_cuda or kept.compiled
+        norms = 2 * (self._norm_inside(width, self.hidden, is_fused) + width * self.hidden)
+        if self.has_head_norms and not kept.compiled:
+            norms += self._norm_inside(width, self.queries + self.keys_values // 2, is_fused)
+        attended = product + self.queries + self.keys_values // 2 if kept.compiled else self.attended
+        outputs = self.queries if is_fused else 2 * self.queries
+        return norms + width * (attended + outputs + 3 * self.inner) + log_sums
 
-    def block_backward(self, width: int, checkpointing: str, on_cuda: bool) -> int:
+    def block_backward(self, width: int, kept: Kept) -> int:
         """Bytes per token that the backward pass of one block allocates.
 
         Its widest place is SwiGLU: the gradients of product, gate and up and two factors, and the residual stream's gradient.
-        A block that was checkpointed is computed again first, and then saves what `none` does.
+        Compiled it has no factors. A block that was checkpointed is computed again first, and then saves what `none` does,
+        compiled without what it has still.
         """
-        again = 0 if checkpointing == "none" else self.saved(width, "none", on_cuda)
+        whole = self.saved(width, replace(kept, checkpointing="none"))
+        if kept.compiled:
+            return whole - self.saved(width, kept) + width * (3 * self.inner + 2 * self.hidden)
+        again = 0 if kept.checkpointing == "none" else whole
         return again + width * (5 * self.inner + 2 * self.hidden)
 
     def saved_by_ends(self, width: int, has_head: bool, on_cuda: bool) -> int:
@@ -312,21 +333,24 @@ class Widths:
         return width * self.head_dim + end
 
     @staticmethod
-    def _norm_inside(width: int, size: int, on_cuda: bool) -> int:
-        """Bytes that RMSNorm saves: its input on CUDA; elsewhere that in fp32, and the same divided by its rms."""
-        return width * size if on_cuda else 2 * FP32 * size
+    def _norm_inside(width: int, size: int, is_fused: bool) -> int:
+        """Bytes that RMSNorm saves: its input; eager in bf16 on the CPU that in fp32, and the same divided by its rms."""
+        return width * size if is_fused or width == FP32 else 2 * FP32 * size
 
 
 def _logits(setup: Setup) -> int:
     """Bytes of the loss, every token taken for a target (at most one of each kind is), see `ttt_dist.model.loss`.
 
-    Forward: hidden states, the rows taken from them, and their gradient; the head's gradient in fp32, with a bf16 product
-    to add to it; one chunk of logits, with a copy in bf16. Backward: both gradients, and the same times the loss's.
+    Hidden states, the rows taken from them, and their gradient; the head's gradient in fp32, with a bf16 copy; on CUDA one
+    chunk of logits in the weight's type and its gradient, and in the backward pass both gradients times the loss's
+    beside themselves; on the CPU a tile of logits, and what it adds to the gradients.
     """
     hidden_size = setup.config.model.hidden_size
     rows = padded_rows(setup.layout.padded_vocab_size, setup.mesh.tensor) // setup.mesh.tensor
-    chunk = min(chunk_rows(rows, setup.on_cuda), setup.num_tokens) * rows
     extra = setup.width if setup.is_bf16 else 0
     states = 3 * setup.width * hidden_size * setup.num_tokens
-    forward = (FP32 + extra) * (hidden_size * rows + chunk)
-    return states + max(forward, 2 * setup.width * hidden_size * rows)
+    whole = (FP32 + extra) * hidden_size * rows
+    if not setup.on_cuda:
+        return states + whole + (FP32 + extra) * min(TILE_ELEMENTS, setup.num_tokens * rows)
+    chunk = 2 * setup.width * min(CHUNK_ROWS, setup.num_tokens) * rows
+    return states + max(whole + chunk, 2 * setup.width * hidden_size * rows)

@@ -5,9 +5,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ttt_dist.config import Config
-from ttt_dist.model.layers import NoWeights, PlainFactory
-from ttt_dist.model.transformer import Transformer
-from ttt_dist.model_config import ModelConfig
+from ttt_dist.model.structure import parameter_shapes
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.training.checkpoint import FACTS, read_facts
 from ttt_dist.typed_yaml import build
@@ -27,7 +25,7 @@ class SavedState:
         where = str(self.folder / FACTS)
         self.config: Config = build(Config, self.facts["config"], where)
         self.layout = TokenLayout.from_dict(self.facts["layout"], where)
-        self.shapes = weight_shapes(self.config.model, self.layout)
+        self.shapes = parameter_shapes(self.config.model, self.layout.padded_vocab_size)
         """Whole shapes by our names, see `Transformer`; a tied head is the embedding."""
 
     @property
@@ -38,9 +36,3 @@ class SavedState:
     def read(self, name: str, kind: str) -> Tensor:
         """The whole fp32 tensor of one of KINDS that belongs to weight `name`; mapped where nothing had to be put together."""
         raise NotImplementedError
-
-
-def weight_shapes(config: ModelConfig, layout: TokenLayout) -> dict[str, tuple[int, ...]]:
-    """Names and whole shapes of a model's weights, in the order of the Transformer's parameters."""
-    model = Transformer.for_layout(config, layout, PlainFactory(NoWeights()))
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

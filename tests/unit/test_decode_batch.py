@@ -1,0 +1,183 @@
+"""How a forward is laid out: slots and their growth, runs, fixed shapes as graphs take them, and what depends on whom."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.plain_decoding import differing, draw_settings
+from tests.unit.test_decode import decoder, drawn_prompts, folder, random_prompts
+from ttt_dist.decode_settings import DecodeSettings
+from ttt_dist.inference import forward as forward_module
+from ttt_dist.inference.batch import FIXED_ROWS, Row, exact_batch, fixed_batch, fixed_shape
+from ttt_dist.inference.runner import Runner
+from ttt_dist.model import products
+from ttt_dist.model.cache import FIRST_LENGTH, Run, Sequence, SlotCache
+from ttt_dist.model.layers import Linear, lay_transposed
+from ttt_dist.model.products import linear
+from ttt_dist.sequence.visibility import visible_end, visible_end_of_spans
+
+
+@pytest.mark.parametrize("case", range(12))
+def test_fixed_shapes_give_the_tokens_of_the_plain_loop(case: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU would record and replay, run as it is: padded slots, rows and keys, one buffer of tokens per shape."""
+    runners: list[Runner] = []
+
+    def fixed(model: torch.nn.Module) -> Runner:
+        runners.append(Runner(model, is_fixed=True))
+        return runners[-1]
+
+    monkeypatch.setattr(forward_module, "Runner", fixed)
+    rng = np.random.default_rng(100 + case)
+    model = folder(case % 5, ("ttt", "ttt", "ar", "nar")[case % 4], str(rng.choice(["bidirectional", "causal"])))
+    prompts = drawn_prompts(rng, 10)
+    chosen = [draw_settings(rng, span_limit=60, max_text=5, max_codes=100) for _ in prompts]
+    assert differing(model, prompts, chosen, 1 + case % 8) == []
+    recorded = [shape for runner in runners for shape, graph in runner._recorded.items() if graph is not None]
+    assert recorded
+    assert all(shape.rows in FIXED_ROWS and shape.num_slots in (1, 2, 4, 8, 16) for shape in recorded)
+    assert len(recorded) <= 3 * len(FIXED_ROWS)
+
+
+def row(slot: int, length: int, count: int) -> Row:
+    return Row(
+        np.arange(count), length + np.arange(count) + 1, Sequence(slot, length), np.array([count - 1]), length + count
+    )
+
+
+def test_an_exact_batch_has_no_padding_and_few_runs() -> None:
+    rows = [row(3, 40, 5), row(0, 10, 1), row(1, 20, 1), row(2, 90, 1)]
+    batch = exact_batch(rows)
+    assert batch.table.shape == (4, 8)
+    assert batch.runs == (Run(0, 2, 1, 64, True), Run(2, 1, 1, 128, True), Run(3, 1, 5, 64, True))
+    assert batch.table[1].tolist() == [10, 20, 90, 40, 41, 42, 43, 44]
+    assert batch.needed.tolist() == [7, 0, 1, 2]  # in the order of the rows
+
+
+def test_a_fixed_batch_leaves_idle_tokens_to_the_spare_slot() -> None:
+    rows = [row(2, 40, 5), row(0, 250, 1)]
+    shape = fixed_shape(rows, capacity=512)
+    assert shape == Run(0, 4, 8, 256, True)
+    batch = fixed_batch(rows, shape, spare_slot=4)
+    slots = batch.table[2].reshape(4, 8)
+    assert slots[0].tolist() == [0] + [4] * 7
+    assert slots[2].tolist() == [2] * 5 + [4] * 3
+    assert (slots[[1, 3]] == 4).all()
+    assert batch.needed.tolist() == [20, 0]
+    assert fixed_shape([row(0, 0, FIXED_ROWS[-1] + 1)], 512) is None
+
+
+def test_slots_are_reused_and_growth_keeps_what_was_written() -> None:
+    cache = SlotCache(2, 3, 4, torch.float32, torch.device("cpu"))
+    first, second = cache.take(), cache.take()
+    assert cache.reserve(10)
+    assert not cache.reserve(FIRST_LENGTH)
+    for layer in cache.layers:
+        layer[:, second.slot, :, :10] = 7.0
+    third = cache.take()
+    assert cache.reserve(FIRST_LENGTH + 1)
+    assert cache.layers[0].shape == (2, 5, 3, 2 * FIRST_LENGTH, 4)
+    assert [float(layer.sum()) for layer in cache.layers] == [7.0 * 2 * 3 * 10 * 4] * 2
+    cache.free(third)
+    cache.free(first)
+    assert [cache.take().slot, cache.take().slot, cache.take().slot] == [first.slot, third.slot, 3]
+
+
+def test_what_a_request_leaves_in_the_cache_does_not_depend_on_batch_mates() -> None:
+    """To the last bit; logits alone come from a product whose order of sums depends on the number of rows."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("torch is built without oneDNN: products of other libraries depend on the number of rows")
+    requests, chosen = random_prompts(8), DecodeSettings(block=5, steps=3, span_limit=15)
+
+    def kept(which: list[int]) -> dict[int, list[torch.Tensor]]:
+        session = decoder().session()
+        for index in which:
+            session.add(requests[index], chosen)
+        for _ in range(8):
+            session.step()
+        layers = session._forwards.cache.layers
+        return {
+            which[key]: [layer[:, running.own.slot, :, : running.own.length].clone() for layer in layers]
+            for key, running in session._active.items()
+        }
+
+    together, backwards = kept(list(range(8))), kept(list(range(8))[::-1])
+    assert len(together) > 3
+    for index, layers in together.items():
+        for alone, mates, others in zip(kept([index])[index], layers, backwards[index], strict=True):
+            assert torch.equal(alone, mates)
+            assert torch.equal(alone, others)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30))
+@settings(deadline=None)
+def test_ends_in_numpy_are_those_of_visibility(spans: list[int]) -> None:
+    ids = np.sort(np.array(spans))
+    rows = torch.from_numpy(ids)
+    assert visible_end_of_spans(ids).tolist() == visible_end(torch.ones_like(rows), rows).tolist()
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 31, 300])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_products_of_inference_are_products(num_rows: int, has_bias: bool) -> None:
+    layer = Linear(torch.randn(70, 33), torch.randn(70) if has_bias else None).requires_grad_(False)
+    x, before = torch.randn(num_rows, 33), layer.weight.clone()
+    expected = F.linear(x, before, layer.bias)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), expected)
+        lay_transposed(layer)
+        torch.testing.assert_close(layer(x), expected)
+        torch.testing.assert_close(
+            linear(x, layer.weight[:40]), expected[:, :40] - (layer.bias[:40] if has_bias else 0)
+        )
+    assert layer.weight.stride() == (1, 70)
+    assert torch.equal(layer.weight, before)
+
+
+def test_rows_of_a_transposed_weight_do_not_depend_on_their_number() -> None:
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("torch is built without oneDNN")
+    layer = Linear(torch.randn(192, 64), None).requires_grad_(False)
+    lay_transposed(layer)
+    x = torch.randn(300, 64)
+    with torch.inference_mode():
+        whole = layer(x)
+        assert all(torch.equal(layer(x[:count]), whole[:count]) for count in (1, 2, 3, 5, 8, 13, 32, 33, 100, 257))
+
+
+def test_products_take_few_numbers_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN keeps half a megabyte for each."""
+    seen: set[int] = set()
+
+    def product(x: torch.Tensor, *others: object) -> torch.Tensor:
+        seen.add(len(x))
+        return x
+
+    monkeypatch.setattr(products, "ONEDNN", product)
+    with torch.inference_mode():
+        assert all(len(linear(torch.zeros(count, 1), torch.zeros(1, 1))) == count for count in range(1, 4097))
+    assert {2, 28, 32, 216, 864} < seen
+    assert len(seen) < 120
+
+
+def test_no_noise_for_greedy_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random numbers are drawn for requests that sample, one a token, whatever the vocabulary."""
+    drawn: list[int] = []
+    plain = forward_module.uniforms
+
+    def counted(state, count: int) -> np.ndarray:  # noqa: ANN001
+        drawn.append(count)
+        return plain(state, count)
+
+    monkeypatch.setattr(forward_module, "uniforms", counted)
+    session = decoder().session()
+    for request, temperature in zip(random_prompts(4), (0.0, 0.0, 0.7, 0.0), strict=True):
+        session.add(request, DecodeSettings(block=4, steps=2, max_text=5, temperature=temperature))
+    forwards = 0
+    while 2 in session._active or not forwards:
+        session.step()
+        forwards += 1
+    assert 0 < len(drawn) <= forwards
+    assert set(drawn) == {1}
