@@ -66,12 +66,6 @@ class Tools:
     readers: dict[int, UtteranceReader] = field(default_factory=dict)
     """Of recordings, by sample rate in Hz."""
 
-    @property
-    def num_threads(self) -> int:
-        """Threads that may work on a sample of their own each."""
-        on_cuda = next(self.folder.model.parameters()).is_cuda
-        return 1 if on_cuda else max(num_cores() // torch.get_num_threads(), 1)
-
     @classmethod
     def open(cls, plan: Plan, speaks: bool, is_judged: bool) -> "Tools":
         """Load what the plan names. Raises UserError where something is missing, or the codec cannot speak and must."""
