@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SPEECH ?= demo_speech
 RUN ?= runs/demo
+JUDGE ?= runs/whisper-tiny-en
 
 .PHONY: setup test test-cluster test-distributed-1 test-distributed-2 test-units demo clean
 
@@ -34,7 +35,8 @@ test-units: setup
 	nice -n 10 $(BIN)/python -m pytest --durations=12 tests/unit
 
 demo: setup
-	$(BIN)/python tools/pipeline.py --config recipes/demo.yaml --source $(SPEECH) --out $(RUN)
+	$(BIN)/python tools/make_judge.py --out $(JUDGE)
+	$(BIN)/python tools/pipeline.py --config recipes/demo.yaml --source $(SPEECH) --out $(RUN) --judge whisper:$(JUDGE)
 
 clean:
 	rm -rf build runs/demo .pytest_cache .mypy_cache .ruff_cache

@@ -2,6 +2,7 @@
 
     python tools/compare_objectives.py --config recipes/compare.yaml --source RECORDINGS --out runs/compare --seeds 3
     python tools/compare_objectives.py --config recipes/compare.yaml --source RECORDINGS --out runs/ar --only ttt,ar train.steps=300
+    python tools/compare_objectives.py ... --judge whisper:runs/whisper-tiny-en        (tools/make_judge.py makes that folder)
 
 Prepares the data once, then trains and scores one run after the other, seed by seed, as tools/pipeline.py does. Started
 again with the same --out, it goes on where it was interrupted. OUT/comparison.json, .md and .html hold mean and spread
@@ -25,6 +26,7 @@ from tools import pipeline
 from ttt_dist.config import Config, load_config, to_dict
 from ttt_dist.errors import UserError
 from ttt_dist.evaluation import report
+from ttt_dist.evaluation.plan import OWN
 from ttt_dist.files import atomic_write
 from ttt_dist.telemetry import curves
 from ttt_dist.telemetry.console import main_guard, result, say
@@ -58,10 +60,13 @@ VARIANTS = {
     "no_ppm": Variant("TtT without PPM", ("objective.p_prefix=0",), (15.63, 18.83)),
     "no_sst": Variant("TtT without SST", ("objective.p_trunc=0",), (25.43, 31.03)),
 }
-SCORES = {"wer": "speech to text, WER %", "tts_wer": "own speech transcribed, WER %"}
 SCORES_NOTE = (
     "Mean over the seeds and standard deviation; on the right the paper's ablation with 3B models and real tasks, as "
     "context: it differs in data, size and languages. Recordings and texts are held out."
+)
+CEILING_NOTE = (
+    " In brackets what the same ears hear in recordings and in these through the codec and back, which is the ceiling. "
+    "A model understands its own speech better than others do."
 )
 CURVES_NOTE = (
     "Held-out losses, mean over the seeds, each of the variant's own objective: the AR baseline counts speech codes as "
@@ -76,13 +81,14 @@ def main() -> None:
     if not args.source.is_dir():
         raise UserError(f"--source {args.source}: no such folder; name the folder that holds the recordings")
     once(data / "prepared.json", prep_settings(base, args.source), lambda: prepare(base, args.source, data))
+    judged = {"judges": args.judge} if args.judge else {}
     found: dict[str, dict[int, Figures]] = {name: {} for name in args.only}
     for seed in range(base.seed, base.seed + args.seeds):
         for name in args.only:
             overrides = [*args.overrides, *VARIANTS[name].overrides, f"seed={seed}"]
             config, folder = load_config(args.config, overrides), run_folder(args.out, name, seed)
             make = partial(train_and_score, args, overrides, config, folder)
-            found[name][seed] = once(folder / "figures.json", run_settings(config), make)
+            found[name][seed] = once(folder / "figures.json", run_settings(config) | judged, make)
             write_comparison(args.out, compare(found))
     result({name: {key: row[key] for key in row if key != "title"} for name, row in compare(found).items()})
 
@@ -96,6 +102,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each variant (default 3)")
     parser.add_argument("--only", help=f"some of the variants, by comma: {','.join(VARIANTS)} (default: all)")
     parser.add_argument("--processes", type=int, help="training processes (default 2; 1 where there is one GPU)")
+    pipeline.add_judges(parser)
     parser.add_argument("overrides", nargs="*", help="section.key=value for all runs, as for train.py")
     args = parser.parse_args()
     args.only = args.only.split(",") if args.only else list(VARIANTS)
@@ -105,6 +112,7 @@ def parse_arguments() -> argparse.Namespace:
     if args.seeds < 1:
         parser.error(f"--seeds must be at least 1, not {args.seeds}")
     args.processes = args.processes or pipeline.default_processes()
+    pipeline.judges_of(args)
     return args
 
 
@@ -164,7 +172,7 @@ def train_and_score(args: argparse.Namespace, overrides: Sequence[str], config: 
     data, start = args.out / "data", time.monotonic()
     pipeline.train(args.config, overrides, data, folder, args.processes)
     minutes = round((time.monotonic() - start) / 60, 1)
-    return pipeline.evaluate(config, args.source, data, folder) | {"train_minutes": minutes}
+    return pipeline.evaluate(config, args.source, data, folder, pipeline.judges_of(args)) | {"train_minutes": minutes}
 
 
 def compare(found: Mapping[str, Mapping[int, Figures]]) -> dict[str, Figures]:
@@ -173,7 +181,7 @@ def compare(found: Mapping[str, Mapping[int, Figures]]) -> dict[str, Figures]:
     for name, by_seed in found.items():
         if by_seed:
             row: Figures = {"title": VARIANTS[name].title, "seeds": list(by_seed)}
-            for key in SCORES:
+            for key in scores_of(by_seed.values()):
                 values = [figures[key] for figures in by_seed.values()]
                 spread = statistics.stdev(values) if len(values) > 1 else None
                 row |= {key: statistics.mean(values), f"{key}_sd": spread, f"{key}_by_seed": values}
@@ -181,16 +189,31 @@ def compare(found: Mapping[str, Mapping[int, Figures]]) -> dict[str, Figures]:
     return rows
 
 
+def scores_of(runs: Iterable[Figures]) -> list[str]:
+    """The error rates that all runs have: of transcripts, and by each judge of own speech, recordings and the ceiling."""
+    first, *others = runs
+    kinds = ("wer", "tts_wer", "recordings_", "ceiling_")
+    return [key for key in first if key.startswith(kinds) and all(key in figures for figures in others)]
+
+
+def ears(rows: Mapping[str, Figures]) -> dict[str, str]:
+    """The label of each judge of own speech -> the figure that it gave."""
+    keys = dict.fromkeys(key for row in rows.values() for key in row if f"{key}_sd" in row)
+    others = {key.removeprefix("tts_wer_"): key for key in keys if key.startswith("tts_wer_")}
+    return {OWN: "tts_wer", **others}
+
+
 def write_comparison(out: Path, rows: Mapping[str, Figures]) -> None:
     """OUT/comparison.json, .md and .html."""
     _write_json(out / "comparison.json", rows)
     header, cells = table(rows)
     about = f"Revision {environment(world_size=1, start_step=0)['revision']}."
-    lines = ["# Comparison of objectives", "", about, SCORES_NOTE, "", *markdown(header, cells)]
+    note = SCORES_NOTE + CEILING_NOTE
+    lines = ["# Comparison of objectives", "", about, note, "", *markdown(header, cells)]
     with atomic_write(out / "comparison.md") as file:
         file.write("\n".join(lines) + "\n")
     html = [[report.plain(cell) for cell in row] for row in cells]
-    sections = [report.section("Word error rates", SCORES_NOTE, report.table(header, html))]
+    sections = [report.section("Word error rates", note, report.table(header, html))]
     figure = curves.compared({row["title"]: mean_records(out, name, row["seeds"]) for name, row in rows.items()})
     if figure is not None:
         sections.append(report.section("Learning curves", CURVES_NOTE, report.svg(figure)))
@@ -201,12 +224,29 @@ def write_comparison(out: Path, rows: Mapping[str, Figures]) -> None:
 
 def table(rows: Mapping[str, Figures]) -> tuple[list[str], list[list[str]]]:
     """Header and cells, as text."""
-    header = ["objective", "seeds", *SCORES.values(), "paper, AISHELL-2", "paper, AISHELL-1"]
+    judges = ears(rows)
+    heard = [f"own speech by {'the model itself' if label == OWN else label}, WER %" for label in judges]
+    header = ["objective", "seeds", "speech to text, WER %", *heard, "paper, AISHELL-2", "paper, AISHELL-1"]
     cells = []
     for name, row in rows.items():
-        scores = [with_spread(row[key], row[f"{key}_sd"]) for key in SCORES]
+        scores = [rate(row, "wer"), *(beside_ceiling(row, label, key) for label, key in judges.items())]
         cells.append([row["title"], str(len(row["seeds"])), *scores, *(f"{wer:.2f}" for wer in VARIANTS[name].paper)])
     return header, cells
+
+
+def beside_ceiling(row: Figures, label: str, key: str) -> str:
+    """What a judge hears in own speech, then in brackets in recordings and these through the codec, where it heard any."""
+    if row.get(key) is None:
+        return "none"
+    ceiling = [
+        f"{100 * row[name]:.1f}" for name in (f"recordings_{label}", f"ceiling_{label}") if row.get(name) is not None
+    ]
+    return rate(row, key) + (f" ({' / '.join(ceiling)})" if ceiling else "")
+
+
+def rate(row: Figures, key: str) -> str:
+    """Of a row, with its spread."""
+    return with_spread(row[key], row[f"{key}_sd"])
 
 
 def with_spread(mean: float, spread: float | None) -> str:

@@ -2,6 +2,7 @@
 
     python tools/pipeline.py --config recipes/demo.yaml --source demo_speech --out runs/demo
     python tools/pipeline.py --config recipes/fsdd.yaml --source .../fsdd/recordings --out runs/fsdd train.steps=1200
+    python tools/pipeline.py ... --judge whisper:runs/whisper-tiny-en      (tools/make_judge.py makes that folder)
 
 Every stage is an ordinary command of the project, printed before it runs, so that each can be repeated by hand. The
 recipe's `prep` and `evaluation` sections hold their settings. The last line is one JSON object with the figures.
@@ -15,11 +16,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ttt_dist.config import Config, load_config
 from ttt_dist.errors import UserError
+from ttt_dist.evaluation.plan import JUDGES, OWN, labels, parse
 from ttt_dist.inference.settings import as_flags
 from ttt_dist.telemetry.console import main_guard, result, say
 from ttt_dist.training.environment import has_gpu
@@ -34,8 +37,10 @@ def main() -> None:
     parser.add_argument("--source", required=True, type=Path, help="folder of recordings of single words")
     parser.add_argument("--out", required=True, type=Path, help="run folder; data, checkpoints and report go below it")
     parser.add_argument("--processes", type=int, help="training processes (default 2; 1 where there is one GPU)")
+    add_judges(parser)
     parser.add_argument("overrides", nargs="*", help="section.key=value, as for train.py")
     args = parser.parse_args()
+    judges = judges_of(args)
     config = load_config(args.config, args.overrides)
     if not args.source.is_dir():
         raise UserError(f"--source {args.source}: no such folder; name the folder that holds the recordings")
@@ -46,7 +51,7 @@ def main() -> None:
     before_training = time.monotonic()
     train(args.config, args.overrides, data, args.out, args.processes or default_processes())
     training_minutes = (time.monotonic() - before_training) / 60
-    figures = evaluate(config, args.source, data, args.out)
+    figures = evaluate(config, args.source, data, args.out, judges)
     figures |= {"train_minutes": round(training_minutes, 1), "minutes": round((time.monotonic() - start) / 60, 1)}
     (args.out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf8")
     run(["tools/report.py", args.out, "--audio-root", args.source])
@@ -108,17 +113,50 @@ def train(recipe: str, overrides: Sequence[str], data: Path, out: Path, processe
     run([*launch, "ttt_dist/train.py", "--config", recipe, *shards, *overrides], program=str(launcher))
 
 
-def evaluate(config: Config, source: Path, data: Path, out: Path) -> dict[str, float]:
-    """Scores on utterances of held-out recordings: WER of transcripts, and of generated speech transcribed again."""
+def add_judges(parser: argparse.ArgumentParser) -> None:
+    """The flag that names further judges of speech."""
+    about = f"who else transcribes own speech, may be given again: {JUDGES}"
+    parser.add_argument("--judge", action="append", metavar="JUDGE", default=[], help=about)
+
+
+def judges_of(args: argparse.Namespace) -> list[str]:
+    """The model itself, then the judges that were given. Raises UserError where one of them is none."""
+    given = [judge for judge in args.judge if judge != OWN]
+    for kind, place in map(parse, labels([OWN, *given]).values()):
+        if kind in ("whisper", "ctc") and not Path(place).is_dir():
+            raise UserError(f"--judge {kind}:{place}: no such folder; tools/make_judge.py makes one of Whisper")
+    return [OWN, *given]
+
+
+def evaluate(config: Config, source: Path, data: Path, out: Path, judges: Sequence[str]) -> dict[str, float]:
+    """Scores on utterances of held-out recordings: WER of transcripts, and of generated speech transcribed again.
+
+    Of each judge beside its ceiling; `tts_wer` is what the model hears in its own speech.
+    """
     wanted = {"asr": config.evaluation.asr_utterances, "tts": config.evaluation.tts_utterances}
     shutil.rmtree(out / "results" / "parts", ignore_errors=True)  # perhaps of a model that was trained less
     figures = {}
     for task, limit in wanted.items():
         what = ["--model", out / "export", "--data", data / "test.jsonl", "--audio-root", source]
         how = ["--task", task, "--limit", limit, *as_flags(config.evaluation.decode)]
+        how += ["--normaliser", config.evaluation.normaliser] if config.evaluation.normaliser else []
+        how += [word for judge in judges for word in ("--judge", judge)] if task == "tts" else []
         run(["ttt_dist/evaluate.py", *what, "--out", out / "results", *how])
         summary = json.loads((out / "results" / f"{task}_summary.json").read_text(encoding="utf8"))
-        figures["wer" if task == "asr" else "tts_wer"] = summary["wer"]
+        figures |= {"wer": summary["wer"]} if task == "asr" else own_speech(summary)
+    return figures
+
+
+def own_speech(summary: Mapping[str, Any]) -> dict[str, float]:
+    """WER of own speech, of recordings, and (the ceiling) of these through the codec and back, by each judge.
+
+    `tts_wer` is the model's own, then `tts_wer_whisper`, `recordings_whisper`, `ceiling_whisper` and so on.
+    """
+    figures = {"tts_wer": summary["wer"]}
+    for label, judge in summary["judges"].items():
+        names = {"speech": f"tts_wer_{label}", "recording": f"recordings_{label}", "codec": f"ceiling_{label}"}
+        figures |= {name: judge[source]["value"] for source, name in names.items() if source in judge}
+    figures.pop(f"tts_wer_{OWN}")
     return figures
 
 

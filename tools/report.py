@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ttt_dist.errors import UserError
 from ttt_dist.evaluation import report
+from ttt_dist.evaluation.plan import OWN
 from ttt_dist.files import atomic_write
 from ttt_dist.telemetry import curves
 from ttt_dist.telemetry.console import main_guard, say
@@ -132,8 +133,11 @@ def score_sections(run: Path, manifest: Path, audio_root: Path | None) -> Iterat
         note = "Held-out recordings, the worst first, then others. Struck out: missed; underlined: heard wrongly."
         yield report.section("Speech to text", note, transcripts(asr, originals))
     if tts:
+        from ttt_dist.evaluation.page import own_speech
+
         again = ", the same through the codec and back," if originals.can_resynthesise else ""
-        note = f"Held-out texts: a recording{again} and what the model says; below, what it hears in it."
+        yield from own_speech(read_json(run / "results" / "tts_summary.json"))
+        note = f"Held-out texts: a recording{again} and what the model says; below, what is heard in it."
         yield report.section("Text to speech", note, speech(run, tts, originals))
 
 
@@ -199,7 +203,8 @@ def key_figures(run: Path, records: list[Record], events: list[Record]) -> dict[
     for task, label in (("asr", "speech to text, word error rate"), ("tts", "own speech transcribed, word error rate")):
         summary = read_json(run / "results" / f"{task}_summary.json")
         if summary.get("wer") is not None:
-            found[label] = f"{100 * summary['wer']:.1f} %"
+            by = f", by {summary['judge']}" if task == "tts" and summary.get("judge") else ""
+            found[label + by] = f"{100 * summary['wer']:.1f} %"
     steps = [record for record in records if "loss" in record]
     if steps:
         found["steps"] = f"{steps[-1]['step']:,}"
@@ -245,7 +250,10 @@ def speech(run: Path, records: list[Record], originals: Originals) -> str:
                 columns.append(report.captioned("through the codec", "", report.spectrogram(wave, rate), player))
         path = run / "results" / record["wav"]
         wave = UtteranceReader(path.parent, rate).read({"audio": path.name})
-        heard = f"heard as “{record['hypothesis']}”"
+        texts = record.get("heard", {}).get("speech") or {OWN: record["hypothesis"]}
+        heard = "heard " + ", ".join(
+            f"{'' if label == OWN else f'by {label} '}as “{text}”" for label, text in texts.items()
+        )
         columns.append(report.captioned("the model", heard, report.spectrogram(wave, rate), report.player(path)))
         who = f" ({record['speaker']})" if "speaker" in record else ""
         rows.append(report.row(f"{record['reference']}{who}", columns))

@@ -225,6 +225,9 @@ class EvaluationConfig:
     """Held-out utterances transcribed."""
     tts_utterances: int = 100
     """Held-out texts spoken."""
+    normaliser: str | None = None
+    """Of texts before they are compared (docs/evaluation.md), spelt-en where they are English without digits; by default each
+    text's language decides."""
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     """How: as the flags of evaluate.py."""
 

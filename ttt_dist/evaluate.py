@@ -2,7 +2,7 @@
 
     python ttt_dist/evaluate.py --model runs/demo/export --task asr --data test.jsonl --out results/
     python ttt_dist/evaluate.py --model runs/demo/export --task tts --data test.jsonl --out results/ --limit 50 \\
-        --judge whisper:/models/whisper-large-v3
+        --judge model --judge whisper:/models/whisper-large-v3
     python ttt_dist/evaluate.py --model runs/glm/export --task tts --data test.jsonl --out results/ \\
         --decoder-command "python glm_decode.py {codes} {wav}"
     python ttt_dist/evaluate.py --model runs/big/export --task audio_qa --data web_questions.csv --audio-root audios/ \\
@@ -28,7 +28,7 @@ from data_prep import jobs
 from data_prep.problems import Problems
 from ttt_dist.errors import UserError
 from ttt_dist.evaluation.normalise import NAMES
-from ttt_dist.evaluation.plan import FORMS, JUDGES, Plan, is_shards
+from ttt_dist.evaluation.plan import FORMS, JUDGES, OWN, Plan, is_shards
 from ttt_dist.inference.settings import add_decoding_flags, settings_from_flags
 from ttt_dist.telemetry.console import main_guard, result, say
 
@@ -86,11 +86,12 @@ def lines_of(plan: Plan) -> "list[Item | str]":
 
 def plan_of(arguments: argparse.Namespace) -> Plan:
     """What the command line asks for. Raises UserError where a decoding setting is out of its range."""
-    same = ("task", "model", "data", "out", "audio_root", "judge", "decoder_command", "normaliser", "text_only")
+    same = ("task", "model", "data", "out", "audio_root", "decoder_command", "normaliser", "text_only", "quality")
     more = ("draws", "limit", "part_size", "batch", "workers", "seed")
     values = {name: getattr(arguments, name) for name in (*same, *more)}
     template = arguments.template or FORMS[arguments.task].template or ""
-    return Plan(template=template, decoding=settings_from_flags(arguments), **values)
+    judges = tuple(arguments.judge or [OWN])
+    return Plan(template=template, decoding=settings_from_flags(arguments), judges=judges, **values)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -110,7 +111,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", required=True, type=Path, help="folder for results")
     parser.add_argument("--audio-root", type=Path, help="folder that all audio lies in (default: the data file's)")
     parser.add_argument("--template", metavar="NAME", help="template of the prompts (default: the task's own)")
-    parser.add_argument("--judge", default="model", metavar="JUDGE", help=f"who transcribes speech: {JUDGES} (model)")
+    parser.add_argument(
+        "--judge",
+        action="append",
+        metavar="JUDGE",
+        help=f"who transcribes speech, may be given again: {JUDGES} (model)",
+    )
     parser.add_argument("--normaliser", choices=NAMES, help="of texts before they are compared (default: by `lang`)")
     parser.add_argument(
         "--decoder-command",
@@ -118,6 +124,9 @@ def parse_arguments() -> argparse.Namespace:
         help="program that makes the speech of the codes, with {codes} and {wav} in it (docs/codecs.md)",
     )
     parser.add_argument("--text-only", action="store_true", help="audio_qa, speech_chat: answers as text, no speech")
+    parser.add_argument(
+        "--quality", action="store_true", help="tts: predicted opinions and voice, of the extra `quality` (slow)"
+    )
     parser.add_argument("--draws", type=int, default=8, help="likelihood: draws of noise per sample (default 8)")
     parser.add_argument("--limit", type=int, help="use the first LIMIT items")
     parser.add_argument("--part-size", type=int, default=128, help="items of a part (default 128)")
@@ -139,6 +148,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--decoder-command makes speech: it goes with --task tts, audio_qa or speech_chat")
     if arguments.text_only and arguments.task not in ("audio_qa", "speech_chat"):
         parser.error("--text-only goes with --task audio_qa or speech_chat")
+    if arguments.quality and arguments.task != "tts":
+        parser.error("--quality goes with --task tts")
     return arguments
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,12 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pipeline")
     for path in (ROOT / "demo_speech").glob("*_alice_*.flac"):
         shutil.copy(path, folder)
+    (folder / "hear.py").write_text(
+        "import sys; open(sys.argv[2], 'w').write('1\\n' * len(open(sys.argv[1]).readlines()))"
+    )
+    judge = f"command:{shlex.join([sys.executable, str(folder / 'hear.py')])} {{wavs}} {{texts}}"
     command = [sys.executable, "tools/pipeline.py", "--config", "recipes/demo.yaml", "--source", str(folder)]
+    command += ["--judge", judge]
     done = subprocess.run(
         [*command, "--out", str(folder / "run"), *SMALL], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -44,7 +50,13 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_last_line_is_the_figures(out: Path) -> None:
     figures = json.loads((out / "stdout.txt").read_text().splitlines()[-1])
-    assert {"wer", "tts_wer", "minutes", "report"} <= set(figures)
+    assert {"wer", "tts_wer", "minutes", "report", "recordings_model", "ceiling_model"} <= set(figures)
+    assert {"tts_wer_command", "recordings_command", "ceiling_command"} <= set(figures)
+    references = [
+        json.loads(line)["text"].split() for line in (out / "data" / "test.jsonl").read_text().splitlines()[:2]
+    ]
+    right = sum("one" in words for words in references)  # which the judge hears in everything, and writes as 1
+    assert figures["ceiling_command"] == round(1 - right / sum(map(len, references)), 6)
     assert Path(figures["report"]).is_file()
 
 
@@ -60,7 +72,7 @@ def test_no_held_out_recording_is_trained_on(out: Path) -> None:
 
 def test_report_is_self_contained(out: Path) -> None:
     page = (out / "report.html").read_text(encoding="utf8")
-    for title in ("Loss", "Who sees whom", "Speech to text", "Configuration"):
+    for title in ("Loss", "Who sees whom", "Speech to text", "Own speech by judge", "Configuration"):
         assert f"<h2>{title}</h2>" in page
     assert "data:audio/wav;base64," in page
     assert not re.search(r"(src|href)=.(?!data:)[^'\"> ]*//", page)  # nothing is fetched when it is opened

@@ -47,6 +47,14 @@ def test_figures_by_hand() -> None:
     assert cells[1] == ["AR baseline", "1", "25.0", "150.0", "54.94", "72.01"]
 
 
+def test_own_speech_stands_beside_its_ceiling_by_each_judge() -> None:
+    own = {"wer": 0.1, "tts_wer": 0.5, "recordings_model": 0.1, "ceiling_model": 0.2}
+    rows = tool.compare({"ttt": {1: own | {"tts_wer_whisper": 0.8, "recordings_whisper": 0.3, "ceiling_whisper": 0.4}}})
+    header, cells = tool.table(rows)
+    assert header[3:5] == ["own speech by the model itself, WER %", "own speech by whisper, WER %"]
+    assert cells[0][3:5] == ["50.0 (10.0 / 20.0)", "80.0 (30.0 / 40.0)"]
+
+
 class Commands:
     """Stands for the commands that a comparison starts, which take minutes; `fails_at` is the training that dies."""
 
@@ -66,7 +74,9 @@ class Commands:
             results = Path(words[words.index("--out") + 1])
             wer = len(results.parent.name) / 100
             results.mkdir(exist_ok=True)
-            (results / f"{words[words.index('--task') + 1]}_summary.json").write_text(json.dumps({"wer": wer}))
+            judges = {"model": {"speech": {"value": wer}, "codec": {"value": 0.03}}}
+            summary = {"wer": wer, "judges": judges}
+            (results / f"{words[words.index('--task') + 1]}_summary.json").write_text(json.dumps(summary))
 
     def train(self, folder: Path) -> None:
         if len(self.trained) == self.fails_at:
@@ -104,7 +114,7 @@ def test_a_comparison_goes_on_where_it_was_interrupted(
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (last["ttt"]["wer"], last["no_sst"]["tts_wer"]) == (0.08, 0.11)
     assert json.loads((out / "comparison.json").read_text())["no_sst"]["seeds"] == [1234, 1235]
-    assert "| TtT without SST | 2 | 11.0 ± 0.0 |" in (out / "comparison.md").read_text()
+    assert "| TtT without SST | 2 | 11.0 ± 0.0 | 11.0 ± 0.0 (3.0) |" in (out / "comparison.md").read_text()
     page = (out / "comparison.html").read_text()
     assert page.count("<svg") == 1 and "Learning curves" in page
 

@@ -82,3 +82,21 @@ def test_a_score_names_its_normalisers_and_comes_back_from_a_record() -> None:
     assert record["normaliser"] == "basic + zh-char"
     assert Score.from_dict(record) == total
     assert Score.from_dict(Score().to_dict()) == Score()
+
+
+def test_a_numeral_is_read_as_the_reference_says_it() -> None:
+    spelt = normaliser("spelt-en")
+    for reference in ("three one four", "three hundred fourteen", "314"):
+        assert Score.of(reference, "3-1-4" if reference == "three one four" else "314", spelt).words.edits == 0
+    assert Score.of("three one four", "315", spelt).words == Counts(2, 1, 0, 0)
+    assert Score.of("three one four", "314", BASIC).words == Counts(0, 1, 2, 0)
+
+
+def test_a_transcript_without_end_is_cut_by_the_length_of_the_reference() -> None:
+    endless = "one two " * 200
+    assert Score.of("one two", endless, BASIC).words.edits == 398
+    assert Score.of("one two", endless, BASIC, most=2).words == Counts(2, 0, 0, 2)
+    assert Score.of("one two", "one two two", BASIC, most=2).words == Counts(2, 0, 0, 1)  # what fits is not cut
+    cut = Score.of("一二", "一二" * 50, normaliser("zh"), most=2)
+    assert (cut.words.edits, cut.characters.edits) == (2, 2)
+    assert Score.of("...", endless, BASIC, most=2).words == Counts()

@@ -99,6 +99,62 @@ def test_a_judge_that_hears_everything(run: Evaluate, tmp_path: Path) -> None:
     assert summary["judge"] == command
 
 
+def hears(path: Path, *lines: str) -> str:
+    """A judge: a program that has `wave` and `rate` and sets `text`."""
+    program = ["import sys, pathlib, soundfile", "wave, rate = soundfile.read(sys.argv[1])", "text = ''"]
+    path.write_text("\n".join([*program, *lines, "open(sys.argv[2], 'w').write(text)"]))
+    return f"command:{shlex.join([sys.executable, str(path)])} {{wav}} {{text}}"
+
+
+def test_each_judge_is_shown_beside_its_ceiling(run: Evaluate, workplace: Path, tmp_path: Path) -> None:
+    right = hears(tmp_path / "right.py", "text = '1 2'")
+    endless = hears(tmp_path / "endless.py", "text = 'one two ' * 500")
+    judges = ["--judge", "model", "--judge", right, "--judge", endless, "--normaliser", "spelt-en"]
+    summary = run("tts", None, *judges)
+    found, judged = records(tmp_path, "tts"), summary["judges"]
+    assert list(judged) == ["model", "command", "command_2"]
+    assert [judge["own_ears"] for judge in judged.values()] == [True, False, False]
+    spoken = sum(record["wav"] is not None for record in found)
+    assert spoken and summary["wer"] == judged["model"]["speech"]["value"]
+    assert judged["command"]["speech"]["value"] == round(1 - spoken / 4, 6)
+    assert judged["command"]["recording"]["value"] == judged["command"]["codec"]["value"] == 0
+    # Of 1,000 words four count: as many again as the reference has.
+    assert judged["command_2"]["recording"]["value"] == judged["command_2"]["codec"]["value"] == 1
+    assert (judged["command_2"]["num_cut"], judged["command"]["num_cut"]) == (spoken, 0)
+    assert "2 words per word" in summary["cut"]
+    assert len(found[0]["heard"]["recording"]["command_2"].split()) == 1000
+    markdown, page = ((tmp_path / "out" / f"tts{end}").read_text() for end in ("_summary.md", ".html"))
+    for text in (markdown, page):
+        assert "the model itself (its own ears)" in text and "through the codec" in text and "2 words per word" in text
+    assert "got by command_2" in page
+
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(UserError, match="is named twice"):
+        run("tts", None, "--judge", "model", "--judge", "model")
+
+
+def test_a_recording_that_is_gone_costs_its_ceiling_alone(
+    run: Evaluate, workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_lines(
+        workplace / "some.jsonl", [line(0), line(1, audio="gone.wav"), {"text": "one", "id": "text alone"}]
+    )
+    summary = run("tts", data, "--judge", hears(tmp_path / "judge.py", "text = 'one two'"))
+    assert (summary["items"], summary["errors"]) == (3, 0)
+    assert {source: summary["judges"]["command"][source]["items"] for source in ("speech", "recording", "codec")} == {
+        "speech": 3, "recording": 1, "codec": 1,
+    }  # fmt: skip
+
+
+def test_answers_are_right_as_each_judge_hears_them(run: Evaluate, workplace: Path, tmp_path: Path) -> None:
+    questions = [{"id": str(n), "question": "Which number?", "answers": ["seven"]} for n in range(3)]
+    data = write_lines(workplace / "sevens.jsonl", questions)
+    deaf, good = hears(tmp_path / "deaf.py"), hears(tmp_path / "good.py", "text = 'Seven!'")
+    summary = run("audio_qa", data, "--judge", deaf, "--judge", good)
+    spoken = sum(record["wav"] is not None for record in records(tmp_path, "audio_qa"))
+    assert (summary["speech_accuracy"], summary["speech_command_2_accuracy"]) == (0, round(spoken / 3, 6))
+
+
 def test_a_judge_that_fails_once_costs_one_item(run: Evaluate, tmp_path: Path) -> None:
     program = "import sys, pathlib; calls = pathlib.Path(sys.argv[3]); calls.open('a').write('x')\n"
     program += "len(calls.read_text()) < 3 and sys.exit('no ears')\nopen(sys.argv[2], 'w').write('one two')"

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from transformers import (
 from ttt_dist.audio.melvq import MelVQ, MelVQSettings
 from ttt_dist.decode_settings import DecodeSettings
 from ttt_dist.errors import UserError
+from ttt_dist.evaluation import recognisers
 from ttt_dist.evaluation.judge import Judge, ModelJudge, load_judge
 from ttt_dist.evaluation.recognisers import Ctc, Recogniser, Whisper, pieces
 from ttt_dist.inference.decoder import Decoder, Request
@@ -165,6 +167,21 @@ def test_long_speech_is_heard_in_pieces(whisper: Path, ctc: Path) -> None:
         assert len(parts) == 4 and torch.equal(torch.cat(parts), long)
         heard = judged(judge, parts, ["en"] * 4)
         assert judged(judge, [short, long], ["zh", "en"])[1] == " ".join(heard).strip()
+
+
+def test_threads_hear_a_batch_each(whisper: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge, waves, together = Whisper(whisper), noise(0.3, 0.9, 0.5, 1.0), Barrier(2, timeout=60)
+    alone = [judged(judge, [wave], ["en"])[0] for wave in waves]
+    recognise = judge.recognise
+
+    def two_at_once(batch: Sequence[Tensor], lang: str | None) -> list[str]:
+        together.wait()
+        return recognise(batch, lang)
+
+    judge.batch_size = 1
+    monkeypatch.setattr(judge, "recognise", two_at_once)
+    monkeypatch.setattr(recognisers, "num_threads", lambda device: 2)
+    assert judged(judge, waves, ["en"] * 4) == alone
 
 
 def test_a_piece_ends_where_it_is_quiet() -> None:

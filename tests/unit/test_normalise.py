@@ -24,6 +24,13 @@ BARE = "whisper-en (no spelling table)"
         ("whisper-en", "three one four", "314"),
         ("whisper-en", "[noise] Um, twenty-one (laughs) cafés", "21 cafes"),
         ("whisper-en", "hmm", ""),
+        (
+            "spelt-en",
+            "Call 911, 0 or 3-1-4: 2,050 MP3s",
+            "call nine hundred eleven zero or three one four two thousand fifty mp3s",
+        ),
+        ("spelt-en", "007 and 19 x 80, 1,2", "zero zero seven and nineteen x eighty one two"),
+        ("spelt-en", "21000000, 1000000000000", f"twenty one million one{' zero' * 12}"),
         ("zh-char", "你好，world！３ 个", "你 好 world 3 个"),
         ("zh-char", "ＡＢ中C文don't", "ab 中 c 文 don't"),
         ("zh-char", "〇々\U00020000。", "〇 々 \U00020000"),

@@ -10,14 +10,15 @@ from ttt_dist.evaluation.tools import Notes, Tools
 
 
 def audio_qa(tools: Tools, items: Sequence[Item], notes: Notes) -> list[Record]:
-    """The answer to each question, as text and as the judge hears it."""
+    """The answer to each question, as text and as the judges hear it."""
     requests = notes.each(tools.hear(items, notes), lambda item, codes: tools.request(item, item.entry, codes))
     if tools.plan.text_only:
         results = tools.answer(requests, notes.done(1.0), stop_at_last_span=True)
         return [_asked(item) | {"text": result.text, "finish": result.finish} for item, result in results]
     said = tools.say(tools.answer(requests, notes.done(0.5)), notes, notes.done(0.5))
     return [
-        _asked(item) | {"text": speech.result.text, "heard": speech.heard} | speech.record() for item, speech in said
+        _asked(item) | {"text": speech.result.text, "heard": speech.first, "heard_by": speech.heard} | speech.record()
+        for item, speech in said
     ]
 
 
@@ -28,10 +29,14 @@ def _asked(item: Item) -> Record:
 
 
 def score_answers(records: Sequence[Record], normalisers: Normalisers) -> Scored:
-    """Reference-contained accuracy of the text and of the speech, over the questions with accepted answers."""
+    """Reference-contained accuracy of the text and of the speech, over the questions with accepted answers.
+
+    `speech` is as the first judge hears it, `speech_LABEL` as another one.
+    """
     scored = [record | _is_right(record, normalisers) for record in records]
     figures: dict[str, Figure] = {}
-    for name in ("text", "speech"):
+    others = [f"speech_{label}" for record in records[:1] for label in list(record.get("heard_by", {}))[1:]]
+    for name in ("text", "speech", *others):
         known = [record for record in scored if f"{name}_is_right" in record]
         if known:
             rights = [record[f"{name}_is_right"] for record in known]
@@ -41,6 +46,8 @@ def score_answers(records: Sequence[Record], normalisers: Normalisers) -> Scored
 
 def _is_right(record: Record, normalisers: Normalisers) -> Record:
     given = {"text_is_right": record.get("text"), "speech_is_right": record.get("heard")}
+    others = list(record.get("heard_by", {}).items())[1:]
+    given |= {f"speech_{label}_is_right": text for label, text in others}
     return {
         name: contains_reference(answer, record["answers"], normalisers.of(record))
         for name, answer in given.items()

@@ -54,15 +54,11 @@ class Score:
     """Names of those that the texts went through: one per language."""
 
     @classmethod
-    def of(cls, reference: str, hypothesis: str, normaliser: Normaliser) -> "Score":
-        """Of normalised texts. An empty reference counts all of the hypothesis as inserted."""
-        words, characters = normaliser(reference), normaliser.characters(reference)
-        heard, heard_characters = normaliser(hypothesis), normaliser.characters(hypothesis)
-        names = frozenset([normaliser.name])
-        if not words:
-            return cls(Counts(insertions=len(heard.split())), Counts(insertions=len(heard_characters)), names)
-        by_word = jiwer.process_words(words, heard)
-        return cls(_counts(by_word), _counts(jiwer.process_characters(characters, heard_characters)), names)
+    def of(cls, reference: str, hypothesis: str, normaliser: Normaliser, most: float | None = None) -> "Score":
+        """Of the texts as `compared` gives them. An empty reference counts all of the hypothesis as inserted."""
+        wanted, heard = compared(reference, hypothesis, normaliser, most)
+        characters = _by_character(normaliser.counted(wanted), normaliser.counted(heard))
+        return cls(_by_word(wanted, heard), characters, frozenset([normaliser.name]))
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Score":
@@ -79,6 +75,25 @@ class Score:
         rounded = {name: None if rate is None else round(rate, 6) for name, rate in rates.items()}
         counts = {"words": asdict(self.words), "characters": asdict(self.characters)}
         return rounded | counts | {"normaliser": " + ".join(sorted(self.normalisers))}
+
+
+def compared(reference: str, hypothesis: str, normaliser: Normaliser, most: float | None = None) -> tuple[str, str]:
+    """Both texts normalised: of the readings of the hypothesis, the one with the fewest errors.
+
+    `most`: it is cut after so many words per word of the reference.
+    """
+    wanted = normaliser(reference)
+    limit = None if most is None else int(most * len(wanted.split()))
+    readings = [" ".join(text.split()[:limit]) for text in normaliser.readings(hypothesis)]
+    return wanted, min(readings, key=lambda heard: _by_word(wanted, heard).edits)
+
+
+def _by_word(wanted: str, heard: str) -> Counts:
+    return _counts(jiwer.process_words(wanted, heard)) if wanted else Counts(insertions=len(heard.split()))
+
+
+def _by_character(wanted: str, heard: str) -> Counts:
+    return _counts(jiwer.process_characters(wanted, heard)) if wanted else Counts(insertions=len(heard))
 
 
 def _counts(output: jiwer.WordOutput | jiwer.CharacterOutput) -> Counts:

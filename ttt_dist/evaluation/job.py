@@ -89,7 +89,7 @@ class EvaluationJob(PartJob):
         with_suffix(self.prefix(number), ".json").unlink(missing_ok=True)
         write_jsonl(path, records)
         counts = {"records": len(records)}
-        made = {"made_from": self.made_from, "part": number, "parts": self.num_parts, "judge": self._judge_name}
+        made = {"made_from": self.made_from, "part": number, "parts": self.num_parts, "judges": self._judge_names}
         written = {
             "files": {path.name: describe_file(path)},
             "wavs": [name for record in records for name in wavs(record)],
@@ -103,15 +103,15 @@ class EvaluationJob(PartJob):
         return spoken and has_files(self.prefix(number), part)
 
     @property
-    def _judge_name(self) -> str | None:
-        return None if self.tools.judge is None else self.tools.judge.name
+    def _judge_names(self) -> dict[str, str]:
+        return {label: judge.name for label, judge in self.tools.judges.items()}
 
     def _lines_of(self, number: int) -> list[Item | str]:
         return self.lines[number * self.plan.part_size : (number + 1) * self.plan.part_size]
 
     def collect(self) -> "Collection | None":
         """What all parts hold, in order; None where one is still to be made."""
-        found = Collection([], [], None)
+        found = Collection([], [], {})
         for number in range(self.num_parts):
             part = read_part(self.prefix(number), AGAIN)
             if part is None or not self._is_whole(number, part):
@@ -119,7 +119,7 @@ class EvaluationJob(PartJob):
             text = with_suffix(self.prefix(number), ".jsonl").read_text(encoding="utf8")
             found.records += [json.loads(line) for line in text.split("\n") if line]
             found.problems += part["problems"]
-            found.judge = found.judge or part["judge"]
+            found.judges |= part["judges"]
         return found
 
 
@@ -129,8 +129,8 @@ class Collection:
 
     records: list[Record]
     problems: list[str]
-    judge: str | None
-    """The name of who transcribed speech."""
+    judges: dict[str, str]
+    """By label, the names of those who transcribed speech."""
 
 
 def write_jsonl(path: Path, records: list[Record]) -> None:

@@ -16,12 +16,10 @@ from ttt_dist.audio.codec import Codes
 from ttt_dist.audio.command import Command
 from ttt_dist.decode_settings import DecodeSettings
 from ttt_dist.errors import UserError
-from ttt_dist.evaluation.plan import JUDGES
+from ttt_dist.evaluation.plan import JUDGE_FLAG, OWN, parse
 from ttt_dist.evaluation.recognisers import Ctc, Whisper
 from ttt_dist.inference.decoder import Decoder, Request
 from ttt_dist.sequence.templates import ChatTemplate
-
-FLAG = "--judge"
 
 
 class Judge(Protocol):
@@ -53,14 +51,12 @@ def load_judge(
     device: str | None = None,
 ) -> Judge:
     """One of JUDGES; all but `spec` and `device` serve the model itself. Raises UserError naming what is wrong."""
-    kind, _, place = spec.partition(":")
-    if spec == "model":
+    kind, place = parse(spec)
+    if kind == OWN:
         return ModelJudge(decoder, codec, template, settings)
-    if kind in ("whisper", "ctc") and place:
-        return (Whisper if kind == "whisper" else Ctc)(Path(place), device)
-    if kind == "command" and place:
+    if kind == "command":
         return CommandJudge(place)
-    raise UserError(f"{FLAG} {spec}: is no judge; write {JUDGES}")
+    return (Whisper if kind == "whisper" else Ctc)(Path(place), device)
 
 
 class ModelJudge:
@@ -102,7 +98,7 @@ class CommandJudge:
         self.name = f"command:{command}"
         self.takes_all = "{wavs}" in command
         names = ("{wavs}", "{texts}") if self.takes_all else ("{wav}", "{text}")
-        self.command = Command(FLAG, command, names, f"command:python recognise.py {' '.join(names)}")
+        self.command = Command(JUDGE_FLAG, command, names, f"command:python recognise.py {' '.join(names)}")
 
     def transcribe(
         self, waves: Sequence[Tensor], langs: Sequence[str | None], on_done: Callable[[], None] = lambda: None
@@ -132,7 +128,7 @@ class CommandJudge:
         lines = self._read(texts).removesuffix("\n").split("\n")
         if len(lines) != len(wavs):
             raise UserError(
-                f"{FLAG}: {self.command.program} wrote {len(lines)} lines of text for {len(wavs)} of speech; "
+                f"{JUDGE_FLAG}: {self.command.program} wrote {len(lines)} lines of text for {len(wavs)} of speech; "
                 "let it write one each, empty where it hears nothing"
             )
         return [line.strip() for line in lines]
@@ -142,5 +138,5 @@ class CommandJudge:
             return path.read_text(encoding="utf8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"{FLAG}: {self.command.program} ended well, but wrote no text in UTF-8 ({error}); correct it"
+                f"{JUDGE_FLAG}: {self.command.program} ended well, but wrote no text in UTF-8 ({error}); correct it"
             ) from error

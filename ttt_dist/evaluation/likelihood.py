@@ -21,7 +21,7 @@ from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.plan import Plan, is_shards
 from ttt_dist.evaluation.scores import Figure, Normalisers, Record, Scored, ids
 from ttt_dist.evaluation.tools import Notes, Tools
-from ttt_dist.inference.decoder import Request
+from ttt_dist.inference.decoder import Request, num_threads
 from ttt_dist.model.attention import attention_plan
 from ttt_dist.model.loss import loss_rows
 from ttt_dist.model.loss_chunks import CHUNK_ROWS
@@ -54,7 +54,7 @@ def likelihood(tools: Tools, items: Sequence[Item], notes: Notes) -> list[Record
         notes.advance(len(items) / len(rows))
         return item.record() | {"id": name} | of_sample
 
-    with ThreadPoolExecutor(tools.num_threads) as pool:
+    with ThreadPoolExecutor(num_threads(next(tools.folder.model.parameters()).device)) as pool:
         return list(pool.map(measured, usable))
 
 

@@ -12,8 +12,9 @@ from functools import cache
 from pathlib import Path
 
 from ttt_dist.errors import UserError
+from ttt_dist.evaluation.spelling import THOUSANDS, as_number, digit_by_digit, spelt
 
-NAMES = ("basic", "whisper-en", "zh-char")
+NAMES = ("basic", "spelt-en", "whisper-en", "zh-char")
 SPELLING = "normalizer.json"  # beside the weights of a Whisper folder: British spellings and their American form
 
 ENGLISH = {"en", "eng", "english"}
@@ -31,6 +32,8 @@ class Normaliser:
     function: Callable[[str], str]
     has_spaces: bool = True
     """Whether the spaces are the text's own, and so count as characters."""
+    otherwise: Callable[[str], str] | None = None
+    """Another way to read what was heard, as good as `function`."""
 
     def __call__(self, text: str) -> str:
         return self.function(text)
@@ -39,9 +42,17 @@ class Normaliser:
         """The words of the normalised text."""
         return self(text).split()
 
+    def readings(self, text: str) -> list[str]:
+        """The normalised texts that a hypothesis may stand for: "314" is "three one four" as well."""
+        return [self(text)] if self.otherwise is None else [self(text), self.otherwise(text)]
+
     def characters(self, text: str) -> str:
         """The normalised text as its characters are counted."""
-        return self(text) if self.has_spaces else "".join(self.words(text))
+        return self.counted(self(text))
+
+    def counted(self, normalised: str) -> str:
+        """The characters of a normalised text that count."""
+        return normalised if self.has_spaces else normalised.replace(" ", "")
 
 
 def normaliser(name_or_lang: str | None, folder: Path | None = None) -> Normaliser:
@@ -52,6 +63,8 @@ def normaliser(name_or_lang: str | None, folder: Path | None = None) -> Normalis
     asked = re.split("[-_]", name_or_lang.lower())[0] if name_or_lang and name_or_lang not in NAMES else name_or_lang
     if asked == "whisper-en" or asked in ENGLISH:
         return _whisper_english(folder)
+    if asked == "spelt-en":
+        return SPELT_ENGLISH
     return ZH_CHAR if asked == "zh-char" or asked in CHINESE else BASIC
 
 
@@ -74,8 +87,15 @@ def zh_char(text: str) -> str:
     return basic(HAN.sub(r" \1 ", unicodedata.normalize("NFKC", text)))
 
 
+def _spelt(text: str, read: Callable[[str], str]) -> str:
+    return spelt(basic(THOUSANDS.sub("", text)), read)
+
+
 BASIC = Normaliser("basic", basic)
 ZH_CHAR = Normaliser("zh-char", zh_char, has_spaces=False)
+SPELT_ENGLISH = Normaliser(
+    "spelt-en", lambda text: _spelt(text, as_number), otherwise=lambda text: _spelt(text, digit_by_digit)
+)
 
 
 @cache

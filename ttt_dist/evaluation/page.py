@@ -10,8 +10,11 @@ import soundfile
 from ttt_dist.audio import UtteranceReader
 from ttt_dist.errors import UserError
 from ttt_dist.evaluation import report
+from ttt_dist.evaluation.ears import EARS_NOTE, MOST, by_judge
+from ttt_dist.evaluation.error_rates import compared
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.plan import Plan
+from ttt_dist.evaluation.quality import QUALITY_NOTE, as_table
 from ttt_dist.evaluation.scores import Normalisers, Record, wavs
 from ttt_dist.evaluation.tools import locate
 from ttt_dist.sequence.clips import clips
@@ -36,6 +39,7 @@ def render(
     sections = [
         report.figures({name: _percent(name, score["value"]) for name, score in summary["scores"].items()}),
         report.section("Scores", "With 95 % intervals over the items.", _scores(summary)),
+        *own_speech(summary),
         report.section("Items", note, report.table(names, cells)),
     ]
     if summary["errors"]:
@@ -76,9 +80,7 @@ class Players:
 def _cells(record: Record, normalisers: Normalisers) -> dict[str, str]:
     """Name of column -> cell, as HTML: what was wanted, and what came."""
     if "reference" in record:
-        norm = normalisers.of(record)
-        marked = report.marked(norm(record["reference"]), norm(record["hypothesis"]))
-        return {"wanted": report.plain(record["reference"]), "got": marked}
+        return {"wanted": report.plain(record["reference"])} | _transcripts(record, normalisers)
     if "captions" in record:
         wanted = "<br>".join(map(report.plain, record["captions"]))
         return {"wanted": wanted, "got": report.plain(record["hypothesis"]), "CIDEr-D": f"{record['cider_d']:.2f}"}
@@ -102,10 +104,30 @@ def _cells(record: Record, normalisers: Normalisers) -> dict[str, str]:
     }
 
 
+def _transcripts(record: Record, normalisers: Normalisers) -> dict[str, str]:
+    """What was heard, with its errors marked: of speech by every judge, cut as it is scored."""
+    most = MOST if "heard" in record else None
+    others = list(record["heard"]["speech"].items())[1:] if "heard" in record else []
+    given = {"got": record["hypothesis"]} | {f"got by {label}": text for label, text in others}
+    norm = normalisers.of(record)
+    return {name: report.marked(*compared(record["reference"], text, norm, most)) for name, text in given.items()}
+
+
 def _chat_lines(record: Record) -> Iterator[str]:
     for answer in record["answers"]:
         yield f"<b>{report.plain(answer['question'] or '(spoken)')}</b>"
         yield report.plain(answer["text"] or "(no text)", not answer["text"])
+
+
+def own_speech(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Sections of own speech beside its ceiling: as each judge hears it, and how it sounds; none of what is not known."""
+    cut = f" {summary['cut'].capitalize()}." if "cut" in summary else ""
+    kinds = {"Own speech by judge": (by_judge, EARS_NOTE + cut), "Quality of speech": (as_table, QUALITY_NOTE)}
+    for title, (make, note) in kinds.items():
+        table = make(summary)
+        if table:
+            cells = [[report.plain(cell) for cell in row] for row in table[1:]]
+            yield report.section(title, f"{note} With 95 % intervals.", report.table(table[0], cells))
 
 
 def _scores(summary: Mapping[str, Any]) -> str:

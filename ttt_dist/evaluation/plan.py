@@ -1,5 +1,6 @@
 """What an evaluation is asked to do, and the fingerprint by which its parts know each other."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,12 @@ from typing import Any
 from ttt_dist.data import metadata
 from ttt_dist.data.metadata import with_suffix
 from ttt_dist.decode_settings import DecodeSettings
+from ttt_dist.errors import UserError
 from ttt_dist.files import sha256_file, sha256_folder
 
-FORMAT = "ttt_dist evaluation 1"
+FORMAT = "ttt_dist evaluation 2"
+JUDGE_FLAG = "--judge"
+OWN = "model"
 JUDGES = "model, whisper:DIR, ctc:DIR or command:'PROGRAM {wav} {text}'"
 
 
@@ -21,7 +25,7 @@ class Form:
     """Whose prompt it asks by, unless the user names another; None where the user must."""
     speaks: bool = False
     is_judged: bool = False
-    """Whether speech is transcribed by a judge."""
+    """Whether speech is transcribed by judges."""
 
 
 FORMS = {
@@ -46,10 +50,11 @@ class Plan:
     template: str
     decoding: DecodeSettings
     audio_root: Path | None = None
-    judge: str = "model"
+    judges: tuple[str, ...] = ("model",)
     decoder_command: str | None = None
     normaliser: str | None = None
     text_only: bool = False
+    quality: bool = False
     draws: int = 8
     """Of noise, per sample of the likelihood."""
     limit: int | None = None
@@ -64,10 +69,9 @@ class Plan:
         return self.out / "parts" / self.task
 
     @property
-    def judge_folder(self) -> Path | None:
-        """The folder of a judge that is a published recogniser."""
-        kind, _, place = self.judge.partition(":")
-        return Path(place) if kind in ("whisper", "ctc") and place else None
+    def judge_folders(self) -> list[Path]:
+        """The folders of the judges that are published recognisers."""
+        return [Path(place) for kind, place in map(parse, self.judges) if kind in ("whisper", "ctc")]
 
     def fingerprint(self) -> dict[str, Any]:
         """All that decides the records: flat, so that the first difference can be named.
@@ -76,14 +80,20 @@ class Plan:
         """
         import torch
 
-        judge = self.judge_folder
+        judge_folder = " ".join(map(sha256_folder, self.judge_folders)) or None
         model = {"model": sha256_folder(self.model), "data": self._data_hash()}
-        about = {name: getattr(self, name) for name in ("task", "template", "limit", "part_size", "seed", "judge")}
-        about |= {"decoder_command": self.decoder_command, "text_only": self.text_only, "draws": self.draws}
+        about = {name: getattr(self, name) for name in ("task", "template", "limit", "part_size", "seed")}
+        about |= {
+            "judge": " and ".join(self.judges),
+            "decoder_command": self.decoder_command,
+            "text_only": self.text_only,
+            "quality": self.quality,
+            "draws": self.draws,
+        }
         decoding = {f"decoding.{name}": value for name, value in asdict(self.decoding).items()}
         device = "cuda" if torch.cuda.is_available() else "cpu"  # which also decides the precision
         known = {"format": FORMAT, "device": device, **model, **about}
-        return known | {"judge_folder": judge and sha256_folder(judge), **decoding}
+        return known | {"judge_folder": judge_folder, **decoding}
 
     def _data_hash(self) -> str:
         """Of shards that of their JSON files, which hold the checksums of the others."""
@@ -96,3 +106,26 @@ class Plan:
 def is_shards(data: Path) -> bool:
     """Whether `data` is a prefix of packed shards, and no data file."""
     return not data.is_file() and with_suffix(data, ".json").is_file()
+
+
+def labels(specs: Sequence[str]) -> dict[str, str]:
+    """A short name for each judge -> its spec: its kind, with a number where there are several of one kind.
+
+    Raises UserError where one is no judge, or named twice.
+    """
+    found: dict[str, str] = {}
+    for spec in specs:
+        kind, _ = parse(spec)
+        if spec in found.values():
+            raise UserError(f"{JUDGE_FLAG} {spec}: is named twice; name each judge once")
+        same = sum(parse(other)[0] == kind for other in found.values())
+        found[f"{kind}_{same + 1}" if same else kind] = spec
+    return found
+
+
+def parse(spec: str) -> tuple[str, str]:
+    """The kind of a judge, and its folder or command. Raises UserError where it is none of JUDGES."""
+    kind, _, place = spec.partition(":")
+    if spec != OWN and (kind not in ("whisper", "ctc", "command") or not place):
+        raise UserError(f"{JUDGE_FLAG} {spec}: is no judge; write {JUDGES}")
+    return kind, place

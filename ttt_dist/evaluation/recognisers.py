@@ -8,6 +8,7 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ttt_dist.audio.batches import choose_device, fit, inference
 from ttt_dist.audio.pretrained import BROKEN, first_line, quiet, read_model
 from ttt_dist.audio.published import CONFIG, REMEDY, read_config
 from ttt_dist.errors import UserError
+from ttt_dist.inference.decoder import num_threads
 
 PIECE_S = 30  # longest speech that a CTC network hears at once; Whisper's folder says its own length
 SEARCH = 1 / 6  # of a piece: it may end so much earlier, where it is quietest
@@ -78,18 +80,28 @@ class Recogniser(ABC):
         window = int(WINDOW_S * self.sample_rate)
         parts = [(owner, part) for owner, wave in enumerate(waves) for part in pieces(wave, self.longest, window)]
         left, texts = Counter(owner for owner, _ in parts), [""] * len(parts)
-        for batch in self._batches([langs[owner] for owner, _ in parts]):
-            heard = self.recognise([parts[index][1] for index in batch], langs[parts[batch[0]][0]])
-            for index, text in zip(batch, heard, strict=True):
-                texts[index] = text.strip()
-                owner = parts[index][0]
-                left[owner] -= 1
-                if not left[owner]:
-                    on_done()
+        for index, text in self._heard([part for _, part in parts], [langs[owner] for owner, _ in parts]):
+            texts[index] = text.strip()
+            owner = parts[index][0]
+            left[owner] -= 1
+            if not left[owner]:
+                on_done()
         joined: list[list[str]] = [[] for _ in waves]
         for (owner, _), text in zip(parts, texts, strict=True):
             joined[owner].append(text)
         return [" ".join(filter(None, part)) for part in joined]
+
+    def _heard(self, parts: Sequence[Tensor], langs: Sequence[str | None]) -> Iterator[tuple[int, str]]:
+        """(index, text) of each part. Where one operation leaves cores of the CPU idle, batches are heard side by side."""
+        batches = list(self._batches(langs))
+
+        def hear(batch: Sequence[int]) -> list[str]:
+            return self.recognise([parts[index] for index in batch], langs[batch[0]])
+
+        # What transformers may say is set for the whole process, so not by each thread.
+        with quiet(), ThreadPoolExecutor(num_threads(self.device)) as pool:
+            for batch, texts in zip(batches, pool.map(hear, batches), strict=True):
+                yield from zip(batch, texts, strict=True)
 
     def _batches(self, langs: Sequence[str | None]) -> Iterator[list[int]]:
         """Indices, those of one language together."""
@@ -117,7 +129,7 @@ class Whisper(Recogniser):
         """As `Recogniser`; every piece is filled up to the same length, so none depends on another."""
         inputs = self.extractor([part.numpy() for part in batch], sampling_rate=self.sample_rate, return_tensors="pt")
         features = inputs.input_features.to(self.device, self.model.dtype)
-        with inference(), quiet():
+        with inference():
             ids = self.model.generate(features, do_sample=False, num_beams=1, **self._task(lang))
         return list(self.tokenizer.batch_decode(ids, skip_special_tokens=True))
 
@@ -146,7 +158,7 @@ class Ctc(Recogniser):
         """As `Recogniser`, whatever the language."""
         wave = fit(batch[0], max(len(batch[0]), int(SHORTEST_S * self.sample_rate)))
         inputs = self.extractor(wave.numpy(), sampling_rate=self.sample_rate, return_tensors="pt").to(self.device)
-        with inference(), quiet():
+        with inference():
             ids = self.model(**inputs).logits.argmax(dim=-1)
         text = str(self.tokenizer.decode(ids[0]))  # told to skip special tokens it skips blanks: "all" becomes "al"
         return [re.sub("|".join(map(re.escape, self.tokenizer.all_special_tokens)), "", text)]

@@ -28,7 +28,7 @@ def write_results(job: EvaluationJob) -> dict[str, Any] | None:
     if collected is None:
         return None
     task = TASKS[plan.task]
-    normalisers = Normalisers(plan.normaliser, plan.judge_folder)
+    normalisers = Normalisers(plan.normaliser, next(iter(plan.judge_folders), None))
     scored = task.score(collected.records, normalisers)
     summary = summarise(plan, job.made_from, collected, scored)
     worst = sorted(scored.records, key=task.worst, reverse=True)

@@ -58,9 +58,9 @@ class Normalisers:
         return " + ".join(sorted({self.of(record).name for record in records}))
 
 
-def error_rates(records: Sequence[Record], normalisers: Normalisers) -> Scored:
-    """WER and CER of `hypothesis` against `reference`, and the counts that they are made of."""
-    scores = [Score.of(record["reference"], record["hypothesis"], normalisers.of(record)) for record in records]
+def error_rates(records: Sequence[Record], normalisers: Normalisers, most: float | None = None) -> Scored:
+    """WER and CER of `hypothesis` against `reference`, and the counts that they are made of; `most` as `Score.of`."""
+    scores = [Score.of(record["reference"], record["hypothesis"], normalisers.of(record), most) for record in records]
     total = sum(scores, Score())
     figures = {}
     for name, unit in (("wer", "words"), ("cer", "characters")):

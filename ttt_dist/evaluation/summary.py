@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ttt_dist.evaluation.ears import by_judge, called
 from ttt_dist.evaluation.job import Collection
-from ttt_dist.evaluation.plan import Plan
+from ttt_dist.evaluation.plan import OWN, Plan
+from ttt_dist.evaluation.quality import as_table
 from ttt_dist.evaluation.scores import Scored
 
 TOLD = 20  # problems named in a summary; the parts name all
@@ -19,13 +21,15 @@ def summarise(plan: Plan, made_from: dict[str, Any], collected: Collection, scor
         "items": len(scored.records),
         "errors": len(collected.problems),
         "scores": {name: figure.to_dict() for name, figure in scored.figures.items()},
-        "judge": collected.judge,
+        "judge": next(iter(collected.judges.values()), None),
         "model": str(plan.model),
         "model_sha256": made_from["model"],
         "device": made_from["device"],
         "data": str(plan.data),
         "template": plan.template,
     }
+    for label, name in collected.judges.items():
+        about.setdefault("judges", {}).setdefault(label, {}).update(judge=name, own_ears=label == OWN)
     if plan.decoder_command is not None:
         about["decoder_command"] = plan.decoder_command
     if plan.task == "likelihood":
@@ -46,7 +50,8 @@ def as_markdown(summary: dict[str, Any]) -> str:
         "data": summary["data"],
         "template": summary["template"],
         "device": summary["device"],
-        "judge": summary["judge"],
+        "judges": ", ".join(called(label, judge["judge"]) for label, judge in summary.get("judges", {}).items()),
+        "cut": summary.get("cut"),
         "decoder command": summary.get("decoder_command"),
         "decoding": _listed(summary.get("decoding", {})),
         "noise": _listed(summary.get("noise", {})),
@@ -59,6 +64,7 @@ def as_markdown(summary: dict[str, Any]) -> str:
     parts = [
         f"# {summary['task']}",
         table(["score", "value", "95 % interval", "items", "by"], rows),
+        *(table(found[0], found[1:]) for found in (by_judge(summary), as_table(summary)) if found),
         f"{summary['items']:,} items scored, {summary['errors']:,} not usable.",
         "\n".join(told),
         "\n".join(["## Not usable", "", *problems]) if problems else "",

@@ -8,6 +8,7 @@ from data_prep.entry import Entry
 from ttt_dist.evaluation import benchmarks
 from ttt_dist.evaluation.answers import audio_qa, score_answers
 from ttt_dist.evaluation.chats import score_chats, speech_chat
+from ttt_dist.evaluation.ears import score_speech
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.likelihood import likelihood, score_likelihood
 from ttt_dist.evaluation.plan import FORMS
@@ -49,7 +50,7 @@ def _audio_nats(record: Record) -> float:
 
 TASKS = {
     "asr": Task(benchmarks.transcript, asr, error_rates, _errors),
-    "tts": Task(benchmarks.spoken_text, tts, error_rates, _errors),
+    "tts": Task(benchmarks.spoken_text, tts, score_speech, _errors),
     "audio_qa": Task(benchmarks.question, audio_qa, score_answers, _wrong_answers),
     "caption": Task(benchmarks.captions, caption, score_captions, lambda record: -record["cider_d"]),
     "classification": Task(benchmarks.labelled, classify, score_labels, lambda record: not record["is_right"]),

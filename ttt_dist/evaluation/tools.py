@@ -1,26 +1,30 @@
-"""What a part of an evaluation works with: the model, its codec and templates, the judge, and where speech is written."""
+"""What a part of an evaluation works with: the model, its codec and templates, the judges, and where speech is written."""
 
 import multiprocessing
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from data_prep.entry import Entry, with_paths
-from ttt_dist.audio import Codec, UtteranceReader, load_codec, read_audio, write_wav
+from ttt_dist.audio import Codec, UtteranceReader, load_codec, read_audio, resample, write_wav
 from ttt_dist.audio.batches import choose_device
 from ttt_dist.decode_settings import DecodeSettings
-from ttt_dist.errors import UserError
+from ttt_dist.evaluation.ears import Heard, listen
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.judge import Judge, load_judge
-from ttt_dist.evaluation.plan import Plan
+from ttt_dist.evaluation.notes import Notes
+from ttt_dist.evaluation.plan import Plan, labels
+from ttt_dist.evaluation.quality import Quality
+from ttt_dist.evaluation.sources import Sound
 from ttt_dist.files import writing
 from ttt_dist.inference.decoder import SMALL, Decoder, Request, num_cores
 from ttt_dist.inference.events import Result
@@ -28,48 +32,23 @@ from ttt_dist.model.huggingface import ModelFolder, load_folder
 from ttt_dist.sequence.clips import clips
 from ttt_dist.sequence.templates import ChatTemplate
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
 class Speech:
-    """A response, the file that it was written to (None where nothing was said), and what the judge hears in it."""
+    """A response, the file that it was written to (None where nothing was said), and what the judges hear in it."""
 
     result: Result
     wav: str | None
-    heard: str = ""
+    heard: Heard = field(default_factory=dict)
+
+    @property
+    def first(self) -> str:
+        """What the first judge hears."""
+        return next(iter(self.heard.values()), "")
 
     def record(self) -> dict[str, Any]:
         """How a record tells of it."""
         return {"wav": self.wav, "codes": len(self.result.codes), "finish": self.result.finish}
-
-
-class Notes:
-    """What happens on the way: items that could not be used, and how far it has come."""
-
-    def __init__(self, tick: Callable[[float], None] = lambda _: None) -> None:
-        self.problems: list[str] = []
-        self.num_done = 0.0
-        self._tick = tick
-
-    def each(self, rows: Iterable[tuple[Any, ...]], make: Callable[..., T]) -> list[tuple[Item, T]]:
-        """(item, what `make(item, ...)` gives) for every row that begins with its item; a refusal names the item's line."""
-        made = []
-        for item, *values in rows:
-            try:
-                made.append((item, make(item, *values)))
-            except UserError as error:
-                self.problems.append(f"{item.where}: {error}")
-        return made
-
-    def done(self, share: float) -> Callable[[], None]:
-        """To be called when so much of an item is done."""
-        return lambda: self.advance(share)
-
-    def advance(self, amount: float) -> None:
-        """So much more of the items is done."""
-        self.num_done += amount
-        self._tick(amount)
 
 
 @dataclass
@@ -81,14 +60,11 @@ class Tools:
     decoder: Decoder
     codec: Codec
     template: ChatTemplate
-    reader: UtteranceReader
-    judge: Judge | None
-
-    @property
-    def num_threads(self) -> int:
-        """Threads that may work on a sample of their own each."""
-        on_cuda = next(self.folder.model.parameters()).is_cuda
-        return 1 if on_cuda else max(num_cores() // torch.get_num_threads(), 1)
+    judges: dict[str, Judge]
+    """By label, in the order of the command line; none where nothing is judged."""
+    quality: Quality | None = None
+    readers: dict[int, UtteranceReader] = field(default_factory=dict)
+    """Of recordings, by sample rate in Hz."""
 
     @classmethod
     def open(cls, plan: Plan, speaks: bool, is_judged: bool) -> "Tools":
@@ -102,13 +78,18 @@ class Tools:
         template = ChatTemplate(folder.tokenizer, folder.layout, folder.template)
         if plan.template:
             template.require(plan.template)
-        reader = UtteranceReader(plan.data.parent, codec.sample_rate, audio_root=plan.audio_root)
-        judge = load_judge(plan.judge, decoder, codec, template, plan.decoding) if is_judged else None
-        return cls(plan, folder, decoder, codec, template, reader, judge)
+        judges = {
+            label: load_judge(spec, decoder, codec, template, plan.decoding)
+            for label, spec in (labels(plan.judges) if is_judged else {}).items()
+        }
+        return cls(plan, folder, decoder, codec, template, judges, Quality() if plan.quality else None)
 
     def hear(self, items: Sequence[Item], notes: Notes) -> list[tuple[Item, list[np.ndarray]]]:
         """The codes of each item's recordings, in the order of its clips."""
-        waves = notes.each(((item,) for item in items), lambda item: [self._read(clip) for clip in clips(item.entry)])
+        rate = self.codec.sample_rate
+        waves = notes.each(
+            ((item,) for item in items), lambda item: [self._read(clip, rate) for clip in clips(item.entry)]
+        )
         codes = iter(self.codec.encode([wave for _, recordings in waves for wave in recordings]))
         return [(item, [next(codes) for _ in recordings]) for item, recordings in waves]
 
@@ -146,28 +127,31 @@ class Tools:
     def say(
         self, results: Sequence[tuple[Item, Result]], notes: Notes, done: Callable[[], None]
     ) -> list[tuple[Item, Speech]]:
-        """Write the speech of responses, and have the judge transcribe it."""
+        """Write the speech of responses, and have the judges transcribe it."""
         spoken = notes.each(results, lambda item, result: Speech(result, self.speak(item, result)))
-        heard = self._transcribe([(item, self.plan.out / one.wav) for item, one in spoken if one.wav], notes, done)
-        said = [(item, replace(one, heard=heard.get(item.id, ""))) for item, one in spoken]
-        return [(item, one) for item, one in said if item.id in heard or one.wav is None]
+        heard = listen(self.judges, self.spoken(spoken), notes, done)
+        silent = {item.id: dict.fromkeys(self.judges, "") for item, one in spoken if not one.wav}
+        known = heard | silent
+        return [(item, replace(one, heard=known[item.id])) for item, one in spoken if item.id in known]
 
-    def _transcribe(self, rows: Sequence[tuple[Item, Path]], notes: Notes, done: Callable[[], None]) -> dict[str, str]:
-        """What the judge hears in each file, by the item's id. Where it fails, each is tried alone."""
-        assert self.judge is not None
-        judge = self.judge
+    def spoken(self, said: Sequence[tuple[Item, Speech]]) -> list[tuple[Item, Sound]]:
+        """What was written of it."""
+        return [(item, partial(read_audio, self.plan.out / one.wav)) for item, one in said if one.wav]
 
-        def listen(rows: Sequence[tuple[Item, Path]]) -> list[str]:
-            waves = [read_audio(path, judge.sample_rate) for _, path in rows]
-            return judge.transcribe(waves, [item.lang for item, _ in rows], done)
+    def originals(self, items: Sequence[Item], notes: Notes) -> dict[str, list[tuple[Item, Sound]]]:
+        """`recording`: those of the items that have one; `codec`: the same through the codec and back."""
+        coded = self.hear([item for item in items if len(clips(item.entry)) == 1], notes)
+        decoded = notes.each(((item, codes[0]) for item, codes in coded), lambda _, codes: self.codec.decode(codes))
+        return {
+            "recording": [(item, partial(self._read, clips(item.entry)[0])) for item, _ in coded],
+            "codec": [(item, partial(resample, wave, self.codec.sample_rate)) for item, wave in decoded],
+        }
 
-        try:
-            return {item.id: text for (item, _), text in zip(rows, listen(rows), strict=True)}
-        except UserError:
-            return {item.id: text for item, text in notes.each(rows, lambda *row: listen([row])[0])}
-
-    def _read(self, clip: Mapping[str, Any]) -> Tensor:
-        return self.reader.read(locate(clip, self.plan.data.parent, self.plan.audio_root))
+    def _read(self, clip: Mapping[str, Any], sample_rate: int) -> Tensor:
+        folder, root = self.plan.data.parent, self.plan.audio_root
+        if sample_rate not in self.readers:
+            self.readers[sample_rate] = UtteranceReader(folder, sample_rate, audio_root=root)
+        return self.readers[sample_rate].read(locate(clip, folder, root))
 
 
 def take_cores(workers: int, is_small: bool) -> None:

@@ -1,10 +1,14 @@
-"""Tasks scored by error rates: `asr` transcribes speech, `tts` speaks a text and has the judge transcribe it."""
+"""Tasks scored by error rates: `asr` transcribes speech, `tts` speaks a text and has the judges transcribe it."""
 
 from collections.abc import Sequence
 
+from ttt_dist.evaluation.ears import listen
 from ttt_dist.evaluation.items import Item
+from ttt_dist.evaluation.quality import measure
 from ttt_dist.evaluation.scores import Record
+from ttt_dist.evaluation.sources import SOURCES
 from ttt_dist.evaluation.tools import Notes, Tools
+from ttt_dist.telemetry.console import warn
 
 GREEDY_TEXT = {"temperature": 0.0, "code_temperature": 0.0, "stop_at_last_span": True}
 """Of a transcript, a caption, a label: the likeliest text, and no more speech than it takes to get it."""
@@ -21,10 +25,23 @@ def asr(tools: Tools, items: Sequence[Item], notes: Notes) -> list[Record]:
 
 
 def tts(tools: Tools, items: Sequence[Item], notes: Notes) -> list[Record]:
-    """The judge's transcript of each item's text as the model speaks it."""
+    """What the judges hear in each item's text as the model speaks it, and in its recording where there is one."""
     requests = notes.each(((item,) for item in items), lambda item: tools.request(item, item.entry, []))
-    said = tools.say(tools.answer(requests, notes.done(0.5)), notes, notes.done(0.5))
+    done = notes.done(0.5 / len(tools.judges) / len(SOURCES))
+    said = tools.say(tools.answer(requests, notes.done(0.5)), notes, done)
+    own = Notes()
+    originals = tools.originals([item for item, _ in said], own)
+    heard = {source: listen(tools.judges, rows, own, done) for source, rows in originals.items()}
+    for problem in own.problems:
+        warn(f"{problem} (the item is scored, without a ceiling)")
+    heard["speech"] = {item.id: speech.heard for item, speech in said}
+    sounds = {"speech": tools.spoken(said)} | originals
+    measured = measure(tools.quality, sounds) if tools.quality else {}
     return [
-        item.record() | {"reference": item.entry["text"], "hypothesis": speech.heard} | speech.record()
+        item.record()
+        | {"reference": item.entry["text"], "hypothesis": speech.first}
+        | {"heard": {source: heard[source][item.id] for source in SOURCES if item.id in heard[source]}}
+        | ({"quality": measured[item.id]} if item.id in measured else {})
+        | speech.record()
         for item, speech in said
     ]

@@ -184,3 +184,8 @@ class Session:
 def num_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def num_threads(device: torch.device) -> int:
+    """Threads that may work on something of their own each: on the CPU so many as keep all cores busy, on CUDA one."""
+    return 1 if device.type == "cuda" else max(num_cores() // torch.get_num_threads(), 1)
