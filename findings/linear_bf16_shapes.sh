@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # torch 2.13.0 (2.11.0 does the same), x86 CPU with AVX-512; ends at once, with 0, on others.
 # Expected: F.linear in bfloat16 with no gradient leaves no memory behind, whatever the number of rows.
-# Seen: every number of rows not met before keeps about 0.6 MB for good (300 of them: 188 MB; the weight is 0.13 MB), the
-#   second pass over the same numbers nothing. float32 keeps nothing. It is oneDNN's cache of compiled kernels, one per
-#   exact shape; ONEDNN_PRIMITIVE_CACHE_CAPACITY=16 takes away only a part (134 MB).
-# Why it matters: utterances all differ in length, so a CPU process that encodes or judges them in bfloat16 grows by hundreds of
-#   megabytes and looks like a leak; rounding lengths up to a few sizes stops it.
+# Seen: every number of rows not met before keeps about 0.6 MB (300 of them: 185 MB; the weight is 0.13 MB), the second
+#   pass over the same numbers nothing. float32 keeps nothing. Likely the kernels that oneDNN compiles per exact shape;
+#   with ONEDNN_PRIMITIVE_CACHE_CAPACITY=16 (tried with 2.11.0, not below) 134 MB stay.
+# Why it matters: utterances all differ in length, so a CPU process that encodes or judges them in bfloat16 grows by
+#   hundreds of megabytes and looks like a leak; rounding lengths up to a few sizes bounds it.
 set -euo pipefail
 if ! grep -q avx512bw /proc/cpuinfo; then
     echo "no AVX-512 here: nothing to see"
