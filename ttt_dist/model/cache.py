@@ -80,8 +80,6 @@ class SlotCache:
         if self.device.type != "cpu":
             return torch.zeros(shape, dtype=self.dtype, device=self.device)
         pages = mmap.mmap(-1, math.prod(shape) * self.dtype.itemsize, flags=mmap.MAP_PRIVATE)
-        if hasattr(mmap, "MADV_HUGEPAGE"):  # each head's keys lie on pages of their own: small ones cost a fault each
-            pages.madvise(mmap.MADV_HUGEPAGE)
         return torch.frombuffer(pages, dtype=self.dtype).view(shape)
 
 
