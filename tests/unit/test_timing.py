@@ -72,7 +72,7 @@ def hands(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hands]:
 def run_step(device: str, hands: Hands, in_forward: bool = False, in_backward: bool = False) -> timing.StepTimes:
     """Two micro-batches: 3 s forward, 5 s backward, 1 s of update; 10 s before and after belong to no step."""
     group = Group()
-    clock = StepClock(torch.device(device))
+    clock = StepClock(torch.device(device), forward_is_alone=not in_forward)
     hands.move(10)
     group.allreduce().wait()
     with clock:
@@ -114,8 +114,16 @@ def test_on_cuda_phases_hold_their_collectives_and_own_work_is_a_forward_pass_wi
     assert run_step("cuda", hands, in_forward=True).own_s is None
 
 
+@pytest.mark.parametrize(("device", "is_watched"), [("cuda", False), ("cpu", True)])
+def test_on_cuda_torch_is_left_as_it_is(device: str, is_watched: bool, hands: Hands) -> None:
+    """Nothing there asks for the time of collectives, and each would go through Python at every step."""
+    before = Group.allreduce
+    with StepClock(torch.device(device), True):
+        assert (Group.allreduce is not before) == is_watched
+
+
 def test_an_exception_leaves_torch_as_it_was(hands: Hands) -> None:
-    with pytest.raises(KeyError), StepClock(torch.device("cpu")):
+    with pytest.raises(KeyError), StepClock(torch.device("cpu"), True):
         raise KeyError
 
 
@@ -138,7 +146,7 @@ def test_on_a_gpu_the_phases_are_those_of_the_device() -> None:
         a @ a
     torch.cuda.synchronize()
     begin = time.perf_counter()
-    with StepClock(a.device) as clock:
+    with StepClock(a.device, True) as clock:
         for phase, number in (("forward", 40), ("backward", 80)):
             for _ in range(number):
                 a @ a

@@ -66,7 +66,8 @@ def train_step(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, batches: Sequence[
     Collective: every process calls it with the same number of batches.
     """
     assert len(batches) == engine.gradient_accumulation_steps()
-    with StepClock(engine.device) as clock:
+    forward_is_alone = mesh.tensor == mesh.pipeline == mesh.ulysses == 1 and engine.zero_optimization_stage() < 3
+    with StepClock(engine.device, forward_is_alone) as clock:
         counts = global_counts(batches, mesh, engine.device)
         clock.charge("data")
         # DeepSpeed averages gradients over the processes of different data or tokens: undo it.

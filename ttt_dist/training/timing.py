@@ -5,13 +5,13 @@ is one of its own, `communication`; the rest is this process's own work.
 
 On CUDA the host only queues the work. Phases are cut by events in the queue, which cost nothing and are read when the
 step's loss has been waited for anyway. Collectives run beside the computation, in queues of their own and of DeepSpeed's, so
-no time is said to be theirs: the phases contain what was waited for. Own work is known there only where the forward pass
-has no collective.
+no time is said to be theirs, and torch is left as it is: the phases contain what was waited for. Own work is known there only
+where the layout has no collective in the forward pass.
 """
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -46,19 +46,23 @@ class _Stretch:
     end: Any
     waited_s: float
     """Of the host, in collectives."""
-    num_collectives: int
 
 
 class StepClock:
-    """Use it as a context around a step, and `charge` a phase at its end."""
+    """Use it as a context around a step, and `charge` a phase at its end.
 
-    def __init__(self, device: torch.device) -> None:
-        self.on_cuda = device.type == "cuda"
+    `forward_is_alone`: the layout has no collective in the forward pass.
+    """
+
+    def __init__(self, device: torch.device, forward_is_alone: bool) -> None:
+        self.on_cuda, self.forward_is_alone = device.type == "cuda", forward_is_alone
         self._stretches: list[_Stretch] = []
-        self._waited_s, self._num_collectives = 0.0, 0
+        self._waited_s = 0.0
 
     def __enter__(self) -> "StepClock":
-        self._watching = _watched_collectives(self._hear)
+        self._watching: AbstractContextManager[None] = nullcontext()
+        if not self.on_cuda:
+            self._watching = _watched_collectives(self._hear)
         self._watching.__enter__()
         self._last = self._mark()
         return self
@@ -69,8 +73,8 @@ class StepClock:
     def charge(self, phase: str) -> None:
         """Everything since the last charge, or the start, was `phase`."""
         mark = self._mark()
-        self._stretches.append(_Stretch(phase, self._last, mark, self._waited_s, self._num_collectives))
-        self._last, self._waited_s, self._num_collectives = mark, 0.0, 0
+        self._stretches.append(_Stretch(phase, self._last, mark, self._waited_s))
+        self._last, self._waited_s = mark, 0.0
 
     def times(self) -> StepTimes:
         """The sums. On CUDA it waits for the last charge: call it after something that waits for the device anyway."""
@@ -88,12 +92,10 @@ class StepClock:
     def _own(self, seconds: dict[str, float]) -> float | None:
         if not self.on_cuda:
             return sum(seconds.values()) - seconds[COMMUNICATION]
-        is_alone = not any(stretch.num_collectives for stretch in self._stretches if stretch.phase == "forward")
-        return seconds.get("forward") if is_alone else None
+        return seconds.get("forward") if self.forward_is_alone else None
 
     def _hear(self, seconds: float) -> None:
         self._waited_s += seconds
-        self._num_collectives += 1
 
     def _mark(self) -> Any:
         if not self.on_cuda:
