@@ -306,6 +306,11 @@ def test_our_reader_and_megatrons_agree(multimodal: bool, tmp_path: Path) -> Non
         assert ours.read(pointer, length).tolist() == wanted.tolist()
 
 
+def test_a_negative_length_is_no_read_to_the_end(prefix: Path) -> None:
+    with pytest.raises(ValueError, match="a sequence of -1 tokens"):
+        open_indexed(prefix, multimodal=True).read(0, -1)
+
+
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [

@@ -102,6 +102,8 @@ class Indexed:
 
     def read(self, offset: int, count: int) -> np.ndarray:
         """`count` tokens from byte `offset` of the .bin, int32. Raises ValueError where they lie outside."""
+        if count < 0:  # numpy would take it for all that follow
+            raise ValueError(f"a sequence of {count} tokens")
         return np.frombuffer(self._tokens, np.int32, count, offset)
 
 

@@ -35,7 +35,10 @@ class Request:
 
 
 class Decoder:
-    """Decodes with one exported model, up to `batch_size` requests side by side."""
+    """Decodes with one exported model, up to `batch_size` requests side by side.
+
+    On the CPU its matrices are laid transposed in memory, in place: safetensors saves them only after `.contiguous()`.
+    """
 
     def __init__(self, folder: ModelFolder, batch_size: int = 32) -> None:
         self.folder = folder
