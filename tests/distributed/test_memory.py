@@ -39,7 +39,7 @@ def memory_config(layout: Layout, folder: Path, **zero: int) -> Config:
     """8 million parameters, of which ZeRO-3 keeps the smaller matrices whole."""
     settings = {
         "stage": layout.zero,
-        "overlap_comm": layout.zero > 1,
+        "overlap_comm": layout.zero == 3,  # as in ds_configs
         "reduce_bucket_size": BUCKET,
         "allgather_bucket_size": BUCKET,
         "stage3_prefetch_bucket_size": BUCKET,

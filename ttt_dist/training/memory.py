@@ -227,15 +227,16 @@ def _gradients(setup: Setup, sizes: list[int]) -> tuple[int, int]:
         return FP32 * (count + bucket * min(setup.mesh.pipeline, 2)), FP32 * shard
     # From ZeRO 2 on a .grad lives until it is in a bucket; one too large for it is reduced by itself.
     single = setup.width * largest
+    buckets = 2 if setup.zero.get("overlap_comm") else 1  # one is filled while the other is sent
     if setup.zero_stage == 2 and setup.is_bf16:
-        # Two bf16 buckets, as communication overlaps; the fp32 copy that is sent; the own shard's fp32 sum. What was too large
-        # for a bucket and belongs to the shard stays to the end of the backward pass.
+        # bf16 buckets; the fp32 copy that is sent; the own shard's fp32 sum. What was too large for a bucket and belongs to
+        # the shard stays to the end of the backward pass.
         too_large = sum(size for size in sizes if size > capacity)
         single = max(single, setup.width * min(too_large, too_large // setup.shards + largest))
-        return single + FP32 * (shard + bucket) + 2 * 2 * bucket, 0
+        return single + FP32 * (shard + bucket) + 2 * buckets * bucket, 0
     if setup.zero_stage == 2:
-        # Two buckets; the own shard, twice while a micro-batch is added to others, and twice in the update.
-        return single + FP32 * (2 * bucket + steps * shard), FP32 * (2 - steps) * shard
+        # The buckets; the own shard, twice while a micro-batch is added to others, and twice in the update.
+        return single + FP32 * (buckets * bucket + steps * shard), FP32 * (2 - steps) * shard
     # ZeRO 3: the own shard's fp32 sum, a bucket and the copy that is sent; the update flattens the shard.
     kept = 0 if setup.is_offloaded else shard
     return single + FP32 * (kept + 2 * bucket), FP32 * kept
