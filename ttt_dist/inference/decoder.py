@@ -22,6 +22,7 @@ from ttt_dist.inference.forward import Asked, Forwards
 from ttt_dist.inference.phases import Choice, Rules, State, advance, prompt_spans
 from ttt_dist.model.huggingface import ModelFolder
 from ttt_dist.model.layers import lay_transposed
+from ttt_dist.model.tiles import tile_vocabulary
 
 SMALL = 2e7  # parameters: more of them are read from memory at every forward, which several cores better do together
 
@@ -37,13 +38,15 @@ class Request:
 class Decoder:
     """Decodes with one exported model, up to `batch_size` requests side by side.
 
-    On the CPU its matrices are laid transposed in memory, in place: safetensors saves them only after `.contiguous()`.
+    On the CPU it takes the model over: matrices are laid transposed, and vocabulary in tiles (`ttt_dist.model.tiles`), in
+    place. Save or train another copy.
     """
 
     def __init__(self, folder: ModelFolder, batch_size: int = 32) -> None:
         self.folder = folder
         self.batch_size = batch_size
         lay_transposed(folder.model)
+        tile_vocabulary(folder.model)
 
     def require(self, request: Request) -> None:
         """Raise UserError for a prompt that is empty, longer than the model's limit, or not of its vocabulary."""

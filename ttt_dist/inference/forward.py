@@ -16,7 +16,7 @@ from ttt_dist.inference.phases import Choice, Phase, Rules, State, allowed_ids, 
 from ttt_dist.inference.runner import Runner
 from ttt_dist.inference.sampling import choose_codes, choose_text, guided
 from ttt_dist.model.cache import Sequence
-from ttt_dist.model.products import linear
+from ttt_dist.model.layers import Head
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.sequence.visibility import visible_end_of_spans
@@ -139,9 +139,9 @@ class Forwards:
 
     def _logits(self, phase: Phase, hidden: Tensor) -> Tensor:
         """Logits [n, stretch] of hidden states [n, H], at least fp32."""
-        weight = self.runner.model.head.weight
-        assert isinstance(weight, Tensor)
-        logits = linear(hidden, weight[self._stretch(phase)[0]])
+        head = self.runner.model.head
+        assert isinstance(head, Head)
+        logits = head.product(hidden, self._stretch(phase)[0])
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def _stretch(self, phase: Phase) -> tuple[slice, Tensor]:

@@ -215,10 +215,19 @@ class Head(nn.Module):
         if rows is not None:
             whole = VocabularySlice(0, self.num_tokens)
             return linear_cross_entropy(hidden.index_select(0, rows.rows), self.weight, rows, whole)
-        logits = F.linear(hidden, self.weight)
+        logits = self.product(hidden.flatten(0, -2), slice(0, self.num_rows))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits[..., self.num_tokens :] = float("-inf")
-        return logits
+        return logits.view(*hidden.shape[:-1], -1)
+
+    @property
+    def num_rows(self) -> int:
+        """Of the weight, padding included."""
+        return len(self.weight)
+
+    def product(self, hidden: Tensor, rows: slice) -> Tensor:
+        """hidden [T, H] @ weight[rows].T."""
+        return linear(hidden, self.weight[rows])
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
