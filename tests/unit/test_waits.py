@@ -10,7 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.structures import tiny_layout
 from ttt_dist.model import loss
 from ttt_dist.model.cross_entropy import VocabularySlice, by_chunks
+from ttt_dist.model.layers import PlainFactory
 from ttt_dist.model.loss import linear_cross_entropy, loss_rows
+from ttt_dist.model_config import ModelConfig
+from ttt_dist.parallel.pipeline import LastLayer, LossTotal, pack_batch
 from ttt_dist.sequence.batch import Batch, LossPlaces, collate
 from ttt_dist.sequence.corruption import Corrupted, corrupt
 from ttt_dist.sequence.objective import Objective
@@ -48,6 +51,26 @@ def test_the_loss_of_a_batch_with_places_waits_for_nothing(monkeypatch: pytest.M
     assert len(rows.rows)
     assert hidden.grad is not None
     assert hidden.grad.any()
+
+
+def test_the_last_stage_of_a_pipeline_looks_for_targets_on_the_host_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = [batch_of([1, 2, 3, 4]), batch_of([4, 3])]
+    expected = []
+    for batch in batches:
+        batch.places = LossPlaces.of(batch)
+        expected.append(batch.ar_tokens)
+    monkeypatch.setattr(LossPlaces, "of", lambda batch: pytest.fail("a batch that came over the pipe was looked into"))
+    total, config = (
+        LossTotal(),
+        ModelConfig(hidden_size=4, num_layers=1, num_heads=1, num_kv_heads=1, ffn_hidden_size=4),
+    )
+    end = LastLayer(config, LAYOUT, PlainFactory(), total)
+    seen: list[int] = []
+    end.head.register_forward_pre_hook(lambda head, inputs: seen.append(inputs[1].num_ar))
+    total.begin(batches)
+    for batch in batches:
+        end((torch.randn(batch.input_ids.numel(), 4), pack_batch(batch)))
+    assert seen == expected == [3, 1]
 
 
 def test_places_within_slices_are_all_places_once() -> None:

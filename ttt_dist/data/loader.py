@@ -89,13 +89,10 @@ class PackLoader:
         return [self.order.place_at(step, slot) for slot in range(first, first + self.micro_batch)]
 
     def _micro_batch(self, step: int, number: int) -> Batch:
-        import torch  # not where the settings of a run are only described
-
         places = self._places(step, number)
         packs = [self.sources.readers[place.source][place.pack] for place in places]
         epochs = [place.epoch for place in places]
-        batch = collate(packs, self.layout, self.objective, self.seed, epochs, self.seq_len)
-        return batch.pinned() if torch.cuda.is_available() else batch
+        return ready(collate(packs, self.layout, self.objective, self.seed, epochs, self.seq_len))
 
 
 class HeldOutLoader:
@@ -130,7 +127,14 @@ class HeldOutLoader:
             first = (number * self.dp_size + self.dp_rank) * self.micro_batch
             indices = range(first, first + self.micro_batch)
             packs = [self.reader[index] if index < self.num_packs else [] for index in indices]
-            yield collate(packs, self.layout, self.objective, self.seed, [0] * self.micro_batch, self.seq_len)
+            yield ready(collate(packs, self.layout, self.objective, self.seed, [0] * self.micro_batch, self.seq_len))
+
+
+def ready(batch: Batch) -> Batch:
+    """The batch as a GPU takes it without waiting, where there is one."""
+    import torch  # not where the settings of a run are only described
+
+    return batch.pinned() if torch.cuda.is_available() else batch
 
 
 def check_shard(reader: ShardReader, layout: TokenLayout, seq_len: int) -> None:

@@ -6,6 +6,7 @@ anew, and the last one finds its targets there. DeepSpeed balances the stages by
 
 import io
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields
@@ -25,7 +26,7 @@ from ttt_dist.model.structure import embedding, head, last_norm
 from ttt_dist.model.transformer import Block, rotary
 from ttt_dist.model_config import ModelConfig
 from ttt_dist.parallel.mesh import Mesh
-from ttt_dist.sequence.batch import Batch
+from ttt_dist.sequence.batch import Batch, LossPlaces
 from ttt_dist.sequence.tokens import TokenLayout
 
 logger = logging.getLogger(__name__)
@@ -54,16 +55,28 @@ def unpack_batch(packed: Tensor) -> Batch:
 
 
 class LossTotal:
-    """Where the last stage takes the scale of a step's losses from, and adds up their sums."""
+    """Where the last stage takes the scale of a step's losses from, and adds up their sums.
+
+    It also has the batches of the step as they are on the host: where their targets are is found there, as looking for
+    them on the device would wait for all that is queued.
+    """
 
     def __init__(self) -> None:
         self.scale = 1.0
         self.sums = torch.zeros(NUM_FIGURES, dtype=torch.float64)
+        self._coming: deque[Batch] = deque()
+
+    def begin(self, batches: Sequence[Batch], scale: float = 1.0) -> None:
+        """Before a step: its micro-batches, which come in this order."""
+        self.scale, self._coming = scale, deque(batches)
+        self.sums.zero_()
 
     def __call__(self, end: nn.Module, handed: Handed) -> Tensor:
         """The scaled loss of one micro-batch; `end` has the head."""
         hidden, packed = handed
-        output = end.get_submodule("head")(hidden, loss_rows(unpack_batch(packed), slice(None)))
+        batch, on_host = unpack_batch(packed), self._coming.popleft()
+        batch.places = (on_host.places or LossPlaces.of(on_host)).to(packed.device)
+        output = end.get_submodule("head")(hidden, loss_rows(batch, slice(None)))
         self.sums = self.sums.to(hidden.device) + output.figures()
         loss: Tensor = output.loss * self.scale
         return loss
@@ -182,8 +195,7 @@ def train_pipeline(
     `charge` hears when forward and backward passes, which take turns, have ended.
     """
     total: LossTotal = engine.module.total
-    total.scale = scale * engine.gradient_accumulation_steps()  # DeepSpeed divides by the steps
-    total.sums.zero_()
+    total.begin(batches, scale * engine.gradient_accumulation_steps())  # DeepSpeed divides by the steps
     with _before_update(engine, lambda: charge("forward_backward")):
         engine.train_batch(data_iter=_micro_batches(batches))
     return total.sums.to(engine.device)
@@ -208,7 +220,7 @@ def _before_update(engine: PipelineEngine, tell: Callable[[], None]) -> Iterator
 def evaluate_pipeline(engine: PipelineEngine, batches: Sequence[Batch]) -> Tensor:
     """AR and NAR sums over `batches` without an update, fp64 [2], 0 but on the last stage; collective."""
     total: LossTotal = engine.module.total
-    total.sums.zero_()
+    total.begin(batches)
     engine.eval_batch(_micro_batches(batches), reduce_output=None, bcast_loss=False, num_micro_batches=len(batches))
     return total.sums[:2].to(engine.device)
 
