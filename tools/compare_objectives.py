@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools import pipeline
+from tools import decoding_sweep, pipeline
 from ttt_dist.config import Config, load_config, to_dict
 from ttt_dist.errors import UserError
 from ttt_dist.evaluation import report
@@ -68,6 +68,10 @@ CEILING_NOTE = (
     " In brackets what the same ears hear in recordings and in these through the codec and back, which is the ceiling. "
     "A model understands its own speech better than others do."
 )
+SWEEP_NOTE = (
+    "Own speech by what it costs: forward passes that chose codes, per second of the sound that came of them. Denoised at so "
+    "many forwards a block, written left to right, or denoised and verified by the same model."
+)
 CURVES_NOTE = (
     "Held-out losses, mean over the seeds, each of the variant's own objective: the AR baseline counts speech codes as "
     "text, the NAR baseline text as masked codes. They compare along a curve, not between objectives."
@@ -89,6 +93,10 @@ def main() -> None:
             config, folder = load_config(args.config, overrides), run_folder(args.out, name, seed)
             make = partial(train_and_score, args, overrides, config, folder)
             found[name][seed] = once(folder / "figures.json", run_settings(config) | judged, make)
+            if args.sweep and config.objective.kind != "nar":
+                judges = pipeline.judges_of(args)
+                make = partial(decoding_sweep.sweep, config, args.source, data, folder, judges)
+                once(folder / decoding_sweep.RECORD, run_settings(config) | judged, make)
             write_comparison(args.out, compare(found))
     result({name: {key: row[key] for key in row if key != "title"} for name, row in compare(found).items()})
 
@@ -103,6 +111,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", help=f"some of the variants, by comma: {','.join(VARIANTS)} (default: all)")
     parser.add_argument("--processes", type=int, help="training processes (default 2; 1 where there is one GPU)")
     pipeline.add_judges(parser)
+    parser.add_argument("--sweep", action="store_true", help="own speech at several numbers of forwards as well")
     parser.add_argument("overrides", nargs="*", help="section.key=value for all runs, as for train.py")
     args = parser.parse_args()
     args.only = args.only.split(",") if args.only else list(VARIANTS)
@@ -210,10 +219,23 @@ def write_comparison(out: Path, rows: Mapping[str, Figures]) -> None:
     about = f"Revision {environment(world_size=1, start_step=0)['revision']}."
     note = SCORES_NOTE + CEILING_NOTE
     lines = ["# Comparison of objectives", "", about, note, "", *markdown(header, cells)]
+    swept = {
+        row["title"]: decoding_sweep.over_runs(run_folder(out, name, seed) for seed in row["seeds"])
+        for name, row in rows.items()
+    }
+    swept = {title: points for title, points in swept.items() if points}
+    if swept:
+        lines += ["", SWEEP_NOTE, "", *markdown(*decoding_sweep.table(swept))]
+        decoding_sweep.figure(swept).savefig(out / "comparison.png", dpi=150)
     with atomic_write(out / "comparison.md") as file:
         file.write("\n".join(lines) + "\n")
     html = [[report.plain(cell) for cell in row] for row in cells]
     sections = [report.section("Word error rates", note, report.table(header, html))]
+    if swept:
+        header, cells = decoding_sweep.table(swept)
+        picture = report.svg(decoding_sweep.figure(swept))
+        html = [[report.plain(cell) for cell in row] for row in cells]
+        sections.append(report.section("Own speech by forwards", SWEEP_NOTE, picture + report.table(header, html)))
     figure = curves.compared({row["title"]: mean_records(out, name, row["seeds"]) for name, row in rows.items()})
     if figure is not None:
         sections.append(report.section("Learning curves", CURVES_NOTE, report.svg(figure)))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ttt_dist.config import Config, load_config
+from ttt_dist.decode_settings import DecodeSettings
 from ttt_dist.errors import UserError
 from ttt_dist.evaluation.plan import JUDGES, OWN, labels, parse
 from ttt_dist.inference.settings import as_flags
@@ -133,18 +134,27 @@ def evaluate(config: Config, source: Path, data: Path, out: Path, judges: Sequen
 
     Of each judge beside its ceiling; `tts_wer` is what the model hears in its own speech.
     """
-    wanted = {"asr": config.evaluation.asr_utterances, "tts": config.evaluation.tts_utterances}
-    shutil.rmtree(out / "results" / "parts", ignore_errors=True)  # perhaps of a model that was trained less
     figures = {}
-    for task, limit in wanted.items():
-        what = ["--model", out / "export", "--data", data / "test.jsonl", "--audio-root", source]
-        how = ["--task", task, "--limit", limit, *as_flags(config.evaluation.decode)]
-        how += ["--normaliser", config.evaluation.normaliser] if config.evaluation.normaliser else []
-        how += [word for judge in judges for word in ("--judge", judge)] if task == "tts" else []
-        run(["ttt_dist/evaluate.py", *what, "--out", out / "results", *how])
-        summary = json.loads((out / "results" / f"{task}_summary.json").read_text(encoding="utf8"))
+    for task in ("asr", "tts"):
+        summary = evaluate_task(config, task, source, data, out, judges, out / "results", config.evaluation.decode)
         figures |= {"wer": summary["wer"]} if task == "asr" else own_speech(summary)
     return figures
+
+
+def evaluate_task(
+    config: Config, task: str, source: Path, data: Path, run_folder: Path, judges: Sequence[str], out: Path,
+    decode: DecodeSettings,
+) -> dict[str, Any]:  # fmt: skip
+    """The summary of one task, in `out`, by the export of a run."""
+    shutil.rmtree(out / "parts" / task, ignore_errors=True)  # perhaps of a model that was trained less
+    limit = {"asr": config.evaluation.asr_utterances, "tts": config.evaluation.tts_utterances}[task]
+    what = ["--model", run_folder / "export", "--data", data / "test.jsonl", "--audio-root", source]
+    how = ["--task", task, "--limit", limit, *as_flags(decode)]
+    how += ["--normaliser", config.evaluation.normaliser] if config.evaluation.normaliser else []
+    how += [word for judge in judges for word in ("--judge", judge)] if task == "tts" else []
+    run(["ttt_dist/evaluate.py", *what, "--out", out, *how])
+    summary: dict[str, Any] = json.loads((out / f"{task}_summary.json").read_text(encoding="utf8"))
+    return summary
 
 
 def own_speech(summary: Mapping[str, Any]) -> dict[str, float]:

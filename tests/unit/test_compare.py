@@ -73,9 +73,11 @@ class Commands:
         elif words[0] == "ttt_dist/evaluate.py":
             results = Path(words[words.index("--out") + 1])
             wer = len(results.parent.name) / 100
-            results.mkdir(exist_ok=True)
+            results.mkdir(exist_ok=True, parents=True)
             judges = {"model": {"speech": {"value": wer}, "codec": {"value": 0.03}}}
-            summary = {"wer": wer, "judges": judges}
+            steps, mode = (words[words.index(flag) + 1] for flag in ("--steps", "--audio-mode"))
+            forwards = {"diffusion": int(steps), "ar": 13.0, "verified": 1 + int(steps)}[mode]
+            summary = {"wer": wer, "judges": judges, "forwards_per_second": forwards}
             (results / f"{words[words.index('--task') + 1]}_summary.json").write_text(json.dumps(summary))
 
     def train(self, folder: Path) -> None:
@@ -117,6 +119,26 @@ def test_a_comparison_goes_on_where_it_was_interrupted(
     assert "| TtT without SST | 2 | 11.0 ± 0.0 | 11.0 ± 0.0 (3.0) |" in (out / "comparison.md").read_text()
     page = (out / "comparison.html").read_text()
     assert page.count("<svg") == 1 and "Learning curves" in page
+
+
+def test_own_speech_by_forwards_stands_in_table_picture_and_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, wanted = tmp_path / "out", ("--seeds", "1", "--only", "ttt,paper,ar,nar", "objective.stages=[]")
+    start(monkeypatch, out, Commands(), *wanted)
+    assert not (out / "comparison.png").exists()
+    again = Commands()
+    start(monkeypatch, out, again, *wanted, "--sweep")
+    assert again.trained == []
+    table = [line for line in (out / "comparison.md").read_text().splitlines() if "| " in line][-15:]
+    denoised = [f"denoised | {steps} | {steps}.0 |" for steps in (2, 4, 7, 13)]
+    verified = [f"verified | {steps} | {steps + 1}.0 |" for steps in (1, 2, 4)]
+    ours = [f"| TtT | {row}" for row in (*denoised, "left to right |  | 13.0 |", *verified)]
+    others = [*(f"| TtT of the paper | {row}" for row in denoised), "| AR baseline | left to right |  | 13.0 |"]
+    found = [line for line in table if line.startswith(("| TtT |", "| TtT of", "| AR"))][-13:]
+    assert [line[: len(row)] for line, row in zip(found, [*ours, *others], strict=True)] == [*ours, *others]
+    assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "comparison.html").read_text().count("<svg") == 2
 
 
 @pytest.mark.parametrize(
