@@ -94,12 +94,14 @@ class PackLoader:
         places = self._places(step, number)
         packs = [self.sources.readers[place.source][place.pack] for place in places]
         epochs = [place.epoch for place in places]
-        batch = collate(packs, self.layout, self.objective, self.seed, epochs, self.seq_len)
+        batch = collate(packs, self.layout, self.objective.at(step), self.seed, epochs, self.seq_len)
         return batch.pinned() if torch.cuda.is_available() else batch
 
 
 class HeldOutLoader:
     """The first `num_packs` (default: all) packs of a held-out set, in order, always with the noise of epoch 0.
+
+    The objective counts without its stages, so that figures of all steps compare.
 
     Every rank gets the same number of batches of [micro_batch, seq_len]; the last ones are filled up with empty packs.
     """
