@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -91,7 +91,7 @@ def measure(model: Transformer, layout: TokenLayout, objective: Objective, sampl
         mix_unit="sample", normalisation="token", p_prefix=0.0, p_trunc=0.0,
     )  # fmt: skip
 
-    def losses(num_draws: int, **changed: float) -> TargetLosses:
+    def losses(num_draws: int, **changed: Any) -> TargetLosses:
         packs, epochs = [[sample]] * num_draws, list(range(num_draws))
         batch = collate(packs, layout, replace(plain, **changed), plan.seed, epochs, len(sample))
         return target_losses(model, layout, batch)
