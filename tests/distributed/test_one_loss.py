@@ -103,9 +103,9 @@ FP8 = [
     Layout(3, 4, 2, precision="bf16", fp8=True, checkpointing="selective"),
 ]
 COMPILED = [
-    *(Layout(compile=True, checkpointing=mode) for mode in ("none", "selective")),
-    Layout(1, 2, 2, compile=True, checkpointing="full"),
     Layout(compile=True, staged=True),
+    Layout(compile=True, checkpointing="selective"),
+    Layout(1, 2, 2, compile=True, checkpointing="full"),
 ]
 RESUMED = [
     *(Layout(zero, 1, 2, precision=precision) for zero in range(4) for precision in ("fp32", "bf16")),

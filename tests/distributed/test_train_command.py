@@ -198,8 +198,8 @@ def test_dry_run_prints_and_makes_nothing(work: Path) -> None:
     assert "parameters" in done.stdout
     assert "20 packs" in done.stdout
     told = [line for line in done.stdout.splitlines() if line.startswith("objective ")]
-    assert told[0] == "objective  steps 0 to 3: ar"
-    assert told[1].startswith("objective  steps 3 to 6: ttt, exact_count masks, audio_ar 1, p_mix 0.3")
+    assert told[0] == "objective  steps 0 to 3: ar, normalisation sample"
+    assert told[1].startswith("objective  steps 3 to 6: ttt, masking exact_count, audio_ar 1.0, p_mix 0.3")
     assert told[2].startswith("objective  held-out loss: ttt")
     assert not (work / "nothing").exists()
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -150,31 +151,37 @@ OLD_OBJECTIVE = {
 AR_FIRST = [ObjectiveStage(0, kind="ar"), ObjectiveStage(3)]
 
 
-@pytest.mark.parametrize(
-    ("there", "here", "told"),
-    [
-        (OLD_OBJECTIVE, Objective("paper"), []),
-        (OLD_OBJECTIVE, Objective(), ["preset was paper, now recommended", "masking was bernoulli, now exact_count",
-                                      "audio_ar was 0.0, now 1.0"]),
-        ({"kind": "ar"}, Objective(stages=AR_FIRST), []),  # what begins at the resumed step may be new
-        (asdict(Objective(stages=AR_FIRST)), Objective(stages=AR_FIRST, p_mix=0.1), []),
-        (asdict(Objective(stages=[*AR_FIRST, ObjectiveStage(5)])), Objective(stages=AR_FIRST), []),
-        (asdict(Objective(stages=[AR_FIRST[0], ObjectiveStage(2)])), Objective(stages=AR_FIRST),
-         ["kind from step 2 was ttt, now unset"]),
-    ],
-)  # fmt: skip
+CASES = {
+    "an old run as it was": (OLD_OBJECTIVE, Objective("paper"), ""),
+    "an old run by the new default": (
+        OLD_OBJECTIVE,
+        Objective(),
+        r"objective was ttt, masking bernoulli, .*, now ttt, mask",
+    ),
+    "a stage from the resumed step on": ({"kind": "ar"}, Objective(stages=AR_FIRST), ""),
+    "another, later stage": (asdict(Objective(stages=[*AR_FIRST, ObjectiveStage(5)])), Objective(stages=AR_FIRST), ""),
+    "settings that no step had": (asdict(Objective(stages=AR_FIRST)), Objective(stages=AR_FIRST, p_mix=0.1), ""),
+    "a border that was passed": (
+        asdict(Objective(stages=[AR_FIRST[0], ObjectiveStage(2)])),
+        Objective(stages=AR_FIRST),
+        r"objective from step 2 was ttt, .*, now unset",
+    ),
+}
+
+
+@pytest.mark.parametrize(("there", "here", "told"), CASES.values(), ids=CASES.keys())
 def test_another_objective_is_told_where_it_decided_steps_that_are_done(
-    there: dict, here: Objective, told: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    there: dict, here: Objective, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     layout, config = tiny_layout(), Config(objective=here, deepspeed=str(ROOT / "ds_configs" / "zero1.json"))
     run = checkpoint.Facts.of_run(config, layout, 1)
     facts = {"layout": layout.to_dict(), "config": {**run.config, "objective": there}, "step": 3}
     (tmp_path / checkpoint.FACTS).write_text(json.dumps(facts))
     checkpoint.require_resumable(tmp_path, run)
-    warnings = capsys.readouterr().err.splitlines()
-    assert len(warnings) == len(told)
-    for warning, difference in zip(warnings, told, strict=True):
-        assert f"objective.{difference}: the run goes on, but not as it would have" in warning
+    warnings = capsys.readouterr().err
+    if told:
+        assert re.search(f"{told}.*: the run goes on, but not as it would have", warnings)
+    assert len(warnings.splitlines()) == bool(told)
 
 
 def test_what_unfinished_saves_left_goes_and_broken_checkpoints_count_for_nothing(folder: Path) -> None:

@@ -17,6 +17,12 @@ CHOICES = {
 PROBABILITIES = ("p_mix", "p_prefix", "p_trunc", "audio_ar")
 PRESETS = {"recommended": ("exact_count", 1.0), "paper": ("bernoulli", 0.0), "released": ("bernoulli", 0.0)}
 """What `masking` and `audio_ar` are where they are left open."""
+MATTERS = {
+    "ttt": ("masking", "audio_ar", "p_mix", "p_prefix", "p_trunc", "mix_unit", "prompt_audio", "normalisation"),
+    "ar": ("normalisation",),
+    "nar": ("masking", "prompt_audio", "normalisation"),
+}
+"""Besides the kind, and `released`, the others of a preset being these."""
 FORMER_NAMES = {"corrected": "paper"}
 
 
@@ -129,18 +135,14 @@ class Objective:
         given = self.stages[self.stage_at(step)].given if self.stages else {}
         return replace(self, stages=[], **given).resolved()
 
-    def past(self, step: int) -> dict[str, Any]:
-        """Of the settings those that decided the steps before `step`, by their keys.
-
-        Equal for two objectives that trained alike until then; a stage has what it changed alone.
-        """
-        found: dict[str, Any] = {}
-        before: dict[str, Any] = {}
+    def past(self, step: int) -> dict[str, str]:
+        """What decided the steps before `step`, by key: equal for two objectives that trained alike until then."""
+        found: dict[str, str] = {}
+        before = ""
         for start in [0, *(stage.from_step for stage in self.stages if 0 < stage.from_step < step)]:
-            now = self.at(start).plain()
-            since = f" from step {start}" if start else ""
-            found |= {f"objective.{name}{since}": value for name, value in now.items() if value != before.get(name)}
-            before = now
+            now = str(self.at(start))
+            if now != before:
+                found[f"objective from step {start}" if start else "objective"] = before = now
         return found
 
     def plain(self) -> dict[str, Any]:
@@ -148,14 +150,10 @@ class Objective:
         return {name: value for name, value in asdict(self.resolved()).items() if name != "stages"}
 
     def __str__(self) -> str:
-        """What it does, for people; stages are left out."""
-        if self.kind == "ar":
-            return "ar"
-        masks = f"{self.kind}, {self.mask_rule} masks"
-        if self.kind == "nar":
-            return masks
-        strategies = ", ".join(f"{name} {getattr(self, name):g}" for name in ("p_mix", "p_prefix", "p_trunc"))
-        return f"{masks}, audio_ar {self.p_audio_ar:g}, {strategies}"
+        """All that matters to what it does; stages are left out."""
+        values = self.plain()
+        parts = [f"preset {self.preset}"] if self.preset == "released" and self.kind == "ttt" else []
+        return ", ".join([self.kind, *parts, *(f"{name} {values[name]}" for name in MATTERS[self.kind])])
 
 
 def _check_start(step: int, earlier: int, where: str) -> None:
