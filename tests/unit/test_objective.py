@@ -127,6 +127,10 @@ def test_the_draw_decides_the_count_and_who_is_masked() -> None:
         assert set(masked_places(found)) == places
         assert found.nar_weights.sum() == pytest.approx(1.0)
         assert set(found.nar_bins.tolist()) - {0} == {min(len(places) + 1, 5)}  # k / 5 is where bin k + 1 begins
+    alike = spoken(64)  # of equal numbers the earlier ones go first
+    tokens = np.concatenate([np.zeros(4), np.tile([0.5, 0.2], 32)])
+    found = corrupt(alike, LAYOUT, Objective(), Draw(1, 1, 0, 1, 0, 16.5 / 64, tokens, 0))
+    assert masked_places(found) == tuple(range(5, 39, 2))
     mute = Sample([Segment(np.array([3, 4, 5], np.int32), True)])
     assert not corrupt(mute, LAYOUT, Objective(normalisation="token"), draw(mute, 0, 0)).nar_weights.any()
 
