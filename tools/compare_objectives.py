@@ -49,11 +49,16 @@ class Variant:
 
 VARIANTS = {
     "ttt": Variant("TtT", (), (12.53, 13.65)),
-    "ar": Variant("AR baseline", ("objective.kind=ar",), (54.94, 72.01)),
+    "paper": Variant(
+        "TtT of the paper",
+        ("objective.stages=[]", "objective.preset=paper", "objective.masking=null", "objective.audio_ar=null"),
+        (12.53, 13.65),
+    ),
+    "ar": Variant("AR baseline", ("objective.stages=[]", "objective.kind=ar"), (54.94, 72.01)),
     # The response is one span: a block has to hold an ordinary one whole, and a forward still commits one token.
     "nar": Variant(
         "NAR baseline",
-        ("objective.kind=nar", "evaluation.decode.block=40", "evaluation.decode.steps=40"),
+        ("objective.stages=[]", "objective.kind=nar", "evaluation.decode.block=40", "evaluation.decode.steps=40"),
         (212.27, 160.58),
     ),
     "no_banom": Variant("TtT without BANOM", ("objective.p_mix=0",), (18.58, 21.35)),

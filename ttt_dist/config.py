@@ -264,6 +264,7 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
     for text in overrides:
         config = override(config, text)
     _check_values(config)
+    config.objective = config.objective.resolved()  # only now: an override may have changed the preset
     return config
 
 

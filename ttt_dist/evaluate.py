@@ -30,6 +30,7 @@ from ttt_dist.errors import UserError
 from ttt_dist.evaluation.normalise import NAMES
 from ttt_dist.evaluation.plan import FORMS, JUDGES, OWN, Plan, is_shards
 from ttt_dist.inference.settings import add_decoding_flags, settings_from_flags
+from ttt_dist.sequence.objective import CHOICES
 from ttt_dist.telemetry.console import main_guard, result, say
 
 # What works with the model is imported where it is used: --help and mistakes of the command line wait for nothing.
@@ -87,7 +88,7 @@ def lines_of(plan: Plan) -> "list[Item | str]":
 def plan_of(arguments: argparse.Namespace) -> Plan:
     """What the command line asks for. Raises UserError where a decoding setting is out of its range."""
     same = ("task", "model", "data", "out", "audio_root", "decoder_command", "normaliser", "text_only", "quality")
-    more = ("draws", "limit", "part_size", "batch", "workers", "seed")
+    more = ("draws", "estimator", "limit", "part_size", "batch", "workers", "seed")
     values = {name: getattr(arguments, name) for name in (*same, *more)}
     template = arguments.template or FORMS[arguments.task].template or ""
     judges = tuple(arguments.judge or [OWN])
@@ -128,6 +129,12 @@ def parse_arguments() -> argparse.Namespace:
         "--quality", action="store_true", help="tts: predicted opinions and voice, of the extra `quality` (slow)"
     )
     parser.add_argument("--draws", type=int, default=8, help="likelihood: draws of noise per sample (default 8)")
+    parser.add_argument(
+        "--estimator",
+        choices=CHOICES["masking"],
+        default="exact_count",
+        help="likelihood: what is drawn of a bound's noise, a count of masks or each mask (default exact_count)",
+    )
     parser.add_argument("--limit", type=int, help="use the first LIMIT items")
     parser.add_argument("--part-size", type=int, default=128, help="items of a part (default 128)")
     parser.add_argument("--batch", type=int, default=32, help="requests decoded side by side, per core (default 32)")

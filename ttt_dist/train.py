@@ -63,12 +63,12 @@ def train(job: "Job", place: "Processes") -> None:
 
     share_cores(place.local_size)
     run = set_up(job, place)
-    last, export = job.config.train.steps, run.folder / "export"
+    last, export = max(job.config.train.steps, run.start_step), run.folder / "export"
     try:
         with run.watchdog.faults_told():
             fit(run)
             run.watchdog.mark(last, "exporting the model", job.config.guard.start_timeout)
-            export_model(run.engine, run.mesh, job.config, job.facts.layout, export)
+            export_model(run.engine, run.mesh, job.config, job.facts.layout, export, last)
         run.tell("finish", last)
         say(f"{export}: the trained model")
     finally:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.distributed.cases import (
+    BORDER,
     LR,
     Layout,
     deviation,
@@ -66,6 +67,9 @@ FP32 = [
     Layout(3, 1, dp=2, ulysses=2),
     Layout(3, 4, tensor=2, ulysses=2),
     Layout(1, 4, tensor=2, ulysses=2, sequence_parallel=True, kv_heads=1),
+    # the paper's objective, and one that changes on the way
+    *(replace(layout, preset="paper") for layout in (Layout(3, 2, 2), replace(SEQUENCE, zero=1), STAGES)),
+    *(replace(layout, staged=True) for layout in (Layout(2, 1, 2), SPLIT, replace(SEQUENCE, zero=3), STAGES, TOKENS)),
 ]
 # Neighbours of these rows, which the whole table has beside them: `python -m tests.distributed.test_one_loss`.
 MORE = [
@@ -99,7 +103,8 @@ FP8 = [
     Layout(3, 4, 2, precision="bf16", fp8=True, checkpointing="selective"),
 ]
 COMPILED = [
-    *(Layout(compile=True, checkpointing=mode) for mode in ("none", "selective")),
+    Layout(compile=True, staged=True),
+    Layout(compile=True, checkpointing="selective"),
     Layout(1, 2, 2, compile=True, checkpointing="full"),
 ]
 RESUMED = [
@@ -108,6 +113,7 @@ RESUMED = [
     replace(SPLIT, zero=0, tied=True),
     *(replace(STAGES, zero=1, precision=precision, tied=True) for precision in ("fp32", "bf16")),
     replace(TOKENS, zero=3),
+    *(replace(layout, zero=1, staged=True) for layout in (Layout(micro=1, dp=2), SPLIT, STAGES, TOKENS)),
 ]
 # One of each kind: its weights after training are put together and compared.
 GATHERED = [
@@ -134,7 +140,7 @@ def records() -> dict[Any, Any]:
     """What rank 0 brought home of every run, one set of processes per number of them."""
     cases = loss_cases()
     cases["local counts", LOCAL_COUNTS] = (losses_of_local_counts, (LOCAL_COUNTS, STEPS))
-    cases |= {("resume", layout): (resume, (layout, 3, 10)) for layout in RESUMED}
+    cases |= {("resume", layout): (resume, (layout, BORDER, 10)) for layout in RESUMED}
     gathered = {layout for row in GATHERED for layout in (row, row.reference)}
     cases |= {("weights", layout): (trained_weights, (layout, 2)) for layout in gathered}
     return run_all(cases)
@@ -170,11 +176,11 @@ def test_fp8(layout: Layout, records: dict[Any, Any]) -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPU")
 def test_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # a killed compiler leaves a shared one broken
-    results = run_all({layout: (losses_and_graphs, (layout, 3)) for layout in (*COMPILED, Layout())})
-    reference, none = results[Layout()]
-    assert none == 0
+    plain = {layout.reference for layout in COMPILED}
+    results = run_all({layout: (losses_and_graphs, (layout, BORDER + 1)) for layout in (*COMPILED, *plain)})
+    assert all(results[layout][1] == 0 for layout in plain)
     for layout in COMPILED:
-        found, graphs = results[layout]
+        (found, graphs), (reference, _) = results[layout], results[layout.reference]
         assert deviation(found, reference) < FP32_TOLERANCE, str(layout)
         assert graphs == 1, str(layout)  # of both blocks, all micro-batches and steps
 

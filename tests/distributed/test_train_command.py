@@ -30,12 +30,14 @@ from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.telemetry.events import read_events
 from ttt_dist.training import checkpoint
 
+CURRICULUM = {"stages": [{"from_step": 0, "kind": "ar"}, {"from_step": SAVED}]}
+
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with small shards, everything that lies beside them, and a config."""
     folder = tmp_path_factory.mktemp("train")
-    make_run(folder, telemetry={"log_every": 1, "wandb": "offline", "tensorboard": True})
+    make_run(folder, telemetry={"log_every": 1, "wandb": "offline", "tensorboard": True}, objective=CURRICULUM)
     return folder
 
 
@@ -82,6 +84,26 @@ def test_the_export_loads(run: Path) -> None:
     folder = load_folder(run / "export")
     weights = [parameter for _, parameter in folder.model.named_parameters()]
     assert all(bool(parameter.isfinite().all()) for parameter in weights)
+
+
+def test_a_stage_begins_where_it_should_and_is_told(run: Path) -> None:
+    steps = [record for record in records(run) if "loss" in record]
+    assert [record["stage"] for record in steps] == [0, 0, 0, 1, 1, 1]
+    assert [record["nar_tokens"] > 0 for record in steps] == [False] * SAVED + [True] * (STEPS - SAVED)
+    assert all(
+        record["eval_nar_loss"] > 0 for record in records(run) if "eval_loss" in record
+    )  # of the objective itself
+    told = [(event["step"], event["stage"]) for event in read_events(run) if event["event"] == "stage"]
+    assert told == [(0, 0), (SAVED, 1)]
+    assert load_folder(run / "export").objective == load_config(run / "config.yaml").objective.at(STEPS - 1)
+
+
+def test_an_export_is_a_model_of_the_stage_that_its_last_step_was_of(run: Path, work: Path, tmp_path: Path) -> None:
+    early = copy_of(run, tmp_path / "early")
+    shutil.rmtree(early / "checkpoints" / f"step-{STEPS:08d}")
+    done = alone(work, f"run_dir={early}", f"train.steps={SAVED}")
+    assert done.returncode == 0, done.stderr
+    assert load_folder(early / "export").objective.kind == "ar"
 
 
 def test_resume_goes_on_as_if_never_stopped(run: Path, work: Path) -> None:
@@ -175,6 +197,10 @@ def test_dry_run_prints_and_makes_nothing(work: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "parameters" in done.stdout
     assert "20 packs" in done.stdout
+    told = [line for line in done.stdout.splitlines() if line.startswith("objective ")]
+    assert told[0] == "objective  steps 0 to 3: ar, normalisation sample"
+    assert told[1].startswith("objective  steps 3 to 6: ttt, masking exact_count, audio_ar 1.0, p_mix 0.3")
+    assert told[2].startswith("objective  held-out loss: ttt")
     assert not (work / "nothing").exists()
 
 

@@ -1,18 +1,25 @@
 """Which checkpoints there are, which are passed over, which are kept. What is in them: tests/distributed."""
 
+import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
-from ttt_dist.config import CheckpointConfig
+from tests.structures import tiny_layout
+from ttt_dist.config import CheckpointConfig, Config
 from ttt_dist.errors import UserError
+from ttt_dist.sequence.objective import Objective, ObjectiveStage
 from ttt_dist.training import checkpoint
 from ttt_dist.training.rendezvous import free_port
 from ttt_dist.training.seal import MANIFEST, seal_all
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -135,6 +142,46 @@ def test_keeping(keep_last: int, keep_every: int, kept: list[int], tmp_path: Pat
         newest = make(tmp_path, step)
         checkpoint._drop(newest, CheckpointConfig(keep_last=keep_last, keep_every=keep_every)).join()
     assert [int(path.name[5:]) for path in sorted(tmp_path.iterdir())] == kept
+
+
+OLD_OBJECTIVE = {
+    "preset": "corrected", "kind": "ttt", "p_mix": 0.3, "p_prefix": 0.3, "p_trunc": 0.5, "mix_unit": "sample",
+    "prompt_audio": "bidirectional", "normalisation": "sample",
+}  # fmt: skip
+AR_FIRST = [ObjectiveStage(0, kind="ar"), ObjectiveStage(3)]
+
+
+CASES = {
+    "an old run as it was": (OLD_OBJECTIVE, Objective("paper"), ""),
+    "an old run by the new default": (
+        OLD_OBJECTIVE,
+        Objective(),
+        r"objective was ttt, masking bernoulli, .*, now ttt, mask",
+    ),
+    "a stage from the resumed step on": ({"kind": "ar"}, Objective(stages=AR_FIRST), ""),
+    "another, later stage": (asdict(Objective(stages=[*AR_FIRST, ObjectiveStage(5)])), Objective(stages=AR_FIRST), ""),
+    "settings that no step had": (asdict(Objective(stages=AR_FIRST)), Objective(stages=AR_FIRST, p_mix=0.1), ""),
+    "a border that was passed": (
+        asdict(Objective(stages=[AR_FIRST[0], ObjectiveStage(2)])),
+        Objective(stages=AR_FIRST),
+        r"objective from step 2 was ttt, .*, now unset",
+    ),
+}
+
+
+@pytest.mark.parametrize(("there", "here", "told"), CASES.values(), ids=CASES.keys())
+def test_another_objective_is_told_where_it_decided_steps_that_are_done(
+    there: dict, here: Objective, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout, config = tiny_layout(), Config(objective=here, deepspeed=str(ROOT / "ds_configs" / "zero1.json"))
+    run = checkpoint.Facts.of_run(config, layout, 1)
+    facts = {"layout": layout.to_dict(), "config": {**run.config, "objective": there}, "step": 3}
+    (tmp_path / checkpoint.FACTS).write_text(json.dumps(facts))
+    checkpoint.require_resumable(tmp_path, run)
+    warnings = capsys.readouterr().err
+    if told:
+        assert re.search(f"{told}.*: the run goes on, but not as it would have", warnings)
+    assert len(warnings.splitlines()) == bool(told)
 
 
 def test_what_unfinished_saves_left_goes_and_broken_checkpoints_count_for_nothing(folder: Path) -> None:

@@ -19,6 +19,7 @@ RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "compare.yaml"
     ("name", "changed"),
     [
         ("ttt", {}),
+        ("paper", {"objective.preset": "paper", "objective.masking": "bernoulli", "objective.audio_ar": 0.0}),
         ("ar", {"objective.kind": "ar"}),
         ("nar", {"objective.kind": "nar", "evaluation.decode.block": 40, "evaluation.decode.steps": 40}),
         ("no_banom", {"objective.p_mix": 0}),
@@ -30,6 +31,7 @@ def test_a_variant_changes_its_own_settings_alone(name: str, changed: dict) -> N
     plain = tool.run_settings(load_config(RECIPE))
     theirs = tool.run_settings(load_config(RECIPE, tool.VARIANTS[name].overrides))
     assert {key: theirs[key] for key in plain if theirs[key] != plain[key]} == changed
+    assert tool.run_settings(load_config(RECIPE, ["objective.stages=[]"])) == plain
     assert plain["objective.p_mix"] * plain["objective.p_prefix"] * plain["objective.p_trunc"] > 0
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.structures import packs, samples, tiny_layout
 from ttt_dist.errors import UserError
 from ttt_dist.sequence.batch import Batch, collate
-from ttt_dist.sequence.corruption import Draw, corrupt, draw, truncated_length
+from ttt_dist.sequence.corruption import Draw, corrupt, draw, p_bin, truncated_length
 from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.sequence.visibility import dense_mask
@@ -20,8 +20,10 @@ LAYOUT = tiny_layout(shuffle_seed=5)
 probabilities = st.sampled_from([0.0, 0.3, 1.0])
 objectives = st.builds(
     Objective,
-    preset=st.sampled_from(["corrected", "released"]),
+    preset=st.sampled_from(["recommended", "paper", "released"]),
     kind=st.sampled_from(["ttt", "ttt", "ar", "nar"]),
+    masking=st.sampled_from([None, "exact_count", "bernoulli"]),
+    audio_ar=st.sampled_from([None, 0.0, 0.5]),
     p_mix=probabilities,
     p_prefix=probabilities,
     p_trunc=probabilities,
@@ -42,6 +44,7 @@ def brute_force_sample(
     sample: Sample, objective: Objective, numbers: Draw, mixed: bool
 ) -> tuple[list[int], dict[int, int], dict[int, int], float, int]:
     """Inputs, AR targets {i: token}, NAR targets {i: token}, p and the number of maskable tokens, by the method's sentences."""
+    is_recommended = objective.preset == "recommended"
     ids, target = [int(i) for i in sample.ids], [bool(t) for t in sample.is_target]
     ttt = objective.kind == "ttt"
     if ttt and numbers.truncate < objective.p_trunc:  # SST
@@ -70,10 +73,18 @@ def brute_force_sample(
     else:
         first = int(numbers.first_span * len(groups)) if numbers.prefix < objective.p_prefix else 0  # PPM
         candidates = [i for group in groups[first:] for i in group]
-    nar = {i: ids[i] for i in candidates if numbers.tokens[i] < p}
+    if candidates and (objective.masking or ("exact_count" if is_recommended else "bernoulli")) == "exact_count":
+        count = 1 + math.floor(numbers.time * len(candidates))
+        chosen = sorted(candidates, key=lambda i: (numbers.tokens[i], i))[:count]
+        p = count / len(candidates)
+    else:
+        chosen = [i for i in candidates if numbers.tokens[i] < p]
+    nar = {i: ids[i] for i in sorted(chosen)}
+    audio_ar = float(is_recommended) if objective.audio_ar is None else objective.audio_ar
+    all_ar = objective.kind == "ar" or (ttt and mixed and numbers.audio_ar < audio_ar)
     ar = {}
     for i in range(len(ids) - 1):
-        wanted = objective.kind == "ar" or (ttt and not is_audio(ids[i + 1]))
+        wanted = all_ar or (ttt and not is_audio(ids[i + 1]))
         if target[i + 1] and wanted and (i not in nar or objective.preset == "released"):
             ar[i] = ids[i + 1]
     return [LAYOUT.mask if i in nar else t for i, t in enumerate(ids)], ar, nar, p, len(candidates)
@@ -139,17 +150,12 @@ def test_bins_of_p_stand_at_masked_positions(rows: list, objective: Objective, s
     for row, pack in enumerate(rows):
         for number, sample in enumerate(pack, start=1):
             found = set(batch.nar_bins[row][batch.sample_ids[row] == number].tolist()) - {0}
-            assert found <= {math.floor(5 * draw(sample, seed, 0).p_noise) + 1}
+            p = brute_force_sample(sample, objective, draw(sample, seed, 0), mixed=False)[3]
+            assert found <= {min(math.floor(5 * p) + 1, 5)}
 
 
 def test_p_of_1_is_in_the_last_bin() -> None:
-    assert [draw(long_sample(), 0, 0)._replace(time=time).p_bin for time in (0.0, 0.19, 0.2, 0.99, 1.0)] == [
-        1,
-        1,
-        2,
-        5,
-        5,
-    ]
+    assert [p_bin(p) for p in (0.001, 0.19, 0.2, 0.99, 1.0)] == [1, 1, 2, 5, 5]
 
 
 @settings(max_examples=100, deadline=None)
@@ -239,7 +245,7 @@ def test_the_preserved_prefix_is_drawn_uniformly_and_stays_clean() -> None:
 
 
 def test_short_spans_are_not_cut() -> None:
-    cut = Draw(0, 0.0, 0.5, 0, 0, 0, np.zeros(99))
+    cut = Draw(0, 0.0, 0.5, 0, 0, 0, np.zeros(99), 0)
     assert truncated_length(long_sample(10), LAYOUT, cut, 1.0) == len(long_sample(10))
     assert truncated_length(long_sample(11), LAYOUT, cut, 1.0) < len(long_sample(11))
 

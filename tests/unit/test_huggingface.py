@@ -86,7 +86,7 @@ def test_an_export_loads_here_and_in_transformers(
     loaded = load_folder(tmp_path / "model")
     assert loaded.layout == layout
     require_same_model(tmp_path / "model", model.config)
-    assert (loaded.objective.prompt_audio, loaded.template.text_ratio) == ("causal", 7)
+    assert (loaded.objective, loaded.template.text_ratio) == (objective.resolved(), 7)
     assert loaded.tokenizer.hash == layout.tokenizer_hash
     for (name, mine), (_, theirs) in zip(loaded.model.named_parameters(), model.named_parameters(), strict=True):
         assert torch.equal(mine, theirs), name
@@ -111,6 +111,18 @@ def test_what_transformers_saves_loads_here(layout: TokenLayout, assets: Path, t
     loaded = load_folder(tmp_path / "model")
     assert loaded.model.config.rope_theta == 500.0
     assert torch.equal(loaded.model.blocks[1].mlp.gate_up.weight, model.blocks[1].mlp.gate_up.weight)
+
+
+def test_an_export_of_before_there_were_presets_is_one_of_the_paper(
+    layout: TokenLayout, assets: Path, tmp_path: Path
+) -> None:
+    model = random_model(SMALL, layout)
+    export_folder(tmp_path / "model", model.named_parameters(), model.config, layout, Objective(), assets)
+    path = tmp_path / "model" / "config.json"
+    values = json.loads(path.read_text())
+    for former in ({"kind": "ar", "prompt_audio": "causal"}, {}):
+        path.write_text(json.dumps(values | {"objective": former}))
+        assert load_folder(tmp_path / "model").objective.resolved() == Objective("paper", **former).resolved()
 
 
 def test_a_new_export_replaces_the_old_one(layout: TokenLayout, assets: Path, tmp_path: Path) -> None:

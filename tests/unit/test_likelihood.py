@@ -21,7 +21,7 @@ from ttt_dist.evaluation.plan import Plan
 from ttt_dist.evaluation.scores import Normalisers
 from ttt_dist.model.attention import attention_plan
 from ttt_dist.model.huggingface import ModelFolder, load_folder
-from ttt_dist.sequence.corruption import draw
+from ttt_dist.sequence.corruption import draw, p_bin
 from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.sequence.templates import ChatTemplate
@@ -63,10 +63,12 @@ def nats(folder: ModelFolder, ids: np.ndarray, place: int, target: int) -> float
 def test_text_is_exact_and_the_bound_is_the_mean_over_all_masks(folder: ModelFolder, sample: Sample) -> None:
     ids, first = sample.ids, 5  # of the two audio tokens
     found = measure(folder.model, folder.layout, folder.objective, sample, plan(draws=3000))
+    assert found["audio"]["estimator"] == "exact_count"
     text = sum(nats(folder, ids, place - 1, ids[place]) for place in (2, 3, 4, 7))
     assert found["text"]["tokens"] == 4
     assert found["text"]["nats"] == [pytest.approx(text, rel=1e-5)]
     # Over p uniform in 0..1 each set of k of 2 masks has the weight of the integral of p^k (1 - p)^(2 - k) / p: a half.
+    # Of masks of an exact count, one has the probability 1/4 and the weight 2, two have 1/2 and 1.
     wanted = 0.0
     for masked in ([0], [1], [0, 1]):
         noised = ids.copy()
@@ -86,7 +88,9 @@ def test_a_model_that_knows_nothing_pays_the_logarithm_of_the_vocabulary(folder:
     known = folder.model.head.weight.clone()
     try:
         folder.model.head.weight.zero_()
-        found = measure(folder.model, folder.layout, folder.objective, sample, plan(draws=6, seed=4))
+        found = measure(
+            folder.model, folder.layout, folder.objective, sample, plan(draws=6, seed=4, estimator="bernoulli")
+        )
     finally:
         folder.model.head.weight.copy_(known)
     each = math.log(folder.layout.vocab_size)
@@ -97,9 +101,50 @@ def test_a_model_that_knows_nothing_pays_the_logarithm_of_the_vocabulary(folder:
     assert found["audio"]["nats"] == pytest.approx(wanted, rel=1e-5)
     by_p, tokens = np.zeros(5), np.zeros(5)
     for count, one in zip(counts, masks, strict=True):
-        by_p[one.p_bin - 1] += count * each
-        tokens[one.p_bin - 1] += count
+        by_p[p_bin(one.p_noise) - 1] += count * each
+        tokens[p_bin(one.p_noise) - 1] += count
     np.testing.assert_allclose(found["by_p"], [by_p, tokens], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def longer(folder: ModelFolder) -> Sample:
+    """A span of eight codes."""
+    layout = folder.layout
+    codes = layout.code_ids(np.arange(8) % layout.num_codes)
+    said = [5, layout.begin_of_quad, *codes, layout.end_of_audio_span_last, layout.im_end]
+    return Sample([Segment(np.array([layout.im_start, 7], np.int32), False), Segment(np.array(said, np.int32), True)])
+
+
+@pytest.mark.parametrize("kind", ["ttt", "nar"])
+def test_both_estimators_have_one_mean_and_an_exact_count_the_smaller_error(
+    folder: ModelFolder, longer: Sample, kind: str
+) -> None:
+    """Whatever the model was trained with; `by_p` is the same mean cross-entropy by p, whoever draws."""
+    objective = Objective("paper", kind=kind, normalisation="sample")
+    means, errors = {}, {}
+    for estimator in ("exact_count", "bernoulli"):
+        found = measure(folder.model, folder.layout, objective, longer, plan(draws=1500, estimator=estimator))
+        draws = np.array(found["audio"]["nats"])
+        means[estimator], errors[estimator] = draws.mean(), draws.std(ddof=1) / math.sqrt(len(draws))
+        assert found["audio"]["estimator"] == estimator
+        assert all(count > 0 for count in found["by_p"][1])
+    assert abs(means["exact_count"] - means["bernoulli"]) < 3 * math.hypot(*errors.values())
+    assert errors["exact_count"] < 0.5 * errors["bernoulli"]
+
+
+def test_audio_that_is_learnt_from_left_to_right_too_has_an_exact_figure(folder: ModelFolder, longer: Sample) -> None:
+    """It is that of the same weights as an AR model; text stays what it is behind audio that is seen whole."""
+    both, paper, ar = (
+        measure(folder.model, folder.layout, objective, longer, plan(draws=4))
+        for objective in (Objective(), Objective("paper"), Objective(kind="ar"))
+    )
+    assert both["audio_ar"] == ar["audio"] and both["audio_ar"]["tokens"] == 9
+    assert {name: value for name, value in both.items() if name != "audio_ar"} == paper
+    scored = score_likelihood([both | {"id": "1"}], Normalisers())
+    figure = scored.figures["audio_ar_nats_per_token"]
+    assert (figure.by, figure.value) == ("exact", pytest.approx(ar["audio"]["nats"][0] / 9, rel=1e-5))
+    assert scored.figures["audio_nats_per_token"].by.startswith("upper bound")
+    assert scored.details["audio_ar_standard_error"] is None
 
 
 def run(workplace: Path, out: Path, monkeypatch: pytest.MonkeyPatch, data: Path, *words: object, model: str) -> dict:
@@ -130,6 +175,8 @@ def test_of_items_and_of_shards_it_is_the_same(
     )
     assert [of_items["scores"][f"{name}_nats_per_token"]["by"] for name in ("text", "audio")] == [text, audio]
     assert ("audio_by_p" in of_items) == (kind != "ar")
+    assert ("audio_ar_nats_per_token" in of_items) == (kind == "ttt")
+    assert of_items["noise"] == {"estimator": "exact_count", "draws": 4, "seed": 0}
 
     opened = load_folder(workplace / model, device="cpu")
     template, codec = ChatTemplate(opened.tokenizer, opened.layout, opened.template), load_codec(opened.codec)

@@ -12,7 +12,7 @@ from ttt_dist.data.shards import ShardReader, ShardWriter
 from ttt_dist.data.sources import Sources
 from ttt_dist.errors import UserError
 from ttt_dist.sequence.batch import Batch
-from ttt_dist.sequence.objective import Objective
+from ttt_dist.sequence.objective import Objective, ObjectiveStage
 from ttt_dist.sequence.sample import Sample, Segment
 
 LAYOUT = tiny_layout()
@@ -38,11 +38,16 @@ def _sample(rng: np.random.Generator) -> Sample:
 
 
 def loader(
-    reader: ShardReader, global_batch: int = 8, micro: int = 2, rank: int = 0, size: int = 1, **more: int
+    reader: ShardReader,
+    global_batch: int = 8,
+    micro: int = 2,
+    rank: int = 0,
+    size: int = 1,
+    objective: Objective | None = None,
+    **more: int,
 ) -> PackLoader:
-    return PackLoader(
-        Sources({"train": reader}), LAYOUT, Objective(), 5, SEQ_LEN, global_batch, micro, rank, size, **more
-    )
+    sources, objective = Sources({"train": reader}), objective or Objective()
+    return PackLoader(sources, LAYOUT, objective, 5, SEQ_LEN, global_batch, micro, rank, size, **more)
 
 
 def rows(batches: list[Batch]) -> list[tuple]:
@@ -71,6 +76,19 @@ def test_prefetch_and_restart_change_nothing(reader: ShardReader) -> None:
     assert rows(restarted.step(10)) == rows(plain.step(10))
     ahead.close()
     restarted.close()
+
+
+def test_each_step_has_the_objective_of_its_stage_prefetched_or_not(reader: ShardReader) -> None:
+    staged = Objective(stages=[ObjectiveStage(0, kind="ar"), ObjectiveStage(2), ObjectiveStage(4, preset="paper")])
+    several = loader(reader, prefetch=2, objective=staged)
+    for number, alike in enumerate((Objective(kind="ar"), Objective(), Objective("paper"))):
+        for step in (2 * number, 2 * number + 1):
+            assert rows(several.step(step)) == rows(loader(reader, prefetch=0, objective=alike).step(step))
+    several.close()
+    held_out = [
+        rows(list(HeldOutLoader(reader, LAYOUT, objective, 5, SEQ_LEN, 2, 0, 1))) for objective in (staged, Objective())
+    ]
+    assert held_out[0] == held_out[1]
 
 
 def test_epochs_bring_new_noise_and_every_pack(reader: ShardReader) -> None:

@@ -93,7 +93,7 @@ def reference_loss(model: Qwen2ForCausalLM, sample: Sample, objective: Objective
 
     masked = torch.from_numpy(noised == MASK)
     counts = is_target[1:] & ~is_audio[1:]
-    if objective.preset == "corrected":
+    if objective.preset == "paper":
         counts &= ~masked[:-1]
     ar = -log_probs[:-1].gather(1, clean[1:, None])[:, 0][counts]
     nar = -log_probs.gather(1, clean[:, None])[:, 0][masked]
@@ -160,7 +160,7 @@ def pack(*kinds: Callable[[np.random.Generator], Sample]) -> list[Sample]:
 
 PACKS = [pack(audio_chat, text_chat, asr), pack(text_chat, audio_chat)]
 SAMPLES = [sample for row in PACKS for sample in row]
-CASES = {"noise": ("released", 1), "text loss alone (BANOM)": ("released", 2), "corrected": ("corrected", 1)}
+CASES = {"noise": ("released", 1), "text loss alone (BANOM)": ("released", 2), "paper": ("paper", 1)}
 
 
 @pytest.mark.parametrize(("preset", "seed"), CASES.values(), ids=CASES.keys())

@@ -103,13 +103,17 @@ def test_restarts_and_faults_are_told(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_marks_stand_where_things_happened(tmp_path: Path) -> None:
     killed = log_all(tmp_path, [("start", 0), ("checkpoint", 20), ("start", 20), ("skipped_step", 25), ("fault", 30)])
-    marks = Marks.of(killed)
-    assert marks == Marks(restarts=[20], faults=[20, 30], skipped=[25])
+    for step in (0, 22, 22):  # the second time after the fault
+        Events(tmp_path).log("stage", step, stage=bool(step))
+    marks = Marks.of([*killed, *read_events(tmp_path)[-3:]])
+    assert marks == Marks(restarts=[20], faults=[20, 30], skipped=[25], stages=[22])
+    assert marks.explained().endswith("green lines where a stage of the objective begins.")
     figure = curves.losses([record(10), record(40)], marks)
     assert figure is not None
     for axis in figure.axes:
         lines = {(line.get_color(), tuple(line.get_xdata())) for line in axis.lines}
         assert {(curves.GREY, (20, 20)), (curves.RED, (20, 20)), (curves.RED, (30, 30)), (curves.RED, (25,))} <= lines
+        assert (curves.GREEN, (22, 22)) in lines
 
 
 @pytest.mark.parametrize("end", ["stop", "fault", "finish"])

@@ -92,11 +92,13 @@ class PackLoader:
         places = self._places(step, number)
         packs = [self.sources.readers[place.source][place.pack] for place in places]
         epochs = [place.epoch for place in places]
-        return ready(collate(packs, self.layout, self.objective, self.seed, epochs, self.seq_len))
+        return ready(collate(packs, self.layout, self.objective.at(step), self.seed, epochs, self.seq_len))
 
 
 class HeldOutLoader:
     """The first `num_packs` (default: all) packs of a held-out set, in order, always with the noise of epoch 0.
+
+    The objective counts without its stages, so that figures of all steps compare.
 
     Every rank gets the same number of batches of [micro_batch, seq_len]; the last ones are filled up with empty packs.
     """

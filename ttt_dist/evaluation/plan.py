@@ -57,6 +57,8 @@ class Plan:
     quality: bool = False
     draws: int = 8
     """Of noise, per sample of the likelihood."""
+    estimator: str = "exact_count"
+    """How that noise is drawn: objective.masking."""
     limit: int | None = None
     part_size: int = 128
     batch: int = 32
@@ -90,6 +92,7 @@ class Plan:
             "quality": self.quality,
             "draws": self.draws,
         }
+        about |= {"estimator": self.estimator} if self.task == "likelihood" else {}
         decoding = {f"decoding.{name}": value for name, value in asdict(self.decoding).items()}
         device = "cuda" if torch.cuda.is_available() else "cpu"  # which also decides the precision
         known = {"format": FORMAT, "device": device, **model, **about}

@@ -33,7 +33,7 @@ def summarise(plan: Plan, made_from: dict[str, Any], collected: Collection, scor
     if plan.decoder_command is not None:
         about["decoder_command"] = plan.decoder_command
     if plan.task == "likelihood":
-        about["noise"] = {"draws": plan.draws, "seed": plan.seed}
+        about["noise"] = {"estimator": plan.estimator, "draws": plan.draws, "seed": plan.seed}
     else:
         about["decoding"] = vars(plan.decoding) | {"seed": plan.seed}
     return about | {"problems": collected.problems[:TOLD]}

@@ -160,7 +160,7 @@ def config_json(
         **FAMILIES[name].fixed,
     }
     if objective is not None:
-        values["objective"] = {"kind": objective.kind, "prompt_audio": objective.prompt_audio}
+        values["objective"] = objective.plain()
     return values
 
 

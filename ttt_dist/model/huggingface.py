@@ -171,7 +171,8 @@ def load_folder(folder: str | Path, dtype: torch.dtype | None = None, device: st
                 f"{folder / name}: missing; an imported model is trained first, and its run's export decoded"
             )
     model = Transformer.for_layout(config, layout, PlainFactory(FolderWeights(folder, config, layout), dtype=dtype))
-    template, objective = read_json(folder / "template.json"), values.get("objective", {})
+    # An export of before there were presets to choose from says kind and prompt_audio alone.
+    template, objective = read_json(folder / "template.json"), {"preset": "paper", **values.get("objective", {})}
     return ModelFolder(
         model.eval().requires_grad_(False).to(device),
         layout,

@@ -26,24 +26,21 @@ class Draw(NamedTuple):
     first_span: float
     time: float
     tokens: np.ndarray
+    audio_ar: float
 
     @property
     def p_noise(self) -> float:
-        """Probability that a maskable token is masked."""
+        """Probability that a maskable token is masked (bernoulli)."""
         return (1.0 - MIN_NOISE) * self.time + MIN_NOISE
-
-    @property
-    def p_bin(self) -> int:
-        """Which of the equal bins of p this is, 1 to NUM_P_BINS."""
-        return min(int(self.p_noise * NUM_P_BINS), NUM_P_BINS - 1) + 1
 
 
 def draw(sample: Sample, seed: int, epoch: int) -> Draw:
     """The sample's noise: the same for equal (seed, content of the sample, epoch) wherever it is packed."""
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, sample.key, epoch])))
-    numbers = rng.random(6 + len(sample))
+    # A number that is new comes last: those before it, and with them the noise of older settings, stay what they are.
+    numbers = rng.random(7 + len(sample))
     mix, truncate, keep, prefix, first_span, time = (float(number) for number in numbers[:6])
-    return Draw(mix, truncate, keep, prefix, first_span, time, numbers[6:])
+    return Draw(mix, truncate, keep, prefix, first_span, time, numbers[6:-1], float(numbers[-1]))
 
 
 class Corrupted(NamedTuple):
@@ -99,7 +96,7 @@ def corrupt(
     sample: Sample, layout: TokenLayout, objective: Objective, draw: Draw, mix: bool | None = None
 ) -> Corrupted:
     """Apply the objective to one sample. `mix` overrides the sample's own BANOM choice (mix_unit: micro_batch)."""
-    is_ttt = objective.kind == "ttt"
+    is_ttt, only_ar = objective.kind == "ttt", objective.kind == "ar"
     length = truncated_length(sample, layout, draw, objective.p_trunc) if is_ttt else len(sample)
     ids, is_target = sample.ids[:length], sample.is_target[:length]
     is_audio = layout.is_audio[ids]
@@ -107,37 +104,67 @@ def corrupt(
 
     if is_ttt:
         only_ar = (draw.mix < objective.p_mix) if mix is None else mix
-        may_mask = (
-            np.zeros(length, dtype=bool) if only_ar else maskable(audio_spans, is_target, draw, objective.p_prefix)
-        )
+    if only_ar:
+        may_mask = np.zeros(length, dtype=bool)
     else:
-        may_mask = is_target & (objective.kind == "nar")
-    masked = may_mask & (draw.tokens[:length] < draw.p_noise)
+        may_mask = maskable(audio_spans, is_target, draw, objective.p_prefix) if is_ttt else is_target
+    masked, p = mask(may_mask, draw, objective.mask_rule)
+    # Where nothing is noised a sample may teach to write its audio from left to right, as text is.
+    audio_is_ar = only_ar and (not is_ttt or draw.audio_ar < objective.p_audio_ar)
     input_ids = np.where(masked, layout.mask, ids).astype(np.int32)
 
     next_ids = np.append(ids[1:], 0).astype(np.int32)
     ar = np.append(is_target[1:], False)
     if objective.kind == "nar":
         ar[:] = False
-    elif is_ttt:
+    if not audio_is_ar:
         ar &= ~layout.is_audio[next_ids]
-        if not objective.keeps_masked_ar:
-            ar &= ~masked
-    ar_weight, nar_weight, divisor = _weights(int(ar.sum()), int(may_mask.sum()), draw.p_noise, objective)
+    if not objective.keeps_masked_ar:
+        ar &= ~masked
+    ar_weight, nar_weight, divisor = _weights(int(ar.sum()), int(may_mask.sum()), p, objective)
     return Corrupted(
         input_ids,
-        _span_ids(audio_spans, is_target, objective),
+        _span_ids(audio_spans, is_target, objective, audio_is_ar),
         np.where(ar, next_ids, 0),
         ar * np.float32(ar_weight),
         np.where(masked, ids, 0),
         masked * np.float32(nar_weight),
-        masked * np.int32(draw.p_bin),
+        masked * np.int32(p_bin(p)),
         divisor,
     )
 
 
-def _span_ids(audio_spans: list[tuple[int, int]], is_target: np.ndarray, objective: Objective) -> np.ndarray:
-    """Bidirectional spans of the sample, int32 [n]: none for `ar`, whole responses for `nar`, audio spans for `ttt`."""
+def mask(may_mask: np.ndarray, draw: Draw, rule: str) -> tuple[np.ndarray, float]:
+    """Which of the maskable tokens are masked, bool [n], and p, by which their loss is divided.
+
+    `bernoulli`: each with probability p, by itself. `exact_count`: of m maskable tokens k, uniform in 1..m, and p = k / m.
+    For token i and a set S of other masked tokens the first gives the integral over p of p^|S| (1 - p)^(m - 1 - |S|), the
+    second 1 / (m C(m - 1, |S|)): both are |S|! (m - 1 - |S|)! / m!, so the expected loss is one. The second has no 1/p
+    without bound, and no sample in which nothing happens to be masked.
+    """
+    if rule == "bernoulli":
+        return may_mask & (draw.tokens[: len(may_mask)] < draw.p_noise), draw.p_noise
+    places = np.flatnonzero(may_mask)
+    if not len(places):
+        return may_mask, 1.0
+    num_masked = min(1 + int(draw.time * len(places)), len(places))
+    masked = np.zeros_like(may_mask)
+    masked[places[np.argsort(draw.tokens[places], kind="stable")[:num_masked]]] = True
+    return masked, num_masked / len(places)
+
+
+def p_bin(p: float) -> int:
+    """Which of the equal bins of p this is, 1 to NUM_P_BINS."""
+    return min(int(p * NUM_P_BINS), NUM_P_BINS - 1) + 1
+
+
+def _span_ids(
+    audio_spans: list[tuple[int, int]], is_target: np.ndarray, objective: Objective, audio_is_ar: bool
+) -> np.ndarray:
+    """Bidirectional spans of the sample, int32 [n]: none for `ar`, whole responses for `nar`, audio spans for `ttt`.
+
+    Those of the response are causal where their audio is learnt so.
+    """
     span_ids = np.zeros(len(is_target), dtype=np.int32)
     if objective.kind == "ar":
         return span_ids
@@ -145,7 +172,7 @@ def _span_ids(audio_spans: list[tuple[int, int]], is_target: np.ndarray, objecti
     chosen = [
         s
         for s in audio_spans
-        if (prompt_spans and not is_target[s[0]]) or (objective.kind == "ttt" and is_target[s[0]])
+        if (prompt_spans and not is_target[s[0]]) or (objective.kind == "ttt" and not audio_is_ar and is_target[s[0]])
     ]
     if objective.kind == "nar":
         chosen += runs(is_target)
@@ -154,8 +181,8 @@ def _span_ids(audio_spans: list[tuple[int, int]], is_target: np.ndarray, objecti
     return span_ids
 
 
-def _weights(num_ar: int, num_maskable: int, p_noise: float, objective: Objective) -> tuple[float, float, float]:
+def _weights(num_ar: int, num_maskable: int, p: float, objective: Objective) -> tuple[float, float, float]:
     """Weight of one AR and one NAR target, and the sample's share of the divisor (method 4.5, 4.6)."""
     if objective.normalisation == "token":
-        return 1.0, 1.0 / p_noise, float(num_ar + num_maskable)
-    return 1.0 / max(num_ar, 1), 1.0 / max(num_maskable, 1) / p_noise, 1.0
+        return 1.0, 1.0 / p, float(num_ar + num_maskable)
+    return 1.0 / max(num_ar, 1), 1.0 / max(num_maskable, 1) / p, 1.0

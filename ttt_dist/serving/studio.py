@@ -134,7 +134,7 @@ class Studio:
         """The picture of who sees whom in a sequence, a PNG file."""
         sample = Sample([Segment(prompt, False), Segment(response, True)])
         trained = self.folder.objective
-        objective = Objective(kind=trained.kind, prompt_audio=trained.prompt_audio, p_trunc=0.0)
+        objective = Objective(kind=trained.kind, prompt_audio=trained.prompt_audio, p_trunc=0.0, audio_ar=0.0)
         batch = collate([[sample]], self.folder.layout, objective, 0, [0], len(sample))
         sample_ids, position_ids, span_ids = (
             ids[0, :MAX_DRAWN] for ids in (batch.sample_ids, batch.position_ids, batch.span_ids)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Records = Sequence[Mapping[str, Any]]
 
 BLUE, ORANGE, GREEN, RED, GREY = "#2a6f97", "#d9701a", "#3f8f5b", "#c2341d", "#6b7280"
-COLOURS = (BLUE, ORANGE, GREEN, RED, "#57506b", "#b9a15f")  # of runs side by side
+COLOURS = (BLUE, ORANGE, GREEN, RED, "#57506b", "#b9a15f", "#4cb5ae")  # of runs side by side
 PHASES = {
     "data": "#b9a15f",
     "forward": "#7fb2d1",
@@ -38,12 +38,14 @@ class Marks:
     restarts: list[int] = field(default_factory=list)
     faults: list[int] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
+    stages: list[int] = field(default_factory=list)
+    """Of the objective, but the first."""
 
     @classmethod
     def of(cls, events: Records) -> Marks:
-        starts = [event["step"] for event in events if event["event"] == "start"]
-        faults = [event["step"] for event in events if event["event"] == "fault"]
-        return cls(starts[1:], faults, [event["step"] for event in events if event["event"] == "skipped_step"])
+        kinds = ("start", "fault", "skipped_step", "stage")
+        starts, faults, skipped, stages = ([e["step"] for e in events if e["event"] == kind] for kind in kinds)
+        return cls(starts[1:], faults, skipped, sorted(set(stages) - {0}))
 
     def explained(self) -> str:
         """What the marks that are there mean; empty where there are none."""
@@ -51,6 +53,7 @@ class Marks:
             "dashed lines are starts of the run again": self.restarts,
             "red lines faults": self.faults,
             "ticks at the bottom skipped steps": self.skipped,
+            "green lines where a stage of the objective begins": self.stages,
         }
         told = [meaning for meaning, steps in kinds.items() if steps]
         return f"In the curves, {', '.join(told)}." if told else ""
@@ -218,6 +221,8 @@ def _finish(axis: Axes, panel: Panel, marks: Marks) -> None:
         axis.axvline(step, color=GREY, linestyle=(0, (4, 3)), linewidth=0.9)
     for step in marks.faults:
         axis.axvline(step, color=RED, linewidth=0.9)
+    for step in marks.stages:
+        axis.axvline(step, color=GREEN, linewidth=0.9)
     if marks.skipped:
         bottom = [0.015] * len(marks.skipped)
         axis.plot(marks.skipped, bottom, "|", color=RED, markersize=7, transform=axis.get_xaxis_transform())

@@ -11,9 +11,9 @@ from typing import Any, Literal, get_args
 
 EVENTS = "events.jsonl"
 
-EventKind = Literal["start", "compiled", "stop", "skipped_step", "checkpoint", "fault", "finish"]
-"""What can happen: the process starts or goes on; its first step has compiled the blocks; it ends as asked; a step is not
-applied; a save; what went wrong; the end."""
+EventKind = Literal["start", "compiled", "stage", "stop", "skipped_step", "checkpoint", "fault", "finish"]
+"""What can happen: the process starts or goes on; its first step has compiled the blocks; a stage of the objective begins;
+it ends as asked; a step is not applied; a save; what went wrong; the end."""
 
 
 class Events:

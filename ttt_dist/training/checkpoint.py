@@ -21,9 +21,11 @@ from ttt_dist.config import CheckpointConfig, Config, to_dict, zero_stage
 from ttt_dist.data.blend import past
 from ttt_dist.errors import UserError
 from ttt_dist.files import atomic_write, fsync_folder, remove_leftovers, writing
+from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.telemetry.console import warn
 from ttt_dist.training.seal import MANIFEST, FileSum, file_sum, read_manifest, require_sums, require_whole, seal
+from ttt_dist.typed_yaml import build
 
 if TYPE_CHECKING:
     import deepspeed
@@ -37,7 +39,7 @@ PORTABLE = "portable"
 GONE = ".gone-"  # what a checkpoint is called while its space is being freed
 BYTES_PER_PARAMETER = 12  # at least: an fp32 weight and its two moments
 # A change of these leaves the weights valid, but the run no longer continues what it was.
-ORDER_SETTINGS = ("seed", "objective", "train.global_batch")
+ORDER_SETTINGS = ("seed", "train.global_batch")
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,11 @@ def has_layout_of(checkpoint: Path, run: Facts) -> bool:
 def _warn_of_another_order(saved: dict[str, Any], here: dict[str, Any], step: int, where: str) -> None:
     """Name what decided the steps before `step` and is no longer so. What begins later may be changed at will."""
     before, now = (
-        {**{key: _pick(config, key) for key in ORDER_SETTINGS}, **past(config["data"], step)}
+        {
+            **{key: _pick(config, key) for key in ORDER_SETTINGS},
+            **build(Objective, config["objective"], where, "objective.").past(step),
+            **past(config["data"], step),
+        }
         for config in (saved, here)
     )
     for key in dict.fromkeys([*before, *now]):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ttt_dist.data.loader import PackLoader
 from ttt_dist.model.structure import parameter_shapes
 from ttt_dist.model_config import ModelConfig
+from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.telemetry.console import say
 from ttt_dist.training import checkpoint
@@ -34,6 +35,8 @@ def describe(job: "Job", place: Processes) -> None:
     on_cuda = train.precision == "bf16" or has_gpu()  # said on a login node, meant for the GPUs
     memory = memory_per_rank(config, layout, job.mesh, job.facts.zero_stage, job.loader.seq_len, on_cuda)
     say(f"memory     {memory} (of the fullest process)")
+    for line in describe_objective(config.objective, train.steps):
+        say(f"objective  {line}")
     for line in describe_data(job.loader, train.steps):
         say(f"data       {line}")
     if job.held_out is not None:
@@ -48,6 +51,16 @@ def count_parameters(config: ModelConfig, layout: TokenLayout) -> dict[str, int]
     for name, shape in parameter_shapes(config, layout.padded_vocab_size).items():
         parts[name.split(".")[0]] += prod(shape)
     return dict(parts)
+
+
+def describe_objective(objective: Objective, steps: int) -> list[str]:
+    """A line; of one with stages a line for each that begins before `steps`, and one of the held-out loss."""
+    starts = [stage.from_step for stage in objective.stages if stage.from_step < steps]
+    if not starts:
+        return [str(objective)]
+    ends = [*starts[1:], steps]
+    lines = [f"steps {start:,} to {end:,}: {objective.at(start)}" for start, end in zip(starts, ends, strict=True)]
+    return [*lines, f"held-out loss: {objective}"]
 
 
 def describe_data(loader: PackLoader, steps: int) -> list[str]:

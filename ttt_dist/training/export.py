@@ -16,18 +16,21 @@ if TYPE_CHECKING:
 
 
 def export_model(
-    engine: "deepspeed.DeepSpeedEngine", mesh: Mesh, config: Config, layout: TokenLayout, folder: Path
+    engine: "deepspeed.DeepSpeedEngine", mesh: Mesh, config: Config, layout: TokenLayout, folder: Path, done: int
 ) -> None:
-    """Write the model folder from the engine's weights and what lies beside a training shard; collective."""
+    """Write the model folder from the engine's weights and what lies beside a training shard; collective.
+
+    It is a model of the objective's stage that the last of the `done` updates was of.
+    """
     from ttt_dist.model.huggingface import export_folder
     from ttt_dist.parallel.gather import whole_weights
 
     weights = whole_weights(engine, mesh, config.model, layout)
-    assets = assets_folder(config)
+    assets, objective = assets_folder(config), config.objective.at(max(done - 1, 0))
 
     def write() -> None:
         try:
-            export_folder(folder, weights, config.model, layout, config.objective, assets)
+            export_folder(folder, weights, config.model, layout, objective, assets)
         finally:
             deque(weights, maxlen=0)  # after a failure too: the other processes are sending
 

@@ -79,6 +79,7 @@ def fit(run: Run) -> None:
     with Progress(train.steps, "training", "step") as progress:
         progress.skip(run.start_step)
         for step in range(run.start_step, train.steps):
+            _tell_stage(run, step)
             # The first step may compile; what is no step may take as long.
             limit_s = run.config.guard.start_timeout if step == run.start_step else run.config.guard.step_timeout
             lr = learning_rate(step, train.lr, train.warmup, train.steps, train.min_lr_ratio)
@@ -100,7 +101,7 @@ def fit(run: Run) -> None:
             collect.after(done)
             progress.note = f"loss {result.loss:.3f} (ar {result.ar_loss:.3f}, nar {result.nar_loss:.3f})"
             if _due(done, run.config.telemetry.log_every, train.steps):
-                _log(run, done, {**window.record(lr), "skipped_steps": run.guard.skipped})
+                _log(run, done, {**window.record(lr), "skipped_steps": run.guard.skipped, **_stage(run, step)})
             if run.held_out is not None and _due(done, train.eval_every, train.steps):
                 _evaluate(run, run.held_out, done)
             if reason or _due(done, every, train.steps):
@@ -109,6 +110,21 @@ def fit(run: Run) -> None:
             if reason and done < train.steps:
                 run.tell("stop", done, reason=reason)
                 raise StopRequestedError(f"{run.folder}: {reason}; saved at step {done}, start again to go on")
+
+
+def _tell_stage(run: Run, step: int) -> None:
+    """That a stage of the objective begins, where `step` is its first."""
+    objective = run.config.objective
+    for number, stage in enumerate(objective.stages):
+        if stage.from_step == step:
+            say(f"step {step}: objective.stages.{number} begins: {objective.at(step)}")
+            run.tell("stage", step, stage=number, objective=str(objective.at(step)))
+
+
+def _stage(run: Run, step: int) -> dict[str, float]:
+    """For the record: the number of the stage that the step was of, where there are any."""
+    objective = run.config.objective
+    return {"stage": objective.stage_at(step)} if objective.stages else {}
 
 
 def _save(run: Run, done: int) -> None:
