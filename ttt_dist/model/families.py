@@ -160,7 +160,8 @@ def config_json(
         **FAMILIES[name].fixed,
     }
     if objective is not None:
-        values["objective"] = {"kind": objective.kind, "prompt_audio": objective.prompt_audio}
+        told = ("kind", "prompt_audio", "audio_ar")
+        values["objective"] = {name: getattr(objective, name) for name in told}
     return values
 
 

@@ -31,6 +31,8 @@ class Objective:
     """sample | micro_batch: what draws BANOM's choice together."""
     prompt_audio: str = "bidirectional"
     """bidirectional | causal: attention inside audio that the user gives."""
+    audio_ar: float = 0.0
+    """Probability that a sample in which nothing is noised teaches its audio left to right, as an AR model writes it."""
     normalisation: str = "sample"
     """sample | token: mean over samples of per-sample means, or over all targets of the global batch."""
 
