@@ -145,11 +145,7 @@ class PlainLoop:
         progress = [((step + n) / chosen.steps) ** chosen.commit_power for n in (0, 1)]
         share = max(1, math.ceil(len(left) * (progress[1] - progress[0]) / (1 - progress[0]) - 1e-9))
         for _ in range(max(share, sum(is_sure.values()))):
-            able = [
-                place
-                for place in left
-                if chosen.ends == "any" or left[place][0] not in ends or place == min(left)
-            ]
+            able = [place for place in left if chosen.ends == "any" or left[place][0] not in ends or place == min(left)]
             if not able:
                 break
             committed.append(max(able, key=lambda place: (is_sure[place], left[place][2], -place)))
