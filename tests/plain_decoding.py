@@ -126,32 +126,28 @@ class PlainLoop:
 
     def _committed(self, found: dict[int, tuple[int, float, float]], step: int, ends: set[int]) -> Ids:
         """Places that are committed, one by one: the surest of those that may be."""
-        chosen, left, committed = self.chosen, dict(found), []
-        if chosen.remasking == "random":
-            numbers = np.random.default_rng([0, self.num_choices - 1]).random((2, len(left)))[1]
-            left = {place: (*left[place][:2], number) for place, number in zip(left, numbers, strict=True)}
-        is_first = dict.fromkeys(left, True)
-        if chosen.ends == "leftmost":
-            first = next((place for place in left if left[place][0] in ends), None)
-            is_first = {place: left[place][0] not in ends or place == first for place in left}
-        is_sure = {place: 0 < chosen.threshold <= left[place][1] for place in left}
-        if chosen.ends == "leftmost":  # an end is no surer than what it waits for
-            is_sure = {
-                place: is_sure[place]
-                and is_first[place]
-                and (left[place][0] not in ends or all(is_sure[other] for other in left if other < place))
-                for place in left
-            }
-        progress = [((step + n) / chosen.steps) ** chosen.commit_power for n in (0, 1)]
-        share = max(1, math.ceil(len(left) * (progress[1] - progress[0]) / (1 - progress[0]) - 1e-9))
-        for _ in range(max(share, sum(is_sure.values()))):
-            able = [place for place in left if chosen.ends == "any" or left[place][0] not in ends or place == min(left)]
-            if not able:
+        chosen, left, committed = self.chosen, list(found), []
+        waits = {place: chosen.ends == "leftmost" and found[place][0] in ends for place in left}
+        numbers = dict(
+            zip(left, np.random.default_rng([0, self.num_choices - 1]).random((2, len(left)))[1], strict=True)
+        )
+
+        def is_sure(place: int) -> bool:
+            """An end is no surer than the codes it waits for, and waits for another end in vain."""
+            before = [other for other in found if other < place and waits[place]]
+            is_likely = 0 < chosen.threshold <= found[place][1]
+            return is_likely and all(is_sure(other) and not waits[other] for other in before)
+
+        def rank(place: int) -> tuple[bool, float, int]:
+            return is_sure(place), numbers[place] if chosen.remasking == "random" else found[place][2], -place
+
+        done, next_ = (((step + n) / chosen.steps) ** chosen.commit_power for n in (0, 1))
+        share = max(1, math.ceil(len(left) * (next_ - done) / (1 - done) - 1e-9))
+        for _ in range(max(share, sum(map(is_sure, found)))):
+            committed.append(max((place for place in left if not waits[place] or place == left[0]), key=rank))
+            if waits[committed[-1]]:
                 break
-            committed.append(max(able, key=lambda place: (is_sure[place], left[place][2], -place)))
-            if chosen.ends == "leftmost" and left[committed[-1]][0] in ends:
-                break
-            del left[committed[-1]]
+            left.remove(committed[-1])
         return committed
 
     def _best(self, logits: torch.Tensor, allowed: Ids) -> tuple[int, float, float]:
