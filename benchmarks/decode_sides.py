@@ -79,12 +79,12 @@ class Course:
         last = [layout.begin_of_quad, *[FREE] * num_codes, layout.end_of_audio_span_last, layout.im_end]
         return cls(np.concatenate([*parts, [FREE] * num_text, last]).astype(np.int64), layout)
 
-    def choices(self, phase: Phase, logits: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor]:
+    def choices(self, phase: Phase, logits: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor]:
         """`forward.choices` with the course's delimiters made certain, and all others impossible."""
         columns = delimiter_columns(self.layout, phase)
         logits[:, list(columns.values())] = float("-inf")
         # Choices for masks are at their own places, an autoregressive one comes one later.
-        shifts = [one.state.num_prompt - (one.state.block_start is None) for one in wanted.asked]
+        shifts = [one.state.num_prompt - (not one.state.is_denoised) for one in wanted.asked]
         places = wanted.places - wanted.of_owners(shifts)
         due = np.where(places < len(self.required), self.required[np.minimum(places, len(self.required) - 1)], FREE)
         rows = np.flatnonzero(np.isin(due, list(columns)))
@@ -158,8 +158,8 @@ def released_way(folder: ModelFolder, request: Request, settings: DecodeSettings
         logits = _all_logits(folder.model, state)[rules.needed(state), allowed[0] : allowed[-1] + 1].float()
         logits[:, np.setdiff1d(np.arange(logits.shape[1]), allowed - allowed[0])] = float("-inf")
         wanted = Wanted.of([Asked(state, rules, CacheSequence(0), None)])
-        ids, confidence = (values.cpu().numpy() for values in course.choices(rules.phase(state), logits, wanted))
-        state = advance(state, Choice(ids + allowed[0], confidence), rules)
+        ids, *sureness = (values.cpu().numpy() for values in course.choices(rules.phase(state), logits, wanted))
+        state = advance(state, Choice(ids + allowed[0], *sureness), rules)
         first = first or (time.perf_counter() - start if state.num_audio else 0.0)
     return Measured(time.perf_counter() - start, first, state.num_forwards, [state.ids[state.num_prompt :]])
 

@@ -1,4 +1,4 @@
-"""Section 5 of the method as a plain loop: one request, greedy, the whole sequence recomputed at each step.
+"""Decoding as a plain loop: one request, greedy, the whole sequence recomputed at each step.
 
     python -m tests.plain_decoding --model runs/demo/export --data runs/demo/data/test.jsonl --audio-root demo_speech --prompts 100
 
@@ -7,6 +7,7 @@ compares the decoder with it on a trained model: every line is transcribed and s
 
 import argparse
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,12 +46,14 @@ class PlainLoop:
         """The response to a prompt."""
         self.prompt, self.chosen = prompt, chosen
         self.blocks: Ids = []  # where the blocks of the open span begin, for block_causal
+        self.draft_from: int | None = None  # what a draft of `verified` sees in both directions begins here
+        self.num_forwards = self.num_choices = 0
         ids = list(prompt)
         if self.objective.kind == "nar":
             return self._span(ids)[len(prompt) :]
         num_text = num_audio = 0
         while num_text < chosen.max_text and num_audio < chosen.max_codes:
-            token = self._best(self._logits(ids)[-1], self.text)[0]
+            token = self._best(self._forward(ids)[-1], self.text)[0]
             ids.append(token)
             num_text += 1
             if token == self.layout.im_end or (token == self.layout.begin_of_quad and chosen.stop_at_last_span):
@@ -58,15 +61,33 @@ class PlainLoop:
             if token in (self.layout.begin_of_audio, self.layout.begin_of_quad):
                 before = len(ids)
                 limit = min(chosen.span_limit, chosen.max_codes - num_audio)
-                ids = self._codes(ids, limit) if self.objective.kind == "ar" else self._span(ids, limit)
+                mode = "ar" if self.objective.kind == "ar" else chosen.audio_mode
+                write = {"ar": self._codes, "verified": self._verified, "diffusion": self._span}[mode]
+                ids = write(ids, limit)
                 num_audio += len(ids) - before
         return ids[len(prompt) :]
 
     def _codes(self, ids: Ids, limit: int) -> Ids:
-        """A span of an `ar` model."""
+        """A span that is written code by code."""
         start = len(ids)
         while len(ids) - start < limit and not (len(ids) > start and ids[-1] in self.ends):
-            ids = [*ids, self._best(self._logits(ids)[-1], self.audio)[0]]
+            ids = [*ids, self._best(self._forward(ids)[-1], self.audio)[0]]
+        return ids
+
+    def _verified(self, ids: Ids, limit: int) -> Ids:
+        """The same span, by drafts: each is denoised, then read causally as far as it is what would have been written."""
+        start, end = len(ids), len(ids) + limit
+        while len(ids) < end:
+            self.draft_from = len(ids) if self.chosen.block_cache == "block_causal" else start
+            draft = self._denoise(ids, min(self.chosen.block, end - len(ids)), self.audio, self.ends, start)
+            self.draft_from = None
+            logits = self._forward(draft)
+            while len(ids) < end:
+                ids = [*ids, self._best(logits[len(ids) - 1], self.audio)[0]]
+                if ids[-1] in self.ends:
+                    return ids
+                if ids != draft[: len(ids)]:
+                    break
         return ids
 
     def _span(self, ids: Ids, limit: int | None = None) -> Ids:
@@ -76,33 +97,75 @@ class PlainLoop:
         start, chosen = len(ids), self.chosen
         limit = limit or min(chosen.span_limit, chosen.max_codes)
         while len(ids) - start < limit:
-            size = min(chosen.block, limit - (len(ids) - start))
             self.blocks.append(len(ids))
-            ids = ids + [self.layout.mask] * size
-            for step in range(chosen.steps):
-                masked = [place for place in range(start, len(ids)) if ids[place] == self.layout.mask]
-                if not masked:
-                    break
-                logits = self._logits(ids)
-                if chosen.cfg:
-                    context = [self.layout.mask] * start + ids[start:]
-                    guide = self._logits(context, like=ids)
-                    logits = guide + (1 + chosen.cfg) * (logits - guide)
-                found = [(place, *self._best(logits[place], allowed)) for place in masked]
-                found.sort(key=lambda item: (-item[2], item[0]))
-                share = -(-len(masked) // (chosen.steps - step))  # an even split of what is left
-                sure = sum(item[2] >= chosen.threshold for item in found) if chosen.threshold else 0
-                for place, code, _ in found[: max(share, sure)]:
-                    ids[place] = code
-            end = next((place for place in range(start, len(ids)) if ids[place] in ends), None)
-            if end is not None:
+            ids = self._denoise(ids, min(chosen.block, limit - (len(ids) - start)), allowed, ends, start)
+            if ids[-1] in ends:
+                break
+        return ids
+
+    def _denoise(self, ids: Ids, size: int, allowed: Ids, ends: set[int], start: int) -> Ids:
+        """A block of masks behind `ids`, denoised, and cut after an end once no mask is left before it."""
+        chosen, before, ids = self.chosen, len(ids), ids + [self.layout.mask] * size
+        masked = list(range(before, len(ids)))
+        for step in range(chosen.steps):
+            if not masked:
+                break
+            logits = self._forward(ids)
+            if chosen.cfg:
+                guide = self._forward([self.layout.mask] * start + ids[start:], like=ids)
+                logits = guide + (1 + chosen.cfg) * (logits - guide)
+                self.num_choices -= 1
+            found = {place: self._best(logits[place], allowed) for place in masked}
+            for place in self._committed(found, step, ends):
+                ids[place] = found[place][0]
+            masked = [place for place in masked if ids[place] == self.layout.mask]
+            end = next((place for place in range(before, len(ids)) if ids[place] in ends), None)
+            if end is not None and self.layout.mask not in ids[before:end]:
                 return ids[: end + 1]
         return ids
 
-    def _best(self, logits: torch.Tensor, allowed: Ids) -> tuple[int, float]:
+    def _committed(self, found: dict[int, tuple[int, float, float]], step: int, ends: set[int]) -> Ids:
+        """Places that are committed, one by one: the surest of those that may be."""
+        chosen, left, committed = self.chosen, list(found), []
+        waits = {place: chosen.ends == "leftmost" and found[place][0] in ends for place in left}
+        numbers = dict(
+            zip(left, np.random.default_rng([0, self.num_choices - 1]).random((2, len(left)))[1], strict=True)
+        )
+
+        def is_sure(place: int) -> bool:
+            """An end is no surer than the codes it waits for, and waits for another end in vain."""
+            before = [other for other in found if other < place and waits[place]]
+            is_likely = 0 < chosen.threshold <= found[place][1]
+            return is_likely and all(is_sure(other) and not waits[other] for other in before)
+
+        def rank(place: int) -> tuple[bool, float, int]:
+            return is_sure(place), numbers[place] if chosen.remasking == "random" else found[place][2], -place
+
+        done, next_ = (((step + n) / chosen.steps) ** chosen.commit_power for n in (0, 1))
+        share = max(1, math.ceil(len(left) * (next_ - done) / (1 - done) - 1e-9))
+        for _ in range(max(share, sum(map(is_sure, found)))):
+            committed.append(max((place for place in left if not waits[place] or place == left[0]), key=rank))
+            if waits[committed[-1]]:
+                break
+            left.remove(committed[-1])
+        return committed
+
+    def _best(self, logits: torch.Tensor, allowed: Ids) -> tuple[int, float, float]:
+        """The likeliest token, its probability, and how sure the model is by the rule of remasking."""
         probabilities = logits[allowed].softmax(-1)
         best = int(probabilities.argmax())
-        return allowed[best], float(probabilities[best])
+        sure = float(probabilities[best])
+        if self.chosen.remasking == "margin":
+            highest = probabilities.sort(descending=True).values
+            sure = float(highest[0] - highest[1])
+        elif self.chosen.remasking == "entropy":
+            sure = -float(torch.special.entr(probabilities).sum())
+        return allowed[best], float(probabilities[best]), sure
+
+    def _forward(self, ids: Ids, like: Ids | None = None) -> torch.Tensor:
+        self.num_forwards += 1
+        self.num_choices += 1
+        return self._logits(ids, like)
 
     def _logits(self, ids: Ids, like: Ids | None = None) -> torch.Tensor:
         """Logits of every position; who sees whom follows `like`, by default the ids themselves."""
@@ -121,16 +184,23 @@ class PlainLoop:
             key = (in_response, 0 if kind == "nar" and in_response else run, block)
             spans = is_audio and (in_response or self.objective.prompt_audio == "bidirectional")
             spans = (spans or (kind == "nar" and in_response)) and kind != "ar"
+            if in_response and kind == "ttt" and self.chosen.audio_mode != "diffusion":
+                spans = spans and self.draft_from is not None and place >= self.draft_from
             numbers.append(keys.setdefault(key, len(keys) + 1) if spans else 0)
         return numbers
 
 
 def draw_settings(rng: np.random.Generator, **limits: int) -> DecodeSettings:
-    """Greedy settings: blocks of 1 to 64, steps of 1 to the block, with and without guidance, threshold, approximation."""
+    """Greedy settings: blocks of 1 to 64, steps of 1 to the block, every rule; with and without guidance, threshold,
+    approximation.
+    """
     block = int(rng.integers(1, 65))
     return DecodeSettings(
         block=block,
         steps=int(rng.integers(1, block + 1)),
+        commit_power=float(rng.choice([1.0, 1.0, 0.5, 2.0])),
+        remasking=str(rng.choice(["low_confidence", "margin", "entropy", "random"])),  # type: ignore[arg-type]
+        ends=str(rng.choice(["leftmost", "any"])),  # type: ignore[arg-type]
         threshold=float(rng.choice([0.0, 0.0, 0.3, 0.9])),
         block_cache=str(rng.choice(["exact", "exact", "block_causal"])),  # type: ignore[arg-type]
         cfg=float(rng.choice([0.0, 0.0, 0.1, 1.0])),
@@ -140,14 +210,20 @@ def draw_settings(rng: np.random.Generator, **limits: int) -> DecodeSettings:
 
 
 def differing(folder: ModelFolder, prompts: list[np.ndarray], chosen: list[DecodeSettings], batch_size: int) -> Ids:
-    """Which requests the decoder answers otherwise than the plain loop; each has settings of its own."""
+    """Which requests the decoder answers otherwise than the plain loop, or in another number of forwards; each has
+    settings of its own.
+    """
     plain, session, found = PlainLoop(folder), Decoder(folder, batch_size).session(), {}
     for prompt, settings in zip(prompts, chosen, strict=True):
         session.add(Request(prompt), settings)
     while not session.is_idle:
-        found.update({key: event.result.ids for key, event in session.step() if isinstance(event, Ended)})
+        found.update({key: event.result for key, event in session.step() if isinstance(event, Ended)})
     pairs = enumerate(zip(prompts, chosen, strict=True))
-    return [n for n, (prompt, settings) in pairs if found[n].tolist() != plain(prompt.tolist(), settings)]
+    return [
+        n
+        for n, (prompt, settings) in pairs
+        if (found[n].ids.tolist(), found[n].num_forwards) != (plain(prompt.tolist(), settings), plain.num_forwards)
+    ]
 
 
 def main() -> None:

@@ -31,12 +31,14 @@ def main() -> None:
 
     listening = listen(arguments.host, arguments.port)
     folder = load_folder(arguments.model)
+    decoder = Decoder(folder, batch_size=arguments.batch)
+    decoder.require_mode(settings)
     codec = load_codec(folder.codec, decoder_command=arguments.decoder_command)
     if codec.no_decoder:
         warn(f"speech stays silent: {codec.no_decoder}")
     if not is_loopback(arguments.host):
         warn(f"--host {arguments.host}: whoever can reach this machine can use the model; there is no password")
-    thread = DecodingThread(Decoder(folder, batch_size=arguments.batch))
+    thread = DecodingThread(decoder)
     app = App(Studio(folder, codec, settings, model_name(arguments.model)), thread, trusted_names(arguments.host))
     say(f"open {url_of(arguments.host, listening.getsockname()[1])} (Ctrl-C ends the server)")
     serve(listening, app)

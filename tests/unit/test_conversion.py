@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.unit.test_convert import command, same_bytes
-from ttt_dist.config import Config, DataConfig, to_dict
+from ttt_dist.config import Config, DataConfig, EvaluationConfig, to_dict
+from ttt_dist.decode_settings import DecodeSettings, folder_settings
 from ttt_dist.errors import UserError
 from ttt_dist.model.families import read_model_config
 from ttt_dist.model.huggingface import FolderWeights
@@ -30,6 +31,7 @@ from ttt_dist.training.state_files import read_state, write_state
 
 MODEL = ModelConfig(hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, ffn_hidden_size=24)
 STEP, ADAM_STEP = 7, 5
+DECODING = DecodeSettings(block=13, ends="any")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,8 @@ def save(folder: Path, tokenizer: TextTokenizer, shards: Path) -> None:
     optimizer = {"state": moments, "param_groups": [{"params": group} for group in indices]}
     folder.mkdir(parents=True)
     write_state({"module": drawn["weights"], "optimizer": optimizer}, folder / "mp_rank_00_model_states.pt")
-    config = Config(model=MODEL, data=DataConfig(train=str(shards / "train")))
+    evaluation = EvaluationConfig(decode=DECODING)
+    config = Config(model=MODEL, data=DataConfig(train=str(shards / "train")), evaluation=evaluation)
     facts = {
         "step": STEP, "form": "native", "layout": layout.to_dict(), "world_size": 1, "zero_stage": 0,
         "config": to_dict(config), "counters": {"skipped": 2, "norms": [1.0]},
@@ -105,6 +108,7 @@ def test_inspect_says_what_a_checkpoint_holds(run: Path, tmp_path: Path) -> None
 
 def test_inspect_says_what_a_model_folder_holds(run: Path, tmp_path: Path) -> None:
     export_checkpoint(run, tmp_path / "hf", torch.bfloat16)
+    assert folder_settings(tmp_path / "hf") == DECODING
     lines, failure = inspect_folder(tmp_path / "hf")
     assert failure is None
     assert lines[0] == "form       model folder"

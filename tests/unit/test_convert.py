@@ -18,6 +18,7 @@ import tools.convert_checkpoint as convert
 from tests.distributed.cases import ROOT
 from tests.structures import SHARED, needs_shared
 from tools.convert_checkpoint import shard_size
+from ttt_dist.decode_settings import DecodeSettings, folder_settings
 from ttt_dist.errors import UserError
 from ttt_dist.model.families import config_json, read_model_config
 from ttt_dist.model.huggingface import FolderWeights, expected_tensors
@@ -187,7 +188,10 @@ def test_our_padding_is_stripped(tokenizer: TextTokenizer, tmp_path: Path) -> No
     before = publish(tmp_path / "run", layout.padded_vocab_size)
     layout.save(tmp_path / "run" / "token_layout.json")
     tokenizer.save(tmp_path / "run" / "tokenizer")
+    kept = {"ttt_decoding": {"block": 13, "ends": "any"}}
+    (tmp_path / "run" / "generation_config.json").write_text(json.dumps(kept))
     export_hf(tmp_path / "run", tmp_path / "out", dtype=torch.bfloat16)
+    assert folder_settings(tmp_path / "out") == DecodeSettings(block=13, ends="any")
     after = stored(tmp_path / "out")
     assert same_bytes(after[EMBEDDING], before[EMBEDDING][: layout.vocab_size].bfloat16())
     assert all(tensor.dtype == torch.bfloat16 for tensor in after.values())

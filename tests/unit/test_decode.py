@@ -53,7 +53,7 @@ def folder(
 ) -> ModelFolder:
     """A model of random weights; what decoding does not read of a folder is left out."""
     model = Transformer.for_layout(CONFIG, LAYOUT, PlainFactory(RandomWeights(seed))).requires_grad_(False)
-    objective = Objective(kind=kind, prompt_audio=prompt_audio)
+    objective = Objective(kind=kind, prompt_audio=prompt_audio, audio_ar=0.5)
     return ModelFolder(model, LAYOUT, Letters(), TemplateSettings(), objective, Path("none"), max_length)
 
 
@@ -78,15 +78,19 @@ def drawn_prompts(rng: np.random.Generator, count: int) -> list[np.ndarray]:
     return prompts
 
 
-@pytest.mark.parametrize("case", range(20))
+def modes_of(kind: str) -> list[str]:
+    return ["diffusion", "ar", "verified"] if kind == "ttt" else ["diffusion"]
+
+
+@pytest.mark.parametrize("case", range(36))
 def test_cached_batches_give_the_tokens_of_the_plain_loop(case: int) -> None:
-    """240 prompts, each with settings of its own, in ragged batches of 1 to 8."""
+    """432 prompts, each with settings of its own, in ragged batches of 1 to 8."""
     rng = np.random.default_rng(case)
-    kind = "ttt" if case < 16 else ("ar", "nar")[case % 2]
+    kind = "ttt" if case < 32 else ("ar", "nar")[case % 2]
     model = folder(case % 5, kind, str(rng.choice(["bidirectional", "causal"])))
     prompts = drawn_prompts(rng, 12)
     limits = {"span_limit": 70, "max_text": int(rng.integers(1, 7)), "max_codes": int(rng.integers(20, 150))}
-    chosen = [draw_settings(rng, **limits) for _ in prompts]
+    chosen = [draw_settings(rng, audio_mode=rng.choice(modes_of(kind)), **limits) for _ in prompts]
     assert differing(model, prompts, chosen, 1 + case % 8) == []
 
 
@@ -236,10 +240,11 @@ def test_sampling_follows_the_probabilities() -> None:
     for top_k in (0, 3):
         assert drawn(probabilities, top_k=top_k) == pytest.approx({0: 0.6, 2: 0.3, 3: 0.1}, abs=0.001)
     heats, numbers = torch.tensor([1.0] * 4000 + [0.0]), torch.rand(4001, generator=torch.manual_seed(0))
-    ids, confidence = choose_codes(probabilities.log().repeat(4001, 1), heats, numbers)
+    ids, probability, confidence = choose_codes(probabilities.log().repeat(4001, 1), heats, numbers)
     assert abs((ids[:4000] == 0).float().mean() - 0.6) < 0.03
     assert ids[4000] == 0
-    torch.testing.assert_close(confidence, probabilities[ids])
+    torch.testing.assert_close(probability, probabilities[ids])
+    assert confidence is probability
 
 
 @pytest.mark.parametrize("number", [0.0, 0.5, 1 - 2**-53, 1.0])
@@ -393,8 +398,8 @@ def test_requests_join_and_leave_a_session() -> None:
 def test_flags_say_the_settings() -> None:
     parser = argparse.ArgumentParser()
     add_decoding_flags(parser)
+    parser.set_defaults(model=Path("none"))
     chosen = DecodeSettings(block=7, threshold=0.5, cfg=0.1, remasking="random", block_cache="block_causal", top_p=0.9)
     assert settings_from_flags(parser.parse_args(as_flags(chosen))) == chosen
-    assert settings_from_flags(parser.parse_args([])) == DecodeSettings()
     with pytest.raises(SystemExit):
         parser.parse_args(["--remasking", "none"])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.plain_decoding import differing, draw_settings
-from tests.unit.test_decode import decoder, drawn_prompts, folder, random_prompts
+from tests.unit.test_decode import decoder, drawn_prompts, folder, modes_of, random_prompts
 from ttt_dist.decode_settings import DecodeSettings
 from ttt_dist.inference import forward as forward_module
 from ttt_dist.inference.batch import FIXED_ROWS, Row, exact_batch, fixed_batch, fixed_shape
@@ -33,7 +33,8 @@ def test_fixed_shapes_give_the_tokens_of_the_plain_loop(case: int, monkeypatch: 
     rng = np.random.default_rng(100 + case)
     model = folder(case % 5, ("ttt", "ttt", "ar", "nar")[case % 4], str(rng.choice(["bidirectional", "causal"])))
     prompts = drawn_prompts(rng, 10)
-    chosen = [draw_settings(rng, span_limit=60, max_text=5, max_codes=100) for _ in prompts]
+    modes = rng.choice(modes_of(model.objective.kind), len(prompts))
+    chosen = [draw_settings(rng, audio_mode=mode, span_limit=60, max_text=5, max_codes=100) for mode in modes]
     assert differing(model, prompts, chosen, 1 + case % 8) == []
     recorded = [shape for runner in runners for shape, graph in runner._recorded.items() if graph is not None]
     assert recorded
@@ -167,9 +168,9 @@ def test_no_noise_for_greedy_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
     plain = forward_module.uniforms
 
-    def counted(state, count: int) -> np.ndarray:  # noqa: ANN001
-        drawn.append(count)
-        return plain(state, count)
+    def counted(state, needed: np.ndarray, rules) -> np.ndarray:  # noqa: ANN001
+        drawn.append(len(needed))
+        return plain(state, needed, rules)
 
     monkeypatch.setattr(forward_module, "uniforms", counted)
     session = decoder().session()

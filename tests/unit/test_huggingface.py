@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from ttt_dist.decode_settings import DecodeSettings, folder_settings
 from ttt_dist.errors import UserError
 from ttt_dist.model.attention import attention_plan
 from ttt_dist.model.families import require_same_model
@@ -81,9 +82,13 @@ def test_an_export_loads_here_and_in_transformers(
     config: ModelConfig, layout: TokenLayout, assets: Path, tmp_path: Path
 ) -> None:
     model = random_model(config, layout)
-    objective = Objective(prompt_audio="causal")
-    export_folder(tmp_path / "model", model.named_parameters(), model.config, layout, objective, assets)
+    objective = Objective(prompt_audio="causal", audio_ar=0.25)
+    decoding = DecodeSettings(block=13, remasking="margin")
+    export_folder(
+        tmp_path / "model", model.named_parameters(), model.config, layout, objective, assets, decoding=decoding
+    )
     loaded = load_folder(tmp_path / "model")
+    assert folder_settings(tmp_path / "model") == decoding
     assert loaded.layout == layout
     require_same_model(tmp_path / "model", model.config)
     assert (loaded.objective, loaded.template.text_ratio) == (objective.resolved(), 7)
@@ -92,6 +97,10 @@ def test_an_export_loads_here_and_in_transformers(
         assert torch.equal(mine, theirs), name
 
     reference = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert (reference.generation_config.eos_token_id, reference.generation_config.pad_token_id) == (
+        layout.im_end,
+        layout.pad,
+    )
     assert reference.config.mask_token == layout.mask
     assert reference.config.audio_token_id_start == layout.first_code
     ids = torch.randint(0, layout.vocab_size, (2, 20), generator=torch.Generator().manual_seed(2))

@@ -68,13 +68,16 @@ class Tools:
 
     @classmethod
     def open(cls, plan: Plan, speaks: bool, is_judged: bool) -> "Tools":
-        """Load what the plan names. Raises UserError where something is missing, or the codec cannot speak and must."""
+        """Load what the plan names. Raises UserError where something is missing, or the codec cannot speak and must, or the model
+        cannot write as the plan says.
+        """
         folder = load_folder(plan.model, device=str(choose_device(None)))
         take_cores(plan.workers, sum(weight.numel() for weight in folder.model.parameters()) < SMALL)
         codec = load_codec(folder.codec, decoder_command=plan.decoder_command)
         if speaks:
             codec.require_decoder()
         decoder = Decoder(folder, plan.batch)
+        decoder.require_mode(plan.decoding)
         template = ChatTemplate(folder.tokenizer, folder.layout, folder.template)
         if plan.template:
             template.require(plan.template)

@@ -60,6 +60,10 @@ class Decoder:
                 f"the prompt has {len(request.ids)} tokens, and the model takes {limit} with its response; shorten it"
             )
 
+    def require_mode(self, settings: DecodeSettings) -> None:
+        """Raise UserError for a way to write audio that the model was not trained for."""
+        settings.require_mode(self.folder.objective.kind, self.folder.objective.learns_audio_ar)
+
     def generate(
         self,
         requests: Sequence[Request],
@@ -86,6 +90,7 @@ class Decoder:
 
     def stream(self, requests: Sequence[Request], settings: DecodeSettings = DEFAULTS) -> Iterator[tuple[int, Event]]:
         """Indices of requests and what happens to them, as it happens. Raises UserError as `generate`."""
+        self.require_mode(settings)
         session = self.session()
         for index, request in enumerate(requests):
             try:
@@ -146,8 +151,9 @@ class Session:
         return not self._waiting and not self._active
 
     def add(self, request: Request, settings: DecodeSettings = DEFAULTS) -> int:
-        """Queue a request; its key, counted from 0. Raises UserError where `Decoder.require` refuses it."""
+        """Queue a request; its key, counted from 0. Raises UserError where `require` or `require_mode` refuses it."""
         self.decoder.require(request)
+        self.decoder.require_mode(settings)
         folder, ids = self.decoder.folder, np.asarray(request.ids)
         rules = Rules(settings, folder.layout, folder.objective.kind, folder.max_length)
         has_spans = folder.objective.kind != "ar" and folder.objective.prompt_audio == "bidirectional"

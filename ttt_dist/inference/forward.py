@@ -14,7 +14,7 @@ from ttt_dist.decode_settings import DecodeSettings
 from ttt_dist.inference.batch import Row
 from ttt_dist.inference.phases import Choice, Phase, Rules, State, allowed_ids, uniforms
 from ttt_dist.inference.runner import Runner
-from ttt_dist.inference.sampling import choose_codes, choose_text, guided
+from ttt_dist.inference.sampling import MEASURES, choose_codes, choose_text, guided
 from ttt_dist.model.cache import Sequence
 from ttt_dist.model.layers import Head
 from ttt_dist.model.transformer import Transformer
@@ -38,7 +38,7 @@ class Asked:
     @property
     def is_guided(self) -> bool:
         """Whether the next forward takes a second one: over a block of masks."""
-        return self.guide is not None and self.state.block_start is not None
+        return self.guide is not None and self.state.is_denoised
 
     @property
     def is_sampled(self) -> bool:
@@ -65,7 +65,7 @@ class Wanted:
         places = [one.rules.needed(one.state) for one in asked]
         owners = np.repeat(np.arange(len(asked)), [len(part) for part in places])
         numbers = [
-            uniforms(one.state, len(part))[0] if one.is_sampled else np.zeros(len(part))
+            uniforms(one.state, part, one.rules) if one.is_sampled else np.zeros(len(part))
             for one, part in zip(asked, places, strict=True)
         ]
         return cls(asked, owners, np.concatenate(places), np.concatenate(numbers))
@@ -108,15 +108,15 @@ class Forwards:
             places.append(np.concatenate([np.arange(*starts[index : index + 2]) for index in members]))
             shifts = np.array([starts[guides[index]] - starts[index] if index in guides else 0 for index in members])
             found += self._choose(phase, hidden, places[-1], shifts, Wanted.of([asked[index] for index in members]))
-        table = np.empty((2, starts[len(asked)]))
+        table = np.empty((3, starts[len(asked)]))
         table[:, np.concatenate(places)] = torch.cat(found, dim=1).cpu().numpy()  # the one copy of a forward
         parts = np.split(table, starts[1 : len(asked)], axis=1)
-        return [Choice(ids.astype(np.int64), confidence) for ids, confidence in parts]
+        return [Choice(ids.astype(np.int64), *sureness) for ids, *sureness in parts]
 
     def _choose(
         self, phase: Phase, hidden: Tensor, own: np.ndarray, shifts: np.ndarray, wanted: Wanted
     ) -> list[Tensor]:
-        """Ids and confidence [2, n] of one phase, whose hidden states are rows `own` [n], in parts.
+        """Ids, probability and confidence [3, n] of one phase, whose hidden states are rows `own` [n], in parts.
 
         `shifts` leads from the rows of each owner to those of its guide; 0 where it has none.
         """
@@ -133,8 +133,8 @@ class Forwards:
                 targets, scale = self.runner.tensor(is_guided), self.runner.tensor(scales).unsqueeze(-1)
                 logits[targets] = guided(logits[targets], self._logits(phase, hidden[sources]), scale)
             logits[:, others] = float("-inf")
-            ids, confidence = choices(phase, logits, part)
-            found.append(torch.stack([(ids + columns.start).double(), confidence.double()]))
+            ids, *sureness = choices(phase, logits, part)
+            found.append(torch.stack([(ids + columns.start).double(), *(one.double() for one in sureness)]))
         return found
 
     def _logits(self, phase: Phase, hidden: Tensor) -> Tensor:
@@ -159,18 +159,24 @@ class Forwards:
         return _row(state, rules, guide, masked, state.settled)
 
 
-def choices(phase: Phase, logits: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor]:
-    """Chosen columns of logits [n, V] and the model's probability of them, zeros in text; the logits are used up."""
+def choices(phase: Phase, logits: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor]:
+    """Chosen columns of logits [n, V], the model's probability of them and its confidence by the rule of their owners.
+
+    The last two are zeros in text. The logits are used up.
+    """
     numbers = torch.from_numpy(wanted.uniforms)
     if phase != "text":
         heats = wanted.of_owners([one.rules.settings.code_temperature for one in wanted.asked])
-        return choose_codes(logits, torch.from_numpy(heats), numbers)
+        rules = [one.rules.settings.remasking for one in wanted.asked]
+        others = {rule: np.flatnonzero(wanted.of_owners(rules) == rule) for rule in MEASURES.keys() & rules}
+        return choose_codes(logits, torch.from_numpy(heats), numbers, others)
     ids = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     for settings, rows in _by_settings(wanted).items():
         where = torch.tensor(rows, device=logits.device)
         some = logits if len(rows) == len(logits) else logits[where]
         ids[where] = choose_text(some, settings, numbers[rows].to(logits.device))
-    return ids, torch.zeros_like(ids, dtype=logits.dtype)
+    nothing = torch.zeros_like(ids, dtype=logits.dtype)
+    return ids, nothing, nothing
 
 
 def _by_settings(wanted: Wanted) -> dict[DecodeSettings, list[int]]:

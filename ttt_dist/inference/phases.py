@@ -4,8 +4,13 @@ A response of a `ttt` model alternates between text, one token per forward, and 
 in several forwards. An `ar` model writes codes one by one as well; the whole response of a `nar` model is one span. A
 state holds the whole sequence and says at which positions it needs a choice and which of its tokens are final; how
 choices are made and what else is in the batch is no concern of this file.
+
+Two ways lead from a choice to a token. What is written (text, and codes one by one) follows the position that it is chosen at;
+what is denoised is chosen at its own. A block that is verified has been denoised, as a draft, and is then written: one causal
+forward says what would follow the opener and each token of the draft.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, NamedTuple
@@ -40,6 +45,8 @@ class State:
     """First token of the open block, in a span of masks."""
     steps_left: int = 0
     """Forwards left to the open block."""
+    is_drafted: bool = False
+    """Whether the open block is a whole draft, which the next forward verifies."""
     finish: Finish | None = None
     """Why the response ended; None while it goes on."""
 
@@ -48,14 +55,21 @@ class State:
         """Tokens that are written and will stay: all but the open span."""
         return len(self.ids) if self.span_start is None else self.span_start
 
+    @property
+    def is_denoised(self) -> bool:
+        """Whether the next choices are for the masks they are made at, and not for what follows."""
+        return self.block_start is not None and not self.is_drafted
+
 
 class Choice(NamedTuple):
     """What the model would write at the positions that a state needs."""
 
     ids: np.ndarray
     """Token ids [n]."""
+    probability: np.ndarray
+    """The model's, of each [n]; means nothing in text."""
     confidence: np.ndarray
-    """The model's probability of each [n]; means nothing in text."""
+    """How sure the model is by the rule of `remasking` [n]; likewise."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +94,43 @@ class Rules:
             return "response"
         return "text" if state.span_start is None else "span"
 
+    @property
+    def is_causal(self) -> bool:
+        """Whether codes are written one by one."""
+        return self.kind == "ar" or (self.kind == "ttt" and self.settings.audio_mode == "ar")
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether denoised blocks are drafts."""
+        return self.settings.audio_mode == "verified"
+
+    @property
+    def ends(self) -> list[int]:
+        """Tokens that close a span."""
+        layout = self.layout
+        return [layout.im_end] if self.kind == "nar" else [layout.end_of_audio_new, layout.end_of_audio_span_last]
+
     def needed(self, state: State) -> np.ndarray:
-        """Positions whose choice `advance` takes: the masked ones of an open block, else the last one."""
+        """Positions whose choice `advance` takes.
+
+        The masked ones of an open block; of a draft the one before it and all its own; else the last one.
+        """
         start = state.block_start
         if start is None:
             return np.array([len(state.ids) - 1])
+        if state.is_drafted:
+            return np.arange(start - 1, len(state.ids))
         return start + np.flatnonzero(state.ids[start:] == self.layout.mask)
 
     def final(self, state: State) -> int:
-        """Tokens whose keys and values the next forward settles: nothing that they see changes any more."""
+        """Tokens whose keys and values the next forward settles: nothing that they see changes any more.
+
+        Verifying needs what the model says before the block, so that position is computed once more.
+        """
+        return self.bidirectional_from(state) - (self.is_verified and state.block_start is not None)
+
+    def bidirectional_from(self, state: State) -> int:
+        """First token that sees the masks of the open block, and is computed anew with them."""
         if state.block_start is None or state.span_start is None:
             return len(state.ids)
         return state.block_start if self.settings.block_cache == "block_causal" else state.span_start
@@ -102,18 +144,30 @@ def allowed_ids(layout: TokenLayout, phase: Phase) -> np.ndarray:
     return np.flatnonzero(layout.text_allowed if phase == "text" else layout.span_allowed)
 
 
-def uniforms(state: State, count: int) -> np.ndarray:
-    """Random numbers of the next forward [2, count], in [0, 1): they depend on (seed, number of the forward) alone.
+def uniforms(state: State, needed: np.ndarray, rules: Rules) -> np.ndarray:
+    """Random numbers in [0, 1) that sample at the needed positions [n].
 
-    The first row samples tokens, the second orders random remasking.
+    What is written draws by (seed, its place), so that it does not matter in how many forwards; a draft draws the same
+    number for a place, and so the same token where it agrees. What is denoised draws by (seed, number of the forward).
     """
+    if state.is_denoised and not rules.is_verified:
+        return _of_forward(state, len(needed))[0]
+    places = needed + (not state.is_denoised)
+    first, end = int(places[0]), int(places[-1]) + 1
+    generator = np.random.default_rng([state.seed, 0, 1])
+    generator.bit_generator.advance(first)  # type: ignore[attr-defined]  # of PCG64, by one step a number
+    return generator.random(end - first)[places - first]
+
+
+def _of_forward(state: State, count: int) -> np.ndarray:
+    """Numbers of a forward over masks [2, count]: the first row samples tokens, the second orders random remasking."""
     return np.random.default_rng([state.seed, state.num_forwards]).random((2, count))
 
 
 def advance(state: State, choice: Choice, rules: Rules) -> State:
     """The state after one forward, whose choices are those at `rules.needed`."""
     if state.block_start is not None:
-        return _denoise(state, choice, rules)
+        return (_verify if state.is_drafted else _denoise)(state, choice, rules)
     state = replace(state, num_forwards=state.num_forwards + 1)
     write = _write_text if state.span_start is None else _write_code
     return write(state, int(choice.ids[0]), rules)
@@ -133,9 +187,9 @@ def _write_text(state: State, token: int, rules: Rules) -> State:
 
 
 def _write_code(state: State, token: int, rules: Rules) -> State:
-    """Append a code to the open span of an `ar` model, or an end that closes it."""
+    """Append a code to an open span that is written one by one, or an end that closes it."""
     state = _append(state, np.array([token]), 0)
-    if token in _ends(rules.layout) or not _room(state, rules):
+    if token in rules.ends or not _room(state, rules):
         return _close_span(state, len(state.ids), rules)
     return state
 
@@ -144,41 +198,80 @@ def _open_span(state: State, rules: Rules) -> State:
     state = replace(state, span_start=len(state.ids))
     if not _room(state, rules):
         return _close_span(state, len(state.ids), rules)
-    return state if rules.kind == "ar" else _append_block(state, rules)
+    return state if rules.is_causal else _append_block(state, rules)
 
 
 def _append_block(state: State, rules: Rules) -> State:
     """Add masks to the open span, as many as may be."""
     assert state.span_start is not None
     count = min(rules.settings.block, _room(state, rules))
-    starts_anew = state.block_start is None or rules.settings.block_cache == "block_causal"
-    number = int(state.span_ids.max(initial=0)) + 1 if starts_anew else int(state.span_ids[-1])
     state = replace(state, block_start=len(state.ids), steps_left=rules.settings.steps)
-    return _append(state, np.full(count, rules.layout.mask), number)
+    state = _append(state, np.full(count, rules.layout.mask), 0)
+    return _number_span(state, rules.bidirectional_from(state), int(state.span_ids.max(initial=0)) + 1)
 
 
 def _denoise(state: State, choice: Choice, rules: Rules) -> State:
     """Commit the most confident of the masked positions; a finished block closes the span or is followed by another."""
     start = state.span_start
     assert start is not None
-    settings, masked = rules.settings, rules.needed(state)
-    order = choice.confidence if settings.remasking == "low_confidence" else uniforms(state, len(masked))[1]
-    num_sure = int((choice.confidence >= settings.threshold).sum()) if settings.threshold else 0
-    chosen = most_confident(order, max(-(-len(masked) // state.steps_left), num_sure))
+    masked = rules.needed(state)
+    chosen = _to_commit(state, choice, rules)
     committed = state.ids.copy()
     committed[masked[chosen]] = choice.ids[chosen]
     num_forwards, steps_left = state.num_forwards + 1, max(state.steps_left - 1, 1)
     state = replace(state, ids=committed, num_forwards=num_forwards, steps_left=steps_left)
 
     span = committed[start:]
-    ends = np.flatnonzero(np.isin(span, [rules.layout.im_end] if rules.kind == "nar" else _ends(rules.layout)))
+    ends = np.flatnonzero(np.isin(span, rules.ends))
     left = np.flatnonzero(span == rules.layout.mask)
-    if len(ends) and (not len(left) or left[0] > ends[0]):
-        # What is still masked lies behind the end and would be cut: committed tokens are final, so it can be cut now.
-        return _close_span(state, start + int(ends[0]) + 1, rules)
-    if len(left):
+    # What is still masked behind an end would be cut: committed tokens are final, so it can be cut now.
+    is_over = len(ends) > 0 and (not len(left) or left[0] > ends[0])
+    if len(left) and not is_over:
         return state
-    return _append_block(state, rules) if _room(state, rules) else _close_span(state, len(committed), rules)
+    end = start + int(ends[0]) + 1 if is_over else len(committed)
+    if rules.is_verified:
+        return replace(_number_span(_cut(state, end), start, 0), is_drafted=True)
+    return _append_block(state, rules) if not is_over and _room(state, rules) else _close_span(state, end, rules)
+
+
+def _to_commit(state: State, choice: Choice, rules: Rules) -> np.ndarray:
+    """Which of the choices for masks are committed: the share of this forward and all above the threshold, surest first."""
+    settings, count = rules.settings, len(choice.ids)
+    order = _of_forward(state, count)[1] if settings.remasking == "random" else choice.confidence.copy()
+    if settings.threshold:
+        order[choice.probability >= settings.threshold] = np.inf
+    if settings.ends == "leftmost":
+        # An end waits for all masks before it, so of several only the first can be committed: the others lie behind it.
+        ends = np.flatnonzero(np.isin(choice.ids, rules.ends))
+        if len(ends):
+            order[ends[0]] = order[: ends[0] + 1].min()
+            order[ends[1:]] = -np.inf
+            count -= len(ends) - 1
+    sure = int(np.isposinf(order).sum())
+    return most_confident(order, min(max(share(len(order), state.steps_left, settings), sure), count))
+
+
+def share(masked: int, steps_left: int, settings: DecodeSettings) -> int:
+    """Tokens that a forward commits at least, of those still masked: so many that the shares before and after it are
+    (s / steps) ** commit_power of the block; with a power of 1 an even split of what is left.
+    """
+    total, power = settings.steps, settings.commit_power
+    before, after = (((total - left) / total) ** power for left in (steps_left, steps_left - 1))
+    return max(math.ceil(masked * (after - before) / (1 - before) - 1e-9), 1)
+
+
+def _verify(state: State, choice: Choice, rules: Rules) -> State:
+    """Write what the model would have written one by one: the draft as far as that is the same, and one token more."""
+    start, written = state.block_start, choice.ids
+    assert start is not None
+    drafted = state.ids[start:]
+    before = replace(_cut(state, start), is_drafted=False, num_forwards=state.num_forwards + 1)
+    differs = np.append(written[:-1] != drafted, True) | np.isin(written, rules.ends)
+    count = min(int(differs.argmax()) + 1, _room(before, rules))
+    after = _append(before, written[:count], 0)
+    if after.ids[-1] in rules.ends or not _room(after, rules):
+        return _close_span(after, len(after.ids), rules)
+    return _append_block(after, rules)
 
 
 def most_confident(confidence: np.ndarray, count: int) -> np.ndarray:
@@ -190,13 +283,21 @@ def _close_span(state: State, end: int, rules: Rules) -> State:
     """Cut the open span at `end`, and go on with text; the span of a `nar` model is its response."""
     assert state.span_start is not None
     num_audio = state.num_audio + end - state.span_start
-    ids, span_ids = state.ids[:end], state.span_ids[:end]
-    state = replace(
-        state, ids=ids, span_ids=span_ids, span_start=None, block_start=None, steps_left=0, num_audio=num_audio
-    )
+    state = replace(_cut(state, end), span_start=None, block_start=None, steps_left=0, num_audio=num_audio)
     if rules.kind == "nar":
-        return replace(state, finish="end_of_turn" if end and ids[-1] == rules.layout.im_end else "span_limit")
+        return replace(state, finish="end_of_turn" if end and state.ids[-1] == rules.layout.im_end else "span_limit")
     return _unless_too_long(state, rules)
+
+
+def _cut(state: State, end: int) -> State:
+    return replace(state, ids=state.ids[:end], span_ids=state.span_ids[:end])
+
+
+def _number_span(state: State, start: int, number: int) -> State:
+    """Give all tokens from `start` on this number of a span."""
+    span_ids = state.span_ids.copy()
+    span_ids[start:] = number
+    return replace(state, span_ids=span_ids)
 
 
 def _append(state: State, ids: np.ndarray, span_id: int) -> State:
@@ -223,10 +324,6 @@ def _unless_too_long(state: State, rules: Rules) -> State:
     if state.num_audio >= rules.settings.max_codes:
         return replace(state, finish="max_codes")
     return replace(state, finish="max_length") if len(state.ids) >= rules.max_length else state
-
-
-def _ends(layout: TokenLayout) -> list[int]:
-    return [layout.end_of_audio_new, layout.end_of_audio_span_last]
 
 
 def prompt_spans(ids: np.ndarray, layout: TokenLayout, is_bidirectional: bool) -> np.ndarray:

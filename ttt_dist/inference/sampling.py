@@ -4,6 +4,9 @@ A sample is the column at which the running sum of the probabilities passes a un
 large the vocabulary is.
 """
 
+from collections.abc import Mapping
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,10 +47,28 @@ def choose_text(logits: Tensor, settings: DecodeSettings, uniforms: Tensor) -> T
     return chosen if columns is None else columns.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
 
 
-def choose_codes(logits: Tensor, temperatures: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """A column of each row of logits [n, V] and the model's probability of it, both [n]; rows of temperature 0 are greedy.
+def margin(weights: Tensor, sums: Tensor) -> Tensor:
+    """How far the likeliest column is ahead of the next [n], of probabilities weights [n, V] / sums [n]."""
+    first, second = weights.topk(2).values.unbind(-1)
+    return (first - second) / sums
 
-    Temperatures and uniforms [n] are on the CPU. The logits are used up: what they become is not copied.
+
+def negative_entropy(weights: Tensor, sums: Tensor) -> Tensor:
+    """The sum of p log p [n] over probabilities p = weights [n, V] / sums [n], in nats."""
+    return torch.xlogy(weights, weights).sum(-1) / sums - sums.log()
+
+
+MEASURES = {"margin": margin, "entropy": negative_entropy}
+"""Rules of remasking by something else than the probability of what is chosen."""
+
+
+def choose_codes(
+    logits: Tensor, temperatures: Tensor, uniforms: Tensor, measured: Mapping[str, np.ndarray] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A column of each row of logits [n, V], the model's probability of it, and its confidence; all [n].
+
+    Rows of temperature 0 are greedy. Confidence is the probability but in the rows that `measured` names for a rule of
+    MEASURES. Temperatures and uniforms [n] are on the CPU. The logits are used up: what they become is not copied.
     """
     best, ids = logits.max(-1, keepdim=True)
     ids = ids.squeeze(-1)
@@ -57,4 +78,9 @@ def choose_codes(logits: Tensor, temperatures: Tensor, uniforms: Tensor) -> tupl
         sampled = sampled.to(logits.device)
         ids[sampled] = sample((logits[sampled] / heat.unsqueeze(-1)).softmax(-1), numbers)
     weights = logits.sub_(best).exp_()
-    return ids, weights.gather(-1, ids.unsqueeze(-1)).squeeze(-1) / weights.sum(-1)
+    sums = weights.sum(-1)
+    probability = confidence = weights.gather(-1, ids.unsqueeze(-1)).squeeze(-1) / sums
+    for rule, rows in (measured or {}).items():
+        where = torch.from_numpy(rows).to(logits.device)
+        confidence = confidence.index_copy(0, where, MEASURES[rule](weights[where], sums[where]))
+    return ids, probability, confidence

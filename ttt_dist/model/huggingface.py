@@ -1,7 +1,8 @@
 """Weights under Hugging Face's names, and the model folder that training exports and decoding reads.
 
-The folder holds config.json and safetensors as `transformers` reads them, and what speech needs beside: the token layout,
-tokenizer/, codec/ and template.json. It is complete or absent. A folder imported for training has no codec and template yet.
+The folder holds config.json, generation_config.json and safetensors as `transformers` reads them, and what speech needs
+beside: the token layout, tokenizer/, codec/ and template.json. It is complete or absent. A folder imported for training has
+no codec, template and decoding yet.
 """
 
 import json
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttt_dist.data.metadata import BESIDE
+from ttt_dist.decode_settings import DEFAULTS, GENERATION, DecodeSettings, generation_json
 from ttt_dist.errors import UserError
 from ttt_dist.files import fsync_folder, remove_leftovers, temporary_name, writing
 from ttt_dist.leases import lease
@@ -128,12 +130,13 @@ def export_folder(
     objective: Objective,
     assets: str | Path,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    decoding: DecodeSettings = DEFAULTS,
 ) -> None:
     """Write a model folder; an older one at that place is replaced when the new one is complete.
 
     `weights` has our names (of a tied head, one of its two); of an iterator, one weight at a time is in memory. `assets` is
-    a folder with tokenizer/, codec/ and template.json, such as that of the shards. Raises UserError where one of them is
-    missing or the disk is full.
+    a folder with tokenizer/, codec/ and template.json, such as that of the shards; `decoding` is how the model is decoded
+    where nobody says otherwise. Raises UserError where an asset is missing or the disk is full.
     """
     assets = Path(assets)
     for name in ASSETS:
@@ -142,7 +145,7 @@ def export_folder(
     with new_folder(folder) as place:
         pairs = weights.items() if isinstance(weights, Mapping) else weights
         num_rows, dtype = write_weights(place, pairs, config, max_shard_bytes)
-        write_json(place / CONFIG, config_json(config, layout, num_rows, dtype, objective))
+        write_configs(place, config_json(config, layout, num_rows, dtype, objective), decoding)
         layout.save(place / LAYOUT)
         _copy_assets(assets, place)
 
@@ -245,6 +248,13 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Values as readable JSON."""
     path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf8")
+
+
+def write_configs(place: Path, values: Mapping[str, Any], decoding: DecodeSettings | None) -> None:
+    """Write config.json, and beside it generation_config.json where decoding is known."""
+    write_json(place / CONFIG, values)
+    if decoding is not None:
+        write_json(place / GENERATION, generation_json(values, decoding))
 
 
 def write_weights(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ttt_dist.errors import UserError
-from ttt_dist.model.families import CONFIG, config_json
-from ttt_dist.model.huggingface import MAX_SHARD_BYTES, new_folder, write_json, write_weights
+from ttt_dist.model.families import config_json
+from ttt_dist.model.huggingface import MAX_SHARD_BYTES, new_folder, write_configs, write_weights
 from ttt_dist.parallel.partition import VOCABULARY_WEIGHTS
 from ttt_dist.sequence.text_tokenizer import TextTokenizer, load_tokenizer
 from ttt_dist.telemetry.console import Progress
@@ -54,7 +54,7 @@ def export_checkpoint(
 
     with new_folder(out) as place:
         write_weights(place, weights(), state.config.model, max_shard_bytes)
-        write_json(place / CONFIG, values)
+        write_configs(place, values, state.config.evaluation.decode)
         tokenizer.save(place)
     return f"{out}: {values['architectures'][0]}, {num_rows:,} rows, of step {state.facts['step']:,}"
 

@@ -30,7 +30,8 @@ def export_model(
 
     def write() -> None:
         try:
-            export_folder(folder, weights, config.model, layout, objective, assets)
+            decoding = config.evaluation.decode
+            export_folder(folder, weights, config.model, layout, objective, assets, decoding=decoding)
         finally:
             deque(weights, maxlen=0)  # after a failure too: the other processes are sending
 

@@ -12,9 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ttt_dist.decode_settings import GENERATION, folder_settings
 from ttt_dist.errors import UserError
 from ttt_dist.model.families import CONFIG, MAX_SHARD_BYTES, config_json, model_config, read_json
-from ttt_dist.model.huggingface import LAYOUT, VOCABULARY_TENSORS, expected_tensors, new_folder, write_json
+from ttt_dist.model.huggingface import (
+    LAYOUT,
+    VOCABULARY_TENSORS,
+    expected_tensors,
+    new_folder,
+    write_configs,
+    write_json,
+)
 from ttt_dist.model.tensor_files import TensorFolder, TensorWriter
 from ttt_dist.model.vocabulary import draw_rows, row_statistics
 from ttt_dist.model_config import ModelConfig
@@ -81,7 +89,8 @@ def export_hf(source: Path, out: Path, dtype: torch.dtype | None = None, max_sha
     with new_folder(out) as place:
         _copy(tensors, expected_tensors(config, num_rows), place, dtype, max_shard_bytes, rows)
         own = config_json(config, layout, num_rows, dtype or tensors.info(EMBEDDING).dtype)
-        write_json(place / CONFIG, own | {key: values[key] for key in KEPT_KEYS if key in values})
+        decoding = folder_settings(source) if (source / GENERATION).is_file() else None
+        write_configs(place, own | {key: values[key] for key in KEPT_KEYS if key in values}, decoding)
         for file in sorted((source / "tokenizer").glob("*")):
             shutil.copyfile(file, place / file.name)
     return f"{out}: {own['architectures'][0]}, {num_rows:,} rows"
