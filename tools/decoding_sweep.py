@@ -46,11 +46,12 @@ def ways(objective: Objective, settings: DecodeSettings) -> list[tuple[str, Deco
 
 
 def sweep(config: Config, source: Path, data: Path, run: Path, judges: Sequence[str]) -> dict[str, Any]:
-    """Own speech of a finished run in all ways: the points, as plain values."""
+    """Own speech of a scored run in all ways: the points, as plain values. The ceilings are those of its scores."""
     points = []
+    scored = json.loads((run / "figures.json").read_text("utf8"))["figures"]
     for way, settings in ways(config.objective, config.evaluation.decode):
         out = run / "sweep" / f"{way.replace(' ', '_')}-{settings.steps}"
-        summary = pipeline.evaluate_task(config, "tts", source, data, run, judges, out, settings)
+        summary = pipeline.evaluate_task(config, "tts", source, data, run, judges, out, settings, "--no-ceiling")
         own = pipeline.own_speech(summary)
         labels = {OWN: "tts_wer"} | {key.removeprefix("tts_wer_"): key for key in own if key.startswith("tts_wer_")}
         points.append(
@@ -59,7 +60,7 @@ def sweep(config: Config, source: Path, data: Path, run: Path, judges: Sequence[
                 "steps": settings.steps,
                 "forwards_per_second": summary["forwards_per_second"],
                 "wer": {label: own[key] for label, key in labels.items()},
-                "ceiling": {label: own[f"ceiling_{label}"] for label in labels if f"ceiling_{label}" in own},
+                "ceiling": {label: scored[f"ceiling_{label}"] for label in labels if f"ceiling_{label}" in scored},
             }
         )
     return {"points": points}

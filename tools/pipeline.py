@@ -143,16 +143,16 @@ def evaluate(config: Config, source: Path, data: Path, out: Path, judges: Sequen
 
 def evaluate_task(
     config: Config, task: str, source: Path, data: Path, run_folder: Path, judges: Sequence[str], out: Path,
-    decode: DecodeSettings,
+    decode: DecodeSettings, *flags: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """The summary of one task, in `out`, by the export of a run."""
+    """The summary of one task, in `out`, by the export of a run; with further flags of evaluate.py."""
     shutil.rmtree(out / "parts" / task, ignore_errors=True)  # perhaps of a model that was trained less
     limit = {"asr": config.evaluation.asr_utterances, "tts": config.evaluation.tts_utterances}[task]
     what = ["--model", run_folder / "export", "--data", data / "test.jsonl", "--audio-root", source]
     how = ["--task", task, "--limit", limit, *as_flags(decode)]
     how += ["--normaliser", config.evaluation.normaliser] if config.evaluation.normaliser else []
     how += [word for judge in judges for word in ("--judge", judge)] if task == "tts" else []
-    run(["ttt_dist/evaluate.py", *what, "--out", out, *how])
+    run(["ttt_dist/evaluate.py", *what, "--out", out, *how, *flags])
     summary: dict[str, Any] = json.loads((out / f"{task}_summary.json").read_text(encoding="utf8"))
     return summary
 

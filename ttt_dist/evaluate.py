@@ -87,7 +87,18 @@ def lines_of(plan: Plan) -> "list[Item | str]":
 
 def plan_of(arguments: argparse.Namespace) -> Plan:
     """What the command line asks for. Raises UserError where a decoding setting is out of its range."""
-    same = ("task", "model", "data", "out", "audio_root", "decoder_command", "normaliser", "text_only", "quality")
+    same = (
+        "task",
+        "model",
+        "data",
+        "out",
+        "audio_root",
+        "decoder_command",
+        "normaliser",
+        "text_only",
+        "quality",
+        "ceiling",
+    )
     more = ("draws", "estimator", "limit", "part_size", "batch", "workers", "seed")
     values = {name: getattr(arguments, name) for name in (*same, *more)}
     template = arguments.template or FORMS[arguments.task].template or ""
@@ -128,6 +139,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--quality", action="store_true", help="tts: predicted opinions and voice, of the extra `quality` (slow)"
     )
+    parser.add_argument(
+        "--no-ceiling", dest="ceiling", action="store_false", help="tts: judge own speech alone, and no recordings"
+    )
     parser.add_argument("--draws", type=int, default=8, help="likelihood: draws of noise per sample (default 8)")
     parser.add_argument(
         "--estimator",
@@ -157,6 +171,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--text-only goes with --task audio_qa or speech_chat")
     if arguments.quality and arguments.task != "tts":
         parser.error("--quality goes with --task tts")
+    if not arguments.ceiling and arguments.task != "tts":
+        parser.error("--no-ceiling goes with --task tts")
     return arguments
 
 

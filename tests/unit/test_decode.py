@@ -341,6 +341,7 @@ def test_guidance_doubles_the_forwards_of_spans(cfg: float, factor: int) -> None
             num_steps += 1
         num_text = sum(not is_audio(token) for token in results[0].ids)
         assert results[0].num_forwards == num_text + factor * (num_steps - num_text)
+        assert results[0].num_audio_forwards == factor * (num_steps - num_text)
         in_spans += num_steps - num_text
     assert in_spans > 0
 

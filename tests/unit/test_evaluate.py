@@ -83,6 +83,9 @@ def test_tts_writes_speech_that_follows_from_the_seed(run: Evaluate, tmp_path: P
         shutil.copytree(tmp_path / "out" / "wav", tmp_path / "wav", dirs_exist_ok=True)
         spoken = [record for record in records(tmp_path, "tts") if record["wav"]]
         assert spoken and summary["judge"] == "the model itself" and summary["items"] == 3
+        seconds = sum(record["codes"] for record in spoken) / 25
+        forwards = sum(record["audio_forwards"] for record in records(tmp_path, "tts"))
+        assert summary["forwards_per_second"] == pytest.approx(forwards / seconds, abs=1e-4) and forwards
         for record in spoken:
             info = soundfile.info(tmp_path / "out" / record["wav"])
             assert (info.samplerate, info.frames) == (8000, record["codes"] * 320)
@@ -144,6 +147,15 @@ def test_a_recording_that_is_gone_costs_its_ceiling_alone(
     assert {source: summary["judges"]["command"][source]["items"] for source in ("speech", "recording", "codec")} == {
         "speech": 3, "recording": 1, "codec": 1,
     }  # fmt: skip
+
+
+def test_own_speech_alone_is_judged_where_no_ceiling_is_asked_for(run: Evaluate, tmp_path: Path) -> None:
+    judge = hears(tmp_path / "judge.py", "text = 'one two'")
+    whole = run("tts", None, "--judge", judge)["judges"]["command"]
+    shutil.rmtree(tmp_path / "out")
+    alone = run("tts", None, "--judge", judge, "--no-ceiling")["judges"]["command"]
+    assert alone["speech"] == whole["speech"] and "codec" in whole
+    assert not {"codec", "recording"} & alone.keys()
 
 
 def test_answers_are_right_as_each_judge_hears_them(run: Evaluate, workplace: Path, tmp_path: Path) -> None:

@@ -57,12 +57,16 @@ def _transcribe(
 
 
 def score_speech(records: Sequence[Record], normalisers: Normalisers) -> Scored:
-    """Error rates of own speech by the first judge; in the details those of each judge beside its ceiling."""
+    """Error rates of own speech by the first judge; in the details those of each judge beside its ceiling, and the forwards
+    that a second of sound took.
+    """
     own = error_rates(records, normalisers, MOST)
     judges = list(dict.fromkeys(label for record in records for label in record["heard"]["speech"]))
     by_judge = {label: _by_source(records, normalisers, label) for label in judges}
     quality = score_quality(records)
-    more = {"cut": CUT, "judges": by_judge} | ({"quality": quality} if quality else {})
+    seconds = sum(record["seconds"] for record in records)
+    forwards = round(sum(record["audio_forwards"] for record in records) / seconds, 4) if seconds else None
+    more = {"forwards_per_second": forwards, "cut": CUT, "judges": by_judge} | ({"quality": quality} if quality else {})
     return Scored(own.records, own.figures, own.details | more)
 
 

@@ -55,6 +55,8 @@ class Plan:
     normaliser: str | None = None
     text_only: bool = False
     quality: bool = False
+    ceiling: bool = True
+    """Own speech: whether recordings, and these through the codec, are judged as well."""
     draws: int = 8
     """Of noise, per sample of the likelihood."""
     estimator: str = "exact_count"
@@ -90,6 +92,7 @@ class Plan:
             "decoder_command": self.decoder_command,
             "text_only": self.text_only,
             "quality": self.quality,
+            "ceiling": self.ceiling,
             "draws": self.draws,
         }
         about |= {"estimator": self.estimator} if self.task == "likelihood" else {}

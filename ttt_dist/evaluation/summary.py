@@ -52,6 +52,7 @@ def as_markdown(summary: dict[str, Any]) -> str:
         "device": summary["device"],
         "judges": ", ".join(called(label, judge["judge"]) for label, judge in summary.get("judges", {}).items()),
         "cut": summary.get("cut"),
+        "forwards per second of sound": summary.get("forwards_per_second"),
         "decoder command": summary.get("decoder_command"),
         "decoding": _listed(summary.get("decoding", {})),
         "noise": _listed(summary.get("noise", {})),

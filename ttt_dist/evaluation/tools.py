@@ -127,6 +127,10 @@ class Tools:
             write_wav(self.plan.out / name, self.codec.decode(result.codes), self.codec.sample_rate)
         return name
 
+    def seconds(self, result: Result) -> float:
+        """Of sound."""
+        return round(len(result.codes) / self.codec.code_rate, 6)
+
     def say(
         self, results: Sequence[tuple[Item, Result]], notes: Notes, done: Callable[[], None]
     ) -> list[tuple[Item, Speech]]:

@@ -30,7 +30,7 @@ def tts(tools: Tools, items: Sequence[Item], notes: Notes) -> list[Record]:
     done = notes.done(0.5 / len(tools.judges) / len(SOURCES))
     said = tools.say(tools.answer(requests, notes.done(0.5)), notes, done)
     own = Notes()
-    originals = tools.originals([item for item, _ in said], own)
+    originals = tools.originals([item for item, _ in said], own) if tools.plan.ceiling else {}
     heard = {source: listen(tools.judges, rows, own, done) for source, rows in originals.items()}
     for problem in own.problems:
         warn(f"{problem} (the item is scored, without a ceiling)")
@@ -40,8 +40,9 @@ def tts(tools: Tools, items: Sequence[Item], notes: Notes) -> list[Record]:
     return [
         item.record()
         | {"reference": item.entry["text"], "hypothesis": speech.first}
-        | {"heard": {source: heard[source][item.id] for source in SOURCES if item.id in heard[source]}}
+        | {"heard": {source: heard[source][item.id] for source in SOURCES if item.id in heard.get(source, {})}}
         | ({"quality": measured[item.id]} if item.id in measured else {})
+        | {"seconds": tools.seconds(speech.result), "audio_forwards": speech.result.num_audio_forwards}
         | speech.record()
         for item, speech in said
     ]

@@ -125,14 +125,18 @@ class Running(Asked):
 
     reader: Reader
     num_forwards: int = 0
+    num_audio_forwards: int = 0
 
     def take(self, choice: Choice) -> list[Event]:
         """Go on by what a forward has chosen, and tell what came of it."""
         before = self.state
         self.num_forwards += 1 + self.is_guided
+        self.num_audio_forwards += 0 if before.span_start is None else 1 + self.is_guided
         self.state = after = advance(before, choice, self.rules)
         events = self.reader.read(after.ids[max(before.settled, after.num_prompt) : after.settled])
-        return events if after.finish is None else events + self.reader.end(after, self.num_forwards)
+        if after.finish is None:
+            return events
+        return events + self.reader.end(after, self.num_forwards, self.num_audio_forwards)
 
 
 class Session:

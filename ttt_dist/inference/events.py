@@ -27,6 +27,8 @@ class Result:
     """Why it ended."""
     num_forwards: int
     """Forward passes that it took part in; under guidance a span's count twice."""
+    num_audio_forwards: int
+    """Those of them in which tokens of a span were chosen."""
 
     @property
     def codes(self) -> np.ndarray:
@@ -93,10 +95,10 @@ class Reader:
         piece, self._told = text[self._told :], max(self._told, len(text))
         return [TextPiece(piece)] if piece else []
 
-    def end(self, state: State, num_forwards: int) -> list[Event]:
+    def end(self, state: State, num_forwards: int, num_audio_forwards: int) -> list[Event]:
         """What is left to tell of a finished state, and the result."""
         assert state.finish is not None
         text = self.tokenizer.decode(self.text_ids)
         ids, text_ids = state.ids[state.num_prompt :], np.array(self.text_ids, dtype=np.int32)
-        result = Result(ids, text, text_ids, self.spans, state.finish, num_forwards)
+        result = Result(ids, text, text_ids, self.spans, state.finish, num_forwards, num_audio_forwards)
         return [*self._tell(text, is_last=True), Ended(result)]
