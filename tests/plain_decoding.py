@@ -79,7 +79,8 @@ class PlainLoop:
         start, end = len(ids), len(ids) + limit
         while len(ids) < end:
             self.draft_from = len(ids) if self.chosen.block_cache == "block_causal" else start
-            draft = self._denoise(ids, min(self.chosen.block, end - len(ids)), self.audio, self.ends, start)
+            left = self.chosen.block - (len(ids) - start) % self.chosen.block  # of the block
+            draft = self._denoise(ids, min(left, end - len(ids)), self.audio, self.ends, start)
             self.draft_from = None
             logits = self._forward(draft)
             while len(ids) < end:

@@ -106,8 +106,8 @@ def test_a_verification_accepts_the_same_prefix_and_one_token_more() -> None:
     assert not state.span_ids.any()
     assert chosen.needed(state).tolist() == [2, 3, 4, 5, 6]
     for written, left in (
-        ([code] * 5, [code] * 5 + [LAYOUT.mask] * 4),
-        ([code, code + 1, code, code, code], [code, code + 1] + [LAYOUT.mask] * 4),
+        ([code] * 5, [code] * 5 + [LAYOUT.mask] * 3),
+        ([code, code + 1, code, code, code], [code, code + 1] + [LAYOUT.mask] * 2),
         ([code, code, end, code, code], [code, code, end]),
         ([code] * 4 + [end], [code] * 4 + [end]),
     ):

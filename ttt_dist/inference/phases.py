@@ -202,9 +202,13 @@ def _open_span(state: State, rules: Rules) -> State:
 
 
 def _append_block(state: State, rules: Rules) -> State:
-    """Add masks to the open span, as many as may be."""
+    """Add masks to the open span up to the end of its block, as far as may be.
+
+    What verifying has left of a block is drafted at its old length: how many masks a span has tells the model how long it is.
+    """
     assert state.span_start is not None
-    count = min(rules.settings.block, _room(state, rules))
+    block = rules.settings.block
+    count = min(block - (len(state.ids) - state.span_start) % block, _room(state, rules))
     state = replace(state, block_start=len(state.ids), steps_left=rules.settings.steps)
     state = _append(state, np.full(count, rules.layout.mask), 0)
     return _number_span(state, rules.bidirectional_from(state), int(state.span_ids.max(initial=0)) + 1)
