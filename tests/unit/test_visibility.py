@@ -11,7 +11,7 @@ from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.visibility import dense_mask, visible_end
 
 LAYOUT = tiny_layout(shuffle_seed=1)
-CLEAN = {"p_mix": 1.0, "p_trunc": 0.0}  # nothing is noised or cut: structure alone
+CLEAN = {"p_mix": 1.0, "p_trunc": 0.0, "audio_ar": 0.0}  # nothing is noised, cut or made causal: structure alone
 
 
 def brute_force(row: list, prompt_audio: str, seq_len: int) -> np.ndarray:
