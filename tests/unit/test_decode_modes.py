@@ -150,8 +150,8 @@ def test_numbers_of_what_is_written_depend_on_its_place() -> None:
 @pytest.mark.parametrize(
     ("kind", "audio_ar", "mode", "remedy"),
     [
-        ("ttt", 0.0, "ar", "objective.audio_ar above 0"),
-        ("ttt", 0.0, "verified", "objective.audio_ar above 0"),
+        ("ttt", 0.0, "ar", "train with both above 0"),
+        ("ttt", 0.0, "verified", "train with both above 0"),
         ("ar", 0.5, "verified", "--audio-mode diffusion"),
         ("nar", 0.5, "ar", "--audio-mode diffusion"),
         ("nar", 0.5, "verified", "--audio-mode diffusion"),
