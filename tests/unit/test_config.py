@@ -197,6 +197,13 @@ def test_training_reads_one_shard_or_one_blend(blend: Path, path: Path) -> None:
         check_run(load_config(path, ["data.train="]), 1)
 
 
+def test_a_way_of_decoding_that_will_not_be_learnt_is_refused_before_training(path: Path) -> None:
+    verified = "evaluation.decode.audio_mode=verified"
+    check_run(load_config(path, [verified]), 1)
+    with pytest.raises(UserError, match="--audio-mode.*objective.audio_ar or p_mix is 0"):
+        check_run(load_config(path, [verified, "objective.preset=paper"]), 1)
+
+
 def test_a_batch_that_does_not_divide_is_refused(path: Path) -> None:
     config = load_config(path, ["train.global_batch=12", "train.micro_batch=2"])
     check_run(config, 3)
