@@ -1,24 +1,28 @@
 """Synthesise the speech that the repository ships: the ten digits, spoken by six voices, ten takes each.
 
-Needs the program espeak-ng. The files are committed, so this is run only to make them anew:
+Needs the program flite and two packages beside the project. The files are committed, so this is run only to make them anew:
 
+    apt-get install flite && pip install hibari-tts==0.2.1 ttspico==0.3.2 setuptools wheel
     python tools/make_demo_speech.py --out demo_speech
 
-A formant synthesiser says a word the same way every time, which no recording does: the takes of one word differ in
-speed, pitch, vocal-tract length (a resampling by a few percent), loudness and a faint noise floor. All draws follow
-from the seed.
+These voices were chosen because a recogniser understands them (demo_speech/README.md); each of three speaks with two lengths
+of the vocal tract, which makes two speakers of it. A synthesiser says a word much the same way every time, which no recording
+does: the takes of one word differ in speed, tract (a resampling by a few percent), loudness and a faint noise floor. All draws
+follow from the seed.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import random
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -28,36 +32,80 @@ from ttt_dist.telemetry.console import Progress, main_guard, say
 if TYPE_CHECKING:
     from torch import Tensor
 
+
+class Voice(NamedTuple):
+    """A speaker: one of ENGINES, its voice, and how much higher all of its spectrum lies than that voice's."""
+
+    engine: str
+    name: str
+    shift: float = 1.0
+
+
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-SPEAKERS = {  # name: (espeak voice, middle pitch 0..99)
-    "alice": ("en-us+f2", 55),
-    "bruno": ("en-gb+m3", 40),
-    "clara": ("en-gb-scotland+f4", 60),
-    "david": ("en-us+m7", 30),
-    "emma": ("en-gb-x-rp+f5", 65),
-    "felix": ("en-gb-x-gbcwmd+m1", 50),
+SPEAKERS = {
+    "alice": Voice("hibari", "heart"),
+    "bruno": Voice("flite", "rms"),
+    "clara": Voice("pico", "en-GB"),
+    "david": Voice("hibari", "heart", 0.84),
+    "emma": Voice("hibari", "heart", 1.12),
+    "felix": Voice("flite", "rms", 0.9),
 }
 SAMPLE_RATE = 16000
-SPEEDS = (130, 190)  # words per minute
-PITCH_SPREAD = 15
-STRETCH = 0.03  # share by which a take's vocal tract is longer or shorter
+SPEEDS = (0.9, 1.1)  # of the voice's own
+STRETCH = 0.02  # share by which a take's vocal tract is longer or shorter
 PEAK_DB = (-14.0, -4.0)
 NOISE_DB = (-72.0, -62.0)
 STEP = 2**-11  # 12 bits: FLAC leaves out low bits that are zero, which here makes the files a third smaller
 MARGIN_S = 0.02  # of silence kept around the word
 
 
-def speak(word: str, voice: str, speed: int, pitch: int) -> tuple[Tensor, int]:
-    """The word as espeak-ng says it: waveform [T] and its sample rate. Raises UserError where espeak-ng fails."""
+def by_flite(voice: str, word: str, speed: float) -> tuple[Tensor, int]:
+    """By the program: a voice of CMU's, `rms`, `slt`, `awb`, ..."""
     import soundfile
     import torch
 
-    command = ["espeak-ng", "-v", voice, "-s", str(speed), "-p", str(pitch), "--stdout", word]
-    process = subprocess.run(command, capture_output=True, check=False)
-    if process.returncode or not process.stdout:
-        raise UserError(f"espeak-ng -v {voice}: failed ({process.stderr.decode(errors='replace').strip()})")
-    data, rate = soundfile.read(io.BytesIO(process.stdout), dtype="float32")
+    with tempfile.NamedTemporaryFile(suffix=".wav") as file:
+        stretch = f"duration_stretch={1 / speed}"
+        command = ["flite", "-voice", voice, "--setf", stretch, "-t", f"{word}.", "-o", file.name]
+        process = subprocess.run(command, capture_output=True, check=False)
+        if process.returncode:
+            raise UserError(f"flite -voice {voice}: failed ({process.stderr.decode(errors='replace').strip()})")
+        data, rate = soundfile.read(file.name, dtype="float32")
     return torch.from_numpy(data), rate
+
+
+def by_pico(voice: str, word: str, speed: float) -> tuple[Tensor, int]:
+    """By SVOX Pico, in a language of its."""
+    import torch
+
+    engine = _loaded("ttspico", "TtsEngine", voice)
+    engine.rate = round(100 * speed)
+    return torch.frombuffer(bytearray(engine.speak(f"{word}.")), dtype=torch.int16) / 2**15, 16000
+
+
+def by_hibari(voice: str, word: str, speed: float) -> tuple[Tensor, int]:
+    """By hibari; its package brings the voice `heart`."""
+    import torch
+
+    wave = _loaded("hibari", "Hibari", voice=voice)(f"{word}.", speed=speed, seed=0)
+    return torch.from_numpy(wave), 24000
+
+
+@cache
+def _loaded(package: str, name: str, *arguments: Any, **settings: Any) -> Any:
+    from importlib import import_module
+
+    try:
+        return getattr(import_module(package), name)(*arguments, **settings)
+    except ImportError as error:
+        raise UserError(f"{package}: cannot be imported ({error}); see the top of {__file__}") from error
+
+
+ENGINES: dict[str, Callable[[str, str, float], tuple[Tensor, int]]] = {
+    "flite": by_flite,
+    "pico": by_pico,
+    "hibari": by_hibari,
+}
 
 
 def trim(wave: Tensor, sample_rate: int) -> Tensor:
@@ -74,12 +122,11 @@ def take(word: str, speaker: str, index: int, takes: int, seed: int) -> Tensor:
     from ttt_dist.audio.files import resample
 
     generator = random.Random(f"{seed} {word} {speaker} {index}")
-    voice, middle = SPEAKERS[speaker]
+    engine, voice, shift = SPEAKERS[speaker]
     step = (index * 7 % takes + generator.random()) / takes  # 7: neighbouring takes differ, all tenths are met
-    speed = round(SPEEDS[0] + (SPEEDS[1] - SPEEDS[0]) * step)
-    pitch = min(max(middle + generator.randint(-PITCH_SPREAD, PITCH_SPREAD), 0), 99)
-    wave, rate = speak(word, voice, speed, pitch)
-    stretched = round(rate * (1 + generator.uniform(-STRETCH, STRETCH)) / 50) * 50
+    speed = SPEEDS[0] + (SPEEDS[1] - SPEEDS[0]) * step
+    wave, rate = ENGINES[engine](voice, word.capitalize(), speed / shift)  # the shift changes the speed as well
+    stretched = round(rate * shift * (1 + generator.uniform(-STRETCH, STRETCH)) / 50) * 50
     wave = trim(resample(wave, stretched, SAMPLE_RATE), SAMPLE_RATE)
     wave = wave * (10 ** (generator.uniform(*PEAK_DB) / 20) / wave.abs().max())
     noise = torch.randn(len(wave), generator=torch.Generator().manual_seed(generator.getrandbits(60)))
@@ -94,8 +141,8 @@ def main() -> None:
     parser.add_argument("--takes", type=int, default=10, help="takes of each word by each voice (default 10)")
     parser.add_argument("--seed", type=int, default=0, help="decides every draw (default 0)")
     args = parser.parse_args()
-    if shutil.which("espeak-ng") is None:
-        raise UserError("espeak-ng: not found; install it (Debian: apt-get install espeak-ng)")
+    if shutil.which("flite") is None:
+        raise UserError("flite: not found; install it (Debian: apt-get install flite)")
     import soundfile
 
     args.out.mkdir(parents=True, exist_ok=True)

@@ -60,7 +60,13 @@ def main() -> None:
 
 
 def prepare(config: Config, source: Path, data: Path) -> None:
-    """Recordings -> manifests of joined utterances -> codes -> samples -> shards; held-out recordings apart all the way."""
+    """Recordings -> manifests of joined utterances -> shards; held-out recordings apart all the way."""
+    join_words(config, source, data)
+    make_shards(config, source, data)
+
+
+def join_words(config: Config, source: Path, data: Path) -> None:
+    """Recordings of single words -> manifests `train`, `valid` and `test` of strings of them."""
     prep = config.prep
     words = {
         "train": data / "words_train.jsonl",
@@ -76,6 +82,10 @@ def prepare(config: Config, source: Path, data: Path) -> None:
         out = data / f"{split}.jsonl"
         data_prep("utterances", "--manifest", words[split], "--out", out, "--count", count, *length, "--seed", seed)
 
+
+def make_shards(config: Config, source: Path, data: Path) -> None:
+    """The manifests `train` and `valid` -> codec, tokenizer, codes -> samples -> shards."""
+    prep = config.prep
     codec, tokenizer = data / "codec", data / "tokenizer"
     root = ["--audio-root", source]
     learn_codec = ["--train-codec", "--codec-out", codec, "--sample-rate", prep.sample_rate]
