@@ -147,7 +147,7 @@ def run_settings(config: Config) -> Settings:
 
 def flat(values: Mapping[str, Any], chosen: Iterable[str]) -> Settings:
     """`section.key` -> value of the chosen settings and all below them."""
-    pairs = {}
+    pairs: Settings = {}
     for name in chosen:
         if isinstance(values[name], dict):
             pairs |= {f"{name}.{key}": value for key, value in flat(values[name], values[name]).items()}

