@@ -218,7 +218,7 @@ class Head(nn.Module):
         logits = self.product(hidden.flatten(0, -2), slice(0, self.num_rows))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits[..., self.num_tokens :] = float("-inf")
-        return logits.view(*hidden.shape[:-1], -1)
+        return logits.view(*hidden.shape[:-1], self.num_rows)  # of no row at all, too
 
     @property
     def num_rows(self) -> int:
