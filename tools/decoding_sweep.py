@@ -35,7 +35,11 @@ class Point:
 
 
 def ways(objective: Objective, settings: DecodeSettings) -> list[tuple[str, DecodeSettings]]:
-    """How a model is decoded: a denoising one at several numbers of forwards, and as it would write codes one by one."""
+    """How a model is decoded: a denoising one at several numbers of forwards, and as it would write codes one by one.
+
+    Whatever way the recipe decodes it in.
+    """
+    settings = replace(settings, audio_mode="diffusion")
     if objective.kind == "ar":
         return [(CAUSAL, settings)]
     found = [(DENOISED, replace(settings, steps=steps)) for steps in sorted({*STEPS, settings.steps})]
@@ -49,7 +53,8 @@ def sweep(config: Config, source: Path, data: Path, run: Path, judges: Sequence[
     """Own speech of a scored run in all ways: the points, as plain values. The ceilings are those of its scores."""
     points = []
     scored = json.loads((run / "figures.json").read_text("utf8"))["figures"]
-    for way, settings in ways(config.objective, config.evaluation.decode):
+    trained = config.objective.at(config.train.steps - 1)
+    for way, settings in ways(trained, config.evaluation.decode):
         out = run / "sweep" / f"{way.replace(' ', '_')}-{settings.steps}"
         summary = pipeline.evaluate_task(config, "tts", source, data, run, judges, out, settings, "--no-ceiling")
         own = pipeline.own_speech(summary)

@@ -9,7 +9,8 @@ import pytest
 
 from tools import compare_objectives as tool
 from tools import pipeline
-from ttt_dist.config import load_config
+from tools.decoding_sweep import ways
+from ttt_dist.config import check_run, load_config
 from ttt_dist.errors import UserError
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "compare.yaml"
@@ -33,6 +34,21 @@ def test_a_variant_changes_its_own_settings_alone(name: str, changed: dict) -> N
     assert {key: theirs[key] for key in plain if theirs[key] != plain[key]} == changed
     assert tool.run_settings(load_config(RECIPE, ["objective.stages=[]"])) == plain
     assert plain["objective.p_mix"] * plain["objective.p_prefix"] * plain["objective.p_trunc"] > 0
+
+
+@pytest.mark.parametrize("mode", ["diffusion", "verified"])
+def test_a_recipe_may_decode_in_any_way(mode: str) -> None:
+    """Variants that would not learn it are decoded as they can be, and the sweep takes each in all of its ways."""
+    recipe = [f"evaluation.decode.audio_mode={mode}", "data.train=shards/train"]
+    found = {}
+    for name, variant in tool.VARIANTS.items():
+        config = load_config(RECIPE, [*recipe, *variant.overrides])
+        check_run(config, 1)
+        found[name] = [(way, how.audio_mode) for way, how in ways(config.objective, config.evaluation.decode)]
+    denoised = [("denoised", "diffusion")] * 4
+    assert found["ttt"] == [*denoised, ("left to right", "ar"), *[("verified", "verified")] * 3]
+    assert found["paper"] == found["no_banom"] == denoised
+    assert found["ar"] == [("left to right", "diffusion")]
 
 
 def test_figures_by_hand() -> None:
