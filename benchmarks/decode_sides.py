@@ -151,7 +151,7 @@ def released_way(folder: ModelFolder, request: Request, settings: DecodeSettings
     """The released code's loop: the whole sequence anew for every token and step, logits of all positions, one request."""
     rules = Rules(settings, folder.layout, "ttt", folder.max_length)
     start, first = time.perf_counter(), 0.0
-    state = rules.start(request.ids, prompt_spans(request.ids, folder.layout, True), request.seed)
+    state = rules.start(request.ids, prompt_spans(request.ids, folder.layout, heard=True, spoken=True), request.seed)
     while state.finish is None:
         allowed = allowed_ids(folder.layout, rules.phase(state))
         logits = _all_logits(folder.model, state)[rules.needed(state), allowed[0] : allowed[-1] + 1].float()
