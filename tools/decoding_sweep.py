@@ -12,6 +12,7 @@ from ttt_dist.config import Config
 from ttt_dist.decode_settings import DecodeSettings
 from ttt_dist.evaluation.plan import OWN
 from ttt_dist.sequence.objective import Objective
+from ttt_dist.telemetry.console import warn
 from ttt_dist.telemetry.curves import COLOURS, GREY
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ def sweep(config: Config, source: Path, data: Path, run: Path, judges: Sequence[
     for way, settings in ways(trained, config.evaluation.decode):
         out = run / "sweep" / f"{way.replace(' ', '_')}-{settings.steps}"
         summary = pipeline.evaluate_task(config, "tts", source, data, run, judges, out, settings, "--no-ceiling")
+        if summary["forwards_per_second"] is None:
+            warn(f"{out}: {way}, {settings.steps} forwards a block: no speech came of it, so it is left out")
+            continue
         own = pipeline.own_speech(summary)
         labels = {OWN: "tts_wer"} | {key.removeprefix("tts_wer_"): key for key in own if key.startswith("tts_wer_")}
         points.append(

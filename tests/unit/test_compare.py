@@ -74,10 +74,13 @@ def test_own_speech_stands_beside_its_ceiling_by_each_judge() -> None:
 
 
 class Commands:
-    """Stands for the commands that a comparison starts, which take minutes; `fails_at` is the training that dies."""
+    """Stands for the commands that a comparison starts, which take minutes; `fails_at` is the training that dies, `silent` the
+    forwards a block of which no speech comes.
+    """
 
-    def __init__(self, fails_at: int | None = None) -> None:
+    def __init__(self, fails_at: int | None = None, silent: str = "") -> None:
         self.fails_at = fails_at
+        self.silent = silent
         self.prepared = 0
         self.trained: list[str] = []
         self.settings: list[list[str]] = []
@@ -95,7 +98,7 @@ class Commands:
             judges = {"model": {"speech": {"value": wer}, "codec": {"value": 0.03}}}
             steps, mode = (words[words.index(flag) + 1] for flag in ("--steps", "--audio-mode"))
             forwards = {"diffusion": int(steps), "ar": 13.0, "verified": 1 + int(steps)}[mode]
-            summary = {"wer": wer, "judges": judges, "forwards_per_second": forwards}
+            summary = {"wer": wer, "judges": judges, "forwards_per_second": None if steps == self.silent else forwards}
             (results / f"{words[words.index('--task') + 1]}_summary.json").write_text(json.dumps(summary))
 
     def train(self, folder: Path) -> None:
@@ -157,6 +160,12 @@ def test_own_speech_by_forwards_stands_in_table_picture_and_page(
     assert [line[: len(row)] for line, row in zip(found, [*ours, *others], strict=True)] == [*ours, *others]
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "comparison.html").read_text().count("<svg") == 2
+
+
+def test_a_model_that_says_nothing_has_no_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(monkeypatch, tmp_path / "out", Commands(silent="2"), "--seeds", "1", "--only", "paper", "--sweep")
+    table = (tmp_path / "out" / "comparison.md").read_text()
+    assert "denoised | 4 |" in table and "denoised | 2 |" not in table
 
 
 @pytest.mark.parametrize(
