@@ -310,6 +310,7 @@ def test_a_folder_that_says_nothing_is_decoded_as_before(tmp_path: Path) -> None
         ({KEY: {"block": "many"}}, "block"),
         ({KEY: {"steps": 0}}, "steps"),
         ({KEY: {"ends": "all"}}, "ends"),
+        ({KEY: {"stop_at_last_span": True}}, "decided by the task"),
     ],
 )
 def test_a_damaged_file_is_named_with_its_key(content: object, told: str, tmp_path: Path) -> None:
