@@ -93,7 +93,8 @@ SWEEP_NOTE = (
 )
 CURVES_NOTE = (
     "Held-out losses, mean over the seeds, each of the variant's own objective: the AR baseline counts speech codes as "
-    "text, and so does TtT in samples without noise where it learns them (audio_ar); the NAR baseline counts text as masked codes. They compare along a curve, not between objectives."
+    "text, and so does TtT in samples without noise where it learns them (audio_ar); the NAR baseline counts text as masked "
+    "codes. They compare along a curve, not between objectives."
 )
 
 
