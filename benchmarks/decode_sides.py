@@ -13,7 +13,6 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.contestants import QWEN_1_5B
@@ -27,7 +26,7 @@ from ttt_dist.inference.phases import Choice, Phase, Rules, State, advance, allo
 from ttt_dist.model.attention import attention_plan
 from ttt_dist.model.cache import Sequence as CacheSequence
 from ttt_dist.model.huggingface import ModelFolder
-from ttt_dist.model.layers import PlainFactory
+from ttt_dist.model.layers import Head, PlainFactory
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.model_config import ModelConfig
 from ttt_dist.sequence.objective import Objective
@@ -152,7 +151,7 @@ def released_way(folder: ModelFolder, request: Request, settings: DecodeSettings
     """The released code's loop: the whole sequence anew for every token and step, logits of all positions, one request."""
     rules = Rules(settings, folder.layout, "ttt", folder.max_length)
     start, first = time.perf_counter(), 0.0
-    state = rules.start(request.ids, prompt_spans(request.ids, folder.layout, True), request.seed)
+    state = rules.start(request.ids, prompt_spans(request.ids, folder.layout, heard=True, spoken=True), request.seed)
     while state.finish is None:
         allowed = allowed_ids(folder.layout, rules.phase(state))
         logits = _all_logits(folder.model, state)[rules.needed(state), allowed[0] : allowed[-1] + 1].float()
@@ -166,8 +165,8 @@ def released_way(folder: ModelFolder, request: Request, settings: DecodeSettings
 
 def _all_logits(model: Transformer, state: State) -> Tensor:
     """Logits [n, V] of all positions, in the model's type, as Hugging Face's forward gives them."""
-    head = model.head.weight
-    assert isinstance(head, Tensor)
-    ids, span_ids = (torch.from_numpy(row.astype(np.int64)).to(head.device) for row in (state.ids, state.span_ids))
+    head, device = model.head, next(model.parameters()).device
+    assert isinstance(head, Head)
+    ids, span_ids = (torch.from_numpy(row.astype(np.int64)).to(device) for row in (state.ids, state.span_ids))
     plan = attention_plan(torch.ones_like(ids).unsqueeze(0), span_ids.unsqueeze(0), model.dtype)
-    return F.linear(model.hidden(ids, torch.arange(len(ids), device=head.device), plan), head)
+    return head.product(model.hidden(ids, torch.arange(len(ids), device=device), plan), slice(0, head.num_rows))

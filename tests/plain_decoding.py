@@ -185,10 +185,16 @@ class PlainLoop:
             key = (in_response, 0 if kind == "nar" and in_response else run, block)
             spans = is_audio and (in_response or self.objective.prompt_audio == "bidirectional")
             spans = (spans or (kind == "nar" and in_response)) and kind != "ar"
-            if in_response and kind == "ttt" and self.chosen.audio_mode != "diffusion":
-                spans = spans and self.draft_from is not None and place >= self.draft_from
+            if kind == "ttt" and is_audio and (in_response or self._is_answer(ids, place)):
+                is_draft = self.draft_from is not None and place >= self.draft_from
+                spans = self.chosen.audio_mode == "diffusion" or is_draft
             numbers.append(keys.setdefault(key, len(keys) + 1) if spans else 0)
         return numbers
+
+    def _is_answer(self, ids: Ids, place: int) -> bool:
+        """Whether the audio at a place of the prompt is of an earlier answer: its end is audio as well."""
+        after = next((n for n in range(place, len(self.prompt)) if not self.is_audio(ids[n])), len(self.prompt))
+        return ids[after - 1] in self.ends
 
 
 def draw_settings(rng: np.random.Generator, **limits: int) -> DecodeSettings:

@@ -12,6 +12,7 @@ from ttt_dist.config import Config
 from ttt_dist.decode_settings import DecodeSettings
 from ttt_dist.evaluation.plan import OWN
 from ttt_dist.sequence.objective import Objective
+from ttt_dist.telemetry.console import warn
 from ttt_dist.telemetry.curves import COLOURS, GREY
 
 if TYPE_CHECKING:
@@ -35,7 +36,11 @@ class Point:
 
 
 def ways(objective: Objective, settings: DecodeSettings) -> list[tuple[str, DecodeSettings]]:
-    """How a model is decoded: a denoising one at several numbers of forwards, and as it would write codes one by one."""
+    """How a model is decoded: a denoising one at several numbers of forwards, and as it would write codes one by one.
+
+    Whatever way the recipe decodes it in.
+    """
+    settings = replace(settings, audio_mode="diffusion")
     if objective.kind == "ar":
         return [(CAUSAL, settings)]
     found = [(DENOISED, replace(settings, steps=steps)) for steps in sorted({*STEPS, settings.steps})]
@@ -49,9 +54,13 @@ def sweep(config: Config, source: Path, data: Path, run: Path, judges: Sequence[
     """Own speech of a scored run in all ways: the points, as plain values. The ceilings are those of its scores."""
     points = []
     scored = json.loads((run / "figures.json").read_text("utf8"))["figures"]
-    for way, settings in ways(config.objective, config.evaluation.decode):
+    trained = config.objective.at(config.train.steps - 1)
+    for way, settings in ways(trained, config.evaluation.decode):
         out = run / "sweep" / f"{way.replace(' ', '_')}-{settings.steps}"
         summary = pipeline.evaluate_task(config, "tts", source, data, run, judges, out, settings, "--no-ceiling")
+        if summary["forwards_per_second"] is None:
+            warn(f"{out}: {way}, {settings.steps} forwards a block: no speech came of it, so it is left out")
+            continue
         own = pipeline.own_speech(summary)
         labels = {OWN: "tts_wer"} | {key.removeprefix("tts_wer_"): key for key in own if key.startswith("tts_wer_")}
         points.append(

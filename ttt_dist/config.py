@@ -278,7 +278,8 @@ def check_run(config: Config, world_size: int) -> None:
     require(
         not (one and blend), "data.train and data.blend are both set; take one away: data.train= or data.blend=null"
     )
-    config.evaluation.decode.require_mode(config.objective.kind, config.objective.learns_audio_ar)  # exports say it
+    last = config.objective.at(config.train.steps - 1)  # which the export is a model of
+    config.evaluation.decode.require_mode(last.kind, last.learns_audio_ar)
     stage = zero_stage(config.deepspeed)
     _check_parallel(config, stage)
     train, parallel = config.train, config.parallel

@@ -117,6 +117,8 @@ def folder_settings(folder: Path) -> DecodeSettings:
         values = json.loads(path.read_text(encoding="utf8"))
         own = values.get(KEY, {}) if isinstance(values, dict) else None
         require(isinstance(own, dict), f"{KEY} must hold settings, not {own!r}; export the model again")
+        for name in BY_TASK:
+            require(name not in (own or ()), f"{KEY}.{name} is decided by the task; take it away")
         return build(DecodeSettings, own, KEY) if own else BEFORE
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {error}") from None

@@ -9,7 +9,8 @@ import pytest
 
 from tools import compare_objectives as tool
 from tools import pipeline
-from ttt_dist.config import load_config
+from tools.decoding_sweep import ways
+from ttt_dist.config import check_run, load_config
 from ttt_dist.errors import UserError
 
 ONE_STAGE: dict = {"objective.stages": []}
@@ -38,6 +39,21 @@ def test_a_variant_changes_its_own_settings_alone(name: str, changed: dict) -> N
     assert plain["objective.p_mix"] * plain["objective.p_prefix"] * plain["objective.p_trunc"] > 0
 
 
+@pytest.mark.parametrize("mode", ["diffusion", "verified"])
+def test_a_recipe_may_decode_in_any_way(mode: str) -> None:
+    """Variants that would not learn it are decoded as they can be, and the sweep takes each in all of its ways."""
+    recipe = [f"evaluation.decode.audio_mode={mode}", "data.train=shards/train"]
+    found = {}
+    for name, variant in tool.VARIANTS.items():
+        config = load_config(RECIPE, [*recipe, *variant.overrides])
+        check_run(config, 1)
+        found[name] = {(way, how.audio_mode) for way, how in ways(config.objective, config.evaluation.decode)}
+    denoised = {("denoised", "diffusion")}
+    assert found["ttt"] == {*denoised, ("left to right", "ar"), ("verified", "verified")}
+    assert found["paper"] == found["no_banom"] == denoised
+    assert found["ar"] == {("left to right", "diffusion")}
+
+
 def test_figures_by_hand() -> None:
     found = {"ttt": {1: {"wer": 0.1, "tts_wer": 0.5}, 2: {"wer": 0.3, "tts_wer": 0.5}, 3: {"wer": 0.2, "tts_wer": 0.8}}}
     rows = tool.compare({**found, "ar": {1: {"wer": 0.25, "tts_wer": 1.5}}, "nar": {}})
@@ -61,10 +77,13 @@ def test_own_speech_stands_beside_its_ceiling_by_each_judge() -> None:
 
 
 class Commands:
-    """Stands for the commands that a comparison starts, which take minutes; `fails_at` is the training that dies."""
+    """Stands for the commands that a comparison starts, which take minutes; `fails_at` is the training that dies, `silent` the
+    forwards a block of which no speech comes.
+    """
 
-    def __init__(self, fails_at: int | None = None) -> None:
+    def __init__(self, fails_at: int | None = None, silent: str = "") -> None:
         self.fails_at = fails_at
+        self.silent = silent
         self.prepared = 0
         self.trained: list[str] = []
         self.settings: list[list[str]] = []
@@ -82,7 +101,7 @@ class Commands:
             judges = {"model": {"speech": {"value": wer}, "codec": {"value": 0.03}}}
             steps, mode = (words[words.index(flag) + 1] for flag in ("--steps", "--audio-mode"))
             forwards = {"diffusion": int(steps), "ar": 13.0, "verified": 1 + int(steps)}[mode]
-            summary = {"wer": wer, "judges": judges, "forwards_per_second": forwards}
+            summary = {"wer": wer, "judges": judges, "forwards_per_second": None if steps == self.silent else forwards}
             (results / f"{words[words.index('--task') + 1]}_summary.json").write_text(json.dumps(summary))
 
     def train(self, folder: Path) -> None:
@@ -144,6 +163,12 @@ def test_own_speech_by_forwards_stands_in_table_picture_and_page(
     assert [line[: len(row)] for line, row in zip(found, [*ours, *others], strict=True)] == [*ours, *others]
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "comparison.html").read_text().count("<svg") == 2
+
+
+def test_a_model_that_says_nothing_has_no_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(monkeypatch, tmp_path / "out", Commands(silent="2"), "--seeds", "1", "--only", "paper", "--sweep")
+    table = (tmp_path / "out" / "comparison.md").read_text()
+    assert "denoised | 4 |" in table and "denoised | 2 |" not in table
 
 
 @pytest.mark.parametrize(

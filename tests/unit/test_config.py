@@ -202,6 +202,10 @@ def test_a_way_of_decoding_that_will_not_be_learnt_is_refused_before_training(pa
     check_run(load_config(path, [verified]), 1)
     with pytest.raises(UserError, match="--audio-mode.*objective.audio_ar or p_mix is 0"):
         check_run(load_config(path, [verified, "objective.preset=paper"]), 1)
+    last = "objective.stages=[{from_step: 0, p_mix: 0}, {from_step: 1, audio_ar: %s}]"
+    check_run(load_config(path, [verified, "objective.preset=paper", last % 0.5]), 1)
+    with pytest.raises(UserError, match="--audio-mode.*objective.audio_ar or p_mix is 0"):
+        check_run(load_config(path, [verified, last % 0]), 1)
 
 
 def test_a_batch_that_does_not_divide_is_refused(path: Path) -> None:

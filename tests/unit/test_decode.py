@@ -67,13 +67,14 @@ def is_audio(token: int) -> bool:
 
 
 def drawn_prompts(rng: np.random.Generator, count: int) -> list[np.ndarray]:
-    """Prompts of text and audio, of very different lengths."""
+    """Prompts of text, audio and earlier answers, of very different lengths."""
     prompts = []
     for _ in range(count):
         pieces = [rng.integers(0, LAYOUT.num_text_tokens, rng.integers(0, 12))]
         for _ in range(rng.integers(0, 3)):
             codes = LAYOUT.first_code + rng.integers(0, LAYOUT.num_codes, rng.integers(1, 40))
-            pieces += [[LAYOUT.begin_of_audio], codes, [LAYOUT.end_of_audio]]
+            end = rng.choice([LAYOUT.end_of_audio, *ENDS])  # the user's, or an earlier answer's
+            pieces += [[LAYOUT.begin_of_audio], codes, [end]]
         prompts.append(np.concatenate([*pieces, [LAYOUT.im_end]]).astype(np.int32))
     return prompts
 

@@ -35,7 +35,9 @@ from ttt_dist.inference.forward import Wanted, choices
 from ttt_dist.inference.phases import Phase, State, allowed_ids, share, uniforms
 from ttt_dist.inference.sampling import choose_codes
 from ttt_dist.inference.settings import add_decoding_flags, settings_from_flags
+from ttt_dist.sequence.corruption import corrupt, draw
 from ttt_dist.sequence.objective import Objective
+from ttt_dist.sequence.sample import Sample, Segment
 
 SHORT = DecodeSettings(span_limit=40, max_text=8, max_codes=90)
 MODES = ["ar", "verified"]
@@ -165,6 +167,22 @@ def test_a_mode_that_a_model_did_not_learn_is_refused(kind: str, audio_ar: float
         Decoder(model).session().add(random_prompts(1)[0], DecodeSettings(audio_mode=mode))
 
 
+@pytest.mark.parametrize("prompt_audio", ["bidirectional", "causal"])
+@pytest.mark.parametrize("mode", ["diffusion", "ar", "verified"])
+def test_earlier_answers_are_seen_as_training_saw_them(mode: str, prompt_audio: str) -> None:
+    codes = [LAYOUT.first_code] * 3
+    heard, said = [LAYOUT.begin_of_audio, *codes, LAYOUT.end_of_audio], [*codes, LAYOUT.end_of_audio_new, LAYOUT.im_end]
+    turns = [(heard, False), ([5, LAYOUT.begin_of_audio, *said], True), ([LAYOUT.begin_of_audio, *codes, 6], False)]
+    sample = Sample([Segment(np.array(ids, dtype=np.int32), is_answer) for ids, is_answer in turns])
+    written = float(mode != "diffusion")
+    trained = Objective(prompt_audio=prompt_audio, p_trunc=0.0, p_mix=written, audio_ar=1.0)
+    session = Decoder(folder(prompt_audio=prompt_audio)).session()
+    session.add(Request(sample.ids), replace(SHORT, audio_mode=mode))
+    spans = session._waiting[0][1].span_ids
+    assert spans.tolist() == corrupt(sample, LAYOUT, trained, draw(sample, 0, 0)).span_ids.tolist()
+    assert (spans[7:11] > 0).tolist() == [mode == "diffusion"] * 4
+
+
 def test_an_ar_model_writes_the_same_in_the_modes_it_knows() -> None:
     requests = random_prompts(5)
     modes = [replace(SHORT, audio_mode=mode) for mode in ("diffusion", "ar")]
@@ -292,6 +310,7 @@ def test_a_folder_that_says_nothing_is_decoded_as_before(tmp_path: Path) -> None
         ({KEY: {"block": "many"}}, "block"),
         ({KEY: {"steps": 0}}, "steps"),
         ({KEY: {"ends": "all"}}, "ends"),
+        ({KEY: {"stop_at_last_span": True}}, "decided by the task"),
     ],
 )
 def test_a_damaged_file_is_named_with_its_key(content: object, told: str, tmp_path: Path) -> None:

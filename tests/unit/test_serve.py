@@ -33,6 +33,7 @@ from ttt_dist.inference.forward import Forwards
 from ttt_dist.model.huggingface import ModelFolder, load_folder
 from ttt_dist.sequence.templates import ChatTemplate
 from ttt_dist.serving import decoding_thread
+from ttt_dist.serving import studio as studio_module
 from ttt_dist.serving.app import HEADERS, MAX_UPLOAD, App
 from ttt_dist.serving.decoding_thread import DecodingThread
 from ttt_dist.serving.server import is_loopback, listen, server_on, trusted_names, url_of
@@ -141,6 +142,19 @@ def test_a_codec_without_decoder_stays_silent(app: App, port: int, monkeypatch: 
 def test_a_picture_of_any_length(app: App, folder: ModelFolder) -> None:
     ids = np.full(20_000, folder.layout.first_code, dtype=np.int32)
     assert app.studio.attention(ids[:5], ids)[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("mode", ["diffusion", "ar"])
+def test_the_picture_shows_codes_as_they_were_written(
+    mode: str, app: App, folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[np.ndarray] = []
+    monkeypatch.setattr(studio_module, "draw_mask", lambda visible, *_, **__: drawn.append(visible))
+    settings = replace(SETTINGS, audio_mode=mode)
+    Studio(folder, app.studio.codec, settings, "tiny").attention(
+        np.array([1]), np.array([folder.layout.first_code] * 3)
+    )
+    assert drawn[0][1, 3] == (mode == "diffusion")
 
 
 def test_a_language_chooses_among_the_texts_of_a_template(app: App, folder: ModelFolder) -> None:

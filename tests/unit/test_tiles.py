@@ -44,6 +44,8 @@ def test_a_model_stays_what_it_was(is_tied: bool, monkeypatch: pytest.MonkeyPatc
     assert torch.equal(tiled.embed(ids), model.embed(ids))
     with torch.inference_mode():
         torch.testing.assert_close(tiled.logits(hidden), model.logits(hidden))
+        assert tiled.logits(hidden[:0]).shape == model.logits(hidden[:0]).shape == (0, 3, 40)
+        torch.testing.assert_close(tiled.logits(hidden[1, 2]), model.logits(hidden)[1, 2])
 
 
 def test_what_is_not_fp32_on_the_cpu_is_left_alone() -> None:

@@ -160,8 +160,9 @@ class Session:
         self.decoder.require_mode(settings)
         folder, ids = self.decoder.folder, np.asarray(request.ids)
         rules = Rules(settings, folder.layout, folder.objective.kind, folder.max_length)
-        has_spans = folder.objective.kind != "ar" and folder.objective.prompt_audio == "bidirectional"
-        state = rules.start(ids, prompt_spans(ids, folder.layout, has_spans), request.seed)
+        heard = folder.objective.kind != "ar" and folder.objective.prompt_audio == "bidirectional"
+        spoken = settings.audio_mode == "diffusion" if folder.objective.kind == "ttt" else heard
+        state = rules.start(ids, prompt_spans(ids, folder.layout, heard, spoken), request.seed)
         key, self._num_added = self._num_added, self._num_added + 1
         self._waiting.append((key, state, rules))
         return key

@@ -330,9 +330,15 @@ def _unless_too_long(state: State, rules: Rules) -> State:
     return replace(state, finish="max_length") if len(state.ids) >= rules.max_length else state
 
 
-def prompt_spans(ids: np.ndarray, layout: TokenLayout, is_bidirectional: bool) -> np.ndarray:
-    """Span numbers of a prompt's audio as training gave them, int32 [n]; all 0 where it was causal."""
+def prompt_spans(ids: np.ndarray, layout: TokenLayout, heard: bool, spoken: bool) -> np.ndarray:
+    """Span numbers of a prompt's audio as training gave them, int32 [n]; 0 where it was causal.
+
+    Whether what the user said (`heard`) and what earlier answers said (`spoken`) is bidirectional: the latter alone has
+    its end within its span.
+    """
+    ends = (layout.end_of_audio_new, layout.end_of_audio_span_last)
+    chosen = [(start, end) for start, end in spans(ids, layout) if (spoken if ids[end - 1] in ends else heard)]
     numbers = np.zeros(len(ids), dtype=np.int32)
-    for number, (start, end) in enumerate(spans(ids, layout) if is_bidirectional else [], start=1):
+    for number, (start, end) in enumerate(chosen, start=1):
         numbers[start:end] = number
     return numbers

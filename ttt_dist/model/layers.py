@@ -215,10 +215,10 @@ class Head(nn.Module):
         if rows is not None:
             whole = VocabularySlice(0, self.num_tokens)
             return linear_cross_entropy(hidden.index_select(0, rows.rows), self.weight, rows, whole)
-        logits = self.product(hidden.flatten(0, -2), slice(0, self.num_rows))
+        logits = self.product(hidden.reshape(-1, hidden.shape[-1]), slice(0, self.num_rows))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits[..., self.num_tokens :] = float("-inf")
-        return logits.view(*hidden.shape[:-1], -1)
+        return logits.view(*hidden.shape[:-1], self.num_rows)  # [V] of one position, and none of none
 
     @property
     def num_rows(self) -> int:

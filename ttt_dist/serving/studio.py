@@ -18,7 +18,6 @@ from ttt_dist.errors import UserError
 from ttt_dist.inference.decoder import Request
 from ttt_dist.model.huggingface import ModelFolder
 from ttt_dist.sequence.batch import collate
-from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.sequence.templates import ChatTemplate
 from ttt_dist.sequence.visibility import dense_mask
@@ -133,8 +132,8 @@ class Studio:
     def attention(self, prompt: np.ndarray, response: np.ndarray) -> bytes:
         """The picture of who sees whom in a sequence, a PNG file."""
         sample = Sample([Segment(prompt, False), Segment(response, True)])
-        trained = self.folder.objective
-        objective = Objective(kind=trained.kind, prompt_audio=trained.prompt_audio, p_trunc=0.0, audio_ar=0.0)
+        trained, written = self.folder.objective, float(self.settings.audio_mode != "diffusion")  # from left to right
+        objective = replace(trained, p_trunc=0.0, p_mix=written, audio_ar=written)
         batch = collate([[sample]], self.folder.layout, objective, 0, [0], len(sample))
         sample_ids, position_ids, span_ids = (
             ids[0, :MAX_DRAWN] for ids in (batch.sample_ids, batch.position_ids, batch.span_ids)
