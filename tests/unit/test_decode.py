@@ -377,7 +377,7 @@ def test_text_is_told_when_its_characters_are_whole() -> None:
     assert [reader.read(np.array([n])) for n in range(4)] == [[], [TextPiece("b")], [], [TextPiece("b")]]
     state = State(np.arange(5), np.zeros(5), 0, 0, finish="max_text")
     assert reader.read(np.array([4])) == []
-    assert reader.end(state, 5)[0] == TextPiece(UNFINISHED)
+    assert reader.end(state, 5, 2)[0] == TextPiece(UNFINISHED)
 
 
 def test_requests_join_and_leave_a_session() -> None:
