@@ -89,7 +89,7 @@ def spoken_digits(layout: Any, number: int) -> list[Any]:
 def settings(shape: str, folder: Path) -> dict[str, Any]:
     """The run's config: it never gets to its end, and neither evaluates nor saves before."""
     recipe: dict[str, Any] = yaml.safe_load(Path("recipes/demo.yaml").read_text(encoding="utf8"))
-    recipe["objective"] = {"preset": "corrected", "p_mix": 0.1}  # known to builds before there were others, by this name
+    recipe["objective"] = {"preset": "corrected", "p_mix": 0.1}  # by this name all builds know it
     train: dict[str, Any] = recipe["train"] | {"steps": 10000, "eval_every": 0}
     if shape == "vocab":
         recipe |= {"model": SMALL | {"tie_embeddings": True}, "deepspeed": "ds_configs/zero1.json"}
