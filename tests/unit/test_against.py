@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from benchmarks import against
 from benchmarks.against import THIS, Run, Workload, choose, measure, ratios, worktree
+from benchmarks.workloads import train_step
+from ttt_dist.config import load_config
 from ttt_dist.errors import UserError
+from ttt_dist.sequence.objective import Objective
 
 TOY = """
 import json, sys
@@ -102,3 +106,11 @@ def test_workloads_are_chosen_in_the_tables_order(inputs: Path) -> None:
     assert choose(table, ["a"], 1)["a"].runs == 1
     with pytest.raises(UserError, match="^b: benchmarks/workloads/absent.py is absent"):
         choose(table, None, None)
+
+
+def test_the_training_step_is_measured_with_an_objective_that_older_builds_know(tmp_path: Path) -> None:
+    """The demo's recipe may get settings that they refuse."""
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(train_step.settings("demo", tmp_path)))
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())["objective"]
+    assert written.keys() <= {"preset", "kind", "p_mix", "p_prefix", "p_trunc"} and written["preset"] == "corrected"
+    assert load_config(tmp_path / "config.yaml").objective == Objective("paper", p_mix=written["p_mix"]).resolved()

@@ -1,7 +1,7 @@
 """Embedding and head as decoding on the CPU reads them: in tiles of rows, each of which lies transposed.
 
 A forward of decoding reads the whole head for a few rows. oneDNN reads a transposed weight as fast as memory gives it, a plain
-one at two thirds of that. But a part of a transposed weight (the codes' rows) has no fast product, and to transpose the
+one at three quarters of that. But a part of a transposed weight (the codes' rows) has no fast product, and to transpose the
 largest tensor of a model takes its memory twice. A tile is turned where it lies, and a part is the tiles that cover it.
 """
 
