@@ -29,8 +29,8 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from benchmarks.result_file import head
-from ttt_dist.errors import UserError
-from ttt_dist.telemetry.console import main_guard, result, say
+from ttt_dist.util.console import main_guard, result, say
+from ttt_dist.util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(__file__).resolve().parent / "workloads"

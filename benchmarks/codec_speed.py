@@ -27,9 +27,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ttt_dist.audio import Codec, load_codec
-from ttt_dist.audio.melvq import MelVQ, MelVQSettings
-from ttt_dist.audio.whisper_vq import FIXED, WhisperVQ, WhisperVQConfig
-from ttt_dist.telemetry.console import say
+from ttt_dist.audio.codecs.melvq import MelVQ, MelVQSettings
+from ttt_dist.audio.codecs.whisper_vq import FIXED, WhisperVQ, WhisperVQConfig
+from ttt_dist.util.console import say
 
 MOST_CPU_SECONDS = 100.0  # of encoding per codec: slower ones encode less audio
 PROBE_S = 4.0

@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.mixture import pack_samples
-from ttt_dist.model.attention import AttentionPlan, attend, attention_plan
-from ttt_dist.model.huggingface import to_huggingface
+from ttt_dist.config.model import ModelConfig
+from ttt_dist.config.objective import Objective
+from ttt_dist.model.attention.plan import AttentionPlan, attend, attention_plan
+from ttt_dist.model.hf.folder import to_huggingface
 from ttt_dist.model.loss import loss_rows
-from ttt_dist.model.recompute import prepare_blocks
 from ttt_dist.model.structure import head_dim
 from ttt_dist.model.transformer import Transformer
-from ttt_dist.model_config import ModelConfig
+from ttt_dist.parallel.activation_checkpoint import prepare_blocks
 from ttt_dist.sequence.batch import Batch, collate
-from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.sample import Sample
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.sequence.visibility import dense_mask

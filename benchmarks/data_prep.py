@@ -32,13 +32,13 @@ import numpy as np
 from benchmarks.released_way import ReleasedWay
 from benchmarks.result_file import head
 from data_prep.__main__ import main as data_prep
-from data_prep.encode import PartWriter
-from data_prep.parts import part_prefix
-from data_prep.sample_parts import SampleWriter
+from data_prep.commands.encode import PartWriter
+from data_prep.packing.sample_parts import SampleWriter
 from ttt_dist.data.shards import ShardReader
+from ttt_dist.jobs.parts import part_prefix
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.sequence.tokens import TokenLayout
-from ttt_dist.telemetry.console import main_guard, result, say
+from ttt_dist.util.console import main_guard, result, say
 
 NUM_CODES = 16_384
 SEQ_LEN = 4096

@@ -30,13 +30,13 @@ import torch
 
 from benchmarks.decode_sides import SHAPES, Course, Measured, decode, draw_prompts, random_folder, released_way
 from benchmarks.result_file import head
-from ttt_dist.decode_settings import DecodeSettings
-from ttt_dist.errors import UserError
+from ttt_dist.config.decode import DecodeSettings
+from ttt_dist.config.objective import Objective
 from ttt_dist.inference.decoder import Decoder
-from ttt_dist.model.huggingface import ModelFolder
-from ttt_dist.sequence.objective import Objective
+from ttt_dist.model.hf.folder import ModelFolder
 from ttt_dist.sequence.tokens import released
-from ttt_dist.telemetry.console import main_guard, result, say
+from ttt_dist.util.console import main_guard, result, say
+from ttt_dist.util.errors import UserError
 
 NUM_TEXT, NUM_CODES, CODE_RATE = 125, 250, 12.5
 SOUND_S = NUM_CODES / CODE_RATE

@@ -17,19 +17,19 @@ from torch import Tensor
 
 from benchmarks.contestants import QWEN_1_5B
 from benchmarks.mixture import Writer
-from ttt_dist.decode_settings import DecodeSettings
-from ttt_dist.inference import forward as forward_module
+from ttt_dist.config.decode import DecodeSettings
+from ttt_dist.config.model import ModelConfig
+from ttt_dist.config.objective import Objective
+from ttt_dist.inference import model_runner as forward_module
 from ttt_dist.inference.decoder import Decoder, Request
-from ttt_dist.inference.events import Ended, Result, SpanDone
-from ttt_dist.inference.forward import Asked, Wanted, choices
-from ttt_dist.inference.phases import Choice, Phase, Rules, State, advance, allowed_ids, prompt_spans
-from ttt_dist.model.attention import attention_plan
-from ttt_dist.model.cache import Sequence as CacheSequence
-from ttt_dist.model.huggingface import ModelFolder
+from ttt_dist.inference.detokenizer import Ended, Result, SpanDone
+from ttt_dist.inference.model_runner import Asked, Wanted, choices
+from ttt_dist.inference.sequence_state import Choice, Phase, Rules, State, advance, allowed_ids, prompt_spans
+from ttt_dist.model.attention.kv_cache import Sequence as CacheSequence
+from ttt_dist.model.attention.plan import attention_plan
+from ttt_dist.model.hf.folder import ModelFolder
 from ttt_dist.model.layers import Head, PlainFactory
 from ttt_dist.model.transformer import Transformer
-from ttt_dist.model_config import ModelConfig
-from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.templates import TemplateSettings
 from ttt_dist.sequence.text_tokenizer import TextTokenizer
 from ttt_dist.sequence.tokens import TokenLayout

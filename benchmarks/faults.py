@@ -23,9 +23,9 @@ from pathlib import Path
 
 from benchmarks.result_file import head
 from tests.distributed.small_run import Ranks, copy_of, make_run, records, timeless
-from ttt_dist.errors import UserError
-from ttt_dist.telemetry.console import Progress, main_guard, result, say
 from ttt_dist.telemetry.events import read_events
+from ttt_dist.util.console import Progress, main_guard, result, say
+from ttt_dist.util.errors import UserError
 
 FAULTY = "tests/distributed/faulty_train.py"
 STEPS, SAVE_EVERY = 40, 4

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.contestants import Contestant, additive_mask, dense_attention, setting
-from ttt_dist.errors import UserError
 from ttt_dist.model.structure import head_dim
 from ttt_dist.sequence.batch import Batch
 from ttt_dist.sequence.sample import Sample
-from ttt_dist.telemetry.console import Progress, warn
 from ttt_dist.training.flops import known_peak_tflops
+from ttt_dist.util.console import Progress, warn
+from ttt_dist.util.errors import UserError
 
 PART_BATCHES = 4  # micro-batches that parts are measured on
 

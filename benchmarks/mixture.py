@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.binpack import num_windows, pack_window
+from data_prep.packing.binpack import num_windows, pack_window
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.sequence.templates import TemplateSettings
 from ttt_dist.sequence.tokens import TokenLayout

@@ -20,9 +20,9 @@ from benchmarks.result_file import head
 from tests.distributed.cases import Layout, new_engine, run_step
 from tests.distributed.launch import run_distributed
 from tests.distributed.random_packs import LAYOUT
-from ttt_dist.config import CheckpointConfig, Config
-from ttt_dist.model_config import ModelConfig
-from ttt_dist.telemetry.console import main_guard, result, say
+from ttt_dist.config.model import ModelConfig
+from ttt_dist.config.run import CheckpointConfig, Config
+from ttt_dist.util.console import main_guard, result, say
 
 SHAPE = ModelConfig(hidden_size=768, num_layers=14, num_heads=12, num_kv_heads=12, ffn_hidden_size=2048)
 CHUNK = 64 << 20
@@ -42,10 +42,10 @@ def save_repeatedly(folder: str, repeat: int) -> Figures:
     """Seconds of each save, on this rank, and what was saved; each is followed by the baseline, on rank 0."""
     import torch.distributed as dist
 
-    from ttt_dist.training import checkpoint
+    from ttt_dist.checkpoint import manager
 
     layout = LargeLayout(zero=1, micro=4, dp=2)
-    facts = checkpoint.Facts.of_run(layout.config(), LAYOUT, 2)
+    facts = manager.Facts.of_run(layout.config(), LAYOUT, 2)
     stalls, writes = [], []
     with new_engine(layout) as engine:
         run_step(engine, layout, 0)
@@ -53,12 +53,10 @@ def save_repeatedly(folder: str, repeat: int) -> Figures:
         for number in range(repeat):
             dist.barrier()
             begin = time.perf_counter()
-            path = checkpoint.save(engine, Path(folder), number + 1, facts, {}, CheckpointConfig(keep_last=1))
+            path = manager.save(engine, Path(folder), number + 1, facts, {}, CheckpointConfig(keep_last=1))
             dist.barrier()
             stalls.append(time.perf_counter() - begin)
-            while any(
-                path.parent.glob(f"{checkpoint.GONE}*")
-            ):  # freed beside training: the baseline has the disk alone
+            while any(path.parent.glob(f"{manager.GONE}*")):  # freed beside training: the baseline has the disk alone
                 time.sleep(0.01)
             num_bytes = sum(file.stat().st_size for file in path.iterdir())
             if dist.get_rank() == 0:

@@ -32,13 +32,13 @@ from benchmarks.contestants import Baseline, Ours, setting
 from benchmarks.measure import measure, peak_flops
 from benchmarks.mixture import LONGEST, draw_samples
 from benchmarks.result_file import head
-from ttt_dist.errors import UserError
+from ttt_dist.config.objective import Objective
 from ttt_dist.sequence.batch import collate
-from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.sample import Sample
 from ttt_dist.sequence.tokens import released
-from ttt_dist.telemetry.console import main_guard, result, say
 from ttt_dist.training.flops import ModelFlops
+from ttt_dist.util.console import main_guard, result, say
+from ttt_dist.util.errors import UserError
 
 LAYOUT = released()
 SEED = 0

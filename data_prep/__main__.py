@@ -11,7 +11,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from ttt_dist.telemetry.console import main_guard
+from ttt_dist.util.console import main_guard
 
 COMMANDS = {
     "manifest": ("manifest", "list a corpus as JSONL, one utterance per line"),
@@ -19,7 +19,7 @@ COMMANDS = {
     "group": ("group", "join consecutive utterances into documents"),
     "encode": ("encode", "turn the manifest's audio into codes (and learn the built-in codec)"),
     "compose": ("compose", "turn codes and texts into samples, by templates"),
-    "import": ("importing", "turn chats and documents that are text already into samples"),
+    "import": ("import_text", "turn chats and documents that are text already into samples"),
     "pack": ("pack", "pack samples into shards of fixed length"),
     "verify": ("inspect_shards", "check shards against their checksums and layout"),
     "stats": ("inspect_shards", "count what shards hold"),
@@ -50,7 +50,7 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
         if module != wanted:
             subparsers.add_parser(name, help=help_line)
     if wanted:
-        importlib.import_module(f"data_prep.{wanted}").add_parser(subparsers)
+        importlib.import_module(f"data_prep.commands.{wanted}").add_parser(subparsers)
     return parser
 
 

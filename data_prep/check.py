@@ -6,13 +6,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from data_prep.learn import note_of
-from data_prep.parts import part_prefix
+from data_prep.train_codec_tokenizer import note_of
 from ttt_dist.data import metadata
 from ttt_dist.data.metadata import with_suffix
 from ttt_dist.data.verify import verify, verify_beside, verify_files
-from ttt_dist.errors import UserError
-from ttt_dist.files import sha256_file, sha256_folder
+from ttt_dist.jobs.parts import part_prefix
+from ttt_dist.util.atomic_files import sha256_file, sha256_folder
+from ttt_dist.util.errors import UserError
 
 Tick = Callable[[], None]
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.entry import Entry
-from data_prep.problems import Problems
 from ttt_dist.data.metadata import is_rendered, render, with_suffix
-from ttt_dist.files import atomic_write, sha256_file
+from ttt_dist.manifest.entry import Entry
+from ttt_dist.manifest.problems import Problems
+from ttt_dist.util.atomic_files import atomic_write, sha256_file
 
 FORMAT = "ttt_dist manifest report 1"
 

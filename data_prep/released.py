@@ -12,14 +12,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from data_prep.manifest import numbered_lines
-from data_prep.problems import Problems
 from ttt_dist.data.shards import to_document
 from ttt_dist.data.verify import check_document
-from ttt_dist.errors import UserError
+from ttt_dist.manifest.problems import Problems
+from ttt_dist.manifest.reading import numbered_lines
 from ttt_dist.sequence.sample import Sample
 from ttt_dist.sequence.template_form import ASSISTANT, CHAT_ROLES
 from ttt_dist.sequence.templates import ChatTemplate
+from ttt_dist.util.errors import UserError
 
 Record = dict[str, Any]
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from data_prep.entry import Entry
-from data_prep.problems import Problems
 from data_prep.readers import ReaderOptions, load_reader
 from ttt_dist.audio import UtteranceReader
+from ttt_dist.manifest.entry import Entry
+from ttt_dist.manifest.problems import Problems
 
 RATE = 8000
 SECONDS = 0.3

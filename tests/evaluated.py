@@ -19,9 +19,9 @@ from tests.shared_work import add_campaign, campaign
 from tests.tiny_model import RATE, export_tiny, make_parts, noise
 from ttt_dist import evaluate
 from ttt_dist.audio import load_codec
-from ttt_dist.audio.whisper_vq import FIXED, WhisperVQ, WhisperVQConfig
+from ttt_dist.audio.codecs.whisper_vq import FIXED, WhisperVQ, WhisperVQConfig
+from ttt_dist.config.objective import Objective
 from ttt_dist.model.transformer import Transformer
-from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.tokens import TokenLayout
 
 FEW = ("--max-text", "6", "--span-limit", "12", "--steps", "2")

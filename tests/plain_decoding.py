@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from ttt_dist.audio import UtteranceReader, load_codec
-from ttt_dist.decode_settings import DecodeSettings
+from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.inference.decoder import Decoder, Request
-from ttt_dist.inference.events import Ended
-from ttt_dist.model.attention import attention_plan
-from ttt_dist.model.huggingface import ModelFolder, load_folder
+from ttt_dist.inference.detokenizer import Ended
+from ttt_dist.model.attention.plan import attention_plan
+from ttt_dist.model.hf.folder import ModelFolder, load_folder
 from ttt_dist.sequence.templates import ChatTemplate
 
 Ids = list[int]

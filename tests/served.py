@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.tiny_model import export_tiny, make_parts, noise
-from ttt_dist.decode_settings import DecodeSettings
-from ttt_dist.inference.settings import as_flags
+from ttt_dist.config.decode import DecodeSettings
+from ttt_dist.inference.flags import as_flags
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.text_tokenizer import load_tokenizer
 from ttt_dist.sequence.tokens import TokenLayout

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from ttt_dist.audio.melvq import MelVQ, MelVQSettings
-from ttt_dist.model.huggingface import export_folder
+from ttt_dist.audio.codecs.melvq import MelVQ, MelVQSettings
+from ttt_dist.config.model import ModelConfig
+from ttt_dist.config.objective import Objective
+from ttt_dist.model.hf.folder import export_folder
 from ttt_dist.model.layers import PlainFactory, RandomWeights
 from ttt_dist.model.transformer import Transformer
-from ttt_dist.model_config import ModelConfig
-from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.templates import TemplateSettings
 from ttt_dist.sequence.text_tokenizer import load_tokenizer, train_sentencepiece
 from ttt_dist.sequence.tokens import TokenLayout, extend

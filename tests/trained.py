@@ -12,8 +12,8 @@ from typing import Any
 from tests.distributed.small_run import make_run, timeless
 from tests.shared_work import add_campaign, campaign, contents
 from ttt_dist import train
-from ttt_dist.training import engine, export, loop, native, portable  # noqa: F401  before the forks: training imports them late
-from ttt_dist.training.rendezvous import free_port
+from ttt_dist.launch.rendezvous import free_port
+from ttt_dist.training import engine, loop  # noqa: F401  before the forks: training imports them late
 
 ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
 

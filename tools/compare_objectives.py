@@ -23,14 +23,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools import decoding_sweep, pipeline
-from ttt_dist.config import Config, load_config, to_dict
-from ttt_dist.errors import UserError
+from ttt_dist.config.run import Config, load_config, to_dict
 from ttt_dist.evaluation import report
-from ttt_dist.evaluation.plan import OWN
-from ttt_dist.files import atomic_write
+from ttt_dist.evaluation.args import OWN
 from ttt_dist.telemetry import curves
-from ttt_dist.telemetry.console import main_guard, result, say
 from ttt_dist.telemetry.run_folder import environment
+from ttt_dist.util.atomic_files import atomic_write
+from ttt_dist.util.console import main_guard, result, say
+from ttt_dist.util.errors import UserError
 
 Figures = dict[str, Any]
 Settings = dict[str, Any]

@@ -18,8 +18,8 @@ import os
 import re
 from pathlib import Path
 
-from ttt_dist.model.families import CONFIG, MAX_SHARD_BYTES
-from ttt_dist.telemetry.console import main_guard, say
+from ttt_dist.model.hf.families import CONFIG, MAX_SHARD_BYTES
+from ttt_dist.util.console import main_guard, say
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 DTYPES = ("bf16", "fp32", "keep")
@@ -34,8 +34,8 @@ def main() -> None:
         return
     import torch  # seconds, as what follows: --help does not wait for it
 
-    from ttt_dist.training.conversion import export_checkpoint, reshard
-    from ttt_dist.training.published_models import export_hf, import_hf, require_new
+    from ttt_dist.checkpoint.conversion import export_checkpoint, reshard
+    from ttt_dist.model.hf.published import export_hf, import_hf, require_new
 
     if args.command == "import-hf":
         say(import_hf(args.source, args.out, args.tokenizer, args.codebook, args.seed, args.max_shard_size))
@@ -52,7 +52,7 @@ def main() -> None:
 
 def inspect(source: Path) -> None:
     """Print what a folder holds. Raises UserError where it is not whole."""
-    from ttt_dist.training.inspection import inspect_folder
+    from ttt_dist.checkpoint.inspection import inspect_folder
 
     lines, failure = inspect_folder(source)
     for line in lines:

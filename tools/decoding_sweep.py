@@ -8,12 +8,12 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from tools import pipeline
-from ttt_dist.config import Config
-from ttt_dist.decode_settings import DecodeSettings
-from ttt_dist.evaluation.plan import OWN
-from ttt_dist.sequence.objective import Objective
-from ttt_dist.telemetry.console import warn
+from ttt_dist.config.decode import DecodeSettings
+from ttt_dist.config.objective import Objective
+from ttt_dist.config.run import Config
+from ttt_dist.evaluation.args import OWN
 from ttt_dist.telemetry.curves import COLOURS, GREY
+from ttt_dist.util.console import warn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

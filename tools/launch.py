@@ -22,10 +22,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ttt_dist.config import Config, load_config
-from ttt_dist.errors import UserError
-from ttt_dist.telemetry.console import main_guard
-from ttt_dist.training.environment import choose_accelerator
+from ttt_dist.config.run import Config, load_config
+from ttt_dist.launch.process_group import choose_accelerator
+from ttt_dist.util.console import main_guard
+from ttt_dist.util.errors import UserError
 
 SSH_OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
 # Without it, pdsh waits for ever for a host that has lost its network, and with it whoever waits for pdsh.

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ttt_dist.errors import UserError
-from ttt_dist.telemetry.console import Progress, main_guard, say
+from ttt_dist.util.console import Progress, main_guard, say
+from ttt_dist.util.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,7 +119,7 @@ def take(word: str, speaker: str, index: int, takes: int, seed: int) -> Tensor:
     """One take at SAMPLE_RATE, [T]. Speeds are spread evenly over the takes; the rest is drawn."""
     import torch
 
-    from ttt_dist.audio.files import resample
+    from ttt_dist.audio.io import resample
 
     generator = random.Random(f"{seed} {word} {speaker} {index}")
     engine, voice, shift = SPEAKERS[speaker]

@@ -21,8 +21,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ttt_dist.errors import UserError
-from ttt_dist.telemetry.console import main_guard, say
+from ttt_dist.util.console import main_guard, say
+from ttt_dist.util.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,8 +63,8 @@ def make_judge(source: Path, out: Path) -> None:
     """Write the model, its tokenizer and its feature extractor into the folder `out`."""
     from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizerFast
 
-    from ttt_dist.audio.pretrained import quiet
-    from ttt_dist.model.huggingface import new_folder
+    from ttt_dist.audio.codecs.transformers import quiet
+    from ttt_dist.model.hf.folder import new_folder
 
     arrays = read_arrays(source / "model.bin")
     settings = json.loads((source / "config.json").read_text(encoding="utf8"))

@@ -20,13 +20,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ttt_dist.config import Config, load_config
-from ttt_dist.decode_settings import DecodeSettings
-from ttt_dist.errors import UserError
-from ttt_dist.evaluation.plan import JUDGES, OWN, labels, parse
-from ttt_dist.inference.settings import as_flags
-from ttt_dist.telemetry.console import main_guard, result, say
-from ttt_dist.training.environment import has_gpu
+from ttt_dist.config.decode import DecodeSettings
+from ttt_dist.config.run import Config, load_config
+from ttt_dist.evaluation.args import JUDGES, OWN, labels, parse
+from ttt_dist.inference.flags import as_flags
+from ttt_dist.launch.process_group import has_gpu
+from ttt_dist.util.console import main_guard, result, say
+from ttt_dist.util.errors import UserError
 
 PYTHON = sys.executable
 
@@ -116,7 +116,7 @@ def default_processes() -> int:
 
 def train(recipe: str, overrides: Sequence[str], data: Path, out: Path, processes: int) -> None:
     """Training on what `prepare` left in `data`, through the DeepSpeed launcher on this machine's processes."""
-    from ttt_dist.training.rendezvous import free_port
+    from ttt_dist.launch.rendezvous import free_port
 
     shards = [f"data.train={data}/shards/train", f"data.valid={data}/shards/valid", f"run_dir={out}"]
     launcher = Path(PYTHON).with_name("deepspeed")

@@ -14,13 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttt_dist.errors import UserError
 from ttt_dist.evaluation import report
-from ttt_dist.evaluation.plan import OWN
-from ttt_dist.files import atomic_write
+from ttt_dist.evaluation.args import OWN
 from ttt_dist.telemetry import curves
-from ttt_dist.telemetry.console import main_guard, say
 from ttt_dist.telemetry.events import read_events, with_silent_ends
+from ttt_dist.util.atomic_files import atomic_write
+from ttt_dist.util.console import main_guard, say
+from ttt_dist.util.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor

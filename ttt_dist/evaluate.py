@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING
 # Run as a file, Python puts this file's folder first into the path; its modules are to be found as ttt_dist.* only.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from data_prep import jobs
-from data_prep.problems import Problems
-from ttt_dist.errors import UserError
-from ttt_dist.evaluation.normalise import NAMES
-from ttt_dist.evaluation.plan import FORMS, JUDGES, OWN, Plan, is_shards
-from ttt_dist.inference.settings import add_decoding_flags, settings_from_flags
-from ttt_dist.sequence.objective import CHOICES
-from ttt_dist.telemetry.console import main_guard, result, say
+from ttt_dist.config.objective import CHOICES
+from ttt_dist.evaluation.args import FORMS, JUDGES, OWN, Plan, is_shards
+from ttt_dist.evaluation.metrics.normalise import NAMES
+from ttt_dist.inference.flags import add_decoding_flags, settings_from_flags
+from ttt_dist.jobs import runner
+from ttt_dist.manifest.problems import Problems
+from ttt_dist.util.console import main_guard, result, say
+from ttt_dist.util.errors import UserError
 
 # What works with the model is imported where it is used: --help and mistakes of the command line wait for nothing.
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ SHARE = ("share", "shares")  # --task is what to measure
 def main() -> None:
     """Make this share's parts; where all are there, score them and write the results."""
     arguments = parse_arguments()
-    share, plan = jobs.share_of(arguments, SHARE), plan_of(arguments)
+    share, plan = runner.share_of(arguments, SHARE), plan_of(arguments)
     if not plan.model.is_dir():
         raise UserError(f"{plan.model}: no such model folder; name the export/ folder of a run")
     from ttt_dist.evaluation.job import EvaluationJob
@@ -56,10 +56,10 @@ def main() -> None:
     job.require_own_parts()
 
     start, problems = time.monotonic(), Problems(arguments.max_errors)
-    totals = jobs.run_parts(job, share, problems)
+    totals = runner.run_parts(job, share, problems)
     seconds = time.monotonic() - start
     summary = write_results(job)
-    jobs.tell(
+    runner.tell(
         plan.out, totals, f"{int(totals.counts.get('records', 0)):,} records in {seconds:.1f} s", share, job.num_parts
     )
     if summary is None:
@@ -77,8 +77,8 @@ def main() -> None:
 def lines_of(plan: Plan) -> "list[Item | str]":
     """The items of the data, and messages about those that cannot be used."""
     from ttt_dist.evaluation.items import read_items
-    from ttt_dist.evaluation.likelihood import packs_as_items
-    from ttt_dist.evaluation.tasks import TASKS
+    from ttt_dist.evaluation.tasks.likelihood import packs_as_items
+    from ttt_dist.evaluation.tasks.registry import TASKS
 
     if plan.task == "likelihood" and is_shards(plan.data):
         return packs_as_items(plan)
@@ -155,7 +155,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-errors", type=int, default=0, help="items that may be unusable (default 0)")
     parser.add_argument("--retry", action="store_true", help="make parts again in which an item could not be used")
     parser.add_argument("--seed", type=int, default=0, help="of what is sampled, and of the likelihood's noise")
-    jobs.add_arguments(parser, SHARE)
+    runner.add_arguments(parser, SHARE)
     add_decoding_flags(parser)
     arguments = parser.parse_args()
     for name in ("draws", "part_size", "batch", "limit"):

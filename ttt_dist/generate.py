@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 # Run as a file, Python puts this file's folder first into the path; its modules are to be found as ttt_dist.* only.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ttt_dist.decode_settings import DecodeSettings
-from ttt_dist.errors import UserError
-from ttt_dist.files import writing
-from ttt_dist.inference.settings import add_decoding_flags, settings_from_flags
-from ttt_dist.telemetry.console import main_guard, put, say, warn
+from ttt_dist.config.decode import DecodeSettings
+from ttt_dist.inference.flags import add_decoding_flags, settings_from_flags
+from ttt_dist.util.atomic_files import writing
+from ttt_dist.util.console import main_guard, put, say, warn
+from ttt_dist.util.errors import UserError
 
 # What works with the model is imported where it is used: --help and mistakes of the command line wait for nothing.
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from ttt_dist.audio import Codec
     from ttt_dist.inference.decoder import Decoder, Request, Result
-    from ttt_dist.model.huggingface import ModelFolder
+    from ttt_dist.model.hf.folder import ModelFolder
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
         return
     from ttt_dist.audio import load_codec
     from ttt_dist.inference.decoder import Decoder, Request
-    from ttt_dist.model.huggingface import load_folder
+    from ttt_dist.model.hf.folder import load_folder
 
     folder = load_folder(arguments.model)
     codec = load_codec(folder.codec, decoder_command=arguments.decoder_command)
@@ -74,7 +74,7 @@ def prompt(arguments: argparse.Namespace, folder: "ModelFolder", codec: "Codec")
 
 def tell(decoder: "Decoder", request: "Request", settings: DecodeSettings) -> "Result":
     """Print the response's text as it comes."""
-    from ttt_dist.inference.events import Ended, TextPiece
+    from ttt_dist.inference.detokenizer import Ended, TextPiece
 
     for _, event in decoder.stream([request], settings):
         if isinstance(event, TextPiece):
@@ -102,12 +102,12 @@ def write(response: "Result", codec: "Codec", out: Path, text_will_do: bool) -> 
 
 def answer_chats(arguments: argparse.Namespace, settings: DecodeSettings) -> None:
     """Answer the user's turns of many conversations; one line each in OUT/answers.jsonl, speech below OUT/wav."""
-    from ttt_dist.evaluation.benchmarks import chat
-    from ttt_dist.evaluation.chats import speech_chat
+    from ttt_dist.evaluation.args import Plan
+    from ttt_dist.evaluation.context import Notes, Tools
     from ttt_dist.evaluation.items import Item, read_items
     from ttt_dist.evaluation.job import write_jsonl
-    from ttt_dist.evaluation.plan import Plan
-    from ttt_dist.evaluation.tools import Notes, Tools
+    from ttt_dist.evaluation.tasks.chats import speech_chat
+    from ttt_dist.evaluation.tasks.item_adapters import chat
 
     task, template = "speech_chat", "audio_chat"
     plan = Plan(

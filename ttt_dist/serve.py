@@ -12,8 +12,8 @@ from pathlib import Path
 # Run as a file, Python puts this file's folder first into the path; its modules are to be found as ttt_dist.* only.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ttt_dist.inference.settings import add_decoding_flags, settings_from_flags
-from ttt_dist.telemetry.console import main_guard, say, warn
+from ttt_dist.inference.flags import add_decoding_flags, settings_from_flags
+from ttt_dist.util.console import main_guard, say, warn
 
 
 def main() -> None:
@@ -23,11 +23,11 @@ def main() -> None:
     # Seconds to import: --help and mistakes of the command line do not wait for it.
     from ttt_dist.audio import load_codec
     from ttt_dist.inference.decoder import Decoder
-    from ttt_dist.model.huggingface import load_folder
+    from ttt_dist.model.hf.folder import load_folder
     from ttt_dist.serving.app import App
     from ttt_dist.serving.decoding_thread import DecodingThread
+    from ttt_dist.serving.request_builder import Studio, model_name
     from ttt_dist.serving.server import is_loopback, listen, serve, trusted_names, url_of
-    from ttt_dist.serving.studio import Studio, model_name
 
     listening = listen(arguments.host, arguments.port)
     folder = load_folder(arguments.model)

@@ -5,7 +5,7 @@
 
 Everything about the run ends up in its run_dir. Started again with the same run_dir, it goes on from the newest complete
 checkpoint, on as many processes in whatever layout; a new run_dir may start from a checkpoint of another one with --resume.
-Any setting of ttt_dist/config.py can be given as section.key=value behind the config file.
+Any setting of ttt_dist/config/run.py can be given as section.key=value behind the config file.
 
 Exit status: 0 finished, 75 stopped as asked (saved; start again), 76 a process was lost (start again), 77 diverged, 1 a
 mistake that one line explains, 2 bad usage.
@@ -20,26 +20,26 @@ from typing import TYPE_CHECKING
 # Run as a file, Python puts this file's folder first into the path; its modules are to be found as ttt_dist.* only.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ttt_dist.errors import UserError
-from ttt_dist.telemetry.console import main_guard, say
+from ttt_dist.util.console import main_guard, say
+from ttt_dist.util.errors import UserError
 
 # The rest is imported where it is used: --help and mistakes of the command line wait for nothing.
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
+    from ttt_dist.launch.launchers import Processes
     from ttt_dist.parallel.groups import Mpu
-    from ttt_dist.training.job import Job
-    from ttt_dist.training.launchers import Processes
     from ttt_dist.training.loop import Run
+    from ttt_dist.training.plan import Job
 
 
 def main() -> None:
     """Settle everything that can be wrong; then train, or say what would be trained."""
     arguments = parse_arguments()
-    from ttt_dist.config import load_config
-    from ttt_dist.training.describe import describe
-    from ttt_dist.training.environment import choose_accelerator, processes
-    from ttt_dist.training.job import settle
+    from ttt_dist.config.run import load_config
+    from ttt_dist.launch.process_group import choose_accelerator, processes
+    from ttt_dist.training.dry_run import describe
+    from ttt_dist.training.plan import settle
 
     place = processes()
     choose_accelerator()
@@ -57,8 +57,8 @@ def main() -> None:
 
 def train(job: "Job", place: "Processes") -> None:
     """Join the other processes, build or restore the model, train it, export it."""
-    from ttt_dist.training.environment import leave_process_group, share_cores
-    from ttt_dist.training.export import export_model
+    from ttt_dist.checkpoint.export import export_model
+    from ttt_dist.launch.process_group import leave_process_group, share_cores
     from ttt_dist.training.loop import fit
 
     share_cores(place.local_size)
@@ -79,19 +79,19 @@ def train(job: "Job", place: "Processes") -> None:
 def set_up(job: "Job", place: "Processes") -> "Run":
     """Everything that the loop works with: the process group, the engine with its weights, the logs; collective."""
     # DeepSpeed takes seconds to import and looks for its accelerator while at it: after choose_accelerator, after the checks.
-    from ttt_dist.config import save_config, to_dict
+    from ttt_dist.checkpoint import manager
+    from ttt_dist.config.run import save_config, to_dict
+    from ttt_dist.launch.process_group import init_process_group, log_to_files
     from ttt_dist.parallel import groups
     from ttt_dist.telemetry.events import Events
     from ttt_dist.telemetry.metrics import open_metrics
     from ttt_dist.telemetry.profiler import ProfileWindow
     from ttt_dist.telemetry.run_folder import environment, write_environment
-    from ttt_dist.training import checkpoint
-    from ttt_dist.training.describe import count_parameters, describe_data
+    from ttt_dist.training.dry_run import count_parameters, describe_data
     from ttt_dist.training.engine import guard_updates
-    from ttt_dist.training.environment import init_process_group, log_to_files
-    from ttt_dist.training.guard import Guard
     from ttt_dist.training.loop import Run
-    from ttt_dist.training.stopping import StopRequests
+    from ttt_dist.training.skip_step import Guard
+    from ttt_dist.training.stop_signals import StopRequests
     from ttt_dist.training.watchdog import Watchdog
 
     config, mesh, run_dir = job.config, job.mesh, Path(job.config.run_dir)
@@ -105,10 +105,10 @@ def set_up(job: "Job", place: "Processes") -> "Run":
         run_dir / "logs", config.guard.start_timeout, lambda step, reason: events.log("fault", step, reason=reason)
     )
     engine, source = build(job, groups.join(mesh))
-    start_step, counters = (0, {}) if source is None else checkpoint.progress_of(source)
+    start_step, counters = (0, {}) if source is None else manager.progress_of(source)
     if source is not None and source.parent == run_dir / "checkpoints":
         newest = source
-        checkpoint.on_first_rank(lambda: checkpoint.make_newest(newest, config.checkpoint))
+        manager.on_first_rank(lambda: manager.make_newest(newest, config.checkpoint))
     guard = Guard(config.guard, counters)
     guard_updates(engine, guard)
     metrics = None
@@ -133,22 +133,22 @@ def set_up(job: "Job", place: "Processes") -> "Run":
 
 def build(job: "Job", mpu: "Mpu | None") -> "tuple[DeepSpeedEngine, Path | None]":
     """The engine with its first weights or those of a checkpoint, and which checkpoint that was; collective."""
-    from ttt_dist.model.huggingface import FolderWeights
+    from ttt_dist.checkpoint import manager
+    from ttt_dist.checkpoint.universal import load_portable
+    from ttt_dist.model.hf.folder import FolderWeights
     from ttt_dist.model.layers import RandomWeights, WeightSource, zero_weights
-    from ttt_dist.training import checkpoint
     from ttt_dist.training.engine import build_engine, build_model
-    from ttt_dist.training.portable import load_portable
 
     config, mesh, layout = job.config, job.mesh, job.facts.layout
-    source, init_from = checkpoint.first_whole(job.candidates), config.train.init_from
+    source, init_from = manager.first_whole(job.candidates), config.train.init_from
     weights: WeightSource = RandomWeights(config.seed)
     if source is not None:
         weights = zero_weights  # all of them are about to be read
     elif init_from is not None:
         weights = FolderWeights(init_from, config.model, layout)
     engine = build_engine(build_model(config, layout, mesh, mpu, weights), config, mesh, mpu)
-    if source is not None and checkpoint.has_layout_of(source, job.facts):
-        checkpoint.load(engine, source)
+    if source is not None and manager.has_layout_of(source, job.facts):
+        manager.load(engine, source)
     elif source is not None:
         say(f"{source}: of another layout of processes, its weights and moments are dealt out anew")
         load_portable(engine, mesh, config.model, layout, source)

@@ -26,8 +26,8 @@ import psutil
 
 from benchmarks.gpu.phases import PHASES, TOTAL_S
 from benchmarks.gpu.report import Outcome, Report
-from ttt_dist.errors import StopRequestedError, UserError
-from ttt_dist.telemetry.console import main_guard, result, say
+from ttt_dist.util.console import main_guard, result, say
+from ttt_dist.util.errors import StopRequestedError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAST_S = 15.0  # a phase that has less is not begun

@@ -12,8 +12,8 @@ from benchmarks.contestants import additive_mask, dense_attention
 from benchmarks.gpu.batches import draw_batches
 from benchmarks.gpu.clock import milliseconds
 from benchmarks.gpu.setting import Figures, Measurement, Setting
-from ttt_dist.model.attention import attend, attention_plan
-from ttt_dist.model.flex import FlexPlan
+from ttt_dist.model.attention.flex import FlexPlan
+from ttt_dist.model.attention.plan import attend, attention_plan
 from ttt_dist.sequence.batch import Batch
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]

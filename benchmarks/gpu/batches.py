@@ -2,8 +2,8 @@
 
 from benchmarks.gpu.setting import Setting
 from benchmarks.mixture import draw_samples, pack_samples
+from ttt_dist.config.objective import Objective
 from ttt_dist.sequence.batch import Batch, collate
-from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.sample import Sample
 
 MEAN_LENGTH = 450  # tokens of a sample

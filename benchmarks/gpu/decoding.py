@@ -11,11 +11,11 @@ import torch
 from benchmarks.decode import BATCHES, BLOCK, CODE_RATE, NUM_CODES, NUM_TEXT
 from benchmarks.decode_sides import Course, decode, draw_prompts, random_folder
 from benchmarks.gpu.setting import Figures, Measurement, Setting, weights_drawn_on
-from ttt_dist.decode_settings import DecodeSettings
-from ttt_dist.inference import forward
+from ttt_dist.config.decode import DecodeSettings
+from ttt_dist.config.objective import Objective
+from ttt_dist.inference import model_runner
+from ttt_dist.inference.cuda_graphs import Runner
 from ttt_dist.inference.decoder import Decoder
-from ttt_dist.inference.runner import Runner
-from ttt_dist.sequence.objective import Objective
 
 STEPS = 2  # forwards of a block
 
@@ -67,7 +67,7 @@ class Replies:
 def without_graphs(setting: Setting, ours: Replies, batch: int) -> Figures:
     """Every forward in its own shape, launched kernel by kernel."""
     setting.require_cuda("CUDA graphs")
-    with patch.object(forward, "Runner", partial(Runner, is_fixed=False)):
+    with patch.object(model_runner, "Runner", partial(Runner, is_fixed=False)):
         return ours.measure(batch)
 
 

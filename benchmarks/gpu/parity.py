@@ -8,8 +8,8 @@ import torch
 from benchmarks.contestants import SMALL
 from benchmarks.gpu.batches import draw_batches
 from benchmarks.gpu.setting import Figures, Measurement, Setting
-from ttt_dist.model.recompute import prepare_blocks
 from ttt_dist.model.transformer import Transformer
+from ttt_dist.parallel.activation_checkpoint import prepare_blocks
 from ttt_dist.sequence.batch import Batch
 
 WAYS = [("none", False), ("selective", False), ("none", True), ("selective", True)]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.contestants import QWEN_1_5B
+from ttt_dist.config.model import ModelConfig
 from ttt_dist.model import layers
-from ttt_dist.model_config import ModelConfig
 from ttt_dist.sequence.tokens import AUDIO_SPECIALS, TEXT_SPECIALS, TokenLayout, released
 
 Figures = dict[str, Any]

@@ -15,7 +15,7 @@ import yaml
 
 from benchmarks.gpu.batches import draw_packs
 from benchmarks.gpu.setting import Figures, Measurement, Setting, Skipped
-from ttt_dist.config import TrainConfig
+from ttt_dist.config.run import TrainConfig
 from ttt_dist.data.shards import ShardWriter
 
 STEPS, TIMED = 8, 3  # of a run; the last ones are timed

@@ -12,8 +12,8 @@ from typing import Any
 from unittest.mock import patch
 
 from ttt_dist import train
-from ttt_dist.telemetry.console import main_guard
-from ttt_dist.training.environment import prepare_process, processes
+from ttt_dist.launch.process_group import prepare_process, processes
+from ttt_dist.util.console import main_guard
 
 WATCHED = (4, 5)  # steps, from 1: nothing is compiled any more
 

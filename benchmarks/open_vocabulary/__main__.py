@@ -26,14 +26,14 @@ from benchmarks.open_vocabulary.grammar import sentences
 from benchmarks.result_file import head
 from tools import compare_objectives, pipeline
 from ttt_dist.audio import load_codec, read_audio
-from ttt_dist.audio.files import UtteranceReader, resample
-from ttt_dist.config import Config, load_config
+from ttt_dist.audio.io import UtteranceReader, resample
+from ttt_dist.config.run import Config, load_config
+from ttt_dist.evaluation.args import OWN
 from ttt_dist.evaluation.ears import MOST
-from ttt_dist.evaluation.error_rates import Score
-from ttt_dist.evaluation.normalise import normaliser
-from ttt_dist.evaluation.plan import OWN
+from ttt_dist.evaluation.metrics.error_rates import Score
+from ttt_dist.evaluation.metrics.normalise import normaliser
 from ttt_dist.evaluation.recognisers import Whisper
-from ttt_dist.telemetry.console import main_guard, result, say
+from ttt_dist.util.console import main_guard, result, say
 
 if TYPE_CHECKING:
     from torch import Tensor

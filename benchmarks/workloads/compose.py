@@ -32,8 +32,8 @@ def texts_of(seconds: np.ndarray, num_words: int, rng: np.random.Generator) -> l
 def prepare(folder: Path, num_words: int) -> None:
     """Codes and a tokenizer."""
     from benchmarks.released_way import train_tokenizer
-    from data_prep.encode import PartWriter
-    from data_prep.parts import part_prefix
+    from data_prep.commands.encode import PartWriter
+    from ttt_dist.jobs.parts import part_prefix
 
     rng = np.random.default_rng(0)
     seconds = rng.uniform(10, 30, UTTERANCES)

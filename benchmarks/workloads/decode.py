@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.decode_sides import SHAPES, Course, decode, draw_prompts, random_folder
-from ttt_dist.decode_settings import DecodeSettings
+from ttt_dist.config.decode import DecodeSettings
+from ttt_dist.config.objective import Objective
 from ttt_dist.inference.decoder import Decoder
-from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.tokens import released
 
 

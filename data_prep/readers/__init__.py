@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.entry import Entry
-from data_prep.problems import Problems
+from ttt_dist.manifest.entry import Entry
+from ttt_dist.manifest.problems import Problems
 
 
 @dataclass(frozen=True)

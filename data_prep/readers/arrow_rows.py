@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.entry import Entry
-from data_prep.problems import Problems
 from data_prep.readers import ReaderOptions
 from data_prep.readers.columns import choose_columns, entry_of, require_column
 from data_prep.readers.common import add_duration
 from ttt_dist.audio.containers import Containers, first_line, open_table
-from ttt_dist.errors import UserError
+from ttt_dist.manifest.entry import Entry
+from ttt_dist.manifest.problems import Problems
+from ttt_dist.util.errors import UserError
 
 if TYPE_CHECKING:
     from pyarrow import Schema

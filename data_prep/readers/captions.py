@@ -7,13 +7,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.entry import Entry
-from data_prep.manifest import raw_lines
-from data_prep.problems import Problems
 from data_prep.readers import ReaderOptions
 from data_prep.readers.common import AUDIO_SUFFIXES, add_duration, walk
-from data_prep.readers.delimited import Row, delimiter_of, read_rows
-from ttt_dist.errors import UserError
+from ttt_dist.manifest.delimited import Row, delimiter_of, read_rows
+from ttt_dist.manifest.entry import Entry
+from ttt_dist.manifest.problems import Problems
+from ttt_dist.manifest.reading import raw_lines
+from ttt_dist.util.errors import UserError
 
 CAPTION = re.compile(r"caption(?:_\d+)?")
 CLOTHO_PREFIX = "clotho_captions_"

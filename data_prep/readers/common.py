@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.entry import Entry, is_unicode
-from data_prep.manifest import numbered_lines
-from data_prep.problems import Problems
 from ttt_dist.audio.containers import Containers
-from ttt_dist.audio.files import audio_seconds
-from ttt_dist.errors import UserError
+from ttt_dist.audio.io import audio_seconds
+from ttt_dist.manifest.entry import Entry, is_unicode
+from ttt_dist.manifest.problems import Problems
+from ttt_dist.manifest.reading import numbered_lines
+from ttt_dist.util.errors import UserError
 
 AUDIO_SUFFIXES = {".aac", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav"}
 TOLERANCE_SECONDS = 0.01  # that a piece may reach beyond its recording: corpora round their times

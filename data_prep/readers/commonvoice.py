@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.entry import Entry
-from data_prep.problems import Problems
 from data_prep.readers import ReaderOptions
 from data_prep.readers.common import add_duration, is_there, require_folder
-from data_prep.readers.delimited import Row, read_rows
-from ttt_dist.errors import UserError
+from ttt_dist.manifest.delimited import Row, read_rows
+from ttt_dist.manifest.entry import Entry
+from ttt_dist.manifest.problems import Problems
+from ttt_dist.util.errors import UserError
 
 SPLITS = ("train", "dev", "test")
 OPTIONAL = {"client_id": "speaker", "age": "age", "gender": "gender", "accents": "accents"}

@@ -10,12 +10,12 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.entry import Entry, decode_line, parse_object
-from data_prep.problems import Problems
 from data_prep.readers import ReaderOptions
 from data_prep.readers.common import AUDIO_SUFFIXES, add_duration, is_there, lines_of, walk
 from ttt_dist.audio.containers import Containers
-from ttt_dist.errors import UserError
+from ttt_dist.manifest.entry import Entry, decode_line, parse_object
+from ttt_dist.manifest.problems import Problems
+from ttt_dist.util.errors import UserError
 
 MAX_JSON = 2**20  # bytes of one utterance's object
 

@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.entry import Entry
-from data_prep.problems import Problems
 from data_prep.readers import ReaderOptions
 from data_prep.readers.arrow_rows import read_arrow_rows
 from data_prep.readers.common import require_folder, walk
 from data_prep.readers.tables import read_text_rows
-from ttt_dist.errors import UserError
+from ttt_dist.manifest.entry import Entry
+from ttt_dist.manifest.problems import Problems
+from ttt_dist.util.errors import UserError
 
 NUMBERED = re.compile(r"-\d{5}-of-\d{5}.*$")  # train-00000-of-00002, with or without a hash behind
 METADATA = ("metadata.csv", "metadata.jsonl")

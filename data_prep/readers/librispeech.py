@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.entry import Entry
-from data_prep.problems import Problems
 from data_prep.readers import ReaderOptions
 from data_prep.readers.common import add_duration, is_there, lines_of, require_folder, walk
-from ttt_dist.errors import UserError
+from ttt_dist.manifest.entry import Entry
+from ttt_dist.manifest.problems import Problems
+from ttt_dist.util.errors import UserError
 
 MLS_SPLITS = ("train", "dev", "test")
 MLS_LANGS = {

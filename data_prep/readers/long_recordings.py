@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.entry import Entry, is_unicode
-from data_prep.problems import Problems
 from data_prep.readers import ReaderOptions
 from data_prep.readers.common import TOLERANCE_SECONDS, require_file
-from data_prep.readers.json_stream import stream_array
-from ttt_dist.audio.files import audio_seconds
-from ttt_dist.errors import UserError
+from ttt_dist.audio.io import audio_seconds
+from ttt_dist.manifest.entry import Entry, is_unicode
+from ttt_dist.manifest.json_stream import stream_array
+from ttt_dist.manifest.problems import Problems
+from ttt_dist.util.errors import UserError
 
 PUNCTUATION = {" <COMMA>": ",", " <PERIOD>": ".", " <QUESTIONMARK>": "?", " <EXCLAMATIONPOINT>": "!"}
 GARBAGE = ("<SIL>", "<MUSIC>", "<NOISE>", "<OTHER>")

@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.entry import Entry, with_paths
-from data_prep.manifest import read_manifest
-from data_prep.problems import Problems
 from data_prep.readers import ReaderOptions
 from data_prep.readers.common import add_duration, clip_seconds, require_folder, walk
 from ttt_dist.audio.containers import Containers
-from ttt_dist.errors import UserError
-from ttt_dist.sequence.clips import clips
+from ttt_dist.manifest.clips import clips
+from ttt_dist.manifest.entry import Entry, with_paths
+from ttt_dist.manifest.problems import Problems
+from ttt_dist.manifest.reading import read_manifest
+from ttt_dist.util.errors import UserError
 
 
 def read_pattern(options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
@@ -61,7 +61,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
 
 def read_jsonl(options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
-    """A JSONL file of manifest lines (data_prep/entry.py), paths relative to the file or absolute; fields are kept.
+    """A JSONL file of manifest lines (ttt_dist/manifest/entry.py), paths relative to the file or absolute; fields are kept.
 
     `duration` is filled in: the length of `audio`, or of all recordings of the turns or segments.
     """

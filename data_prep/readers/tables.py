@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.entry import Entry, parse_object
-from data_prep.manifest import numbered_lines
-from data_prep.problems import Problems
 from data_prep.readers import ReaderOptions
 from data_prep.readers.arrow_rows import read_arrow_rows
 from data_prep.readers.columns import choose_columns, entry_of, require_column
 from data_prep.readers.common import add_duration, is_there, require_file
-from data_prep.readers.delimited import delimiter_of, read_rows
-from ttt_dist.errors import UserError
+from ttt_dist.manifest.delimited import delimiter_of, read_rows
+from ttt_dist.manifest.entry import Entry, parse_object
+from ttt_dist.manifest.problems import Problems
+from ttt_dist.manifest.reading import numbered_lines
+from ttt_dist.util.errors import UserError
 
 ARROW_SUFFIXES = (".parquet", ".arrow")
 

@@ -17,7 +17,7 @@ import psutil
 
 from tests.cluster.needs import alone_in_namespaces, end, need, need_namespaces
 from tests.distributed.small_run import ROOT, environment
-from ttt_dist.training.rendezvous import free_port
+from ttt_dist.launch.rendezvous import free_port
 
 CONFIGURATION = """\
 ClusterName=test

@@ -15,8 +15,8 @@ from tests.distributed.small_run import ROOT, records, timeless
 from tests.prep_way import make_corpus, steps
 from tests.shared_work import contents
 from tests.structures import SHARED
+from ttt_dist.checkpoint.manifest import require_whole
 from ttt_dist.telemetry.events import read_events
-from ttt_dist.training.seal import require_whole
 
 STEPS = 150
 FSDD_RUN = ROOT / "runs" / "fsdd"  # what recipes/fsdd.yaml has trained, where somebody has run it

@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 
 from tests.distributed.random_packs import LAYOUT, SEQ_LEN, global_batches
-from ttt_dist.config import CheckpointConfig, Config, GuardConfig, ParallelConfig, TrainConfig
-from ttt_dist.model_config import ModelConfig
+from ttt_dist.config.model import ModelConfig
+from ttt_dist.config.objective import Objective, ObjectiveStage
+from ttt_dist.config.run import CheckpointConfig, Config, GuardConfig, ParallelConfig, TrainConfig
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.batch import Batch, collate
-from ttt_dist.sequence.objective import Objective, ObjectiveStage
 
 ROOT = Path(__file__).resolve().parents[2]
 GLOBAL_BATCH = 8
@@ -92,7 +92,7 @@ def losses(layout: Layout, num_steps: int) -> list[tuple[float, float, float, fl
 
 def losses_and_graphs(layout: Layout, num_steps: int) -> tuple[list[tuple[float, float, float, float]], int]:
     """`losses`, and how many graphs the blocks were compiled into for them."""
-    from ttt_dist.model.recompute import COMPILER
+    from ttt_dist.parallel.activation_checkpoint import COMPILER
 
     before = COMPILER.num_graphs
     return losses(layout, num_steps), COMPILER.num_graphs - before
@@ -123,27 +123,27 @@ def trained_weights(layout: Layout, num_steps: int) -> dict[str, np.ndarray]:
 
 def resume(layout: Layout, before: int, after: int) -> tuple[list[Any], list[Any], float]:
     """Losses after a save, going on and resumed by a new engine, and the largest difference of the final weights."""
-    from ttt_dist.training import checkpoint
+    from ttt_dist.checkpoint import manager
 
     names = [tempfile.mkdtemp()]
     dist.broadcast_object_list(names)
     folder = Path(names[0])
-    facts = checkpoint.Facts.of_run(layout.config(), LAYOUT, dist.get_world_size())
+    facts = manager.Facts.of_run(layout.config(), LAYOUT, dist.get_world_size())
     with new_engine(layout) as engine:
         for step in range(before):
             run_step(engine, layout, step)
-        checkpoint.save(engine, folder, before, facts, {}, CheckpointConfig(keep_last=1))
+        manager.save(engine, folder, before, facts, {}, CheckpointConfig(keep_last=1))
         going_on = [run_step(engine, layout, step) for step in range(before, before + after)]
         expected = all_weights(engine, layout)
 
-    newest = checkpoint.latest(folder)
+    newest = manager.latest(folder)
     assert newest is not None
-    checkpoint.require_resumable(newest, facts)
+    manager.require_resumable(newest, facts)
     with new_engine(layout) as engine:
-        checkpoint.load(engine, newest)
+        manager.load(engine, newest)
         resumed = [run_step(engine, layout, step) for step in range(before, before + after)]
         found = all_weights(engine, layout)
-    checkpoint.on_first_rank(lambda: shutil.rmtree(folder))
+    manager.on_first_rank(lambda: shutil.rmtree(folder))
     return going_on, resumed, max((float((expected[n] - found[n]).abs().max()) for n in expected), default=0.0)
 
 
@@ -153,7 +153,7 @@ def skip(layout: Layout, rank: int | None, spike_factor: float = 0.0) -> tuple[l
     Returns which steps were skipped, the losses, and how far the second moved the weights (rank 0).
     """
     from ttt_dist.training.engine import guard_updates
-    from ttt_dist.training.guard import Guard
+    from ttt_dist.training.skip_step import Guard
 
     state = {"norms": [1e-6] * 16} if spike_factor else {}  # norms that any real gradient is above by far
     guard = Guard(GuardConfig(spike_factor=spike_factor), state)

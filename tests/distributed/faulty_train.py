@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ttt_dist import train
 from ttt_dist.data.loader import PackLoader
-from ttt_dist.telemetry.console import main_guard
+from ttt_dist.util.console import main_guard
 
 KIND, RANK, STEPS = os.environ["FAULT"].split(":")
 FIRST, LAST = (int(step) for step in (STEPS.split("-") * 2)[:2])
@@ -47,7 +47,7 @@ def main() -> None:
         read = PackLoader.step
         PackLoader.step = lambda loader, step: hang(read, loader, step)  # type: ignore[method-assign]
     else:
-        from ttt_dist.training.environment import prepare_process, processes
+        from ttt_dist.launch.process_group import prepare_process, processes
 
         prepare_process(processes().local_size)  # the loop imports deepspeed, which looks around once
         from ttt_dist.training import loop

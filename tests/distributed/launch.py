@@ -14,7 +14,7 @@ from typing import Any
 
 import torch.multiprocessing as multiprocessing
 
-from ttt_dist.training.rendezvous import free_port
+from ttt_dist.launch.rendezvous import free_port
 
 Case = Callable[..., Any]
 WAITING = object()
@@ -87,7 +87,7 @@ def _worker(rank: int, world_size: int, port: int, cases: list[tuple[Case, tuple
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
     }
-    from ttt_dist.training.environment import init_process_group, leave_process_group, prepare_process, processes
+    from ttt_dist.launch.process_group import init_process_group, leave_process_group, prepare_process, processes
 
     number = -1
     try:

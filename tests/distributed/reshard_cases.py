@@ -8,25 +8,25 @@ import torch.distributed as dist
 
 from tests.distributed.cases import Layout, new_engine, run_step
 from tests.distributed.random_packs import LAYOUT
-from ttt_dist.config import CheckpointConfig
-from ttt_dist.training import checkpoint
+from ttt_dist.checkpoint import manager
+from ttt_dist.config.run import CheckpointConfig
 
 Record = list[tuple[float, float, float, float]]
 
 
 def train_and_save(layout: Layout, folder: Path, before: int, after: int) -> Record:
     """Save in `folder` after `before` steps; the figures of the steps after it."""
-    facts = checkpoint.Facts.of_run(layout.config(), LAYOUT, dist.get_world_size())
+    facts = manager.Facts.of_run(layout.config(), LAYOUT, dist.get_world_size())
     with new_engine(layout) as engine:
         for step in range(before):
             run_step(engine, layout, step)
-        checkpoint.save(engine, folder, before, facts, {"skipped": 0}, CheckpointConfig())
+        manager.save(engine, folder, before, facts, {"skipped": 0}, CheckpointConfig())
         return [run_step(engine, layout, step) for step in range(before, before + after)]
 
 
 def go_on(layout: Layout, folder: Path, before: int, after: int) -> Record:
     """The figures of the same steps, from a checkpoint of any layout and form."""
-    from ttt_dist.training.portable import load_portable
+    from ttt_dist.checkpoint.universal import load_portable
 
     with new_engine(layout) as engine:
         load_portable(engine, layout.mesh(), layout.config().model, LAYOUT, folder)
@@ -36,11 +36,11 @@ def go_on(layout: Layout, folder: Path, before: int, after: int) -> Record:
 def own_state(before: int, folder: Path) -> dict[tuple[str, str], Any]:
     """What one process without ZeRO has of each weight after `before` steps, and saves in `folder`."""
     layout = Layout()
-    facts = checkpoint.Facts.of_run(layout.config(), LAYOUT, dist.get_world_size())
+    facts = manager.Facts.of_run(layout.config(), LAYOUT, dist.get_world_size())
     with new_engine(layout) as engine:
         for step in range(before):
             run_step(engine, layout, step)
-        checkpoint.save(engine, folder, before, facts, {}, CheckpointConfig())
+        manager.save(engine, folder, before, facts, {}, CheckpointConfig())
         found = {}
         for name, parameter in engine.module.named_parameters():
             found[name, "weights"] = parameter.detach().numpy().copy()
@@ -51,23 +51,23 @@ def own_state(before: int, folder: Path) -> dict[tuple[str, str], Any]:
 
 def failure_on_one_rank(layout: Layout, folder: Path) -> str:
     """What each process is told where one of them cannot read its part."""
-    from ttt_dist.errors import UserError
-    from ttt_dist.training import placement
-    from ttt_dist.training.portable import load_portable
+    from ttt_dist.checkpoint import optimizer_state
+    from ttt_dist.checkpoint.universal import load_portable
+    from ttt_dist.util.errors import UserError
 
     def refuse(*_: object) -> None:
         raise UserError("a disk failed here")
 
-    right = placement.deal_out
+    right = optimizer_state.deal_out
     if dist.get_rank() == 1:
-        placement.deal_out = refuse  # type: ignore[assignment]
+        optimizer_state.deal_out = refuse  # type: ignore[assignment]
     try:
         with new_engine(layout) as engine:
             load_portable(engine, layout.mesh(), layout.config().model, LAYOUT, folder)
     except UserError as error:
         return str(error)
     finally:
-        placement.deal_out = right
+        optimizer_state.deal_out = right
     return ""
 
 
@@ -75,7 +75,7 @@ def rounding(layout: Layout, folder: Path) -> float:
     """Largest difference of the forward pass's weights to the fp32 ones rounded, after a load."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    from ttt_dist.training.portable import load_portable
+    from ttt_dist.checkpoint.universal import load_portable
 
     with new_engine(layout) as engine:
         load_portable(engine, layout.mesh(), layout.config().model, LAYOUT, folder)

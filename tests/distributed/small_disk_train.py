@@ -13,8 +13,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ttt_dist import train
-from ttt_dist.telemetry.console import main_guard
-from ttt_dist.training import checkpoint
+from ttt_dist.checkpoint import manager
+from ttt_dist.util.console import main_guard
 
 LIMIT = 20_000  # bytes
 
@@ -30,6 +30,6 @@ def save_on_small_disk(save: Any, *arguments: Any) -> Any:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    right = checkpoint.save
-    checkpoint.save = lambda *arguments: save_on_small_disk(right, *arguments)
+    right = manager.save
+    manager.save = lambda *arguments: save_on_small_disk(right, *arguments)
     main_guard(train.main)

@@ -14,9 +14,9 @@ import yaml
 
 from tests.distributed.random_packs import SEQ_LEN, random_pack
 from ttt_dist.data.shards import ShardWriter
+from ttt_dist.launch.rendezvous import free_port
 from ttt_dist.sequence.text_tokenizer import train_sentencepiece
 from ttt_dist.sequence.tokens import extend
-from ttt_dist.training.rendezvous import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = "ttt_dist/train.py"

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from tests.distributed.cases import ROOT
 from tests.distributed.launch import run_distributed
 from tests.distributed.random_packs import LAYOUT
-from ttt_dist.config import Config, ParallelConfig
-from ttt_dist.model.huggingface import FolderWeights, to_huggingface
+from ttt_dist.config.model import ModelConfig
+from ttt_dist.config.run import Config, ParallelConfig
+from ttt_dist.model.hf.folder import FolderWeights, to_huggingface
 from ttt_dist.model.transformer import Transformer
-from ttt_dist.model_config import ModelConfig
 from ttt_dist.parallel.mesh import Mesh
 
 MODEL = ModelConfig(512, 16, 8, 2, 1536)

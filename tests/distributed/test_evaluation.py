@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.parts import part_prefix
 from tests.evaluated import evaluate_here, evaluation, make_workplace
 from tests.shared_work import assert_same, command, contents
-from ttt_dist.errors import UserError
-from ttt_dist.leases import lease
+from ttt_dist.jobs.parts import part_prefix
+from ttt_dist.util.errors import UserError
+from ttt_dist.util.file_lock import lease
 
 KILLS = 8  # 50 and more: python -m tests.evaluated kill
 EVALUATE = "ttt_dist/evaluate.py"

@@ -15,8 +15,8 @@ import pytest
 
 from tests.distributed.small_run import Ranks, copy_of, make_run, records, timeless
 from tests.shared_work import command
+from ttt_dist.checkpoint.manifest import require_whole
 from ttt_dist.telemetry.events import read_events
-from ttt_dist.training.seal import require_whole
 
 STEPS, SAVE_EVERY = 14, 4
 FAULTY = "tests/distributed/faulty_train.py"

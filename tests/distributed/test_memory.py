@@ -1,4 +1,4 @@
-"""Weights, gradients and optimizer of real engines, against the estimate of `ttt_dist.training.memory`."""
+"""Weights, gradients and optimizer of real engines, against the estimate of `ttt_dist.training.memory_estimate`."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -12,9 +12,10 @@ import torch
 from tests.distributed.cases import Layout, run_step
 from tests.distributed.launch import run_distributed
 from tests.distributed.random_packs import LAYOUT, SEQ_LEN
-from ttt_dist.config import Config
+from ttt_dist.config.run import Config
 from ttt_dist.parallel.mesh import Mesh
-from ttt_dist.training.memory import Setup, layer_sizes, stage_bounds, states_of
+from ttt_dist.parallel.stages import layer_sizes, stage_bounds
+from ttt_dist.training.memory_estimate import Setup, states_of
 
 WIDE = replace(LAYOUT, padded_vocab_size=4096)
 BUCKET = 300_000

@@ -14,8 +14,8 @@ from data_prep.__main__ import main
 from tests.prep_way import make_corpus, steps, walk
 from tests.shared_work import ROOT, assert_same, command, contents
 from ttt_dist.data.shards import ShardReader
-from ttt_dist.errors import UserError
-from ttt_dist.leases import lease
+from ttt_dist.util.errors import UserError
+from ttt_dist.util.file_lock import lease
 
 KILLS = 10  # 50 and more: python -m tests.prep_way kill
 

@@ -13,9 +13,9 @@ from tests.distributed.cases import LR, Layout, deviation
 from tests.distributed.launch import run_distributed
 from tests.distributed.reshard_cases import failure_on_one_rank, go_on, own_state, rounding, train_and_save
 from tests.distributed.test_one_loss import BF16_FROM_FP32, BF16_TOLERANCE, FP32_TOLERANCE
-from ttt_dist.training.native import NativeCheckpoint
-from ttt_dist.training.portable import PortableCheckpoint, write_portable
-from ttt_dist.training.saved_state import KINDS, MOMENTS, WEIGHTS
+from ttt_dist.checkpoint.deepspeed_reader import NativeCheckpoint
+from ttt_dist.checkpoint.saved_state import KINDS, MOMENTS, WEIGHTS
+from ttt_dist.checkpoint.universal import PortableCheckpoint, write_portable
 
 SAVED, AFTER = 3, 6
 STEP = f"step-{SAVED:08d}"

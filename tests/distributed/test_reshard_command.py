@@ -6,7 +6,7 @@ import pytest
 
 from tests.distributed.small_run import SAVED, STEPS, launch, make_run, records
 from tests.unit.test_convert import command
-from ttt_dist.training.saved_state import KINDS
+from ttt_dist.checkpoint.saved_state import KINDS
 
 EXACT = ("step", "lr", "ar_tokens", "nar_tokens")
 CLOSE = ("loss", "ar_loss", "nar_loss", "grad_norm", "eval_loss")

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from tests.distributed.cases import ROOT, Layout
 from tests.distributed.launch import run_distributed
 from tests.distributed.random_packs import LAYOUT
-from ttt_dist.config import CheckpointConfig, Config
-from ttt_dist.model_config import ModelConfig
-from ttt_dist.training.native import NativeCheckpoint
+from ttt_dist.checkpoint.deepspeed_reader import NativeCheckpoint
+from ttt_dist.config.model import ModelConfig
+from ttt_dist.config.run import CheckpointConfig, Config
 
 NUM_ROWS = 20_480
 LARGE = ModelConfig(hidden_size=512, num_layers=4, num_heads=8, num_kv_heads=8, ffn_hidden_size=2048)
@@ -25,7 +25,7 @@ SPLITS = [Layout(3, 2, dp=2), Layout(1, 2, tensor=2)]
 MEASURE = """
 import json, sys, threading
 from pathlib import Path
-from ttt_dist.training.conversion import reshard
+from ttt_dist.checkpoint.conversion import reshard
 
 def own():  # pages of mapped files are not this process's own
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("RssAnon"))
@@ -53,9 +53,9 @@ def save(split: Layout, folder: Path) -> None:
     """Native checkpoints of a large and a small model of random weights; their moments are random too."""
     import torch
 
+    from ttt_dist.checkpoint import manager
     from ttt_dist.model.layers import RandomWeights
     from ttt_dist.parallel import groups
-    from ttt_dist.training import checkpoint
     from ttt_dist.training.engine import build_engine, build_model
 
     mesh = split.mesh()
@@ -69,8 +69,8 @@ def save(split: Layout, folder: Path) -> None:
         for master in masters or [master for group in adam.param_groups for master in group["params"]]:
             moments = {key: torch.rand_like(master) for key in ("exp_avg", "exp_avg_sq")}
             adam.state[master] = {"step": torch.tensor(1.0), **moments}
-        facts = checkpoint.Facts.of_run(config, layout, dist.get_world_size())
-        checkpoint.save(engine, folder / name, 1, facts, {}, CheckpointConfig())
+        facts = manager.Facts.of_run(config, layout, dist.get_world_size())
+        manager.save(engine, folder / name, 1, facts, {}, CheckpointConfig())
         groups.leave()
 
 

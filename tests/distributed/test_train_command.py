@@ -22,13 +22,13 @@ from tests.distributed.small_run import (
     records,
     timeless,
 )
-from ttt_dist.config import load_config
+from ttt_dist.checkpoint import manager
+from ttt_dist.config.run import load_config
 from ttt_dist.data.shards import ShardReader, ShardWriter
-from ttt_dist.errors import UserError
-from ttt_dist.model.huggingface import load_folder
+from ttt_dist.model.hf.folder import load_folder
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.telemetry.events import read_events
-from ttt_dist.training import checkpoint
+from ttt_dist.util.errors import UserError
 
 CURRICULUM = {"stages": [{"from_step": 0, "kind": "ar"}, {"from_step": SAVED}]}
 
@@ -155,19 +155,19 @@ def test_a_split_that_cannot_be_is_refused_before_the_processes_meet(work: Path)
 
 
 def test_another_layout_model_or_split_is_refused(run: Path) -> None:
-    newest = checkpoint.latest(run / "checkpoints")
+    newest = manager.latest(run / "checkpoints")
     assert newest is not None
-    layout = TokenLayout.from_dict(json.loads((newest / checkpoint.FACTS).read_text())["layout"], "run.json")
+    layout = TokenLayout.from_dict(json.loads((newest / manager.FACTS).read_text())["layout"], "run.json")
     config = load_config(run / "config.yaml")
-    same = checkpoint.Facts.of_run(config, layout, 2)
-    checkpoint.require_resumable(newest, same)
+    same = manager.Facts.of_run(config, layout, 2)
+    manager.require_resumable(newest, same)
     with pytest.raises(UserError, match=rf"num_codes: {layout.num_codes} there, 16 here"):
-        checkpoint.require_resumable(newest, replace(same, layout=replace(layout, num_codes=16)))
-    assert checkpoint.has_layout_of(newest, same)
-    assert not checkpoint.has_layout_of(newest, replace(same, world_size=1))
+        manager.require_resumable(newest, replace(same, layout=replace(layout, num_codes=16)))
+    assert manager.has_layout_of(newest, same)
+    assert not manager.has_layout_of(newest, replace(same, world_size=1))
     wider = replace(config, model=replace(config.model, num_layers=3))
     with pytest.raises(UserError, match=r"model.num_layers is 2 in the checkpoint and 3"):
-        checkpoint.require_resumable(newest, checkpoint.Facts.of_run(wider, layout, 2))
+        manager.require_resumable(newest, manager.Facts.of_run(wider, layout, 2))
 
 
 def test_a_mistake_is_one_line_and_status_1(work: Path) -> None:

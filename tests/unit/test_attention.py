@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.structures import packs, tiny_layout
-from ttt_dist.model import buckets
-from ttt_dist.model.attention import attend, attention_plan
+from ttt_dist.config.objective import Objective
+from ttt_dist.model.attention import padded
+from ttt_dist.model.attention.plan import attend, attention_plan
 from ttt_dist.sequence.batch import Batch, collate
-from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.visibility import dense_mask
 
 LAYOUT = tiny_layout()
@@ -64,13 +64,13 @@ def test_long_samples_in_slices_of_queries(rows: list, objective: Objective) -> 
     """With a slice shorter than most samples, as a long sample meets the real one."""
     seq_len = max(1, *(sum(map(len, row)) for row in rows))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(buckets, "QUERY_CHUNK", 5)
+        patch.setattr(padded, "QUERY_CHUNK", 5)
         check(collate(rows, LAYOUT, objective, 0, [0] * len(rows), seq_len), 2, 1)
 
 
 def test_slices_skip_the_keys_that_nobody_sees() -> None:
     """A long sample's masks stay near half of its square."""
-    length = 4 * buckets.QUERY_CHUNK
+    length = 4 * padded.QUERY_CHUNK
     span_ids = torch.zeros(1, length, dtype=torch.long)
     span_ids[:, 10:20] = 1
     plan = attention_plan(torch.ones_like(span_ids), span_ids)
@@ -92,12 +92,12 @@ def test_causal_samples_need_no_mask_and_rows_end_samples() -> None:
 @settings(max_examples=40, deadline=None)
 def test_grouping_takes_each_sample_once_and_costs_no_more_than_the_plain_ways(lengths: list[int]) -> None:
     array = np.array(lengths)
-    groups = buckets._group(array)
+    groups = padded._group(array)
     assert sorted(np.concatenate(groups).tolist()) == list(range(len(lengths)))
 
     def cost(groups: list[np.ndarray]) -> int:
         longest = [(len(group), int(array[group].max())) for group in groups]
-        return sum(n * length * (length + buckets.TOKEN_COST) + buckets.CALL_COST for n, length in longest)
+        return sum(n * length * (length + padded.TOKEN_COST) + padded.CALL_COST for n, length in longest)
 
     one = [np.arange(len(lengths))]
     each = [np.flatnonzero(array == length) for length in np.unique(array)]

@@ -9,9 +9,9 @@ import soundfile
 import torch
 
 from tests.corpora import assert_sounds_like, record
-from ttt_dist.audio import UtteranceReader, files, load_utterance, read_audio, write_wav
-from ttt_dist.audio.files import audio_seconds
-from ttt_dist.errors import UserError
+from ttt_dist.audio import UtteranceReader, io, load_utterance, read_audio, write_wav
+from ttt_dist.audio.io import audio_seconds
+from ttt_dist.util.errors import UserError
 
 RATE = 8000
 
@@ -159,7 +159,7 @@ def test_of_a_long_file_the_piece_alone_is_decoded(tmp_path: Path, monkeypatch: 
 
 
 def test_blocks_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "BLOCK_FRAMES", 300)
+    monkeypatch.setattr(io, "BLOCK_FRAMES", 300)
     wave = tone(0.2)
     write_wav(tmp_path / "a.wav", wave, RATE)
     torch.testing.assert_close(read_audio(tmp_path / "a.wav", RATE), wave, atol=1e-4, rtol=0)

@@ -19,7 +19,7 @@ from tests.prep_way import RATE, WORDS, make_corpus, steps, walk
 from tests.shared_work import in_child
 from tests.structures import SHARED, needs_shared
 from ttt_dist.data.shards import ShardReader
-from ttt_dist.telemetry.console import main_guard
+from ttt_dist.util.console import main_guard
 
 LEARN = ["--codec", "melvq", "--train-codec", "--sample-rate", "8000", "--codebook-size", "16"]
 

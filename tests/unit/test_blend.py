@@ -15,20 +15,20 @@ from hypothesis import strategies as st
 
 from tests.distributed.cases import ROOT
 from tests.structures import tiny_layout
-from ttt_dist.config import Config, to_dict
+from ttt_dist.checkpoint import manager
+from ttt_dist.checkpoint.export import assets_folder, require_assets
+from ttt_dist.config.data import DataConfig, SourceConfig, StageConfig
+from ttt_dist.config.objective import Objective
+from ttt_dist.config.run import Config, to_dict
 from ttt_dist.data.blend import BlendOrder, OneSource, Order, Place, Stage, exact
 from ttt_dist.data.loader import PackLoader
-from ttt_dist.data.order import PackOrder
+from ttt_dist.data.sampler import PackOrder
 from ttt_dist.data.shards import ShardReader, ShardWriter
 from ttt_dist.data.sources import Sources
-from ttt_dist.data_config import DataConfig, SourceConfig, StageConfig
-from ttt_dist.errors import UserError
-from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.sequence.tokens import TokenLayout
-from ttt_dist.training import checkpoint
-from ttt_dist.training.describe import describe_data
-from ttt_dist.training.export import assets_folder, require_assets
+from ttt_dist.training.dry_run import describe_data
+from ttt_dist.util.errors import UserError
 
 NAMES = ["asr", "chat", "music", "text", "tts"]
 decimals = st.integers(0, 5000).map(lambda number: Fraction(number, 100))
@@ -357,11 +357,11 @@ BY_EPOCHS = DataConfig(blend={"asr": SourceConfig("shards/asr", None, 1), "tts":
 
 def warned(before: DataConfig, now: DataConfig, step: int, folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """What resuming at `step` with `now` warns of, after a run with `before`."""
-    facts = checkpoint.Facts.of_run(Config(data=before, deepspeed=ZERO1), tiny_layout(), 1)
+    facts = manager.Facts.of_run(Config(data=before, deepspeed=ZERO1), tiny_layout(), 1)
     saved = {"step": step, "layout": facts.layout.to_dict(), "world_size": 1, "zero_stage": 1, "config": facts.config}
-    (folder / checkpoint.FACTS).write_text(json.dumps(saved))
+    (folder / manager.FACTS).write_text(json.dumps(saved))
     run = replace(facts, config=to_dict(Config(data=now, deepspeed=ZERO1)))
-    checkpoint.require_resumable(folder, run)
+    manager.require_resumable(folder, run)
     return capsys.readouterr().err
 
 
@@ -420,9 +420,9 @@ def test_another_past_is_warned_of(
 
 def test_a_checkpoint_from_before_blends_is_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert warned(DataConfig(train="a"), DataConfig(train="a"), 20, tmp_path, capsys) == ""
-    saved = json.loads((tmp_path / checkpoint.FACTS).read_text())
+    saved = json.loads((tmp_path / manager.FACTS).read_text())
     del saved["config"]["data"]["blend"], saved["config"]["data"]["stages"]
-    (tmp_path / checkpoint.FACTS).write_text(json.dumps(saved))
-    facts = checkpoint.Facts.of_run(Config(data=DataConfig(train="b"), deepspeed=ZERO1), tiny_layout(), 1)
-    checkpoint.require_resumable(tmp_path, facts)
+    (tmp_path / manager.FACTS).write_text(json.dumps(saved))
+    facts = manager.Facts.of_run(Config(data=DataConfig(train="b"), deepspeed=ZERO1), tiny_layout(), 1)
+    manager.require_resumable(tmp_path, facts)
     assert "data.train was a, now b" in capsys.readouterr().err

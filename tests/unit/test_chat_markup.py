@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerFast
 from tests.structures import SHARED, needs_shared
 from ttt_dist.data.shards import to_document
 from ttt_dist.data.verify import check_document
-from ttt_dist.errors import UserError
 from ttt_dist.sequence.chat_markup import end_of_turn
 from ttt_dist.sequence.templates import ChatTemplate, TemplateSettings
 from ttt_dist.sequence.text_tokenizer import HuggingFaceTokenizer, TextTokenizer, load_tokenizer, train_sentencepiece
 from ttt_dist.sequence.tokens import extend
+from ttt_dist.util.errors import UserError
 
 LLAMA = """{{- bos_token }}
 {%- if date_string is not defined %}{%- set date_string = strftime_now("%d %b %Y") %}{%- endif %}

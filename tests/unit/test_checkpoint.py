@@ -12,12 +12,12 @@ import pytest
 import torch.distributed as dist
 
 from tests.structures import tiny_layout
-from ttt_dist.config import CheckpointConfig, Config
-from ttt_dist.errors import UserError
-from ttt_dist.sequence.objective import Objective, ObjectiveStage
-from ttt_dist.training import checkpoint
-from ttt_dist.training.rendezvous import free_port
-from ttt_dist.training.seal import MANIFEST, seal_all
+from ttt_dist.checkpoint import manager
+from ttt_dist.checkpoint.manifest import MANIFEST, seal_all
+from ttt_dist.config.objective import Objective, ObjectiveStage
+from ttt_dist.config.run import CheckpointConfig, Config
+from ttt_dist.launch.rendezvous import free_port
+from ttt_dist.util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
 def make(folder: Path, step: int) -> Path:
     path = folder / f"step-{step:08d}"
     path.mkdir(parents=True)
-    for name in ("weights.pt", "optim.pt", checkpoint.FACTS):
+    for name in ("weights.pt", "optim.pt", manager.FACTS):
         (path / name).write_bytes(f"{name} {step}".encode() * 100)
     seal_all(path)
     return path
@@ -75,9 +75,9 @@ def names(paths: list[Path]) -> list[str]:
 
 
 def test_the_newest_comes_first(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert names(checkpoint.found(folder)) == ["step-00000009", "step-00000006", "step-00000003"]
-    assert checkpoint.latest(folder) == folder / "step-00000009"
-    assert checkpoint.found(folder / "none") == []
+    assert names(manager.found(folder)) == ["step-00000009", "step-00000006", "step-00000003"]
+    assert manager.latest(folder) == folder / "step-00000009"
+    assert manager.found(folder / "none") == []
     assert capsys.readouterr().err == ""
 
 
@@ -86,44 +86,44 @@ def test_what_is_not_complete_is_passed_over_and_told(
     damage: Callable[[Path], None], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damage(folder / "step-00000009")
-    assert checkpoint.latest(folder) == folder / "step-00000006"
+    assert manager.latest(folder) == folder / "step-00000006"
     warnings = capsys.readouterr().err.splitlines()
     assert len(warnings) == 1
     assert warnings[0].startswith(f"warning: skipping a checkpoint: {folder / 'step-00000009'}")
     damage(folder / "step-00000003")  # older than the newest complete one: of no interest
-    assert checkpoint.latest(folder) == folder / "step-00000006"
+    assert manager.latest(folder) == folder / "step-00000006"
     assert len(capsys.readouterr().err.splitlines()) == 1
     damage(folder / "step-00000006")
     with pytest.raises(UserError, match="holds no complete checkpoint .* remove the folder to start anew"):
-        checkpoint.latest(folder)
+        manager.latest(folder)
 
 
 def test_changed_contents_are_found_before_they_are_loaded(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flip(folder / "step-00000009")
-    candidates = checkpoint.found(folder)
+    candidates = manager.found(folder)
     assert len(candidates) == 3  # sizes are right
-    assert checkpoint.first_whole(candidates) == folder / "step-00000006"
+    assert manager.first_whole(candidates) == folder / "step-00000006"
     assert "step-00000009/optim.pt: checksum differs" in capsys.readouterr().err
     flip(folder / "step-00000006")
     flip(folder / "step-00000003")
     with pytest.raises(UserError, match="no other checkpoint is whole; remove the folder to start anew"):
-        checkpoint.first_whole(candidates)
-    assert checkpoint.first_whole([]) is None
+        manager.first_whole(candidates)
+    assert manager.first_whole([]) is None
 
 
 def test_resume_names_a_checkpoint_a_run_or_its_checkpoints(
     folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    assert checkpoint.named(folder / "step-00000003") == [folder / "step-00000003"]
-    assert checkpoint.named(folder)[0] == folder / "step-00000009"
+    assert manager.named(folder / "step-00000003") == [folder / "step-00000003"]
+    assert manager.named(folder)[0] == folder / "step-00000009"
     run = tmp_path_factory.mktemp("run")
     shutil.copytree(folder, run / "checkpoints")
-    assert checkpoint.named(run)[0] == run / "checkpoints" / "step-00000009"
+    assert manager.named(run)[0] == run / "checkpoints" / "step-00000009"
     with pytest.raises(UserError, match="no checkpoint here"):
-        checkpoint.named(run / "export")
+        manager.named(run / "export")
     truncate(folder / "step-00000003")
     with pytest.raises(UserError, match=r"optim\.pt: has 100 bytes instead of"):
-        checkpoint.named(folder / "step-00000003")
+        manager.named(folder / "step-00000003")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_resume_names_a_checkpoint_a_run_or_its_checkpoints(
 def test_keeping(keep_last: int, keep_every: int, kept: list[int], tmp_path: Path) -> None:
     for step in (2, 4, 6, 8, 10):
         newest = make(tmp_path, step)
-        checkpoint._drop(newest, CheckpointConfig(keep_last=keep_last, keep_every=keep_every)).join()
+        manager._drop(newest, CheckpointConfig(keep_last=keep_last, keep_every=keep_every)).join()
     assert [int(path.name[5:]) for path in sorted(tmp_path.iterdir())] == kept
 
 
@@ -174,10 +174,10 @@ def test_another_objective_is_told_where_it_decided_steps_that_are_done(
     there: dict, here: Objective, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     layout, config = tiny_layout(), Config(objective=here, deepspeed=str(ROOT / "ds_configs" / "zero1.json"))
-    run = checkpoint.Facts.of_run(config, layout, 1)
+    run = manager.Facts.of_run(config, layout, 1)
     facts = {"layout": layout.to_dict(), "config": {**run.config, "objective": there}, "step": 3}
-    (tmp_path / checkpoint.FACTS).write_text(json.dumps(facts))
-    checkpoint.require_resumable(tmp_path, run)
+    (tmp_path / manager.FACTS).write_text(json.dumps(facts))
+    manager.require_resumable(tmp_path, run)
     warnings = capsys.readouterr().err
     if told:
         assert re.search(f"{told}.*: the run goes on, but not as it would have", warnings)
@@ -187,26 +187,26 @@ def test_another_objective_is_told_where_it_decided_steps_that_are_done(
 def test_what_unfinished_saves_left_goes_and_broken_checkpoints_count_for_nothing(folder: Path) -> None:
     remove_manifest(folder / "step-00000006")
     (folder / ".gone-step-00000001").mkdir()  # by a process that was killed
-    checkpoint._drop(folder / "step-00000009", CheckpointConfig(keep_last=2)).join()
+    manager._drop(folder / "step-00000009", CheckpointConfig(keep_last=2)).join()
     assert sorted(names(list(folder.iterdir()))) == ["step-00000003", "step-00000009"]
 
 
 def test_a_save_first_frees_what_a_killed_process_was_removing(folder: Path) -> None:
     (folder / ".gone-step-00000001" / "more").mkdir(parents=True)
     aside = folder / ".step-00000012.tmp"
-    checkpoint._make_empty(aside)
+    manager._make_empty(aside)
     assert aside.is_dir()
     assert not list(folder.glob(".gone-*"))
 
 
 def test_space_and_access_are_checked_where_the_run_will_write(tmp_path: Path) -> None:
-    checkpoint.require_space(tmp_path / "new" / "run", 1000)
+    manager.require_space(tmp_path / "new" / "run", 1000)
     assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match="a checkpoint takes .* GB, but .* GB are free"):
-        checkpoint.require_space(tmp_path / "new" / "run", 10**15)
+        manager.require_space(tmp_path / "new" / "run", 10**15)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write anywhere
     with pytest.raises(UserError, match=f"run_dir={tmp_path}/run: {tmp_path} cannot be written"):
-        checkpoint.require_space(tmp_path / "run", 1000)
+        manager.require_space(tmp_path / "run", 1000)

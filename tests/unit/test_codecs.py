@@ -17,19 +17,19 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data_prep.beside import copy_beside
+from data_prep.assets import copy_beside
 from tests.structures import tiny_layout
 from ttt_dist.audio import CodecInfo, describe_codec, load_codec, resample
-from ttt_dist.audio.codebooks import flatten, unflatten
-from ttt_dist.audio.codec import PRETRAINED
-from ttt_dist.audio.external import ExternalDecoder
-from ttt_dist.audio.melvq import MelVQ, MelVQSettings
-from ttt_dist.audio.pretrained import Pretrained
+from ttt_dist.audio.codecs.codebooks import flatten, unflatten
+from ttt_dist.audio.codecs.external import ExternalDecoder
+from ttt_dist.audio.codecs.melvq import MelVQ, MelVQSettings
+from ttt_dist.audio.codecs.transformers import Pretrained
+from ttt_dist.audio.registry import PRETRAINED
 from ttt_dist.data.metadata import checksums_beside, codec_hash
 from ttt_dist.data.shards import ShardReader, ShardWriter
 from ttt_dist.data.verify import verify_beside
-from ttt_dist.errors import UserError
 from ttt_dist.sequence.sample import Sample, Segment
+from ttt_dist.util.errors import UserError
 
 TRANSFORMER = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32}
 HUBERT: dict[str, Any] = {
@@ -263,7 +263,7 @@ def test_neucodec_speaks_at_the_rate_it_hears(codecs: dict[str, Pretrained]) -> 
 def test_batches_are_bounded(codecs: dict[str, Pretrained], monkeypatch: pytest.MonkeyPatch) -> None:
     codec, sizes = codecs["dac"], []
     encode = codec.model.encode
-    monkeypatch.setattr("ttt_dist.audio.pretrained.MAX_BATCH_SAMPLES", 1000)
+    monkeypatch.setattr("ttt_dist.audio.codecs.transformers.MAX_BATCH_SAMPLES", 1000)
     monkeypatch.setattr(
         codec.model,
         "encode",
@@ -274,7 +274,7 @@ def test_batches_are_bounded(codecs: dict[str, Pretrained], monkeypatch: pytest.
 
 
 def test_long_speech_is_cut(codecs: dict[str, Pretrained], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ttt_dist.audio.pretrained.PIECE_S", 1)
+    monkeypatch.setattr("ttt_dist.audio.codecs.transformers.PIECE_S", 1)
     codec = codecs["encodec"]
     wave = sound(20010)
     whole = codec.encode([wave])[0]

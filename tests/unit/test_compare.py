@@ -10,8 +10,8 @@ import pytest
 from tools import compare_objectives as tool
 from tools import pipeline
 from tools.decoding_sweep import ways
-from ttt_dist.config import check_run, load_config
-from ttt_dist.errors import UserError
+from ttt_dist.config.run import check_run, load_config
+from ttt_dist.util.errors import UserError
 
 ONE_STAGE: dict = {"objective.stages": []}
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "compare.yaml"

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import compose
-from data_prep.encode import PartWriter
-from data_prep.parts import describe_file, part_prefix, write_part
+from data_prep.commands import compose
+from data_prep.commands.encode import PartWriter
 from tests.megatron_files import indexed_dataset
 from tests.structures import SHARED, needs_shared
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.data.verify import verify
-from ttt_dist.errors import UserError
+from ttt_dist.jobs.parts import describe_file, part_prefix, write_part
 from ttt_dist.sequence.sample import spans
 from ttt_dist.sequence.text_tokenizer import load_tokenizer, train_sentencepiece
+from ttt_dist.util.errors import UserError
 
 NUM_CODES = 32
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

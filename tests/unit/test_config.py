@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.cases import ROOT
-from ttt_dist.config import check_run, load_config, read_deepspeed, save_config, zero_stage
-from ttt_dist.errors import UserError
+from ttt_dist.config.run import check_run, load_config, read_deepspeed, save_config, zero_stage
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.training.engine import deepspeed_config
 from ttt_dist.training.schedule import learning_rate
+from ttt_dist.util.errors import UserError
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pyarrow import parquet
 from tests.corpora import RATE, encoded, record, tone
 from ttt_dist.audio import UtteranceReader, containers
 from ttt_dist.audio.containers import Containers
-from ttt_dist.errors import UserError
+from ttt_dist.util.errors import UserError
 
 
 def exact(wave: np.ndarray) -> bytes:

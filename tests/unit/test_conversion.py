@@ -11,23 +11,23 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.unit.test_convert import command, same_bytes
-from ttt_dist.config import Config, DataConfig, EvaluationConfig, to_dict
-from ttt_dist.decode_settings import DecodeSettings, folder_settings
-from ttt_dist.errors import UserError
-from ttt_dist.model.families import read_model_config
-from ttt_dist.model.huggingface import FolderWeights
+from ttt_dist.checkpoint.conversion import export_checkpoint, reshard
+from ttt_dist.checkpoint.deepspeed_reader import NativeCheckpoint
+from ttt_dist.checkpoint.inspection import inspect_folder
+from ttt_dist.checkpoint.manager import FACTS
+from ttt_dist.checkpoint.manifest import MANIFEST, require_sums, require_whole, seal_all
+from ttt_dist.checkpoint.saved_state import KINDS
+from ttt_dist.checkpoint.torch_io import read_state, write_state
+from ttt_dist.checkpoint.universal import PortableCheckpoint, write_portable
+from ttt_dist.config.decode import DecodeSettings, folder_settings
+from ttt_dist.config.model import ModelConfig
+from ttt_dist.config.run import Config, DataConfig, EvaluationConfig, to_dict
+from ttt_dist.model.hf.families import read_model_config
+from ttt_dist.model.hf.folder import FolderWeights
 from ttt_dist.model.structure import parameter_shapes
-from ttt_dist.model_config import ModelConfig
 from ttt_dist.sequence.text_tokenizer import TextTokenizer, train_sentencepiece
 from ttt_dist.sequence.tokens import TokenLayout, extend
-from ttt_dist.training.checkpoint import FACTS
-from ttt_dist.training.conversion import export_checkpoint, reshard
-from ttt_dist.training.inspection import inspect_folder
-from ttt_dist.training.native import NativeCheckpoint
-from ttt_dist.training.portable import PortableCheckpoint, write_portable
-from ttt_dist.training.saved_state import KINDS
-from ttt_dist.training.seal import MANIFEST, require_sums, require_whole, seal_all
-from ttt_dist.training.state_files import read_state, write_state
+from ttt_dist.util.errors import UserError
 
 MODEL = ModelConfig(hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, ffn_hidden_size=24)
 STEP, ADAM_STEP = 7, 5

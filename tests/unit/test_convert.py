@@ -18,16 +18,16 @@ import tools.convert_checkpoint as convert
 from tests.distributed.cases import ROOT
 from tests.structures import SHARED, needs_shared
 from tools.convert_checkpoint import shard_size
-from ttt_dist.decode_settings import DecodeSettings, folder_settings
-from ttt_dist.errors import UserError
-from ttt_dist.model.families import config_json, read_model_config
-from ttt_dist.model.huggingface import FolderWeights, expected_tensors
-from ttt_dist.model.vocabulary import draw_rows, row_statistics
-from ttt_dist.model_config import ModelConfig
+from ttt_dist.config.decode import DecodeSettings, folder_settings
+from ttt_dist.config.model import ModelConfig
+from ttt_dist.model.hf import published
+from ttt_dist.model.hf.families import config_json, read_model_config
+from ttt_dist.model.hf.folder import FolderWeights, expected_tensors
+from ttt_dist.model.hf.published import export_hf, import_hf
+from ttt_dist.model.hf.vocabulary import draw_rows, row_statistics
 from ttt_dist.sequence.text_tokenizer import TextTokenizer, load_tokenizer, train_sentencepiece
 from ttt_dist.sequence.tokens import PIECES, TokenLayout, extend, released
-from ttt_dist.training import published_models
-from ttt_dist.training.published_models import export_hf, import_hf
+from ttt_dist.util.errors import UserError
 
 SMALL = ModelConfig(hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, ffn_hidden_size=24, family="qwen2")
 TINY = ModelConfig(hidden_size=4, num_layers=1, num_heads=2, num_kv_heads=1, ffn_hidden_size=4, family="qwen2")
@@ -223,7 +223,7 @@ class Qwen:
 @pytest.mark.parametrize(("num_rows", "drawn"), [(151936, 16407), (168072, 0), (168192, 0)])
 def test_released_layout(num_rows: int, drawn: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Qwen2.5 lacks 168,072 - 151,665 rows, whatever its padding; a released checkpoint none."""
-    monkeypatch.setattr(published_models, "load_tokenizer", lambda _: Qwen())
+    monkeypatch.setattr(published, "load_tokenizer", lambda _: Qwen())
     before = publish(tmp_path / "hf", num_rows, TINY)
     assert f"({drawn:,} rows drawn)" in import_hf(tmp_path / "hf", tmp_path / "ours")
     after = stored(tmp_path / "ours")
@@ -242,7 +242,7 @@ def test_released_layout_needs_its_tokenizer(
     publish(tmp_path / "hf", 400)
     with pytest.raises(UserError, match=r"has <\|endoftext\|> as None, the released vocabulary as 151643"):
         import_hf(tmp_path / "hf", tmp_path / "ours", tokenizer.files[0].parent)
-    monkeypatch.setattr(published_models, "load_tokenizer", lambda _: Qwen({"<|mask_token|>": 9}))
+    monkeypatch.setattr(published, "load_tokenizer", lambda _: Qwen({"<|mask_token|>": 9}))
     with pytest.raises(UserError, match=r"has <\|mask_token\|> as 9"):
         import_hf(tmp_path / "hf", tmp_path / "ours")
 
@@ -361,7 +361,7 @@ def test_sizes() -> None:
 MEASURE = """
 import json, sys
 from pathlib import Path
-from ttt_dist.training.published_models import export_hf, import_hf
+from ttt_dist.model.hf.published import export_hf, import_hf
 
 def status(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.structures import packs, samples, tiny_layout
-from ttt_dist.errors import UserError
+from ttt_dist.config.objective import Objective
 from ttt_dist.sequence.batch import Batch, collate
 from ttt_dist.sequence.corruption import Draw, corrupt, draw, p_bin, truncated_length
-from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.sequence.visibility import dense_mask
+from ttt_dist.util.errors import UserError
 
 LAYOUT = tiny_layout(shuffle_seed=5)
 probabilities = st.sampled_from([0.0, 0.3, 1.0])

@@ -12,22 +12,22 @@ from hypothesis import strategies as st
 
 from tests.plain_decoding import differing, draw_settings
 from tests.structures import tiny_layout
-from ttt_dist.decode_settings import DecodeSettings
-from ttt_dist.errors import UserError
+from ttt_dist.config.decode import DecodeSettings
+from ttt_dist.config.model import ModelConfig
+from ttt_dist.config.objective import Objective
 from ttt_dist.inference.decoder import Decoder, Request
-from ttt_dist.inference.events import UNFINISHED, Ended, Reader, SpanDone, TextPiece
-from ttt_dist.inference.forward import Asked, Wanted, choices
-from ttt_dist.inference.phases import Choice, Rules, State, advance, allowed_ids, most_confident
+from ttt_dist.inference.detokenizer import UNFINISHED, Ended, Reader, SpanDone, TextPiece
+from ttt_dist.inference.flags import add_decoding_flags, as_flags, settings_from_flags
+from ttt_dist.inference.model_runner import Asked, Wanted, choices
 from ttt_dist.inference.sampling import choose_codes, choose_text, guided, nucleus, sample
-from ttt_dist.inference.settings import add_decoding_flags, as_flags, settings_from_flags
-from ttt_dist.model.cache import Sequence
-from ttt_dist.model.huggingface import ModelFolder
+from ttt_dist.inference.sequence_state import Choice, Rules, State, advance, allowed_ids, most_confident
+from ttt_dist.model.attention.kv_cache import Sequence
+from ttt_dist.model.hf.folder import ModelFolder
 from ttt_dist.model.layers import PlainFactory, RandomWeights
 from ttt_dist.model.transformer import Transformer
-from ttt_dist.model_config import ModelConfig
-from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.templates import TemplateSettings
 from ttt_dist.sequence.text_tokenizer import TextTokenizer
+from ttt_dist.util.errors import UserError
 
 LAYOUT = tiny_layout(shuffle_seed=2)
 CONFIG = ModelConfig(hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, ffn_hidden_size=24, init_std=0.4)

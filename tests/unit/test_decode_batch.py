@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from tests.plain_decoding import differing, draw_settings
 from tests.unit.test_decode import decoder, drawn_prompts, folder, modes_of, random_prompts
-from ttt_dist.decode_settings import DecodeSettings
-from ttt_dist.inference import forward as forward_module
+from ttt_dist.config.decode import DecodeSettings
+from ttt_dist.inference import model_runner as forward_module
 from ttt_dist.inference.batch import FIXED_ROWS, Row, exact_batch, fixed_batch, fixed_shape
-from ttt_dist.inference.runner import Runner
+from ttt_dist.inference.cuda_graphs import Runner
 from ttt_dist.model import products
-from ttt_dist.model.cache import FIRST_LENGTH, Run, Sequence, SlotCache
+from ttt_dist.model.attention.kv_cache import FIRST_LENGTH, Run, Sequence, SlotCache
 from ttt_dist.model.layers import Linear, lay_transposed
 from ttt_dist.model.products import linear
 from ttt_dist.sequence.visibility import visible_end, visible_end_of_spans

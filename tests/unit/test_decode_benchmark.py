@@ -9,10 +9,10 @@ import torch
 from benchmarks import decode as benchmark
 from benchmarks.decode_sides import FREE, Course, Measured, decode, random_folder, released_way
 from tests.structures import tiny_layout
-from ttt_dist.decode_settings import DecodeSettings
+from ttt_dist.config.decode import DecodeSettings
+from ttt_dist.config.model import ModelConfig
+from ttt_dist.config.objective import Objective
 from ttt_dist.inference.decoder import Decoder, Request
-from ttt_dist.model_config import ModelConfig
-from ttt_dist.sequence.objective import Objective
 
 LAYOUT = tiny_layout(shuffle_seed=3)
 CONFIG = ModelConfig(hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, ffn_hidden_size=24, init_std=0.4)

@@ -26,18 +26,18 @@ from tests.unit.test_decode import (
     run,
     step,
 )  # fmt: skip
-from ttt_dist.decode_settings import BEFORE, DEFAULTS, GENERATION, KEY, DecodeSettings, folder_settings, generation_json
-from ttt_dist.errors import UserError
-from ttt_dist.inference import forward as forward_module
+from ttt_dist.config.decode import BEFORE, DEFAULTS, GENERATION, KEY, DecodeSettings, folder_settings, generation_json
+from ttt_dist.config.objective import Objective
+from ttt_dist.inference import model_runner as forward_module
 from ttt_dist.inference.decoder import Decoder, Request
-from ttt_dist.inference.events import Result
-from ttt_dist.inference.forward import Wanted, choices
-from ttt_dist.inference.phases import Phase, State, allowed_ids, share, uniforms
+from ttt_dist.inference.detokenizer import Result
+from ttt_dist.inference.flags import add_decoding_flags, settings_from_flags
+from ttt_dist.inference.model_runner import Wanted, choices
 from ttt_dist.inference.sampling import choose_codes
-from ttt_dist.inference.settings import add_decoding_flags, settings_from_flags
+from ttt_dist.inference.sequence_state import Phase, State, allowed_ids, share, uniforms
 from ttt_dist.sequence.corruption import corrupt, draw
-from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.sample import Sample, Segment
+from ttt_dist.util.errors import UserError
 
 SHORT = DecodeSettings(span_limit=40, max_text=8, max_codes=90)
 MODES = ["ar", "verified"]

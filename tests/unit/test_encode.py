@@ -17,16 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from data_prep import encode
 from data_prep.__main__ import main
-from data_prep.learn import total_seconds
+from data_prep.commands import encode
 from data_prep.read_ahead import read_ahead
+from data_prep.train_codec_tokenizer import total_seconds
 from tests.megatron_files import indexed_dataset
 from ttt_dist.audio import Codec, load_codec
 from ttt_dist.audio.codec import Codes
-from ttt_dist.audio.melvq import MelVQ
-from ttt_dist.errors import UserError
-from ttt_dist.files import atomic_write, copy_folder, sha256_file, sha256_folder
+from ttt_dist.audio.codecs.melvq import MelVQ
+from ttt_dist.util.atomic_files import atomic_write, copy_folder, sha256_file, sha256_folder
+from ttt_dist.util.errors import UserError
 
 RATE = 8000
 LEARN = ["--codec", "melvq", "--train-codec", "--sample-rate", "8000", "--codebook-size", "16"]

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep import manifest
-from data_prep.entry import with_paths
-from data_prep.manifest import Entry, SeenIds, parse_entry, parse_line
+from data_prep.commands import manifest
 from tests.corpora import CHAT, DOCUMENT
-from ttt_dist.errors import UserError
-from ttt_dist.sequence.clips import clips
+from ttt_dist.manifest.clips import clips
+from ttt_dist.manifest.entry import Entry, parse_entry, parse_line, with_paths
+from ttt_dist.manifest.reading import SeenIds
+from ttt_dist.util.errors import UserError
 
 
 @pytest.mark.parametrize(

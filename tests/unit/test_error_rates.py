@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttt_dist.evaluation.error_rates import Counts, Score
-from ttt_dist.evaluation.normalise import normaliser
+from ttt_dist.evaluation.metrics.error_rates import Counts, Score
+from ttt_dist.evaluation.metrics.normalise import normaliser
 
 BASIC = normaliser("basic")
 BY_HAND = [

@@ -13,9 +13,9 @@ import soundfile
 
 from tests.evaluated import FEW, line, make_model, make_mute_model, make_workplace, read_lines, write_lines
 from ttt_dist import evaluate
-from ttt_dist.errors import UserError
-from ttt_dist.evaluation.tasks import TASKS
+from ttt_dist.evaluation.tasks.registry import TASKS
 from ttt_dist.inference.decoder import Decoder
+from ttt_dist.util.errors import UserError
 
 Evaluate = Callable[..., dict[str, Any]]
 

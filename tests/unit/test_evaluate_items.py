@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 
-from ttt_dist.errors import UserError
-from ttt_dist.evaluation import benchmarks
+from ttt_dist.evaluation.context import locate
 from ttt_dist.evaluation.items import Item, read_items
-from ttt_dist.evaluation.tools import locate
+from ttt_dist.evaluation.tasks import item_adapters
+from ttt_dist.util.errors import UserError
 
 TRIVIA = {"value": "London", "aliases": ["London, England"], "normalized_aliases": ["london"]}
 
 
-def read(tmp_path: Path, name: str, content: str | bytes, prepare: Callable = benchmarks.question, **more: Any) -> list:
+def read(
+    tmp_path: Path, name: str, content: str | bytes, prepare: Callable = item_adapters.question, **more: Any
+) -> list:
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return read_items(path, prepare, **more)
@@ -46,7 +48,7 @@ def test_questions_and_answers_of_benchmarks(tmp_path: Path, entry: dict, questi
 def test_a_spoken_question_is_asked_as_speech(tmp_path: Path) -> None:
     (item,) = read(tmp_path, "q.csv", "question,audio_filename,offset\nWhere?,7.wav,\n")
     assert item.entry["turns"] == [{"role": "user", "audio": "7.wav"}]
-    assert benchmarks.question_text(item.entry) == "Where?"
+    assert item_adapters.question_text(item.entry) == "Where?"
     entry = {"audio": "long.wav", "offset": 1.5, "duration": 2, "text": "Where?"}
     (item,) = read(tmp_path, "data.jsonl", json.dumps(entry))
     assert item.entry["turns"] == [{"role": "user", "audio": "long.wav", "offset": 1.5, "duration": 2}]
@@ -63,10 +65,10 @@ def test_a_spoken_question_is_asked_as_speech(tmp_path: Path) -> None:
     ],
 )
 def test_files_of_all_kinds(tmp_path: Path, name: str, content: str) -> None:
-    items = read(tmp_path, name, content, benchmarks.spoken_text)
+    items = read(tmp_path, name, content, item_adapters.spoken_text)
     assert [(item.id, item.entry["text"], item.number) for item in items] == [("1", "a", 1), ("2", "b", 2)]
     assert all(item.where.startswith(f"{tmp_path / name}:") for item in items)
-    assert read(tmp_path, name, content, benchmarks.spoken_text, limit=1) == items[:1]
+    assert read(tmp_path, name, content, item_adapters.spoken_text, limit=1) == items[:1]
 
 
 @pytest.mark.parametrize(
@@ -82,29 +84,29 @@ def test_files_of_all_kinds(tmp_path: Path, name: str, content: str) -> None:
     ],
 )
 def test_broken_lines_stay_in_their_place(tmp_path: Path, name: str, content: bytes, told: str) -> None:
-    first, broken, last = read(tmp_path, name, content, benchmarks.spoken_text)
+    first, broken, last = read(tmp_path, name, content, item_adapters.spoken_text)
     assert (first.entry["text"], last.entry["text"], last.number) == ("a", "b", 3)
     assert broken.startswith(f"{tmp_path / name}{told}")
 
 
 def test_a_list_that_breaks_off_keeps_what_came_before(tmp_path: Path) -> None:
-    first, broken = read(tmp_path, "d.json", '[{"text": "a"},\n{"te', benchmarks.spoken_text)
+    first, broken = read(tmp_path, "d.json", '[{"text": "a"},\n{"te', item_adapters.spoken_text)
     assert isinstance(first, Item) and "d.json:2: the list" in broken and "breaks off" in broken
     with pytest.raises(UserError, match="is no list of objects"):
-        read(tmp_path, "d.json", "7", benchmarks.spoken_text)
+        read(tmp_path, "d.json", "7", item_adapters.spoken_text)
 
 
 @pytest.mark.parametrize(
     ("prepare", "entry", "told"),
     [
-        (benchmarks.transcript, {"text": "a"}, "lacks 'audio'"),
-        (benchmarks.captions, {"audio": "a.wav"}, "lacks 'captions'"),
-        (benchmarks.labelled, {"audio": "a.wav"}, "lacks 'label'"),
-        (benchmarks.chat, {"turns": [{"role": "assistant", "text": "a"}]}, "has no turn of the user"),
-        (benchmarks.chat, {"turns": [{"role": "robot"}, {"role": "user", "text": "a"}]}, "field 'turns[0].role'"),
-        (benchmarks.chat, {"dialogue": []}, "has no turn of the user"),
-        (benchmarks.chat, {}, "lacks 'text'"),
-        (benchmarks.question, {"audio": 7}, "field 'turns[0]"),
+        (item_adapters.transcript, {"text": "a"}, "lacks 'audio'"),
+        (item_adapters.captions, {"audio": "a.wav"}, "lacks 'captions'"),
+        (item_adapters.labelled, {"audio": "a.wav"}, "lacks 'label'"),
+        (item_adapters.chat, {"turns": [{"role": "assistant", "text": "a"}]}, "has no turn of the user"),
+        (item_adapters.chat, {"turns": [{"role": "robot"}, {"role": "user", "text": "a"}]}, "field 'turns[0].role'"),
+        (item_adapters.chat, {"dialogue": []}, "has no turn of the user"),
+        (item_adapters.chat, {}, "lacks 'text'"),
+        (item_adapters.question, {"audio": 7}, "field 'turns[0]"),
     ],
 )
 def test_what_a_task_lacks_is_named(tmp_path: Path, prepare: Callable, entry: dict, told: str) -> None:

@@ -14,18 +14,18 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from tests.distributed.cases import ROOT
-from ttt_dist.config import load_config
-from ttt_dist.errors import UserError
-from ttt_dist.model.attention import attention_plan
-from ttt_dist.model.families import family_of, read_model_config, require_same_model
-from ttt_dist.model.huggingface import FolderWeights, expected_tensors
+from ttt_dist.config.model import ModelConfig, RopeScaling
+from ttt_dist.config.run import load_config
+from ttt_dist.model.attention.plan import attention_plan
+from ttt_dist.model.hf.families import family_of, read_model_config, require_same_model
+from ttt_dist.model.hf.folder import FolderWeights, expected_tensors
+from ttt_dist.model.hf.published import export_hf, import_hf
 from ttt_dist.model.layers import PlainFactory
 from ttt_dist.model.rotary import rotary_tables
 from ttt_dist.model.transformer import Transformer
-from ttt_dist.model_config import ModelConfig, RopeScaling
 from ttt_dist.sequence.text_tokenizer import TextTokenizer, train_sentencepiece
 from ttt_dist.sequence.tokens import TokenLayout
-from ttt_dist.training.published_models import export_hf, import_hf
+from ttt_dist.util.errors import UserError
 
 LLAMA3 = {
     "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,

@@ -14,12 +14,12 @@ from torch.nn.attention import flex_attention as library
 
 from tests.structures import packs, tiny_layout
 from tests.unit.test_attention import OBJECTIVES, dense, heads_of
-from ttt_dist.model import flex
-from ttt_dist.model.attention import attend, attention_plan
-from ttt_dist.model.buckets import BucketPlan
-from ttt_dist.model.flex import FlexPlan, attend_flex
+from ttt_dist.config.objective import Objective
+from ttt_dist.model.attention import flex
+from ttt_dist.model.attention.flex import FlexPlan, attend_flex
+from ttt_dist.model.attention.padded import BucketPlan
+from ttt_dist.model.attention.plan import attend, attention_plan
 from ttt_dist.sequence.batch import Batch, collate
-from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.sequence.visibility import dense_mask
 

@@ -8,9 +8,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.structures import tiny_layout
+from ttt_dist.config.model import ModelConfig
 from ttt_dist.model import loss, products
 from ttt_dist.model.transformer import Transformer
-from ttt_dist.model_config import ModelConfig
 from ttt_dist.sequence.batch import Batch
 from ttt_dist.training.flops import ModelFlops, known_peak_tflops
 

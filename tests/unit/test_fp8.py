@@ -9,8 +9,8 @@ from tests.compiling import count, watch_compiler
 from tests.unit.test_recompute import CONFIG, new_blocks, plan_of
 from ttt_dist.model.fp8 import Fp8Factory, Fp8Linear
 from ttt_dist.model.layers import RandomWeights
-from ttt_dist.model.recompute import COMPILER, prepare_blocks
 from ttt_dist.model.transformer import Block, rotary
+from ttt_dist.parallel.activation_checkpoint import COMPILER, prepare_blocks
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 

@@ -10,8 +10,8 @@ import soundfile
 
 from tests.evaluated import FEW, line, make_mute_model, make_workplace, read_lines, write_lines
 from ttt_dist import generate
-from ttt_dist.errors import UserError
 from ttt_dist.inference.decoder import Session
+from ttt_dist.util.errors import UserError
 
 Generate = Callable[..., str]
 

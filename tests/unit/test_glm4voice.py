@@ -19,10 +19,10 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
 from ttt_dist.audio import describe_codec, load_codec
 from ttt_dist.audio.codec import Codec
-from ttt_dist.audio.glm4voice import Glm4Voice
-from ttt_dist.audio.whisper_features import WhisperFeatures
-from ttt_dist.audio.whisper_vq import WhisperVQ, WhisperVQConfig, block_causal_mask
-from ttt_dist.errors import UserError
+from ttt_dist.audio.codecs.glm4voice import Glm4Voice
+from ttt_dist.audio.codecs.whisper_features import WhisperFeatures
+from ttt_dist.audio.codecs.whisper_vq import WhisperVQ, WhisperVQConfig, block_causal_mask
+from ttt_dist.util.errors import UserError
 
 CPU = torch.device("cpu")
 PUBLISHED: dict[str, Any] = {
@@ -262,7 +262,7 @@ def test_positions_hold_audio_where_the_published_mask_says_so(codec: Codec, sam
 
 def test_batches_are_bounded(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(codec, Glm4Voice)
-    monkeypatch.setattr("ttt_dist.audio.glm4voice.MAX_BATCH_SAMPLES", 50000)
+    monkeypatch.setattr("ttt_dist.audio.codecs.glm4voice.MAX_BATCH_SAMPLES", 50000)
     sizes: list[list[int]] = []
     encode = codec._encode_batch
     monkeypatch.setattr(codec, "_encode_batch", lambda waves: [sizes.append([len(w) for w in waves]), encode(waves)][1])
@@ -412,7 +412,7 @@ def test_precision_on_cuda(folder: Path, dtype: str | None, runs_in: torch.dtype
     asked: list[torch.dtype] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(WhisperVQ, "to_inference", lambda self, device, dtype: [asked.append(dtype), self][1])
-        patch.setattr("ttt_dist.audio.glm4voice.WhisperFeatures", lambda *_: None)
+        patch.setattr("ttt_dist.audio.codecs.glm4voice.WhisperFeatures", lambda *_: None)
         codec = Glm4Voice(model, folder, "", torch.device("cuda"), dtype)
     assert asked == [runs_in]
     assert codec.describe()["dtype"] == str(runs_in).removeprefix("torch.")

@@ -24,7 +24,7 @@ from benchmarks.gpu.phases import PHASES
 from benchmarks.gpu.report import LONGEST_LINE, Outcome, Report
 from benchmarks.gpu.setting import Measurement, Skipped
 from benchmarks.gpu.train_command import said_memory, succeed
-from ttt_dist.telemetry.console import main_guard
+from ttt_dist.util.console import main_guard
 
 ROOT = Path(__file__).resolve().parents[2]
 DECODED = {"seconds", "real_time_factor", "codes_s", "ms_per_forward", "first_span_s", "cold_s", "agrees"}

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from ttt_dist.config import GuardConfig
-from ttt_dist.training.guard import FEWEST_NORMS, NUM_NORMS, Guard
+from ttt_dist.config.run import GuardConfig
+from ttt_dist.training.skip_step import FEWEST_NORMS, NUM_NORMS, Guard
 
 NAN, INF = float("nan"), float("inf")
 

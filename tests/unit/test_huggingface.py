@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from ttt_dist.decode_settings import DecodeSettings, folder_settings
-from ttt_dist.errors import UserError
-from ttt_dist.model.attention import attention_plan
-from ttt_dist.model.families import require_same_model
-from ttt_dist.model.huggingface import (
+from ttt_dist.config.decode import DecodeSettings, folder_settings
+from ttt_dist.config.model import ModelConfig, RopeScaling
+from ttt_dist.config.objective import Objective
+from ttt_dist.model.attention.plan import attention_plan
+from ttt_dist.model.hf.families import require_same_model
+from ttt_dist.model.hf.folder import (
     FolderWeights,
     export_folder,
     from_huggingface,
@@ -26,11 +27,10 @@ from ttt_dist.model.huggingface import (
 )
 from ttt_dist.model.layers import PlainFactory, RandomWeights
 from ttt_dist.model.transformer import Transformer
-from ttt_dist.model_config import ModelConfig, RopeScaling
-from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.templates import TemplateSettings
 from ttt_dist.sequence.text_tokenizer import train_sentencepiece
 from ttt_dist.sequence.tokens import TokenLayout, extend
+from ttt_dist.util.errors import UserError
 
 SMALL = ModelConfig(hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, ffn_hidden_size=24)
 VARIANTS = {

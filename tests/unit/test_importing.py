@@ -10,8 +10,8 @@ from data_prep.__main__ import main
 from tests.structures import SHARED, needs_shared
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.data.verify import verify
-from ttt_dist.errors import UserError
 from ttt_dist.sequence.text_tokenizer import load_tokenizer, train_sentencepiece
+from ttt_dist.util.errors import UserError
 
 CHATS = [
     {"messages": [{"role": "user", "content": f"number {n}"}, {"role": "assistant", "content": "<|begin_of_audio|>"

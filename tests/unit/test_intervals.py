@@ -5,7 +5,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from ttt_dist.evaluation.intervals import confidence_interval, ratio, wilson_interval
+from ttt_dist.evaluation.metrics.intervals import confidence_interval, ratio, wilson_interval
 
 
 def drawn(count: int) -> tuple[list[str], list[tuple[float, float]]]:

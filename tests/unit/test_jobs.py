@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import jobs, parts
-from data_prep.jobs import Outcome, PartJob, Share, Tick, run_parts, share_of
-from data_prep.parts import LineRange, cut_lines, find_parts, part_prefix, read_part, write_part
-from data_prep.problems import Problems
-from ttt_dist.errors import UserError
-from ttt_dist.files import remove_leftovers
-from ttt_dist.leases import lease, lock_name, require_lease
+from ttt_dist.jobs import parts, runner
+from ttt_dist.jobs.parts import LineRange, cut_lines, find_parts, part_prefix, read_part, write_part
+from ttt_dist.jobs.runner import Outcome, PartJob, Share, Tick, run_parts, share_of
+from ttt_dist.manifest.problems import Problems
+from ttt_dist.util.atomic_files import remove_leftovers
+from ttt_dist.util.errors import UserError
+from ttt_dist.util.file_lock import lease, lock_name, require_lease
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -125,7 +125,10 @@ def test_a_lease_is_held_by_one_and_ends_with_its_process(tmp_path: Path) -> Non
         assert lock_name(path).exists()
     assert not lock_name(path).exists()
     code = f"import time, sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\n"
-    code += f"from ttt_dist.leases import lease\nwith lease(Path({str(path)!r})):\n    print('held', flush=True)\n    time.sleep(60)"
+    code += (
+        f"from ttt_dist.util.file_lock import lease\nwith lease(Path({str(path)!r})):\n    print('held', flush=True)\n"
+    )
+    code += "    time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
@@ -149,8 +152,8 @@ def test_a_held_part_is_left_and_told(tmp_path: Path) -> None:
 
 def test_no_worker_outlives_a_killed_job(tmp_path: Path) -> None:
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom data_prep.jobs import Share, run_parts\n"
-        "from data_prep.problems import Problems\nfrom tests.unit.test_jobs import Squares\n"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom ttt_dist.jobs.runner import Share, run_parts\n"
+        "from ttt_dist.manifest.problems import Problems\nfrom tests.unit.test_jobs import Squares\n"
         f"if __name__ == '__main__':\n    run_parts(Squares(Path({str(tmp_path)!r}), 2, 120.0), Share(workers=2), Problems())"
     )
     script = tmp_path / "job.py"
@@ -171,7 +174,7 @@ def test_no_worker_outlives_a_killed_job(tmp_path: Path) -> None:
 
 def arguments(*given: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    jobs.add_arguments(parser)
+    runner.add_arguments(parser)
     return parser.parse_args(given)
 
 

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.__main__ import main
-from data_prep.group import group_entries
-from data_prep.manifest import Entry, parse_entry
-from data_prep.utterances import build_utterances
+from data_prep.commands.group import group_entries
+from data_prep.commands.utterances import build_utterances
 from tests.corpora import CHAT, RATE, read_entries, record
 from ttt_dist.audio import UtteranceReader
-from ttt_dist.errors import UserError
-from ttt_dist.sequence.clips import clips
+from ttt_dist.manifest.clips import clips
+from ttt_dist.manifest.entry import Entry, parse_entry
+from ttt_dist.util.errors import UserError
 
 
 def recordings() -> list[Entry]:

@@ -27,21 +27,21 @@ from transformers import (
     WhisperTokenizer,
 )
 
-from ttt_dist.audio.melvq import MelVQ, MelVQSettings
-from ttt_dist.decode_settings import DecodeSettings
-from ttt_dist.errors import UserError
+from ttt_dist.audio.codecs.melvq import MelVQ, MelVQSettings
+from ttt_dist.config.decode import DecodeSettings
+from ttt_dist.config.model import ModelConfig
+from ttt_dist.config.objective import Objective
 from ttt_dist.evaluation import recognisers
 from ttt_dist.evaluation.judge import Judge, ModelJudge, load_judge
 from ttt_dist.evaluation.recognisers import Ctc, Recogniser, Whisper, pieces
 from ttt_dist.inference.decoder import Decoder, Request
-from ttt_dist.model.huggingface import export_folder, load_folder
+from ttt_dist.model.hf.folder import export_folder, load_folder
 from ttt_dist.model.layers import PlainFactory, RandomWeights
 from ttt_dist.model.transformer import Transformer
-from ttt_dist.model_config import ModelConfig
-from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.templates import ChatTemplate, TemplateSettings
 from ttt_dist.sequence.text_tokenizer import train_sentencepiece
 from ttt_dist.sequence.tokens import extend
+from ttt_dist.util.errors import UserError
 
 RATE = 16000
 SPECIALS = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|zh|>"]

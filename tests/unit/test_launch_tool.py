@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tools.launch import Hosts, chosen_hosts, lacks, marker, parse_arguments, port_problem, read_hostfile, run_config
-from ttt_dist.errors import UserError
+from ttt_dist.util.errors import UserError
 
 CONFIG = str(Path(__file__).resolve().parents[2] / "recipes" / "demo.yaml")
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ttt_dist.errors import UserError
-from ttt_dist.training.environment import choose_device, prepare_process, processes, require_own_gpu
-from ttt_dist.training.launchers import PORTS, Found, Processes, expand_hosts, found, tasks_per_host
+from ttt_dist.launch.launchers import PORTS, Found, Processes, expand_hosts, found, tasks_per_host
+from ttt_dist.launch.process_group import choose_device, prepare_process, processes, require_own_gpu
+from ttt_dist.util.errors import UserError
 
 DEEPSPEED = {
     "RANK": "5", "WORLD_SIZE": "6", "LOCAL_RANK": "1", "LOCAL_SIZE": "2", "CROSS_RANK": "2", "CROSS_SIZE": "3",

@@ -13,18 +13,18 @@ import torch
 from tests.evaluated import line, make_model, make_workplace, read_lines, write_lines
 from ttt_dist import evaluate
 from ttt_dist.audio import load_codec, read_audio
+from ttt_dist.config.decode import DecodeSettings
+from ttt_dist.config.objective import Objective
 from ttt_dist.data.shards import ShardWriter
-from ttt_dist.decode_settings import DecodeSettings
-from ttt_dist.errors import UserError
-from ttt_dist.evaluation.likelihood import measure, score_likelihood
-from ttt_dist.evaluation.plan import Plan
-from ttt_dist.evaluation.scores import Normalisers
-from ttt_dist.model.attention import attention_plan
-from ttt_dist.model.huggingface import ModelFolder, load_folder
+from ttt_dist.evaluation.args import Plan
+from ttt_dist.evaluation.metrics.scores import Normalisers
+from ttt_dist.evaluation.tasks.likelihood import measure, score_likelihood
+from ttt_dist.model.attention.plan import attention_plan
+from ttt_dist.model.hf.folder import ModelFolder, load_folder
 from ttt_dist.sequence.corruption import draw, p_bin
-from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.sequence.templates import ChatTemplate
+from ttt_dist.util.errors import UserError
 
 
 @pytest.fixture(scope="module")

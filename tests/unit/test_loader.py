@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.structures import tiny_layout
+from ttt_dist.config.objective import Objective, ObjectiveStage
 from ttt_dist.data.loader import HeldOutLoader, PackLoader
 from ttt_dist.data.shards import ShardReader, ShardWriter
 from ttt_dist.data.sources import Sources
-from ttt_dist.errors import UserError
 from ttt_dist.sequence.batch import Batch
-from ttt_dist.sequence.objective import Objective, ObjectiveStage
 from ttt_dist.sequence.sample import Sample, Segment
+from ttt_dist.util.errors import UserError
 
 LAYOUT = tiny_layout()
 SEQ_LEN = 48

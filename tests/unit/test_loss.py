@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.structures import packs, tiny_layout
+from ttt_dist.config.objective import Objective
 from ttt_dist.model import cross_entropy
 from ttt_dist.model.cross_entropy import VocabularySlice, by_chunks, by_tiles
 from ttt_dist.model.loss import LossRows, linear_cross_entropy, loss_rows
 from ttt_dist.sequence.batch import Batch, collate
 from ttt_dist.sequence.corruption import NUM_P_BINS
-from ttt_dist.sequence.objective import Objective
 
 LAYOUT = tiny_layout()
 NUM_TOKENS, NUM_ROWS = LAYOUT.vocab_size, LAYOUT.padded_vocab_size

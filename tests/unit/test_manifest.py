@@ -8,16 +8,17 @@ import pytest
 import soundfile
 
 from data_prep.__main__ import build_parser, main
-from data_prep.manifest import Holdout, Problems
+from data_prep.commands.manifest import Holdout
 from data_prep.readers import ReaderOptions
 from data_prep.readers.librispeech import read_librispeech
 from data_prep.readers.own import compile_pattern
 from tests.corpora import CHAT, DOCUMENT, RATE, assert_sounds_like, encoded, read_entries, record
 from ttt_dist.audio import UtteranceReader
 from ttt_dist.data.metadata import render
-from ttt_dist.errors import UserError
-from ttt_dist.files import sha256_file
-from ttt_dist.sequence.clips import clips
+from ttt_dist.manifest.clips import clips
+from ttt_dist.manifest.problems import Problems
+from ttt_dist.util.atomic_files import sha256_file
+from ttt_dist.util.errors import UserError
 
 
 @pytest.fixture

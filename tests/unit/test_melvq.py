@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ttt_dist.audio import load_codec
-from ttt_dist.audio.kmeans import learn_centroids, nearest
+from ttt_dist.audio.codecs.kmeans import learn_centroids, nearest
+from ttt_dist.audio.codecs.melvq import MelVQ, MelVQSettings
 from ttt_dist.audio.logmel import LogMel, normalise_loudness
-from ttt_dist.audio.melvq import MelVQ, MelVQSettings
-from ttt_dist.errors import UserError
+from ttt_dist.util.errors import UserError
 
 SETTINGS = MelVQSettings(sample_rate=8000, codebook_size=32)
 

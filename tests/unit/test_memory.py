@@ -13,13 +13,14 @@ from torch.profiler import ProfilerActivity, profile
 
 from tests.compiling import watch_compiler
 from tests.distributed.random_packs import LAYOUT
-from ttt_dist.config import Config, ParallelConfig, TrainConfig
-from ttt_dist.model.recompute import prepare_blocks
+from ttt_dist.config.model import ModelConfig
+from ttt_dist.config.run import Config, ParallelConfig, TrainConfig
 from ttt_dist.model.transformer import Transformer
-from ttt_dist.model_config import ModelConfig
+from ttt_dist.parallel.activation_checkpoint import prepare_blocks
 from ttt_dist.parallel.mesh import Mesh
+from ttt_dist.parallel.stages import layer_sizes
 from ttt_dist.sequence.batch import Batch
-from ttt_dist.training.memory import FP32, Kept, Memory, Widths, layer_sizes, memory_per_rank
+from ttt_dist.training.memory_estimate import FP32, Kept, Memory, Widths, memory_per_rank
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE = Mesh(1, 1, 1, 1, 0)
@@ -82,10 +83,10 @@ PEAK = """
 import sys
 from dataclasses import replace
 from tests.unit.test_memory import ONE, WIDE, full_batch, peak_config
-from ttt_dist.model_config import ModelConfig
+from ttt_dist.config.model import ModelConfig
 from ttt_dist.model.layers import RandomWeights
 from ttt_dist.training.engine import build_engine, build_model
-from ttt_dist.training.environment import init_process_group, leave_process_group, prepare_process, processes
+from ttt_dist.launch.process_group import init_process_group, leave_process_group, prepare_process, processes
 from ttt_dist.training.step import train_step
 
 def resident(key):

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttt_dist.config import ParallelConfig
-from ttt_dist.errors import UserError
+from ttt_dist.config.run import ParallelConfig
 from ttt_dist.parallel.mesh import Mesh, require_divisible
 from ttt_dist.parallel.partition import PARTITIONS, padded_rows, partition_of, shard, shard_shape, unshard
+from ttt_dist.util.errors import UserError
 
 SIZES = [sizes for sizes in itertools.product((1, 2, 3), repeat=4)]
 

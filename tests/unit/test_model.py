@@ -12,13 +12,13 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from tests.structures import packs, tiny_layout
-from ttt_dist.model.attention import attention_plan
-from ttt_dist.model.huggingface import from_huggingface, huggingface_names
+from ttt_dist.config.model import ModelConfig
+from ttt_dist.config.objective import Objective
+from ttt_dist.model.attention.plan import attention_plan
+from ttt_dist.model.hf.folder import from_huggingface, huggingface_names
 from ttt_dist.model.layers import PlainFactory, RandomWeights, linear, swiglu
 from ttt_dist.model.transformer import Transformer
-from ttt_dist.model_config import ModelConfig
 from ttt_dist.sequence.batch import Batch, collate
-from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.sequence.visibility import dense_mask
 

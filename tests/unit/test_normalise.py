@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttt_dist.errors import UserError
-from ttt_dist.evaluation.normalise import NAMES, normaliser
+from ttt_dist.evaluation.metrics.normalise import NAMES, normaliser
+from ttt_dist.util.errors import UserError
 
 BARE = "whisper-en (no spelling table)"
 

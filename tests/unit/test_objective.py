@@ -13,13 +13,13 @@ import pytest
 
 from tests.distributed import random_packs
 from tests.structures import tiny_layout
-from ttt_dist.config import load_config, save_config, to_dict
-from ttt_dist.errors import UserError
+from ttt_dist.config.objective import Objective, ObjectiveStage
+from ttt_dist.config.run import load_config, save_config, to_dict
 from ttt_dist.sequence.batch import collate
 from ttt_dist.sequence.corruption import Corrupted, Draw, corrupt, draw
-from ttt_dist.sequence.objective import Objective, ObjectiveStage
 from ttt_dist.sequence.sample import Sample, Segment
-from ttt_dist.training.describe import describe_objective
+from ttt_dist.training.dry_run import describe_objective
+from ttt_dist.util.errors import UserError
 
 LAYOUT = tiny_layout()
 TENSORS = ("input_ids", "position_ids", "sample_ids", "span_ids", "ar_targets", "ar_weights", "nar_targets",

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttt_dist.data.order import PackOrder, permutation_keys, permute
+from ttt_dist.data.sampler import PackOrder, permutation_keys, permute
 
 
 @given(size=st.integers(1, 700), seed=st.integers(0, 2**32))
@@ -66,7 +66,7 @@ def test_the_order_is_the_same_in_every_process() -> None:
     """Golden figures: a change of the order would make resumed runs read other data."""
     assert [PackOrder(1000, 1234).pack_at(step, 3, 8) for step in (0, 1, 124, 125, 999)] == GOLDEN
     root = Path(__file__).resolve().parents[2]
-    code = "from ttt_dist.data.order import PackOrder; print(PackOrder(1000, 1234).pack_at(124, 3, 8))"
+    code = "from ttt_dist.data.sampler import PackOrder; print(PackOrder(1000, 1234).pack_at(124, 3, 8))"
     for hash_seed in ("1", "2"):
         environment = {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(root)}
         told = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)

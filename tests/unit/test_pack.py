@@ -9,17 +9,17 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data_prep import pack
-from data_prep.binpack import best_fit_decreasing, num_windows, pack_window
-from data_prep.parts import part_prefix
-from data_prep.sample_parts import SampleWriter
-from data_prep.too_long import cut, pieces
+from data_prep.commands import pack
+from data_prep.packing.binpack import best_fit_decreasing, num_windows, pack_window
+from data_prep.packing.sample_parts import SampleWriter
+from data_prep.packing.truncation import cut, pieces
 from tests.structures import tiny_layout
 from ttt_dist.data.shards import ShardReader, to_document, to_samples
 from ttt_dist.data.verify import check_document, verify
-from ttt_dist.errors import UserError
+from ttt_dist.jobs.parts import part_prefix
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.sequence.tokens import TokenLayout
+from ttt_dist.util.errors import UserError
 
 LAYOUT = tiny_layout()
 

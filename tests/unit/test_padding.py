@@ -19,9 +19,9 @@ from torch.nn import functional
 
 from tests.unit.test_codecs import RATES, sound, tiny_model
 from ttt_dist.audio.batches import MOST_PADDED, Sharing, batches
-from ttt_dist.audio.codebooks import unflatten
-from ttt_dist.audio.codec import PRETRAINED
-from ttt_dist.audio.pretrained import Pretrained, max_batch_samples
+from ttt_dist.audio.codecs.codebooks import unflatten
+from ttt_dist.audio.codecs.transformers import Pretrained, max_batch_samples
+from ttt_dist.audio.registry import PRETRAINED
 
 CPU = torch.device("cpu")
 PADS = {"mimi": 0, "encodec": 80 * 9, "dac": 0}
@@ -74,7 +74,7 @@ def test_codes_are_the_packages_own_whoever_the_mates_are(name: str, lengths: li
     codec, (_, hop, k, size) = exact(name), RATES[name]
     waves = waves_of(lengths, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ttt_dist.audio.pretrained.STEP_SAMPLES", step * hop)
+        patch.setattr("ttt_dist.audio.codecs.transformers.STEP_SAMPLES", step * hop)
         patch.setattr("ttt_dist.audio.batches.MOST_PADDED", 50.0)
         found = codec.encode(waves)
     for wave, codes in zip(waves, found, strict=True):

@@ -11,9 +11,9 @@ import torch
 from tests.evaluated import FEW, line, make_workplace, write_lines
 from ttt_dist import evaluate
 from ttt_dist.audio import read_audio
-from ttt_dist.errors import UserError
 from ttt_dist.evaluation.items import Item
-from ttt_dist.evaluation.quality import RATE, Quality, as_table, nearest, score_quality
+from ttt_dist.evaluation.metrics.quality import RATE, Quality, as_table, nearest, score_quality
+from ttt_dist.util.errors import UserError
 
 SPEECH = Path(__file__).resolve().parents[2] / "demo_speech"
 needs_extra = pytest.mark.skipif(

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from data_prep import manifest
+from data_prep.commands import manifest
 from data_prep.readers import READERS, load_reader
-from data_prep.readers.json_stream import stream_array
 from data_prep.readers.long_recordings import punctuated
 from tests.corpora import SECONDS, assert_sounds_like, encoded, errors, listed, put, record, tone, write
 from ttt_dist.audio import UtteranceReader
-from ttt_dist.errors import UserError
+from ttt_dist.manifest.json_stream import stream_array
+from ttt_dist.util.errors import UserError
 
 NOT_UTF8 = b"ID \xff\xfe"
 
@@ -301,8 +301,8 @@ def test_segments_of_long_files_are_not_decoded_whole(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("chunk", [1, 7, 100, 10**6])
 def test_a_list_is_streamed_whatever_the_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    from data_prep.problems import Problems
-    from data_prep.readers import json_stream
+    from ttt_dist.manifest import json_stream
+    from ttt_dist.manifest.problems import Problems
 
     monkeypatch.setattr(json_stream, "CHUNK", chunk)
     items = [{"n": number, "text": 'é]}\\"' * number, "segments": [[], {}]} for number in range(20)]

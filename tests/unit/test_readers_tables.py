@@ -10,11 +10,11 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from data_prep.problems import Problems
-from data_prep.readers.delimited import read_rows
 from tests.corpora import RATE, SECONDS, assert_sounds_like, encoded, errors, listed, put, record
 from ttt_dist.audio import UtteranceReader
-from ttt_dist.errors import UserError
+from ttt_dist.manifest.delimited import read_rows
+from ttt_dist.manifest.problems import Problems
+from ttt_dist.util.errors import UserError
 
 datasets.disable_progress_bars()
 

@@ -14,10 +14,10 @@ from tests.structures import SHARED, needs_shared
 from tools import make_judge
 from ttt_dist import evaluate
 from ttt_dist.audio import load_utterance
-from ttt_dist.errors import UserError
-from ttt_dist.evaluation.error_rates import Score
-from ttt_dist.evaluation.normalise import normaliser
+from ttt_dist.evaluation.metrics.error_rates import Score
+from ttt_dist.evaluation.metrics.normalise import normaliser
 from ttt_dist.evaluation.recognisers import Whisper
+from ttt_dist.util.errors import UserError
 
 SPEECH = Path(__file__).resolve().parents[2] / "demo_speech"
 DIGITS = {"one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "eight": "8", "nine": "9"}

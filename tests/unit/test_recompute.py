@@ -16,13 +16,13 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint
 
 from tests.compiling import Graphs, count, watch_compiler
-from ttt_dist.model import flex
-from ttt_dist.model.attention import AttentionPlan, attention_plan
-from ttt_dist.model.flex import FlexPlan
+from ttt_dist.config.model import ModelConfig
+from ttt_dist.model.attention import flex
+from ttt_dist.model.attention.flex import FlexPlan
+from ttt_dist.model.attention.plan import AttentionPlan, attention_plan
 from ttt_dist.model.layers import PlainFactory
-from ttt_dist.model.recompute import COMPILER, prepare_blocks
 from ttt_dist.model.transformer import Block, rotary
-from ttt_dist.model_config import ModelConfig
+from ttt_dist.parallel.activation_checkpoint import COMPILER, prepare_blocks
 
 CONFIG = ModelConfig(64, 3, 4, 2, 160, qkv_bias=True)
 NUM_TOKENS = 256

@@ -6,14 +6,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ttt_dist.config import Config, TelemetryConfig
-from ttt_dist.model_config import ModelConfig
+from ttt_dist.config.model import ModelConfig
+from ttt_dist.config.run import Config, TelemetryConfig
 from ttt_dist.sequence.corruption import NUM_P_BINS
-from ttt_dist.training import records
+from ttt_dist.training import step_metrics
 from ttt_dist.training.flops import ModelFlops
-from ttt_dist.training.records import Window, p_bin_name, peak_tflops, slowest
 from ttt_dist.training.step import Counts, PBin, StepResult
-from ttt_dist.training.timing import StepTimes
+from ttt_dist.training.step_metrics import Window, p_bin_name, peak_tflops, slowest
+from ttt_dist.training.step_timing import StepTimes
 
 
 @pytest.fixture
@@ -129,4 +129,4 @@ def test_the_peak_is_that_of_all_devices(ranks: dict[int, float], monkeypatch: p
     assert peak_tflops(0.0) is None
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100-SXM4-80GB")
-    assert records.peak_tflops(0.0) == 312.0
+    assert step_metrics.peak_tflops(0.0) == 312.0

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from ttt_dist.model.huggingface import from_huggingface, huggingface_names
+from ttt_dist.config.model import ModelConfig
+from ttt_dist.config.objective import Objective
+from ttt_dist.model.hf.folder import from_huggingface, huggingface_names
 from ttt_dist.model.transformer import Transformer
-from ttt_dist.model_config import ModelConfig
 from ttt_dist.sequence.batch import collate
 from ttt_dist.sequence.corruption import corrupt, draw
-from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.sequence.tokens import released
 

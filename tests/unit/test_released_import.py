@@ -13,15 +13,15 @@ from pyarrow import parquet
 from tokenizers import AddedToken, Tokenizer
 
 from data_prep import released as subject
-from data_prep.problems import Problems
 from data_prep.released import read_released, released_sample
-from data_prep.vocabulary import released_for
+from data_prep.token_layout_args import released_for
 from tests.structures import SHARED, needs_shared
-from ttt_dist.errors import UserError
+from ttt_dist.manifest.problems import Problems
 from ttt_dist.sequence.sample import spans
 from ttt_dist.sequence.templates import ChatTemplate
 from ttt_dist.sequence.text_tokenizer import TextTokenizer, load_tokenizer, train_sentencepiece
 from ttt_dist.sequence.tokens import released
+from ttt_dist.util.errors import UserError
 
 IM_START, IM_END, BEGIN, END, QUAD = 151644, 151645, 151674, 151675, 151676
 FIRST_CODE, END_NEW, END_LAST = 151685, 168070, 168071

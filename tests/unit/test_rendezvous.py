@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from ttt_dist.errors import LostProcessError, UserError
-from ttt_dist.training import rendezvous
-from ttt_dist.training.launchers import Processes
-from ttt_dist.training.rendezvous import IncompleteError, free_port, meet, ranges
+from ttt_dist.launch import rendezvous
+from ttt_dist.launch.launchers import Processes
+from ttt_dist.launch.rendezvous import IncompleteError, free_port, meet, ranges
+from ttt_dist.util.errors import LostProcessError, UserError
 
 HOSTS = ("alpha", "beta")
 

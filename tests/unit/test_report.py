@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from tools import report
-from ttt_dist.config import Config, save_config
-from ttt_dist.errors import UserError
+from ttt_dist.config.run import Config, save_config
 from ttt_dist.telemetry import curves
 from ttt_dist.telemetry.curves import Marks
 from ttt_dist.telemetry.events import EventKind, Events, read_events, with_silent_ends
+from ttt_dist.util.errors import UserError
 
 ALL = ("Loss", "Loss by noise", "Optimisation", "Speed", "Time of a step", "Events", "Profile", "Configuration")
 

@@ -25,19 +25,19 @@ from werkzeug.test import encode_multipart
 from tests.served import SETTINGS, make_model, served
 from tests.tiny_model import RATE
 from ttt_dist.audio import load_codec
-from ttt_dist.decode_settings import DecodeSettings
-from ttt_dist.errors import UserError
+from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.inference.decoder import Decoder, Request
-from ttt_dist.inference.events import Result
-from ttt_dist.inference.forward import Forwards
-from ttt_dist.model.huggingface import ModelFolder, load_folder
+from ttt_dist.inference.detokenizer import Result
+from ttt_dist.inference.model_runner import Forwards
+from ttt_dist.model.hf.folder import ModelFolder, load_folder
 from ttt_dist.sequence.templates import ChatTemplate
 from ttt_dist.serving import decoding_thread
-from ttt_dist.serving import studio as studio_module
+from ttt_dist.serving import request_builder as studio_module
 from ttt_dist.serving.app import HEADERS, MAX_UPLOAD, App
 from ttt_dist.serving.decoding_thread import DecodingThread
+from ttt_dist.serving.request_builder import Studio
 from ttt_dist.serving.server import is_loopback, listen, server_on, trusted_names, url_of
-from ttt_dist.serving.studio import Studio
+from ttt_dist.util.errors import UserError
 
 ENDLESS = DecodeSettings(max_text=100_000, max_codes=100_000)  # greedy, the tiny model speaks for minutes
 LARGE = 100 * 2**20

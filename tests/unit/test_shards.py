@@ -20,8 +20,8 @@ from ttt_dist.data import metadata
 from ttt_dist.data.indexed import new_builder, open_indexed
 from ttt_dist.data.shards import Document, ShardReader, ShardWriter, to_document, to_samples
 from ttt_dist.data.verify import check_document, verify
-from ttt_dist.errors import UserError
 from ttt_dist.sequence.sample import Sample, Segment
+from ttt_dist.util.errors import UserError
 
 LAYOUT = tiny_layout(shuffle_seed=3)
 SEQ_LEN = 64

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from data_prep import inspect_shards
-from data_prep.readable import readable
+from data_prep.commands import inspect_shards
+from data_prep.pack_printer import readable
 from ttt_dist.data.shards import ShardReader, ShardWriter
-from ttt_dist.errors import UserError
 from ttt_dist.sequence.templates import ChatTemplate, TemplateSettings
 from ttt_dist.sequence.text_tokenizer import train_sentencepiece
 from ttt_dist.sequence.tokens import extend
 from ttt_dist.telemetry.plots import COLOURS, _rgb, draw_mask, mask_colours
+from ttt_dist.util.errors import UserError
 
 
 @pytest.fixture(scope="module")

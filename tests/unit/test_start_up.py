@@ -8,7 +8,7 @@ import pytest
 
 from data_prep.__main__ import COMMANDS
 from tests.distributed.small_run import environment, make_run
-from ttt_dist.training.environment import has_gpu
+from ttt_dist.launch.process_group import has_gpu
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {

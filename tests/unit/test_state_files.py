@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from ttt_dist.errors import UserError
-from ttt_dist.training.seal import file_sum
-from ttt_dist.training.state_files import read_state, write_state
+from ttt_dist.checkpoint.manifest import file_sum
+from ttt_dist.checkpoint.torch_io import read_state, write_state
+from ttt_dist.util.errors import UserError
 
 READINGS = pytest.mark.parametrize("mmap", [False, True], ids=["read", "mapped"])
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ttt_dist.training.rendezvous import free_port
-from ttt_dist.training.stopping import MARGIN_S, StopRequests
+from ttt_dist.launch.rendezvous import free_port
+from ttt_dist.training.stop_signals import MARGIN_S, StopRequests
 
 CPU = torch.device("cpu")
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ttt_dist.config import Config, TelemetryConfig, TrainConfig, load_config
-from ttt_dist.errors import UserError
+from ttt_dist.config.run import Config, TelemetryConfig, TrainConfig, load_config
 from ttt_dist.telemetry.events import EVENTS, Events, read_events
 from ttt_dist.telemetry.metrics import open_metrics
 from ttt_dist.telemetry.profiler import ProfileWindow
+from ttt_dist.util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,17 +10,17 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data_prep.beside import render_template
+from data_prep.assets import render_template
 from ttt_dist.data.shards import to_document
 from ttt_dist.data.verify import check_document
-from ttt_dist.errors import UserError
-from ttt_dist.sequence.clips import clips
+from ttt_dist.manifest.clips import clips
 from ttt_dist.sequence.sample import Sample, spans
 from ttt_dist.sequence.template_entry import sort_recordings
 from ttt_dist.sequence.template_form import read_template
 from ttt_dist.sequence.templates import ChatTemplate, TemplateSettings, load_template_settings
 from ttt_dist.sequence.text_tokenizer import TextTokenizer, train_sentencepiece
 from ttt_dist.sequence.tokens import AUDIO_SPECIALS, PIECES, TEXT_SPECIALS, TokenLayout
+from ttt_dist.util.errors import UserError
 
 NUM_CODES = 12
 

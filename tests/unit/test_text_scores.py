@@ -8,8 +8,8 @@ import sacrebleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ttt_dist.evaluation.normalise import normaliser
-from ttt_dist.evaluation.text_scores import (
+from ttt_dist.evaluation.metrics.normalise import normaliser
+from ttt_dist.evaluation.metrics.text_scores import (
     bleu,
     bleu_counts,
     bleu_name,

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
+from ttt_dist.config.model import ModelConfig
 from ttt_dist.model import tiles
 from ttt_dist.model.tiles import Tiles, tile_vocabulary
 from ttt_dist.model.transformer import Transformer
-from ttt_dist.model_config import ModelConfig
 
 
 def tiny(is_tied: bool) -> Transformer:

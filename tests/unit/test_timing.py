@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from ttt_dist.training import timing
-from ttt_dist.training.timing import StepClock
+from ttt_dist.training import step_timing as timing
+from ttt_dist.training.step_timing import StepClock
 
 
 class Hands:

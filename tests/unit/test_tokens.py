@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from tests.structures import SHARED, needs_shared, tiny_layout
-from ttt_dist.errors import UserError
 from ttt_dist.sequence.id_bytes import to_array, to_bytes
 from ttt_dist.sequence.sample import spans
 from ttt_dist.sequence.template_content import ContentWriter
 from ttt_dist.sequence.templates import ChatTemplate
 from ttt_dist.sequence.text_tokenizer import load_tokenizer, train_sentencepiece
 from ttt_dist.sequence.tokens import TokenLayout, extend, released
+from ttt_dist.util.errors import UserError
 
 
 def test_released_vocabulary_is_the_published_one() -> None:

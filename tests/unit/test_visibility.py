@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.structures import packs, tiny_layout
+from ttt_dist.config.objective import Objective
 from ttt_dist.sequence.batch import collate
-from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.visibility import dense_mask, visible_end
 
 LAYOUT = tiny_layout(shuffle_seed=1)

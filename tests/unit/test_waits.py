@@ -8,15 +8,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.structures import tiny_layout
+from ttt_dist.config.model import ModelConfig
+from ttt_dist.config.objective import Objective
 from ttt_dist.model import loss
 from ttt_dist.model.cross_entropy import VocabularySlice, by_chunks
 from ttt_dist.model.layers import PlainFactory
 from ttt_dist.model.loss import linear_cross_entropy, loss_rows
-from ttt_dist.model_config import ModelConfig
 from ttt_dist.parallel.pipeline import LastLayer, LossTotal, pack_batch
 from ttt_dist.sequence.batch import Batch, LossPlaces, collate
 from ttt_dist.sequence.corruption import Corrupted, corrupt
-from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.sample import Sample
 
 LAYOUT = tiny_layout()

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from ttt_dist.training.rendezvous import free_port
+from ttt_dist.launch.rendezvous import free_port
 from ttt_dist.training.watchdog import _explained
 
 WAIT_S = 0.4

@@ -7,9 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ttt_dist.audio.codec import Codec, CodecInfo, describe_codec, load_codec
-    from ttt_dist.audio.files import UtteranceReader, load_utterance, read_audio, resample, write_wav
+    from ttt_dist.audio.codec import Codec, CodecInfo
+    from ttt_dist.audio.io import UtteranceReader, load_utterance, read_audio, resample, write_wav
+    from ttt_dist.audio.registry import describe_codec, load_codec
 
+HOMES = {
+    "codec": ("Codec", "CodecInfo"),
+    "io": ("UtteranceReader", "load_utterance", "read_audio", "resample", "write_wav"),
+    "registry": ("describe_codec", "load_codec"),
+}
 __all__ = [
     "Codec",
     "CodecInfo",
@@ -21,10 +27,10 @@ __all__ = [
     "resample",
     "write_wav",
 ]
-IN_CODEC = ("Codec", "CodecInfo", "describe_codec", "load_codec")  # the others are in files
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{'codec' if name in IN_CODEC else 'files'}"), name)
+    for module, names in HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ttt_dist.audio.codec import Codes
-from ttt_dist.errors import UserError
+from ttt_dist.util.errors import UserError
 
 MOST_PADDED = 1.5  # longest over shortest of a batch: what is padded is computed for nothing
 

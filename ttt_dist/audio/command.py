@@ -9,7 +9,7 @@ import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 
-from ttt_dist.errors import UserError
+from ttt_dist.util.errors import UserError
 
 
 class Command:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ttt_dist.errors import UserError
+from ttt_dist.util.errors import UserError
 
 if TYPE_CHECKING:
     from pyarrow import Schema

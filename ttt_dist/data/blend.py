@@ -17,7 +17,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
-from ttt_dist.data.order import PackOrder, permutation_keys, permute
+from ttt_dist.data.sampler import PackOrder, permutation_keys, permute
 
 
 class Place(NamedTuple):

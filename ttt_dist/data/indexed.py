@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ttt_dist.errors import UserError
+from ttt_dist.util.errors import UserError
 
 # Magic bytes, version, code of the tokens' type, sequences, entries of document_indices (one more than documents).
 HEADER = struct.Struct("<9sQBQQ")

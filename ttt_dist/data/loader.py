@@ -7,13 +7,13 @@ Both are pure functions of their arguments: the noise comes from (seed, sample, 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from ttt_dist.config.objective import Objective
 from ttt_dist.data.blend import Place
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.data.sources import Sources
-from ttt_dist.errors import UserError
 from ttt_dist.sequence.batch import Batch, collate
-from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.tokens import TokenLayout
+from ttt_dist.util.errors import UserError
 
 
 class PackLoader:

@@ -5,8 +5,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ttt_dist.errors import UserError
-from ttt_dist.files import sha256_file, sha256_folder
+from ttt_dist.util.atomic_files import sha256_file, sha256_folder
+from ttt_dist.util.errors import UserError
 
 FORMAT = "ttt_dist shard 1"
 BESIDE = ("tokenizer", "codec", "template.json")

@@ -20,11 +20,11 @@ import numpy as np
 from ttt_dist.data import metadata
 from ttt_dist.data.indexed import new_builder, open_indexed
 from ttt_dist.data.metadata import with_suffix
-from ttt_dist.errors import UserError
-from ttt_dist.files import fsync_folder, sha256_file, temporary_name, writing
 from ttt_dist.sequence.id_bytes import to_array
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.sequence.tokens import TokenLayout
+from ttt_dist.util.atomic_files import fsync_folder, sha256_file, temporary_name, writing
+from ttt_dist.util.errors import UserError
 
 STARTS_SAMPLE = 1
 IS_TARGET = 2

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from ttt_dist.config.data import DataConfig
 from ttt_dist.data.blend import BlendOrder, OneSource, Order, Stage, exact
 from ttt_dist.data.shards import ShardReader
-from ttt_dist.data_config import DataConfig
-from ttt_dist.errors import UserError
+from ttt_dist.util.errors import UserError
 
 
 @dataclass(frozen=True)

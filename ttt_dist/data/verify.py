@@ -9,9 +9,9 @@ import numpy as np
 from ttt_dist.data import metadata
 from ttt_dist.data.metadata import with_suffix
 from ttt_dist.data.shards import IS_TARGET, STARTS_SAMPLE, Document, ShardReader
-from ttt_dist.errors import UserError
-from ttt_dist.files import sha256_file
 from ttt_dist.sequence.tokens import TokenLayout
+from ttt_dist.util.atomic_files import sha256_file
+from ttt_dist.util.errors import UserError
 
 MAX_PACK_PROBLEMS = 20
 

@@ -7,14 +7,14 @@ codes can hardly be clearer than a recording that went through it.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ttt_dist.errors import UserError
+from ttt_dist.evaluation.args import OWN
+from ttt_dist.evaluation.item_errors import Notes
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.judge import Judge
-from ttt_dist.evaluation.notes import Notes
-from ttt_dist.evaluation.plan import OWN
-from ttt_dist.evaluation.quality import score_quality
-from ttt_dist.evaluation.scores import Normalisers, Record, Scored, error_rates
-from ttt_dist.evaluation.sources import SOURCES, Sound
+from ttt_dist.evaluation.metrics.quality import score_quality
+from ttt_dist.evaluation.metrics.scores import Normalisers, Record, Scored, error_rates
+from ttt_dist.evaluation.sound_sources import SOURCES, Sound
+from ttt_dist.util.errors import UserError
 
 Heard = dict[str, str]
 """What each judge hears in a sound, by the judge's label."""

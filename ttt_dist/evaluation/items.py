@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.entry import Entry, check_recordings, decode_line, is_unicode, parse_object
-from data_prep.manifest import raw_lines
-from data_prep.problems import Collected
-from data_prep.readers.delimited import delimiter_of, read_rows
-from data_prep.readers.json_stream import stream_array
-from ttt_dist.errors import UserError
+from ttt_dist.manifest.delimited import delimiter_of, read_rows
+from ttt_dist.manifest.entry import Entry, check_recordings, decode_line, is_unicode, parse_object
+from ttt_dist.manifest.json_stream import stream_array
+from ttt_dist.manifest.problems import Collected
+from ttt_dist.manifest.reading import raw_lines
+from ttt_dist.util.errors import UserError
 
 Prepare = Callable[[Entry], Entry]
 """An entry as a task takes it, under the project's names of fields; UserError where it lacks something."""

@@ -10,16 +10,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data_prep.jobs import Outcome, PartJob, Tick
-from data_prep.parts import describe_file, has_files, part_prefix, read_part, write_part
 from ttt_dist.data.metadata import with_suffix
-from ttt_dist.errors import UserError
+from ttt_dist.evaluation.args import FORMS, Plan
+from ttt_dist.evaluation.context import Notes, Tools
 from ttt_dist.evaluation.items import Item
-from ttt_dist.evaluation.plan import FORMS, Plan
-from ttt_dist.evaluation.scores import Record, wavs
-from ttt_dist.evaluation.tasks import TASKS
-from ttt_dist.evaluation.tools import Notes, Tools
-from ttt_dist.files import atomic_write, remove_leftovers
+from ttt_dist.evaluation.metrics.scores import Record, wavs
+from ttt_dist.evaluation.tasks.registry import TASKS
+from ttt_dist.jobs.parts import describe_file, has_files, part_prefix, read_part, write_part
+from ttt_dist.jobs.runner import Outcome, PartJob, Tick
+from ttt_dist.util.atomic_files import atomic_write, remove_leftovers
+from ttt_dist.util.errors import UserError
 
 AGAIN = "evaluate again"
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from ttt_dist.audio import Codec, write_wav
 from ttt_dist.audio.codec import Codes
 from ttt_dist.audio.command import Command
-from ttt_dist.decode_settings import DecodeSettings
-from ttt_dist.errors import UserError
-from ttt_dist.evaluation.plan import JUDGE_FLAG, OWN, parse
+from ttt_dist.config.decode import DecodeSettings
+from ttt_dist.evaluation.args import JUDGE_FLAG, OWN, parse
 from ttt_dist.evaluation.recognisers import Ctc, Whisper
 from ttt_dist.inference.decoder import Decoder, Request
 from ttt_dist.sequence.templates import ChatTemplate
+from ttt_dist.util.errors import UserError
 
 
 class Judge(Protocol):

@@ -8,16 +8,16 @@ from typing import Any
 import soundfile
 
 from ttt_dist.audio import UtteranceReader
-from ttt_dist.errors import UserError
 from ttt_dist.evaluation import report
+from ttt_dist.evaluation.args import Plan
+from ttt_dist.evaluation.context import locate
 from ttt_dist.evaluation.ears import EARS_NOTE, MOST, by_judge
-from ttt_dist.evaluation.error_rates import compared
 from ttt_dist.evaluation.items import Item
-from ttt_dist.evaluation.plan import Plan
-from ttt_dist.evaluation.quality import QUALITY_NOTE, as_table
-from ttt_dist.evaluation.scores import Normalisers, Record, wavs
-from ttt_dist.evaluation.tools import locate
-from ttt_dist.sequence.clips import clips
+from ttt_dist.evaluation.metrics.error_rates import compared
+from ttt_dist.evaluation.metrics.quality import QUALITY_NOTE, as_table
+from ttt_dist.evaluation.metrics.scores import Normalisers, Record, wavs
+from ttt_dist.manifest.clips import clips
+from ttt_dist.util.errors import UserError
 
 NUM_ITEMS = 50
 AUDIO_BYTES = 12 * 10**6  # of all players; items beyond it have none

@@ -10,12 +10,12 @@ from typing import Any
 from ttt_dist.evaluation import page
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.job import EvaluationJob, write_jsonl
-from ttt_dist.evaluation.layouts import write_layouts
-from ttt_dist.evaluation.scores import Normalisers
+from ttt_dist.evaluation.metrics.scores import Normalisers
+from ttt_dist.evaluation.submission_formats import write_layouts
 from ttt_dist.evaluation.summary import as_markdown, summarise
-from ttt_dist.evaluation.tasks import TASKS
-from ttt_dist.files import atomic_write, remove_leftovers
-from ttt_dist.leases import lease
+from ttt_dist.evaluation.tasks.registry import TASKS
+from ttt_dist.util.atomic_files import atomic_write, remove_leftovers
+from ttt_dist.util.file_lock import lease
 
 
 def write_results(job: EvaluationJob) -> dict[str, Any] | None:

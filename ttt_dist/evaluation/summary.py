@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ttt_dist.evaluation.args import OWN, Plan
 from ttt_dist.evaluation.ears import by_judge, called
 from ttt_dist.evaluation.job import Collection
-from ttt_dist.evaluation.plan import OWN, Plan
-from ttt_dist.evaluation.quality import as_table
-from ttt_dist.evaluation.scores import Scored
+from ttt_dist.evaluation.metrics.quality import as_table
+from ttt_dist.evaluation.metrics.scores import Scored
 
 TOLD = 20  # problems named in a summary; the parts name all
 

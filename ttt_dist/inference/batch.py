@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ttt_dist.model.cache import Run, Sequence
+from ttt_dist.model.attention.kv_cache import Run, Sequence
 
 KEYS = 64
 FIXED_KEYS = 256

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ttt_dist.decode_settings import DEFAULTS, DecodeSettings
-from ttt_dist.errors import UserError
-from ttt_dist.inference.events import Ended, Event, Reader, Result
-from ttt_dist.inference.forward import Asked, Forwards
-from ttt_dist.inference.phases import Choice, Rules, State, advance, prompt_spans
-from ttt_dist.model.huggingface import ModelFolder
+from ttt_dist.config.decode import DEFAULTS, DecodeSettings
+from ttt_dist.inference.detokenizer import Ended, Event, Reader, Result
+from ttt_dist.inference.model_runner import Asked, Forwards
+from ttt_dist.inference.sequence_state import Choice, Rules, State, advance, prompt_spans
+from ttt_dist.model.hf.folder import ModelFolder
 from ttt_dist.model.layers import lay_transposed
 from ttt_dist.model.tiles import tile_vocabulary
+from ttt_dist.util.errors import UserError
 
 SMALL = 2e7  # parameters: more of them are read from memory at every forward, which several cores better do together
 

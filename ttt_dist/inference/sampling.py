@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ttt_dist.decode_settings import DecodeSettings
+from ttt_dist.config.decode import DecodeSettings
 
 BELOW_ONE = 1 - 2**-23  # so that, in fp32, a number times the whole sum stays below it
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ttt_dist.model.attention import AttentionPlan, attend
+from ttt_dist.model.attention.plan import AttentionPlan, attend
 from ttt_dist.model.cross_entropy import VocabularySlice
 from ttt_dist.model.loss import LossRows, LossSums, linear_cross_entropy
 from ttt_dist.model.products import linear
@@ -55,7 +55,7 @@ class TokenSplit(Protocol):
         ...
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
-        """Attention of this process's tokens, as `ttt_dist.model.attention.attend`; `plan` is that of all T."""
+        """Attention of this process's tokens, as `ttt_dist.model.attention.plan.attend`; `plan` is that of all T."""
         ...
 
 

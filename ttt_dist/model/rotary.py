@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ttt_dist.model_config import RopeScaling
+from ttt_dist.config.model import RopeScaling
 
 
 def rotary_tables(

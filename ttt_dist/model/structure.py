@@ -7,7 +7,7 @@ one that only notes shapes: what is counted, checked or converted without a mode
 import math
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from ttt_dist.model_config import ModelConfig
+from ttt_dist.config.model import ModelConfig
 
 Layer = TypeVar("Layer")
 Shapes = dict[str, tuple[int, ...]]

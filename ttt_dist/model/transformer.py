@@ -6,12 +6,12 @@ It sees token ids and the structure of the sequence, and draws nothing: the loss
 import torch
 from torch import Tensor, nn
 
-from ttt_dist.model.attention import AttentionPlan, attention_plan
+from ttt_dist.config.model import ModelConfig
+from ttt_dist.model.attention.plan import AttentionPlan, attention_plan
 from ttt_dist.model.layers import LayerFactory, PlainFactory, TokenSplit, swiglu
 from ttt_dist.model.loss import LossSums, loss_rows
 from ttt_dist.model.rotary import rotary_tables, split_heads
 from ttt_dist.model.structure import BlockLayers, block_layers, embedding, head, head_dim, last_norm
-from ttt_dist.model_config import ModelConfig
 from ttt_dist.sequence.batch import Batch
 from ttt_dist.sequence.tokens import TokenLayout
 

@@ -8,8 +8,8 @@ import torch.distributed as dist
 from deepspeed.runtime.zero import GatheredParameters
 from torch import Tensor, nn
 
+from ttt_dist.config.model import ModelConfig
 from ttt_dist.model.structure import parameter_shapes
-from ttt_dist.model_config import ModelConfig
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.parallel.partition import partition_of, shard_shape, unshard
 from ttt_dist.sequence.tokens import TokenLayout

@@ -6,8 +6,8 @@ Ranks count tensor first, then ulysses, data, pipeline: neighbours, which talk m
 
 from dataclasses import dataclass
 
-from ttt_dist.config import ParallelConfig
-from ttt_dist.errors import UserError
+from ttt_dist.config.run import ParallelConfig
+from ttt_dist.util.errors import UserError
 
 
 @dataclass(frozen=True)

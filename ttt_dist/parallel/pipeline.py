@@ -18,13 +18,13 @@ from deepspeed.runtime.pipe.engine import PipelineEngine
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from torch import Tensor, nn
 
-from ttt_dist.model.attention import AttentionPlan, attention_plan
+from ttt_dist.config.model import ModelConfig
+from ttt_dist.model.attention.plan import AttentionPlan, attention_plan
 from ttt_dist.model.layers import LayerFactory
 from ttt_dist.model.loss import NUM_FIGURES, loss_rows
-from ttt_dist.model.recompute import prepare_blocks
 from ttt_dist.model.structure import embedding, head, last_norm
 from ttt_dist.model.transformer import Block, rotary
-from ttt_dist.model_config import ModelConfig
+from ttt_dist.parallel.activation_checkpoint import prepare_blocks
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.batch import Batch, LossPlaces
 from ttt_dist.sequence.tokens import TokenLayout

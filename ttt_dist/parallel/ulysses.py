@@ -8,7 +8,7 @@ import torch.distributed as dist
 from deepspeed.sequence.layer import DistributedAttention
 from torch import Tensor
 
-from ttt_dist.model.attention import AttentionPlan, attend
+from ttt_dist.model.attention.plan import AttentionPlan, attend
 
 
 class UlyssesSplit:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ttt_dist.config.objective import Objective
 from ttt_dist.sequence.corruption import Corrupted, corrupt, draw
-from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.sample import Sample
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.sequence.visibility import visible_end

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from ttt_dist.errors import UserError
 from ttt_dist.sequence.id_bytes import WIDTH, to_array, to_bytes
 from ttt_dist.sequence.sample import Sample
 from ttt_dist.sequence.template_form import ASSISTANT, USER
 from ttt_dist.sequence.text_tokenizer import TextTokenizer
 from ttt_dist.sequence.tokens import TokenLayout
+from ttt_dist.util.errors import UserError
 
 _MARK = re.compile("\ue0f0([0-9]+)\ue0f1")  # private use: no template writes or trims it
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ttt_dist.sequence.objective import Objective
+from ttt_dist.config.objective import Objective
 from ttt_dist.sequence.sample import Sample, runs
 from ttt_dist.sequence.tokens import TokenLayout
 

@@ -7,10 +7,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from ttt_dist.errors import UserError
 from ttt_dist.sequence.id_bytes import WIDTH, to_bytes
 from ttt_dist.sequence.text_tokenizer import TextTokenizer
 from ttt_dist.sequence.tokens import PIECES, TokenLayout
+from ttt_dist.util.errors import UserError
 
 _RUN_OF_CODES = r"(?:<\|audio_(?:0|[1-9][0-9]{0,8})\|>)+"
 _PIECE = re.compile("(" + "|".join([_RUN_OF_CODES, *map(re.escape, PIECES.values())]) + ")")

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from ttt_dist.errors import UserError
 from ttt_dist.sequence.template_content import Codes, ContentWriter
 from ttt_dist.sequence.template_form import (
     ASSISTANT,
@@ -22,6 +21,7 @@ from ttt_dist.sequence.template_form import (
     Piece,
     Turn,
 )
+from ttt_dist.util.errors import UserError
 
 Entry = Mapping[str, Any]
 RECORDED = (AUDIO, *SPOKEN)

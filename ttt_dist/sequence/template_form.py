@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from string import Formatter
 from typing import Any, NamedTuple
 
-from ttt_dist.errors import UserError
+from ttt_dist.util.errors import UserError
 
 SYSTEM, USER, ASSISTANT, DOCUMENT = "system", "user", "assistant", "document"
 CHAT_ROLES = (SYSTEM, USER, ASSISTANT)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ttt_dist.errors import UserError
+from ttt_dist.config.typed_yaml import build, read_yaml
 from ttt_dist.sequence import template_form
 from ttt_dist.sequence.chat_markup import ChatML, OwnTemplate, end_of_turn
 from ttt_dist.sequence.id_bytes import WIDTH, to_array
@@ -21,7 +21,7 @@ from ttt_dist.sequence.template_entry import Entry, EntryWriter, Form
 from ttt_dist.sequence.template_form import ASSISTANT, CHAT_ROLES, Turn
 from ttt_dist.sequence.text_tokenizer import TextTokenizer
 from ttt_dist.sequence.tokens import TokenLayout, extend
-from ttt_dist.typed_yaml import build, read_yaml
+from ttt_dist.util.errors import UserError
 
 
 @dataclass

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
 
-from ttt_dist.errors import UserError
-from ttt_dist.files import atomic_write
 from ttt_dist.sequence.id_bytes import to_array, to_bytes
 from ttt_dist.sequence.word_cache import WordCache, is_exact_for
+from ttt_dist.util.atomic_files import atomic_write
+from ttt_dist.util.errors import UserError
 
 CHAT_DATE = "26 Jul 2024"
 """Given to chat templates that write the day, so that a prompt reads as the samples did; Llama's default without a clock."""

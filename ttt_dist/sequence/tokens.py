@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ttt_dist.errors import UserError
+from ttt_dist.util.errors import UserError
 
 # Delimiters that belong to the text class: ordinary autoregressive targets, or parts of the prompt.
 TEXT_SPECIALS = ("pad", "im_start", "im_end", "begin_of_audio", "end_of_audio", "begin_of_quad")

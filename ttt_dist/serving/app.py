@@ -25,11 +25,11 @@ from werkzeug.exceptions import BadRequest, Forbidden, HTTPException, NotFound, 
 from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Request, Response
 
-from ttt_dist.errors import UserError
 from ttt_dist.inference import decoder
-from ttt_dist.inference.events import Ended, Event, Result, SpanDone, TextPiece
+from ttt_dist.inference.detokenizer import Ended, Event, Result, SpanDone, TextPiece
 from ttt_dist.serving.decoding_thread import BusyError, DecodingThread, Listener
-from ttt_dist.serving.studio import Recording, Studio
+from ttt_dist.serving.request_builder import Recording, Studio
+from ttt_dist.util.errors import UserError
 
 MAX_UPLOAD = 20 * 2**20
 MAX_KEPT = 200  # answers whose speech and picture can still be asked for

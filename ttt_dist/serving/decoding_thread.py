@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
-from ttt_dist.decode_settings import DecodeSettings
-from ttt_dist.errors import UserError
+from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.inference.decoder import Decoder, Request
-from ttt_dist.inference.events import Ended, Event
+from ttt_dist.inference.detokenizer import Ended, Event
+from ttt_dist.util.errors import UserError
 
 MAX_OPEN = 256  # requests that decode or wait; more are refused
 HEARTBEAT_S = 1.0

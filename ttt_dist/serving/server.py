@@ -10,8 +10,8 @@ from typing import Any
 
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
-from ttt_dist.errors import UserError
 from ttt_dist.serving.app import App
+from ttt_dist.util.errors import UserError
 
 CONNECTION_TIMEOUT_S = 60  # for a client that neither sends nor reads
 LINGER_S = 60  # for the rest of an upload that was refused before it was read

@@ -1,1 +1,1 @@
-"""What a run tells the world: the console, metrics.jsonl, wandb, tensorboard and plots."""
+"""What a run tells the world: the metrics.jsonl, wandb, tensorboard and plots."""

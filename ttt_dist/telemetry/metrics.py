@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from ttt_dist.errors import UserError
+from ttt_dist.util.errors import UserError
 
 
 class Sink(Protocol):

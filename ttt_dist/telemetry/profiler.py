@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ttt_dist.config import Config
+from ttt_dist.config.run import Config
 
 NUM_ROWS = 40
 

@@ -13,15 +13,15 @@ import torch.distributed as dist
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import nn
 
-from ttt_dist.config import Config, TrainConfig, read_deepspeed, zero_stage
+from ttt_dist.checkpoint.engine import Storage
+from ttt_dist.config.run import Config, TrainConfig, read_deepspeed, zero_stage
 from ttt_dist.model.layers import WeightSource
-from ttt_dist.model.recompute import prepare_blocks
 from ttt_dist.model.transformer import Transformer
+from ttt_dist.parallel.activation_checkpoint import prepare_blocks
 from ttt_dist.parallel.groups import Mpu, layer_factory
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.tokens import TokenLayout
-from ttt_dist.training.guard import Guard
-from ttt_dist.training.storage import Storage
+from ttt_dist.training.skip_step import Guard
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ as nothing; norms, rotations, SwiGLU and softmax are not counted.
 import re
 from dataclasses import dataclass
 
+from ttt_dist.config.model import ModelConfig
 from ttt_dist.model.structure import head_dim
-from ttt_dist.model_config import ModelConfig
 
 # Dense bf16 TFLOP/s of NVIDIA's data sheets (which print twice as much, "with sparsity", from A100 on); the first match counts.
 PEAK_TFLOPS = {

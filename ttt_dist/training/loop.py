@@ -10,23 +10,23 @@ from typing import Any
 import deepspeed
 import torch.distributed as dist
 
-from ttt_dist.config import Config
+from ttt_dist.checkpoint import manager
+from ttt_dist.config.run import Config
 from ttt_dist.data.loader import HeldOutLoader, PackLoader
-from ttt_dist.errors import DivergedError, StopRequestedError
-from ttt_dist.model.recompute import COMPILER
+from ttt_dist.parallel.activation_checkpoint import COMPILER
 from ttt_dist.parallel.mesh import Mesh
-from ttt_dist.telemetry.console import Progress, say, warn
 from ttt_dist.telemetry.events import EventKind, Events
 from ttt_dist.telemetry.metrics import MetricsLog
 from ttt_dist.telemetry.profiler import ProfileWindow
-from ttt_dist.training import checkpoint
-from ttt_dist.training.guard import Guard
-from ttt_dist.training.records import Window
 from ttt_dist.training.schedule import learning_rate
+from ttt_dist.training.skip_step import Guard
 from ttt_dist.training.step import StepResult, train_step
-from ttt_dist.training.stopping import StopRequests
+from ttt_dist.training.step_metrics import Window
+from ttt_dist.training.stop_signals import StopRequests
 from ttt_dist.training.validate import held_out_loss
 from ttt_dist.training.watchdog import Watchdog
+from ttt_dist.util.console import Progress, say, warn
+from ttt_dist.util.errors import DivergedError, StopRequestedError
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Run:
     mesh: Mesh
     loader: PackLoader
     held_out: HeldOutLoader | None
-    facts: checkpoint.Facts
+    facts: manager.Facts
     guard: Guard
     stop: StopRequests
     watchdog: Watchdog
@@ -131,7 +131,7 @@ def _save(run: Run, done: int) -> None:
     run.watchdog.mark(done, "saving a checkpoint", run.config.guard.start_timeout)
     begin = time.perf_counter()
     keep = run.config.checkpoint
-    checkpoint.save(run.engine, run.folder / "checkpoints", done, run.facts, run.guard.state, keep)
+    manager.save(run.engine, run.folder / "checkpoints", done, run.facts, run.guard.state, keep)
     seconds = time.perf_counter() - begin
     run.stop.longest_save_s = max(run.stop.longest_save_s, seconds)
     run.tell("checkpoint", done, seconds=round(seconds, 3))
@@ -159,7 +159,7 @@ def _skipped(run: Run, done: int, result: StepResult) -> None:
         "loss": str(result.loss),
         "grad_norm": str(result.grad_norm),
         "in_a_row": run.guard.in_a_row,
-        "ranks": checkpoint.gather(own),
+        "ranks": manager.gather(own),
     }
     warn(f"step {done} skipped: loss {result.loss:.4g}, gradient norm {result.grad_norm:.4g}")
     run.tell("skipped_step", done, **evidence)

@@ -18,7 +18,7 @@ from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.batch import Batch
 from ttt_dist.sequence.corruption import NUM_P_BINS
 from ttt_dist.training.engine import reported_norm, set_learning_rate
-from ttt_dist.training.timing import StepClock, StepTimes
+from ttt_dist.training.step_timing import StepClock, StepTimes
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from ttt_dist.errors import LostProcessError, StopRequestedError
-from ttt_dist.telemetry.console import complain
-from ttt_dist.training.rendezvous import ranges
+from ttt_dist.launch.rendezvous import ranges
+from ttt_dist.util.console import complain
+from ttt_dist.util.errors import LostProcessError, StopRequestedError
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,193 @@
+"""`data_prep compose`: audio codes and texts to samples, through the templates.
+
+Every part of codes/ becomes a part of the same name in samples/, one document per sample; tokenizer, codec and template
+settings go beside them. A part that is there already and was made from the same input is kept.
+"""
+
+import argparse
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data_prep.assets import copy_codec, render_template, save_tokenizer, write_once
+from data_prep.codes import CodesPart, find_copies
+from data_prep.packing.sample_parts import SampleWriter, finished_samples
+from data_prep.token_layout_args import add_layout_argument, open_template
+from data_prep.train_codec_tokenizer import learn_tokenizer
+from ttt_dist.jobs.parts import find_parts, part_prefix, require_no_others
+from ttt_dist.jobs.runner import Outcome, PartJob, Tick, add_arguments, run_parts, share_of, tell
+from ttt_dist.manifest.problems import Problems
+from ttt_dist.sequence.templates import ChatTemplate, TemplateSettings, load_template_settings
+from ttt_dist.util.atomic_files import remove_leftovers
+from ttt_dist.util.errors import UserError
+from ttt_dist.util.file_lock import lease
+
+EXAMPLES = """examples:
+  python -m data_prep compose --codes codes/train --template asr,tts --tokenizer Qwen2.5/ --out samples/train
+  python -m data_prep compose --codes codes/train --template asr --train-tokenizer --vocab-size 400 --out samples/train
+  python -m data_prep compose --codes codes/test --template asr --tokenizer samples/train/tokenizer --out samples/test
+  python -m data_prep compose --codes codes/emotion --template emotion --settings my-templates.yaml \\
+      --tokenizer Qwen2.5/ --task $SLURM_ARRAY_TASK_ID --tasks 16 --out samples/emotion
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command to the argument parser of data_prep."""
+    parser = subparsers.add_parser(
+        "compose",
+        help="make samples of codes and texts",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--codes", type=Path, required=True, help="folder that data_prep encode wrote")
+    parser.add_argument("--template", type=template_names, required=True, help="one or more, such as asr,tts")
+    parser.add_argument("--settings", type=Path, help="YAML with prompts, ratios and templates of your own")
+    tokenizer = parser.add_mutually_exclusive_group(required=True)
+    tokenizer.add_argument("--tokenizer", type=Path, help="folder with tokenizer.json, or a sentencepiece model")
+    tokenizer.add_argument("--train-tokenizer", action="store_true", help="train a sentencepiece model on the texts")
+    parser.add_argument("--vocab-size", type=int, default=400, help="entries to train, at most (default 400)")
+    parser.add_argument("--tokenizer-out", type=Path, help="folder for the trained model (default OUT/tokenizer)")
+    add_layout_argument(parser)
+    add_template_arguments(parser)
+    parser.add_argument("--name-speaker", action="store_true", help="name the speaker in tts prompts")
+    parser.add_argument("--deduplicate", action="store_true", help="of entries with the same audio keep the first")
+    parser.add_argument("--max-errors", type=int, default=0, help="bad utterances that are put up with (default 0)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the samples")
+    add_arguments(parser)
+    parser.set_defaults(func=run)
+
+
+def add_template_arguments(parser: argparse.ArgumentParser) -> None:
+    """The ratios, which most runs set by hand."""
+    parser.add_argument("--text-ratio", type=int, help="text tokens between two spans (default 13)")
+    parser.add_argument("--audio-ratio", type=int, help="codes in each span but the last (default 26)")
+
+
+def template_names(text: str) -> tuple[str, ...]:
+    """Parse `asr,tts`."""
+    return tuple(dict.fromkeys(text.split(",")))
+
+
+def settings_of(args: argparse.Namespace) -> TemplateSettings:
+    """The template settings of the command line: the YAML's, or the defaults, with the flags put in."""
+    settings = load_template_settings(args.settings) if args.settings else TemplateSettings()
+    flags = {name: getattr(args, name, None) for name in ("text_ratio", "audio_ratio", "name_speaker")}
+    settings = replace(settings, **{name: value for name, value in flags.items() if value})
+    for name in ("text_ratio", "audio_ratio"):
+        if getattr(settings, name) < 1 or getattr(args, name) == 0:
+            raise UserError(f"--{name.replace('_', '-')} must be 1 or more")
+    return settings
+
+
+def run(args: argparse.Namespace) -> None:
+    """The command. Raises UserError where more utterances than --max-errors could not be used; the others are kept."""
+    share = share_of(args)
+    parts = [CodesPart(*found) for found in find_parts(args.codes, "encode")]
+    require_no_others(args.out, len(parts))
+    settings = settings_of(args)
+    for name in args.template:
+        settings.require(name)
+    tokenizer = args.tokenizer
+    if args.train_tokenizer:
+        tokenizer = args.tokenizer_out or args.out / "tokenizer"
+        learn_tokenizer(parts, settings, args.template, args.vocab_size, tokenizer)
+    problems = Problems(args.max_errors)
+    job = ComposeJob(
+        parts, args.template, settings, tokenizer, args.codes / "codec", args.out, args.deduplicate, args.layout
+    )
+    totals = run_parts(job, share, problems)
+    counts = {name: int(totals.counts.get(name, 0)) for name in ("samples", "tokens", "audio_tokens", "copies")}
+    what = f"{counts['samples']:,} samples, {counts['tokens']:,} tokens, {counts['audio_tokens']:,} of them audio"
+    copies = f"; {counts['copies']:,} copies of earlier recordings were left out" if args.deduplicate else ""
+    tell(args.out, totals, what + copies, share, job.num_parts)
+    if problems.count > args.max_errors:
+        raise UserError(
+            f"{args.out}: {problems.count} utterances could not be composed (--max-errors {args.max_errors}); "
+            "the others are there: mend the lines named above, or raise --max-errors"
+        )
+
+
+@dataclass
+class ComposeJob(PartJob):
+    """The parts of codes, and how samples are made of them."""
+
+    parts: list[CodesPart]
+    names: tuple[str, ...]
+    settings: TemplateSettings
+    tokenizer: Path
+    codec: Path
+    out: Path
+    deduplicate: bool
+    layout: str = "own"
+    label = "composing"
+    unit = "utterance"
+
+    @property
+    def num_parts(self) -> int:
+        return len(self.parts)
+
+    def prefix(self, number: int) -> Path:
+        return part_prefix(self.out, number)
+
+    def amount(self, number: int) -> float:
+        return self.parts[number].num_utterances
+
+    def open(self) -> None:
+        """Load the tokenizer, make the token layout, and put what belongs to the samples beside them."""
+        from ttt_dist.audio import describe_codec
+
+        num_codes = describe_codec(self.codec).codebook_size
+        self.template = open_template(self.tokenizer, num_codes, self.layout, self.settings)
+        put_beside(self.template, self.out, self.codec)
+        self.copies = find_copies(self.parts) if self.deduplicate else [frozenset()] * len(self.parts)
+
+    def finished(self, number: int) -> Outcome | None:
+        return finished_samples(self.prefix(number), self._made_from(number))
+
+    def _made_from(self, number: int) -> dict[str, Any]:
+        """All that decides what a part will hold: its codes, by their JSON with its checksums, and the settings."""
+        copies = repr(sorted(self.copies[number])).encode()
+        return {
+            "codes": self.parts[number].meta["checksum"],
+            "manifest": self.parts[number].meta["manifest"],
+            "codec": self.parts[number].meta["codec"],
+            "templates": list(self.names),
+            "settings": self.settings.to_dict(),
+            "tokenizer_hash": self.template.tokenizer.hash,
+            "layout": self.layout,
+            "left_out_sha256": hashlib.sha256(copies).hexdigest() if self.deduplicate else None,
+        }
+
+    def make(self, number: int, tick: Tick) -> Outcome:
+        """Write the part."""
+        part = self.parts[number]
+        part.check()
+        writer = SampleWriter(
+            self.prefix(number), number, self.num_parts, self.template.layout, self._made_from(number)
+        )
+        with writer:
+            for line, entry, codes in part.utterances(self.template.audio):
+                tick(1)
+                if line in self.copies[number]:
+                    writer.counts["copies"] += 1
+                    continue
+                try:
+                    for sample in self.template.samples(self.names, entry, codes):
+                        writer.add(sample)
+                except UserError as error:
+                    writer.problems.append(
+                        f"{part.manifest}:{line}: {entry.get('id', 'utterance without id')}: {error}"
+                    )
+        return writer.outcome()
+
+
+def put_beside(template: ChatTemplate, out: Path, codec: Path | None) -> None:
+    """Tokenizer, codec and template.json into the folder of the samples. Raises UserError where others lie there."""
+    with lease(out / "tokenizer", wait=True):
+        remove_leftovers(out / "tokenizer", out / "saved-tokenizer", out / "codec", out / "template.json")
+        save_tokenizer(template.tokenizer, out / "tokenizer")
+        if codec is not None:
+            copy_codec(codec, out / "codec")
+        write_once(out / "template.json", render_template(template.settings))

@@ -1,0 +1,1 @@
+"""Samples into packs of seq_len tokens."""

@@ -1,0 +1,1 @@
+"""Speech tokenizers: the built-in one, and published ones behind the same interface."""

@@ -1,0 +1,57 @@
+"""From an engine at any ZeRO stage to a model folder that `generate.py` and `evaluate.py` read."""
+
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ttt_dist.checkpoint.manager import on_first_rank
+from ttt_dist.config.run import Config
+from ttt_dist.data.metadata import BESIDE
+from ttt_dist.parallel.mesh import Mesh
+from ttt_dist.sequence.tokens import TokenLayout
+from ttt_dist.util.errors import UserError
+
+if TYPE_CHECKING:
+    import deepspeed
+
+
+def export_model(
+    engine: "deepspeed.DeepSpeedEngine", mesh: Mesh, config: Config, layout: TokenLayout, folder: Path, done: int
+) -> None:
+    """Write the model folder from the engine's weights and what lies beside a training shard; collective.
+
+    It is a model of the objective's stage that the last of the `done` updates was of.
+    """
+    from ttt_dist.model.hf.folder import export_folder
+    from ttt_dist.parallel.gather import whole_weights
+
+    weights = whole_weights(engine, mesh, config.model, layout)
+    assets, objective = assets_folder(config), config.objective.at(max(done - 1, 0))
+
+    def write() -> None:
+        try:
+            decoding = config.evaluation.decode
+            export_folder(folder, weights, config.model, layout, objective, assets, decoding=decoding)
+        finally:
+            deque(weights, maxlen=0)  # after a failure too: the other processes are sending
+
+    if mesh.rank != 0:
+        deque(weights, maxlen=0)
+    on_first_rank(write)
+
+
+def assets_folder(config: Config) -> Path:
+    """Whose tokenizer, codec and template an export takes: the folder of the first source, by name, that has all three."""
+    folders = [Path(prefix).parent for prefix in config.data.prefixes().values()]
+    return next((folder for folder in folders if not _missing(folder)), folders[0])
+
+
+def require_assets(config: Config) -> None:
+    """Raise UserError where an export would lack something at the end of the run."""
+    folder = assets_folder(config)
+    if missing := _missing(folder):
+        raise UserError(f"{folder}: lacks {', '.join(missing)}, which the exported model needs; pack the shards again")
+
+
+def _missing(folder: Path) -> list[str]:
+    return [name for name in BESIDE if not (folder / name).exists()]

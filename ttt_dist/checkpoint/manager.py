@@ -1,0 +1,354 @@
+"""Checkpoints of a run: RUN/checkpoints/step-00000100/ and the file `latest`, which names the newest.
+
+DeepSpeed writes its files into a folder of a temporary name. When all processes have written theirs, `run.json` (what the
+checkpoint belongs to, in plain JSON) and the manifest with the checksums follow, the folder gets its name, and `latest` is
+moved last: a checkpoint is complete or invisible. A run goes on from the newest one that is whole. The one integer of data
+state is the step: order, noise and learning rate are functions of the seed and of it.
+
+What looks for checkpoints and compares them with a run needs no torch, which is imported where processes agree.
+"""
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ttt_dist.checkpoint.manifest import MANIFEST, FileSum, file_sum, read_manifest, require_sums, require_whole, seal
+from ttt_dist.config.objective import Objective
+from ttt_dist.config.run import CheckpointConfig, Config, to_dict, zero_stage
+from ttt_dist.config.typed_yaml import build
+from ttt_dist.data.blend import past
+from ttt_dist.sequence.tokens import TokenLayout
+from ttt_dist.util.atomic_files import atomic_write, fsync_folder, remove_leftovers, writing
+from ttt_dist.util.console import warn
+from ttt_dist.util.errors import UserError
+
+if TYPE_CHECKING:
+    import deepspeed
+    import torch
+
+T = TypeVar("T")
+
+LATEST = "latest"
+FACTS = "run.json"
+PORTABLE = "portable"
+GONE = ".gone-"  # what a checkpoint is called while its space is being freed
+BYTES_PER_PARAMETER = 12  # at least: an fp32 weight and its two moments
+# A change of these leaves the weights valid, but the run no longer continues what it was.
+ORDER_SETTINGS = ("seed", "train.global_batch")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a checkpoint belongs to."""
+
+    layout: TokenLayout
+    config: dict[str, Any]
+    """The run's whole resolved configuration as plain values."""
+    world_size: int
+    zero_stage: int
+
+    @classmethod
+    def of_run(cls, config: Config, layout: TokenLayout, world_size: int) -> "Facts":
+        return cls(layout, to_dict(config), world_size, zero_stage(config.deepspeed))
+
+
+def found(folder: Path) -> list[Path]:
+    """The checkpoints of `folder` (RUN/checkpoints) that are complete, newest first; contents are not read.
+
+    Warns of those that are newer than the newest complete one. Raises UserError where there are some, but none is complete.
+    """
+    complete, broken = [], []
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            require_whole(path)
+            complete.append(path)
+        except UserError as error:
+            if not complete:
+                broken.append(str(error))
+    for reason in broken:
+        warn(f"skipping a checkpoint: {reason}")
+    if broken and not complete:
+        raise UserError(f"{folder}: holds no complete checkpoint ({broken[0]}); remove the folder to start anew")
+    return complete
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest complete checkpoint of `folder` (RUN/checkpoints); None where there is none."""
+    return next(iter(found(folder)), None)
+
+
+def named(path: Path) -> list[Path]:
+    """The checkpoints that `--resume PATH` means: that one, or those of a run folder, newest first. Raises UserError."""
+    if (path / FACTS).is_file():
+        require_whole(path)
+        return [path]
+    for folder in (path / "checkpoints", path):
+        if checkpoints := found(folder):
+            return checkpoints
+    raise UserError(
+        f"--resume {path}: no checkpoint here; name RUN/checkpoints/step-N, a run folder, or a reshard's --out"
+    )
+
+
+def require_space(run_dir: Path, num_parameters: int) -> None:
+    """Raise UserError where a checkpoint of so many parameters would find no place, or nothing can be written at all."""
+    folder = next(path for path in (run_dir, *run_dir.absolute().parents) if path.is_dir())
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"run_dir={run_dir}: {folder} cannot be written; choose another place")
+    needed, free = BYTES_PER_PARAMETER * num_parameters, shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"run_dir={run_dir}: a checkpoint takes {needed / 1e9:.3g} GB, but {free / 1e9:.3g} GB are free; "
+            "free some, or choose another place"
+        )
+
+
+def read_facts(checkpoint: Path) -> dict[str, Any]:
+    """What `run.json` of a checkpoint says. Raises UserError where it cannot be read."""
+    path = checkpoint / FACTS
+    try:
+        return json.loads(path.read_text(encoding="utf8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); remove this checkpoint, or resume from another") from None
+
+
+def step_of(checkpoint: Path) -> int:
+    """Updates done when `checkpoint` was written."""
+    return int(read_facts(checkpoint)["step"])
+
+
+def progress_of(checkpoint: Path) -> tuple[int, dict[str, Any]]:
+    """Updates done when `checkpoint` was written, and the run's counters."""
+    facts = read_facts(checkpoint)
+    return int(facts["step"]), facts.get("counters", {})
+
+
+def require_resumable(checkpoint: Path, run: Facts) -> None:
+    """Refuse a checkpoint of another token layout or model, with both values named; warn of lesser changes."""
+    where = str(checkpoint)
+    facts = read_facts(checkpoint)
+    run.layout.require_same(TokenLayout.from_dict(facts["layout"], where), where)
+    saved = facts["config"]
+    for name, here in run.config["model"].items():
+        _require_equal(f"model.{name}", saved["model"].get(name), here, where)
+    _warn_of_another_order(saved, run.config, int(facts["step"]), where)
+
+
+def has_layout_of(checkpoint: Path, run: Facts) -> bool:
+    """Whether DeepSpeed can load `checkpoint` into the run as it is: the same processes with the same parts.
+
+    What it writes of a pipeline in bf16 without ZeRO it cannot read.
+    """
+    facts = read_facts(checkpoint)
+    saved = facts["config"]
+    mine = (run.config["parallel"], run.config["train"]["precision"], run.world_size, run.zero_stage)
+    theirs = (saved.get("parallel"), saved["train"]["precision"], facts["world_size"], facts["zero_stage"])
+    is_unreadable = run.config["parallel"]["pipeline"] > 1 and run.zero_stage == 0 and mine[1] == "bf16"
+    return facts.get("form") != PORTABLE and mine == theirs and not is_unreadable
+
+
+def _warn_of_another_order(saved: dict[str, Any], here: dict[str, Any], step: int, where: str) -> None:
+    """Name what decided the steps before `step` and is no longer so. What begins later may be changed at will."""
+    before, now = (
+        {
+            **{key: _pick(config, key) for key in ORDER_SETTINGS},
+            **build(Objective, config["objective"], where, "objective.").past(step),
+            **past(config["data"], step),
+        }
+        for config in (saved, here)
+    )
+    for key in dict.fromkeys([*before, *now]):
+        was, is_now = before.get(key, "unset"), now.get(key, "unset")
+        if was != is_now:
+            warn(f"{where}: {key} was {was}, now {is_now}: the run goes on, but not as it would have")
+
+
+def save(
+    engine: "deepspeed.DeepSpeedEngine",
+    folder: Path,
+    step: int,
+    run: Facts,
+    counters: dict[str, Any],
+    keep: CheckpointConfig,
+) -> Path:
+    """Write the state after `step` updates; collective. Returns the checkpoint's folder.
+
+    Raises UserError, on all processes alike, where one could not write its part; nothing that was there before is lost.
+    """
+    final = folder / f"step-{step:08d}"
+    aside = folder / f".{final.name}.tmp"
+    on_first_rank(lambda: _make_empty(aside))
+    storage = engine.checkpoint_engine
+    engine.save_checkpoint(str(folder), tag=aside.name, client_state={"step": step}, save_latest=False)
+    parts = gather((storage.files, storage.failure))
+    failure = next((failure for _, failure in parts if failure is not None), None)
+    if failure is not None:
+        on_first_rank(lambda: shutil.rmtree(aside, ignore_errors=True))
+        raise failure
+    files = {name: total for part, _ in parts for name, total in part.items()}
+    on_first_rank(lambda: _publish(aside, final, {**_facts(step, run), "counters": counters}, files, keep))
+    return final
+
+
+def first_whole(candidates: Sequence[Path]) -> Path | None:
+    """The first of `candidates` whose files have the checksums of their manifest; collective, each process reads its share.
+
+    Warns of those passed over. None where there are no candidates; UserError where all of them are damaged.
+    """
+    failure: UserError | None = None
+    for checkpoint in candidates:
+        failure = next((error for error in gather(_failure_of_share(checkpoint)) if error is not None), None)
+        if failure is None:
+            return checkpoint
+        warn(f"skipping a checkpoint: {failure}")
+    if failure is not None:
+        raise UserError(f"{failure}, and no other checkpoint is whole; remove the folder to start anew")
+    return None
+
+
+def _failure_of_share(checkpoint: Path) -> UserError | None:
+    import torch.distributed as dist
+
+    try:
+        files = read_manifest(checkpoint)
+        by_size = sorted(files, key=lambda name: (-files[name].bytes, name))
+        require_sums(checkpoint, files, by_size[dist.get_rank() :: dist.get_world_size()])
+    except UserError as error:
+        return error
+    return None
+
+
+def load(engine: "deepspeed.DeepSpeedEngine", checkpoint: Path) -> None:
+    """Restore weights and optimizer from a checkpoint of this very layout; collective. See `has_layout_of`."""
+    path, state = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name, load_lr_scheduler_states=False)
+    if path is None:
+        raise UserError(f"{checkpoint}: DeepSpeed finds no weights in it; remove it, or resume from another")
+    assert state["step"] == step_of(checkpoint)
+
+
+def on_first_rank(action: Callable[[], None]) -> None:
+    """Run `action` on rank 0 while the others wait; its failure becomes everyone's, so that none is left waiting."""
+    import torch.distributed as dist
+
+    failure: list[Exception | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            action()
+        except (OSError, UserError) as error:
+            failure = [error]
+    dist.broadcast_object_list(failure, device=_object_device())
+    if failure[0] is not None:
+        raise failure[0]
+
+
+def gather(value: T) -> list[T]:
+    """The values of all processes, in order of rank; collective."""
+    import torch.distributed as dist
+
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _object_device() -> "torch.device":
+    import torch
+    import torch.distributed as dist
+
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+def _make_empty(folder: Path) -> None:
+    """A new folder; space that a killed process was about to free is freed first, or the save might not find enough."""
+    with writing(folder):
+        _remove_all(list(folder.parent.glob(f"{GONE}*")))
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+
+
+def _facts(step: int, run: Facts) -> dict[str, Any]:
+    return {
+        "step": step,
+        "form": "native",
+        "layout": run.layout.to_dict(),
+        "world_size": run.world_size,
+        "zero_stage": run.zero_stage,
+        "config": run.config,
+    }
+
+
+def _publish(
+    aside: Path, final: Path, facts: dict[str, Any], files: dict[str, FileSum], keep: CheckpointConfig
+) -> None:
+    """Complete the folder written aside, give it its name, and make it the newest."""
+    with atomic_write(aside / FACTS) as file:
+        json.dump(facts, file, indent=1)
+    seal(aside, {**files, FACTS: file_sum(aside / FACTS)})
+    with writing(final):
+        fsync_folder(aside)
+        if final.exists():  # one that was damaged, or of another past of this run
+            _hide(final)
+        os.replace(aside, final)
+        fsync_folder(final.parent)
+    make_newest(final, keep)
+
+
+def make_newest(checkpoint: Path, keep: CheckpointConfig) -> None:
+    """Point `latest` at a checkpoint and drop what is no longer kept; for one that is whole, in its run's folder.
+
+    Done again where a run goes on from it: a process killed between a save and this leaves the rest to be done.
+    """
+    remove_leftovers(checkpoint.parent / LATEST)
+    with atomic_write(checkpoint.parent / LATEST) as file:
+        file.write(checkpoint.name + "\n")
+    _drop(checkpoint, keep)
+
+
+def _drop(newest: Path, keep: CheckpointConfig) -> threading.Thread:
+    """Take checkpoints before `newest` that no rule keeps out of sight, and what unfinished saves left.
+
+    The returned thread frees their space, so that training does not wait for the disk.
+    """
+    folder = newest.parent
+    for left in folder.glob(".step-*.tmp"):
+        shutil.rmtree(left)
+    older = [path for path in sorted(folder.glob("step-*")) if path < newest]
+    complete = [path for path in older if (path / MANIFEST).is_file()]
+    kept = {path for path in complete if keep.keep_every and int(path.name[len("step-") :]) % keep.keep_every == 0}
+    num_recent = keep.keep_last - 1 if keep.keep_last else len(complete)  # beside the newest
+    kept |= set(complete[max(len(complete) - num_recent, 0) :])
+    for path in older:
+        if path not in kept:
+            _hide(path)
+    removal = threading.Thread(target=_remove_all, args=(list(folder.glob(f"{GONE}*")),))
+    removal.start()
+    return removal
+
+
+def _hide(checkpoint: Path) -> None:
+    """Give a checkpoint a name under which nobody looks for one; the next `_drop` removes it."""
+    gone = checkpoint.with_name(GONE + checkpoint.name)
+    shutil.rmtree(gone, ignore_errors=True)
+    os.replace(checkpoint, gone)
+
+
+def _remove_all(folders: list[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)  # one of before may still be at it
+
+
+def _require_equal(name: str, there: Any, here: Any, where: str) -> None:
+    if there != here:
+        raise UserError(
+            f"{where}: {name} is {there} in the checkpoint and {here} in this run; change it back, or choose another run_dir"
+        )
+
+
+def _pick(values: dict[str, Any], key: str) -> Any:
+    for name in key.split("."):
+        values = values[name]
+    return values

@@ -1,0 +1,38 @@
+"""A checkpoint of any form and layout, seen as what it holds: whole weights by name, Adam's moments, and the run's facts."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from ttt_dist.checkpoint.manager import FACTS, read_facts
+from ttt_dist.config.run import Config
+from ttt_dist.config.typed_yaml import build
+from ttt_dist.model.structure import parameter_shapes
+from ttt_dist.sequence.tokens import TokenLayout
+
+WEIGHTS = "weights"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+KINDS = (WEIGHTS, *MOMENTS)
+"""What is saved of each weight, all of it fp32: the weight that the optimizer updates, and Adam's moments by their names."""
+
+
+class SavedState:
+    """Base of the forms. Raises UserError where run.json is missing or broken."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.facts = read_facts(self.folder)
+        where = str(self.folder / FACTS)
+        self.config: Config = build(Config, self.facts["config"], where)
+        self.layout = TokenLayout.from_dict(self.facts["layout"], where)
+        self.shapes = parameter_shapes(self.config.model, self.layout.padded_vocab_size)
+        """Whole shapes by our names, see `Transformer`; a tied head is the embedding."""
+
+    @property
+    def adam_step(self) -> int:
+        """Updates that Adam has made: fewer than the run's steps where some were skipped."""
+        raise NotImplementedError
+
+    def read(self, name: str, kind: str) -> Tensor:
+        """The whole fp32 tensor of one of KINDS that belongs to weight `name`; mapped where nothing had to be put together."""
+        raise NotImplementedError

@@ -1,0 +1,95 @@
+"""The layout-free form of a checkpoint: whole fp32 weights and Adam moments under Hugging Face's names, in safetensors.
+
+    DIR/run.json  weights/  exp_avg/  exp_avg_sq/  manifest.json
+
+It is written from a checkpoint of any layout, and read into any other, one weight at a time.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ttt_dist.checkpoint.deepspeed_reader import NativeCheckpoint
+from ttt_dist.checkpoint.manager import FACTS, PORTABLE, gather, read_facts
+from ttt_dist.checkpoint.manifest import seal_all
+from ttt_dist.checkpoint.saved_state import KINDS, SavedState
+from ttt_dist.config.model import ModelConfig
+from ttt_dist.model.hf.folder import MAX_SHARD_BYTES, FolderWeights, new_folder, write_json, write_weights
+from ttt_dist.parallel.mesh import Mesh
+from ttt_dist.sequence.tokens import TokenLayout
+from ttt_dist.util.console import Progress
+from ttt_dist.util.errors import UserError
+
+if TYPE_CHECKING:
+    import deepspeed
+
+ADAM_STEP = "adam_step"
+
+
+class PortableCheckpoint(SavedState):
+    """A folder that `write_portable` has written. Raises UserError naming the file that is missing or broken."""
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(folder)
+        self._tensors = {kind: FolderWeights(self.folder / kind, self.config.model) for kind in KINDS}
+
+    @property
+    def adam_step(self) -> int:
+        return int(self.facts[ADAM_STEP])
+
+    def read(self, name: str, kind: str) -> Tensor:
+        return self._tensors[kind](name, self.shapes[name])
+
+
+def open_checkpoint(folder: str | Path) -> SavedState:
+    """A checkpoint of either form. Raises UserError."""
+    is_portable = read_facts(Path(folder)).get("form") == PORTABLE
+    return PortableCheckpoint(folder) if is_portable else NativeCheckpoint(folder)
+
+
+def write_portable(source: SavedState, out: str | Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    """Write the layout-free form of a checkpoint; an older folder `out` is replaced when the new one is complete.
+
+    Raises UserError where the source is broken or the disk is full.
+    """
+    num_numbers = sum(torch.Size(shape).numel() for shape in source.shapes.values())
+    with new_folder(out) as place, Progress(len(KINDS) * 4 * num_numbers / 1e6, f"writing {out}", "MB") as progress:
+        for kind in KINDS:
+            (place / kind).mkdir()
+            write_weights(place / kind, _each(source, kind, progress), source.config.model, max_shard_bytes)
+        write_json(place / FACTS, {**source.facts, "form": PORTABLE, ADAM_STEP: source.adam_step})
+        seal_all(place)
+
+
+def _each(source: SavedState, kind: str, progress: Progress) -> Iterator[tuple[str, Tensor]]:
+    for name in source.shapes:
+        tensor = source.read(name, kind)
+        yield name, tensor
+        progress.advance(tensor.nbytes / 1e6)
+
+
+def load_portable(
+    engine: "deepspeed.DeepSpeedEngine", mesh: Mesh, config: ModelConfig, layout: TokenLayout, folder: str | Path
+) -> None:
+    """Put weights, Adam's moments and its step into a fresh engine of any layout; collective.
+
+    `folder` may have either form. Each process reads, one at a time, the weights that it holds anything of. Raises
+    UserError on all processes alike.
+    """
+    # Imports DeepSpeed, which takes seconds; writing has no need of it.
+    from ttt_dist.checkpoint.optimizer_state import deal_out, round_weights
+
+    failure: UserError | None = None
+    try:
+        source = open_checkpoint(folder)
+        layout.require_same(source.layout, str(folder))
+        deal_out(source, engine, mesh, config)
+    except UserError as error:
+        failure = error
+    for other in gather(failure):
+        if other is not None:
+            raise other
+    round_weights(engine)

@@ -1,0 +1,180 @@
+"""What a part of an evaluation works with: the model, its codec and templates, the judges, and where speech is written."""
+
+import multiprocessing
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttt_dist.audio import Codec, UtteranceReader, load_codec, read_audio, resample, write_wav
+from ttt_dist.audio.batches import choose_device
+from ttt_dist.config.decode import DecodeSettings
+from ttt_dist.evaluation.args import Plan, labels
+from ttt_dist.evaluation.ears import Heard, listen
+from ttt_dist.evaluation.item_errors import Notes
+from ttt_dist.evaluation.items import Item
+from ttt_dist.evaluation.judge import Judge, load_judge
+from ttt_dist.evaluation.metrics.quality import Quality
+from ttt_dist.evaluation.sound_sources import Sound
+from ttt_dist.inference.decoder import SMALL, Decoder, Request, num_cores
+from ttt_dist.inference.detokenizer import Result
+from ttt_dist.manifest.clips import clips
+from ttt_dist.manifest.entry import Entry, with_paths
+from ttt_dist.model.hf.folder import ModelFolder, load_folder
+from ttt_dist.sequence.templates import ChatTemplate
+from ttt_dist.util.atomic_files import writing
+
+
+@dataclass(frozen=True)
+class Speech:
+    """A response, the file that it was written to (None where nothing was said), and what the judges hear in it."""
+
+    result: Result
+    wav: str | None
+    heard: Heard = field(default_factory=dict)
+
+    @property
+    def first(self) -> str:
+        """What the first judge hears."""
+        return next(iter(self.heard.values()), "")
+
+    def record(self) -> dict[str, Any]:
+        """How a record tells of it."""
+        return {"wav": self.wav, "codes": len(self.result.codes), "finish": self.result.finish}
+
+
+@dataclass
+class Tools:
+    """Opened once per process."""
+
+    plan: Plan
+    folder: ModelFolder
+    decoder: Decoder
+    codec: Codec
+    template: ChatTemplate
+    judges: dict[str, Judge]
+    """By label, in the order of the command line; none where nothing is judged."""
+    quality: Quality | None = None
+    readers: dict[int, UtteranceReader] = field(default_factory=dict)
+    """Of recordings, by sample rate in Hz."""
+
+    @classmethod
+    def open(cls, plan: Plan, speaks: bool, is_judged: bool) -> "Tools":
+        """Load what the plan names. Raises UserError where something is missing, or the codec cannot speak and must, or the model
+        cannot write as the plan says.
+        """
+        folder = load_folder(plan.model, device=str(choose_device(None)))
+        take_cores(plan.workers, sum(weight.numel() for weight in folder.model.parameters()) < SMALL)
+        codec = load_codec(folder.codec, decoder_command=plan.decoder_command)
+        if speaks:
+            codec.require_decoder()
+        decoder = Decoder(folder, plan.batch)
+        decoder.require_mode(plan.decoding)
+        template = ChatTemplate(folder.tokenizer, folder.layout, folder.template)
+        if plan.template:
+            template.require(plan.template)
+        judges = {
+            label: load_judge(spec, decoder, codec, template, plan.decoding)
+            for label, spec in (labels(plan.judges) if is_judged else {}).items()
+        }
+        return cls(plan, folder, decoder, codec, template, judges, Quality() if plan.quality else None)
+
+    def hear(self, items: Sequence[Item], notes: Notes) -> list[tuple[Item, list[np.ndarray]]]:
+        """The codes of each item's recordings, in the order of its clips."""
+        rate = self.codec.sample_rate
+        waves = notes.each(
+            ((item,) for item in items), lambda item: [self._read(clip, rate) for clip in clips(item.entry)]
+        )
+        codes = iter(self.codec.encode([wave for _, recordings in waves for wave in recordings]))
+        return [(item, [next(codes) for _ in recordings]) for item, recordings in waves]
+
+    def request(self, item: Item, entry: Entry, codes: Sequence[np.ndarray], turn: int = 0) -> Request:
+        """The prompt of the plan's template, and a seed that depends on the plan's, the item and the turn alone.
+
+        Raises UserError where the prompt is empty or too long for the model.
+        """
+        digest = blake2b(f"{self.plan.seed}/{item.id}/{turn}".encode(), digest_size=4).digest()
+        prompt = self.template.prompt(self.plan.template, entry, codes)
+        request = Request(prompt, int.from_bytes(digest, "little"))
+        self.decoder.require(request)
+        return request
+
+    def answer(
+        self, rows: Sequence[tuple[Item, Request]], done: Callable[[], None], **changes: Any
+    ) -> list[tuple[Item, Result]]:
+        """Responses, with some decoding settings changed."""
+        settings: DecodeSettings = replace(self.plan.decoding, **changes)
+        results = self.decoder.generate([request for _, request in rows], settings, done)
+        return [(item, result) for (item, _), result in zip(rows, results, strict=True)]
+
+    def speak(self, item: Item, result: Result, turn: int = 0) -> str | None:
+        """Write a response's speech; its name below the results, None where the model said nothing."""
+        if not len(result.codes):
+            return None
+        # Two ids may differ in what no file name can hold.
+        digest = blake2b(item.id.encode(), digest_size=4).hexdigest()
+        stem = f"{re.sub(r'[^A-Za-z0-9_-]', '_', item.id)[:60]}-{digest}"
+        name = f"wav/{self.plan.task}/{stem}{f'-{turn}' if turn else ''}.wav"
+        with writing(self.plan.out / name):
+            write_wav(self.plan.out / name, self.codec.decode(result.codes), self.codec.sample_rate)
+        return name
+
+    def seconds(self, result: Result) -> float:
+        """Of sound."""
+        return round(len(result.codes) / self.codec.code_rate, 6)
+
+    def say(
+        self, results: Sequence[tuple[Item, Result]], notes: Notes, done: Callable[[], None]
+    ) -> list[tuple[Item, Speech]]:
+        """Write the speech of responses, and have the judges transcribe it."""
+        spoken = notes.each(results, lambda item, result: Speech(result, self.speak(item, result)))
+        heard = listen(self.judges, self.spoken(spoken), notes, done)
+        silent = {item.id: dict.fromkeys(self.judges, "") for item, one in spoken if not one.wav}
+        known = heard | silent
+        return [(item, replace(one, heard=known[item.id])) for item, one in spoken if item.id in known]
+
+    def spoken(self, said: Sequence[tuple[Item, Speech]]) -> list[tuple[Item, Sound]]:
+        """What was written of it."""
+        return [(item, partial(read_audio, self.plan.out / one.wav)) for item, one in said if one.wav]
+
+    def originals(self, items: Sequence[Item], notes: Notes) -> dict[str, list[tuple[Item, Sound]]]:
+        """`recording`: those of the items that have one; `codec`: the same through the codec and back."""
+        coded = self.hear([item for item in items if len(clips(item.entry)) == 1], notes)
+        decoded = notes.each(((item, codes[0]) for item, codes in coded), lambda _, codes: self.codec.decode(codes))
+        return {
+            "recording": [(item, partial(self._read, clips(item.entry)[0])) for item, _ in coded],
+            "codec": [(item, partial(resample, wave, self.codec.sample_rate)) for item, wave in decoded],
+        }
+
+    def _read(self, clip: Mapping[str, Any], sample_rate: int) -> Tensor:
+        folder, root = self.plan.data.parent, self.plan.audio_root
+        if sample_rate not in self.readers:
+            self.readers[sample_rate] = UtteranceReader(folder, sample_rate, audio_root=root)
+        return self.readers[sample_rate].read(locate(clip, folder, root))
+
+
+def take_cores(workers: int, is_small: bool) -> None:
+    """A worker's share of the cores; one thread per operation of a small model, so that no figure depends on their number."""
+    if workers > 1 and multiprocessing.parent_process() is not None and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[int(os.environ.get("LOCAL_RANK", "0")) % workers :: workers] or cores)
+    torch.set_num_threads(1 if is_small else num_cores())
+
+
+def locate(clip: Mapping[str, Any], folder: Path, audio_root: Path | None) -> Entry:
+    """The clip with its paths as they are found: below `folder`; a benchmark's bare names may start from `audio_root`."""
+
+    def find(name: str) -> str:
+        if audio_root is None or (folder / name).exists() or not (audio_root / name).exists():
+            return name
+        return str((audio_root / name).absolute())
+
+    return with_paths(dict(clip), find)

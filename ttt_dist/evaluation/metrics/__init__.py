@@ -1,0 +1,1 @@
+"""Scores: error rates, text overlap, confidence intervals, how speech sounds."""

@@ -1,0 +1,111 @@
+"""Answers in the layouts that benchmarks' own judges read: AlpacaEval, VoiceBench, URO-Bench."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ttt_dist.evaluation.args import Plan
+from ttt_dist.evaluation.job import write_jsonl
+from ttt_dist.evaluation.metrics.scores import Record
+from ttt_dist.evaluation.tasks.item_adapters import question_text
+from ttt_dist.model.hf.folder import new_folder
+from ttt_dist.util.atomic_files import atomic_write
+
+FILE_NAME = re.compile(r"[^A-Za-z0-9_-]")
+
+
+def write_layouts(plan: Plan, records: Sequence[Record]) -> list[Path]:
+    """Write what the task's benchmarks want; the paths."""
+    if plan.task == "audio_qa":
+        return _alpaca_eval(plan, [record for record in records if not record["answers"]])
+    if plan.task == "speech_chat" and records:
+        return [*_voicebench(plan, records), _uro_bench(plan, records)]
+    return []
+
+
+def _alpaca_eval(plan: Plan, records: Sequence[Record]) -> list[Path]:
+    """A list of {"dataset", "instruction", "output", "generator"} each for text and speech, of questions without answers."""
+    written = []
+    for name, key in (("text", "text"), ("speech", "heard")):
+        known = [record for record in records if key in record]
+        if known:
+            outputs = [
+                {
+                    "dataset": record.get("dataset", plan.data.stem),
+                    "instruction": record["question"],
+                    "output": record[key],
+                    "generator": str(plan.model),
+                }
+                for record in known
+            ]
+            written.append(plan.out / f"alpaca_eval_{name}.json")
+            with atomic_write(written[-1]) as file:
+                file.write(json.dumps(outputs, indent=1, ensure_ascii=False) + "\n")
+    return written
+
+
+def _voicebench(plan: Plan, records: Sequence[Record]) -> list[Path]:
+    """Each item as the benchmark gave it, less its audio, with `prompt` and `response`: chats of one question only."""
+    single = [record for record in records if len(record["answers"]) == 1 and "dialogue" not in record["given"]]
+    if not single:
+        return []
+    path = plan.out / "voicebench.jsonl"
+    told = [{"prompt": _question(record), "response": record["answers"][0]["text"]} for record in single]
+    write_jsonl(path, [record["given"] | more for record, more in zip(single, told, strict=True)])
+    return [path]
+
+
+def _question(record: Record) -> str:
+    """The words of a single question, where the data has them."""
+    return question_text(record["given"]) or next((answer["question"] for answer in record["answers"]), "")
+
+
+def _uro_bench(plan: Plan, records: Sequence[Record]) -> Path:
+    """OUT/uro_bench: of single questions the texts in three files and audio/NNNN.wav; of dialogues one file with all."""
+    folder = plan.out / "uro_bench"
+    with new_folder(folder) as place:
+        if any("dialogue" in record["given"] for record in records):
+            write_jsonl(place / "output_with_text.jsonl", [_dialogue(plan.out, place, record) for record in records])
+        else:
+            _single_round(plan.out, place, records)
+    return folder
+
+
+def _single_round(out: Path, place: Path, records: Sequence[Record]) -> None:
+    """Numbers of four digits count the items of the data, usable or not, from 0."""
+    texts: dict[str, list[Record]] = {"question_text": [], "pred_text": [], "gt_text": []}
+    for record in records:
+        number, answer = f"{record['number'] - 1:04d}", record["answers"][0] if record["answers"] else {}
+        wanted = record["given"].get("target_text") or _question(record)
+        wanted = " / ".join(map(str, wanted)) if isinstance(wanted, list) else str(wanted)
+        values = (_question(record), answer.get("text", ""), wanted)
+        for lines, value in zip(texts.values(), values, strict=True):
+            lines.append({number: value})
+        _place_wav(out, answer, place / "audio" / f"{number}.wav")
+    for name, lines in texts.items():
+        write_jsonl(place / f"{name}.jsonl", lines)
+
+
+def _dialogue(out: Path, place: Path, record: Record) -> Record:
+    rounds = record["given"].get("dialogue") or [{"source_text": answer["question"]} for answer in record["answers"]]
+    told = []
+    for number, turn in enumerate(rounds):
+        answer = record["answers"][number] if number < len(record["answers"]) else {}
+        told.append({"round": number} | turn | {"output_text": answer.get("text", "")})
+        _place_wav(out, answer, place / FILE_NAME.sub("_", record["id"]) / f"round_{number}_output.wav")
+    return {"id": record["given"].get("id", record["id"]), "num_round": len(rounds), "dialogue": told}
+
+
+def _place_wav(out: Path, answer: Mapping[str, Any], target: Path) -> None:
+    """The speech under the benchmark's name: a second name of the same file where the file system has such."""
+    if not answer.get("wav"):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(out / answer["wav"], target)
+    except OSError:
+        shutil.copyfile(out / answer["wav"], target)

@@ -1,0 +1,83 @@
+"""Tasks on sounds: `caption` describes them, `classification` names their class."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ttt_dist.evaluation.context import Notes, Tools
+from ttt_dist.evaluation.items import Item
+from ttt_dist.evaluation.metrics.intervals import confidence_interval
+from ttt_dist.evaluation.metrics.scores import Figure, Normalisers, Record, Scored, accuracy, ids, mean
+from ttt_dist.evaluation.metrics.text_scores import (
+    bleu,
+    bleu_counts,
+    bleu_name,
+    cider_d,
+    class_values,
+    classification,
+    find_label,
+    macro_f1,
+    rouge_l,
+)
+from ttt_dist.evaluation.tasks.transcription import GREEDY_TEXT
+
+
+def caption(tools: Tools, items: Sequence[Item], notes: Notes) -> list[Record]:
+    """What the model writes of each sound, greedy."""
+    return [item.record() | {"captions": item.entry["captions"]} | said for item, said in _say(tools, items, notes)]
+
+
+def classify(tools: Tools, items: Sequence[Item], notes: Notes) -> list[Record]:
+    """The class that the model names for each sound, greedy."""
+    return [item.record() | {"label": item.entry["label"]} | said for item, said in _say(tools, items, notes)]
+
+
+def _say(tools: Tools, items: Sequence[Item], notes: Notes) -> list[tuple[Item, Record]]:
+    requests = notes.each(tools.hear(items, notes), lambda item, codes: tools.request(item, item.entry, codes))
+    results = tools.answer(requests, notes.done(1.0), **GREEDY_TEXT)
+    return [(item, {"hypothesis": result.text, "finish": result.finish}) for item, result in results]
+
+
+def score_captions(records: Sequence[Record], normalisers: Normalisers) -> Scored:
+    """BLEU, ROUGE-L and CIDEr-D of `hypothesis` against `captions`."""
+    pairs = [(record["hypothesis"], record["captions"]) for record in records]
+    norms = [normalisers.of(record) for record in records]
+    rouge = [round(rouge_l(*pair, norm), 6) for pair, norm in zip(pairs, norms, strict=True)]
+    cider = [round(value, 6) for value in cider_d([hyp for hyp, _ in pairs], [refs for _, refs in pairs], norms)]
+    by = normalisers.names(records)
+    figures = {
+        "bleu": _bleu(records),
+        "rouge_l": mean(records, rouge, by),
+        "cider_d": mean(records, cider, by),
+    }
+    own = [{"rouge_l": one, "cider_d": other} for one, other in zip(rouge, cider, strict=True)]
+    return Scored([record | scores for record, scores in zip(records, own, strict=True)], figures)
+
+
+def _bleu(records: Sequence[Record]) -> Figure:
+    counts = [bleu_counts(record["hypothesis"], record["captions"], record.get("lang")) for record in records]
+    by = " + ".join(sorted({bleu_name(record.get("lang")) for record in records}))
+    if not counts:
+        return Figure(None, None, by, 0)
+    value = float(bleu(np.array(counts).sum(axis=0)[None])[0])
+    return Figure(value, confidence_interval(bleu, ids(records), counts), by, len(records))
+
+
+def score_labels(records: Sequence[Record], normalisers: Normalisers) -> Scored:
+    """Accuracy and macro F1 over the labels that occur in the data; any other answer is wrong."""
+    labels = sorted({record["label"] for record in records})
+    given = [find_label(record["hypothesis"], labels, normalisers.of(record)) for record in records]
+    scored = [
+        record | {"given": label, "is_right": label == record["label"]}
+        for record, label in zip(records, given, strict=True)
+    ]
+    by = normalisers.names(records)
+    if not records:
+        return Scored(scored, {"accuracy": accuracy([], by), "macro_f1": Figure(None, None, by, 0)})
+    found = classification([record["label"] for record in records], given, labels)
+    values = [class_values(record["label"], label, labels) for record, label in zip(records, given, strict=True)]
+    figures = {
+        "accuracy": accuracy([record["is_right"] for record in scored], by),
+        "macro_f1": Figure(found["macro_f1"], confidence_interval(macro_f1, ids(records), values), by, len(records)),
+    }
+    return Scored(scored, figures, {name: found[name] for name in ("outside_labels", "classes")})

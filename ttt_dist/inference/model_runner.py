@@ -1,0 +1,192 @@
+"""One forward over requests in different phases: what is final stays in a cache, only what may still change is computed.
+
+Choices are made on the device, for all requests of a phase at once, and copied to the host together.
+"""
+
+from collections.abc import Sequence as Ordered
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttt_dist.config.decode import DecodeSettings
+from ttt_dist.inference.batch import Row
+from ttt_dist.inference.cuda_graphs import Runner
+from ttt_dist.inference.sampling import MEASURES, choose_codes, choose_text, guided
+from ttt_dist.inference.sequence_state import Choice, Phase, Rules, State, allowed_ids, uniforms
+from ttt_dist.model.attention.kv_cache import Sequence
+from ttt_dist.model.layers import Head
+from ttt_dist.model.transformer import Transformer
+from ttt_dist.sequence.tokens import TokenLayout
+from ttt_dist.sequence.visibility import visible_end_of_spans
+
+AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 26}  # logits: on the CPU they stay in its caches, and in memory that is reused
+FEWEST_ROWS = 64  # at once: the head is read once for them
+
+
+@dataclass
+class Asked:
+    """A request whose next choices are wanted, and its places in the cache."""
+
+    state: State
+    rules: Rules
+    own: Sequence
+    guide: Sequence | None
+    """Of the same with all context masked, for guidance."""
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the next forward takes a second one: over a block of masks."""
+        return self.guide is not None and self.state.is_denoised
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the next forward draws tokens."""
+        settings = self.rules.settings
+        return (settings.temperature if self.rules.phase(self.state) == "text" else settings.code_temperature) > 0
+
+
+@dataclass
+class Wanted:
+    """Places that a choice is wanted for, in one phase; arrays [n]."""
+
+    asked: Ordered[Asked]
+    owners: np.ndarray
+    """Which of `asked` each belongs to."""
+    places: np.ndarray
+    """Index into the owner's sequence."""
+    uniforms: np.ndarray
+    """A random number for each whose owner samples."""
+
+    @classmethod
+    def of(cls, asked: Ordered[Asked]) -> "Wanted":
+        """All that some requests need, which are in one phase."""
+        places = [one.rules.needed(one.state) for one in asked]
+        owners = np.repeat(np.arange(len(asked)), [len(part) for part in places])
+        numbers = [
+            uniforms(one.state, part, one.rules) if one.is_sampled else np.zeros(len(part))
+            for one, part in zip(asked, places, strict=True)
+        ]
+        return cls(asked, owners, np.concatenate(places), np.concatenate(numbers))
+
+    def part(self, which: slice) -> "Wanted":
+        """Some of the places."""
+        return Wanted(self.asked, self.owners[which], self.places[which], self.uniforms[which])
+
+    def of_owners(self, values: Ordered[float] | np.ndarray) -> np.ndarray:
+        """A value for each place, from one for each of `asked`."""
+        return np.asarray(values)[self.owners]
+
+
+class Forwards:
+    """Makes the choices that decoding needs next, for one session."""
+
+    def __init__(self, model: Transformer, layout: TokenLayout) -> None:
+        self.runner = Runner(model)
+        self.cache = self.runner.cache
+        self.layout = layout
+        self._stretches: dict[Phase, tuple[slice, Tensor]] = {}
+
+    @torch.inference_mode()
+    def __call__(self, asked: Ordered[Asked]) -> list[Choice]:
+        """What the model would write where each needs it; the cache takes in what has become final."""
+        if not asked:
+            return []
+        rows = [_row(one.state, one.rules, one.own, one.state.ids, one.rules.final(one.state)) for one in asked]
+        guides = {}
+        for index, one in enumerate(asked):
+            if one.is_guided and one.guide is not None:
+                guides[index] = len(rows)
+                rows.append(self._guide_row(one.state, one.rules, one.guide))
+        hidden = self.runner(rows)
+        starts = np.cumsum([0, *(len(row.needed) for row in rows)])
+        places: list[np.ndarray] = []
+        found: list[Tensor] = []
+        for phase in dict.fromkeys(one.rules.phase(one.state) for one in asked):
+            members = [index for index, one in enumerate(asked) if one.rules.phase(one.state) == phase]
+            places.append(np.concatenate([np.arange(*starts[index : index + 2]) for index in members]))
+            shifts = np.array([starts[guides[index]] - starts[index] if index in guides else 0 for index in members])
+            found += self._choose(phase, hidden, places[-1], shifts, Wanted.of([asked[index] for index in members]))
+        table = np.empty((3, starts[len(asked)]))
+        table[:, np.concatenate(places)] = torch.cat(found, dim=1).cpu().numpy()  # the one copy of a forward
+        parts = np.split(table, starts[1 : len(asked)], axis=1)
+        return [Choice(ids.astype(np.int64), *sureness) for ids, *sureness in parts]
+
+    def _choose(
+        self, phase: Phase, hidden: Tensor, own: np.ndarray, shifts: np.ndarray, wanted: Wanted
+    ) -> list[Tensor]:
+        """Ids, probability and confidence [3, n] of one phase, whose hidden states are rows `own` [n], in parts.
+
+        `shifts` leads from the rows of each owner to those of its guide; 0 where it has none.
+        """
+        columns, others = self._stretch(phase)
+        size = max(AT_ONCE[hidden.device.type] // (columns.stop - columns.start), FEWEST_ROWS)
+        found = []
+        for start in range(0, len(own), size):
+            rows, part = own[start : start + size], wanted.part(slice(start, start + size))
+            logits = self._logits(phase, hidden[self.runner.tensor(rows)])
+            is_guided = np.flatnonzero(part.of_owners(shifts))
+            if len(is_guided):
+                scales = part.of_owners([one.rules.settings.cfg for one in part.asked])[is_guided].astype(np.float32)
+                sources = self.runner.tensor((rows + part.of_owners(shifts))[is_guided])
+                targets, scale = self.runner.tensor(is_guided), self.runner.tensor(scales).unsqueeze(-1)
+                logits[targets] = guided(logits[targets], self._logits(phase, hidden[sources]), scale)
+            logits[:, others] = float("-inf")
+            ids, *sureness = choices(phase, logits, part)
+            found.append(torch.stack([(ids + columns.start).double(), *(one.double() for one in sureness)]))
+        return found
+
+    def _logits(self, phase: Phase, hidden: Tensor) -> Tensor:
+        """Logits [n, stretch] of hidden states [n, H], at least fp32."""
+        head = self.runner.model.head
+        assert isinstance(head, Head)
+        logits = head.product(hidden, self._stretch(phase)[0])
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def _stretch(self, phase: Phase) -> tuple[slice, Tensor]:
+        """The part of the vocabulary that the allowed ids of a phase span, and which of its columns are not allowed."""
+        if phase not in self._stretches:
+            allowed = allowed_ids(self.layout, phase)
+            columns = slice(int(allowed[0]), int(allowed[-1]) + 1)
+            is_other = np.ones(columns.stop - columns.start, dtype=bool)
+            is_other[allowed - columns.start] = False
+            self._stretches[phase] = columns, self.runner.tensor(np.flatnonzero(is_other))
+        return self._stretches[phase]
+
+    def _guide_row(self, state: State, rules: Rules, guide: Sequence) -> Row:
+        masked = np.where(np.arange(len(state.ids)) < state.settled, self.layout.mask, state.ids)
+        return _row(state, rules, guide, masked, state.settled)
+
+
+def choices(phase: Phase, logits: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor]:
+    """Chosen columns of logits [n, V], the model's probability of them and its confidence by the rule of their owners.
+
+    The last two are zeros in text. The logits are used up.
+    """
+    numbers = torch.from_numpy(wanted.uniforms)
+    if phase != "text":
+        heats = wanted.of_owners([one.rules.settings.code_temperature for one in wanted.asked])
+        rules = np.array([one.rules.settings.remasking for one in wanted.asked])
+        others = {rule: np.flatnonzero(wanted.of_owners(rules == rule)) for rule in MEASURES if rule in rules}
+        return choose_codes(logits, torch.from_numpy(heats), numbers, others)
+    ids = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+    for settings, rows in _by_settings(wanted).items():
+        where = torch.tensor(rows, device=logits.device)
+        some = logits if len(rows) == len(logits) else logits[where]
+        ids[where] = choose_text(some, settings, numbers[rows].to(logits.device))
+    nothing = torch.zeros_like(ids, dtype=logits.dtype)
+    return ids, nothing, nothing
+
+
+def _by_settings(wanted: Wanted) -> dict[DecodeSettings, list[int]]:
+    found: dict[DecodeSettings, list[int]] = {}
+    for row, owner in enumerate(wanted.owners.tolist()):
+        found.setdefault(wanted.asked[owner].rules.settings, []).append(row)
+    return found
+
+
+def _row(state: State, rules: Rules, sequence: Sequence, ids: np.ndarray, final: int) -> Row:
+    start = sequence.length
+    ends = start + visible_end_of_spans(state.span_ids[start:])
+    return Row(ids[start:], ends, sequence, rules.needed(state) - start, final)

@@ -1,0 +1,344 @@
+"""The decoding of one request as a pure function: state and choices in, next state out (method: decoding).
+
+A response of a `ttt` model alternates between text, one token per forward, and spans, whose blocks of masks are denoised
+in several forwards. An `ar` model writes codes one by one as well; the whole response of a `nar` model is one span. A
+state holds the whole sequence and says at which positions it needs a choice and which of its tokens are final; how
+choices are made and what else is in the batch is no concern of this file.
+
+Two ways lead from a choice to a token. What is written (text, and codes one by one) follows the position that it is chosen at;
+what is denoised is chosen at its own. A block that is verified has been denoised, as a draft, and is then written: one causal
+forward says what would follow the opener and each token of the draft.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from ttt_dist.config.decode import DecodeSettings
+from ttt_dist.sequence.sample import spans
+from ttt_dist.sequence.tokens import TokenLayout
+
+Finish = Literal["end_of_turn", "last_span", "max_text", "max_codes", "span_limit", "max_length"]
+Phase = Literal["text", "span", "response"]
+
+
+@dataclass(frozen=True)
+class State:
+    """One request in the middle of its response."""
+
+    ids: np.ndarray
+    """Prompt and response so far, int32 [n]; the open block holds masks."""
+    span_ids: np.ndarray
+    """Numbers of bidirectional spans, int32 [n]; 0 is causal."""
+    num_prompt: int
+    seed: int
+    num_forwards: int = 0
+    num_text: int = 0
+    num_audio: int = 0
+    """Audio tokens of closed spans."""
+    span_start: int | None = None
+    """First token of the open span; None in text."""
+    block_start: int | None = None
+    """First token of the open block, in a span of masks."""
+    steps_left: int = 0
+    """Forwards left to the open block."""
+    is_drafted: bool = False
+    """Whether the open block is a whole draft, which the next forward verifies."""
+    finish: Finish | None = None
+    """Why the response ended; None while it goes on."""
+
+    @property
+    def settled(self) -> int:
+        """Tokens that are written and will stay: all but the open span."""
+        return len(self.ids) if self.span_start is None else self.span_start
+
+    @property
+    def is_denoised(self) -> bool:
+        """Whether the next choices are for the masks they are made at, and not for what follows."""
+        return self.block_start is not None and not self.is_drafted
+
+
+class Choice(NamedTuple):
+    """What the model would write at the positions that a state needs."""
+
+    ids: np.ndarray
+    """Token ids [n]."""
+    probability: np.ndarray
+    """The model's, of each [n]; means nothing in text."""
+    confidence: np.ndarray
+    """How sure the model is by the rule of `remasking` [n]; likewise."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What `advance` needs besides the state."""
+
+    settings: DecodeSettings
+    layout: TokenLayout
+    kind: str
+    """What the model was trained for: objective.kind."""
+    max_length: int
+    """The longest sequence that the model takes, in tokens."""
+
+    def start(self, ids: np.ndarray, span_ids: np.ndarray, seed: int) -> State:
+        """The state before the first forward, of a prompt's ids and spans."""
+        state = State(ids.astype(np.int32), span_ids.astype(np.int32), len(ids), seed)
+        return _open_span(state, self) if self.kind == "nar" else state
+
+    def phase(self, state: State) -> Phase:
+        """Which tokens may come next: see `allowed_ids`."""
+        if self.kind == "nar":
+            return "response"
+        return "text" if state.span_start is None else "span"
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether codes are written one by one."""
+        return self.kind == "ar" or (self.kind == "ttt" and self.settings.audio_mode == "ar")
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether denoised blocks are drafts."""
+        return self.settings.audio_mode == "verified"
+
+    @property
+    def ends(self) -> list[int]:
+        """Tokens that close a span."""
+        layout = self.layout
+        return [layout.im_end] if self.kind == "nar" else [layout.end_of_audio_new, layout.end_of_audio_span_last]
+
+    def needed(self, state: State) -> np.ndarray:
+        """Positions whose choice `advance` takes.
+
+        The masked ones of an open block; of a draft the one before it and all its own; else the last one.
+        """
+        start = state.block_start
+        if start is None:
+            return np.array([len(state.ids) - 1])
+        if state.is_drafted:
+            return np.arange(start - 1, len(state.ids))
+        return start + np.flatnonzero(state.ids[start:] == self.layout.mask)
+
+    def final(self, state: State) -> int:
+        """Tokens whose keys and values the next forward settles: nothing that they see changes any more.
+
+        Verifying needs what the model says before the block, so that position is computed once more.
+        """
+        return self.bidirectional_from(state) - (self.is_verified and state.block_start is not None)
+
+    def bidirectional_from(self, state: State) -> int:
+        """First token that sees the masks of the open block, and is computed anew with them."""
+        if state.block_start is None or state.span_start is None:
+            return len(state.ids)
+        return state.block_start if self.settings.block_cache == "block_causal" else state.span_start
+
+
+@cache
+def allowed_ids(layout: TokenLayout, phase: Phase) -> np.ndarray:
+    """Ids that may be written: text class in text, codes and ends in a span, both in a response that is one span."""
+    if phase == "response":
+        return np.flatnonzero(layout.text_allowed | layout.span_allowed)
+    return np.flatnonzero(layout.text_allowed if phase == "text" else layout.span_allowed)
+
+
+def uniforms(state: State, needed: np.ndarray, rules: Rules) -> np.ndarray:
+    """Random numbers in [0, 1) that sample at the needed positions [n].
+
+    What is written draws by (seed, its place), so that it does not matter in how many forwards; a draft draws the same
+    number for a place, and so the same token where it agrees. What is denoised draws by (seed, number of the forward).
+    """
+    if state.is_denoised and not rules.is_verified:
+        return _of_forward(state, len(needed))[0]
+    places = needed + (not state.is_denoised)
+    first, end = int(places[0]), int(places[-1]) + 1
+    generator = np.random.default_rng([state.seed, 0, 1])
+    generator.bit_generator.advance(first)  # type: ignore[attr-defined]  # of PCG64, by one step a number
+    return generator.random(end - first)[places - first]
+
+
+def _of_forward(state: State, count: int) -> np.ndarray:
+    """Numbers of a forward over masks [2, count]: the first row samples tokens, the second orders random remasking."""
+    return np.random.default_rng([state.seed, state.num_forwards]).random((2, count))
+
+
+def advance(state: State, choice: Choice, rules: Rules) -> State:
+    """The state after one forward, whose choices are those at `rules.needed`."""
+    if state.block_start is not None:
+        return (_verify if state.is_drafted else _denoise)(state, choice, rules)
+    state = replace(state, num_forwards=state.num_forwards + 1)
+    write = _write_text if state.span_start is None else _write_code
+    return write(state, int(choice.ids[0]), rules)
+
+
+def _write_text(state: State, token: int, rules: Rules) -> State:
+    """Append a text token; a start of audio opens a span, the end of turn ends the response."""
+    layout = rules.layout
+    state = replace(_append(state, np.array([token]), 0), num_text=state.num_text + 1)
+    if token == layout.im_end:
+        return replace(state, finish="end_of_turn")
+    if token == layout.begin_of_quad and rules.settings.stop_at_last_span:
+        return replace(state, finish="last_span")
+    if token in (layout.begin_of_audio, layout.begin_of_quad):
+        return _open_span(state, rules)
+    return _unless_too_long(state, rules)
+
+
+def _write_code(state: State, token: int, rules: Rules) -> State:
+    """Append a code to an open span that is written one by one, or an end that closes it."""
+    state = _append(state, np.array([token]), 0)
+    if token in rules.ends or not _room(state, rules):
+        return _close_span(state, len(state.ids), rules)
+    return state
+
+
+def _open_span(state: State, rules: Rules) -> State:
+    state = replace(state, span_start=len(state.ids))
+    if not _room(state, rules):
+        return _close_span(state, len(state.ids), rules)
+    return state if rules.is_causal else _append_block(state, rules)
+
+
+def _append_block(state: State, rules: Rules) -> State:
+    """Add masks to the open span up to the end of its block, as far as may be.
+
+    What verifying has left of a block is drafted at its old length: how many masks a span has tells the model how long it is.
+    """
+    assert state.span_start is not None
+    block = rules.settings.block
+    count = min(block - (len(state.ids) - state.span_start) % block, _room(state, rules))
+    state = replace(state, block_start=len(state.ids), steps_left=rules.settings.steps)
+    state = _append(state, np.full(count, rules.layout.mask), 0)
+    return _number_span(state, rules.bidirectional_from(state), int(state.span_ids.max(initial=0)) + 1)
+
+
+def _denoise(state: State, choice: Choice, rules: Rules) -> State:
+    """Commit the most confident of the masked positions; a finished block closes the span or is followed by another."""
+    start = state.span_start
+    assert start is not None
+    masked = rules.needed(state)
+    chosen = _to_commit(state, choice, rules)
+    committed = state.ids.copy()
+    committed[masked[chosen]] = choice.ids[chosen]
+    num_forwards, steps_left = state.num_forwards + 1, max(state.steps_left - 1, 1)
+    state = replace(state, ids=committed, num_forwards=num_forwards, steps_left=steps_left)
+
+    span = committed[start:]
+    ends = np.flatnonzero(np.isin(span, rules.ends))
+    left = np.flatnonzero(span == rules.layout.mask)
+    # What is still masked behind an end would be cut: committed tokens are final, so it can be cut now.
+    is_over = len(ends) > 0 and (not len(left) or left[0] > ends[0])
+    if len(left) and not is_over:
+        return state
+    end = start + int(ends[0]) + 1 if is_over else len(committed)
+    if rules.is_verified:
+        return replace(_number_span(_cut(state, end), start, 0), is_drafted=True)
+    return _append_block(state, rules) if not is_over and _room(state, rules) else _close_span(state, end, rules)
+
+
+def _to_commit(state: State, choice: Choice, rules: Rules) -> np.ndarray:
+    """Which of the choices for masks are committed: the share of this forward and all above the threshold, surest first."""
+    settings, count = rules.settings, len(choice.ids)
+    order = _of_forward(state, count)[1] if settings.remasking == "random" else choice.confidence.copy()
+    if settings.threshold:
+        order[choice.probability >= settings.threshold] = np.inf
+    if settings.ends == "leftmost":
+        # An end waits for all masks before it, so of several only the first can be committed: the others lie behind it.
+        ends = np.flatnonzero(np.isin(choice.ids, rules.ends))
+        if len(ends):
+            order[ends[0]] = order[: ends[0] + 1].min()
+            order[ends[1:]] = -np.inf
+            count -= len(ends) - 1
+    sure = int(np.isposinf(order).sum())
+    return most_confident(order, min(max(share(len(order), state.steps_left, settings), sure), count))
+
+
+def share(masked: int, steps_left: int, settings: DecodeSettings) -> int:
+    """Tokens that a forward commits at least, of those still masked: so many that the shares before and after it are
+    (s / steps) ** commit_power of the block; with a power of 1 an even split of what is left.
+    """
+    total, power = settings.steps, settings.commit_power
+    before, after = (((total - left) / total) ** power for left in (steps_left, steps_left - 1))
+    return max(math.ceil(masked * (after - before) / (1 - before) - 1e-9), 1)
+
+
+def _verify(state: State, choice: Choice, rules: Rules) -> State:
+    """Write what the model would have written one by one: the draft as far as that is the same, and one token more."""
+    start, written = state.block_start, choice.ids
+    assert start is not None
+    drafted = state.ids[start:]
+    before = replace(_cut(state, start), is_drafted=False, num_forwards=state.num_forwards + 1)
+    differs = np.append(written[:-1] != drafted, True) | np.isin(written, rules.ends)
+    count = min(int(differs.argmax()) + 1, _room(before, rules))
+    after = _append(before, written[:count], 0)
+    if after.ids[-1] in rules.ends or not _room(after, rules):
+        return _close_span(after, len(after.ids), rules)
+    return _append_block(after, rules)
+
+
+def most_confident(confidence: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the `count` largest of confidence [n]; of equals the earlier."""
+    return np.argsort(-confidence, kind="stable")[:count]
+
+
+def _close_span(state: State, end: int, rules: Rules) -> State:
+    """Cut the open span at `end`, and go on with text; the span of a `nar` model is its response."""
+    assert state.span_start is not None
+    num_audio = state.num_audio + end - state.span_start
+    state = replace(_cut(state, end), span_start=None, block_start=None, steps_left=0, num_audio=num_audio)
+    if rules.kind == "nar":
+        return replace(state, finish="end_of_turn" if end and state.ids[-1] == rules.layout.im_end else "span_limit")
+    return _unless_too_long(state, rules)
+
+
+def _cut(state: State, end: int) -> State:
+    return replace(state, ids=state.ids[:end], span_ids=state.span_ids[:end])
+
+
+def _number_span(state: State, start: int, number: int) -> State:
+    """Give all tokens from `start` on this number of a span."""
+    span_ids = state.span_ids.copy()
+    span_ids[start:] = number
+    return replace(state, span_ids=span_ids)
+
+
+def _append(state: State, ids: np.ndarray, span_id: int) -> State:
+    span_ids = np.full(len(ids), span_id, dtype=np.int32)
+    joined = np.concatenate([state.ids, ids.astype(np.int32)])
+    return replace(state, ids=joined, span_ids=np.concatenate([state.span_ids, span_ids]))
+
+
+def _room(state: State, rules: Rules) -> int:
+    """Tokens that the open span may still take."""
+    assert state.span_start is not None
+    length, settings = len(state.ids) - state.span_start, rules.settings
+    limits = (
+        settings.span_limit - length,
+        settings.max_codes - state.num_audio - length,
+        rules.max_length - len(state.ids),
+    )
+    return max(min(limits), 0)
+
+
+def _unless_too_long(state: State, rules: Rules) -> State:
+    if state.num_text >= rules.settings.max_text:
+        return replace(state, finish="max_text")
+    if state.num_audio >= rules.settings.max_codes:
+        return replace(state, finish="max_codes")
+    return replace(state, finish="max_length") if len(state.ids) >= rules.max_length else state
+
+
+def prompt_spans(ids: np.ndarray, layout: TokenLayout, heard: bool, spoken: bool) -> np.ndarray:
+    """Span numbers of a prompt's audio as training gave them, int32 [n]; 0 where it was causal.
+
+    Whether what the user said (`heard`) and what earlier answers said (`spoken`) is bidirectional: the latter alone has
+    its end within its span.
+    """
+    ends = (layout.end_of_audio_new, layout.end_of_audio_span_last)
+    chosen = [(start, end) for start, end in spans(ids, layout) if (spoken if ids[end - 1] in ends else heard)]
+    numbers = np.zeros(len(ids), dtype=np.int32)
+    for number, (start, end) in enumerate(chosen, start=1):
+        numbers[start:end] = number
+    return numbers

@@ -1,0 +1,325 @@
+"""Jobs of independent parts: dealt to array tasks, MPI ranks and worker processes, each part written once and whole.
+
+A job names its parts, says which are finished, and makes one at a time; nothing else about it depends on who makes
+what. So one task, eight array tasks or three MPI ranks write the same bytes, and a job that was killed goes on where it
+was: what is finished is kept, what was half written begins anew. A lease on each part keeps two jobs from writing it at
+once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import threading
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ttt_dist.manifest.problems import Problems
+from ttt_dist.util.console import Progress, say
+from ttt_dist.util.errors import UserError
+from ttt_dist.util.file_lock import holder, lease, lock_name
+
+Tick = Callable[[float], None]
+POLL_SECONDS = 0.2
+TOLD = 20  # problems that a rank hands on word for word
+
+
+@dataclass
+class Outcome:
+    """What a part came to: its counts, and a line for everything that had to be left out."""
+
+    counts: dict[str, float]
+    problems: list[str] = field(default_factory=list)
+    kept: bool = False
+    """It was finished before."""
+
+
+class PartJob(ABC):
+    """A job over parts number 0..num_parts-1; it travels to worker processes before `open` and must be picklable."""
+
+    label: str
+    """What it does, for progress: `encoding`."""
+    unit: str
+    """What it counts on the way: `utterance`."""
+
+    @property
+    @abstractmethod
+    def num_parts(self) -> int: ...
+
+    @abstractmethod
+    def prefix(self, number: int) -> Path:
+        """The part's prefix: PREFIX.json is written last and completes it."""
+
+    @abstractmethod
+    def amount(self, number: int) -> float:
+        """How many units the part has."""
+
+    def open(self) -> None:  # noqa: B027  a job may need nothing
+        """Load what all parts need (codec, tokenizer), once in every process that makes parts."""
+
+    @abstractmethod
+    def finished(self, number: int) -> Outcome | None:
+        """What a finished part came to; None where it is to be made. Raises UserError where other inputs made it."""
+
+    @abstractmethod
+    def make(self, number: int, tick: Tick) -> Outcome:
+        """Write the part; `tick` takes the units done since the last call."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which parts this process looks after (task i of n takes parts i, i + n, ...), and with how many workers."""
+
+    task: int = 0
+    tasks: int = 1
+    workers: int = 1
+    mpi: bool = False
+
+    def of(self, num_parts: int) -> range:
+        """The numbers of this task's parts."""
+        return range(self.task, num_parts, self.tasks)
+
+
+@dataclass
+class Totals:
+    """What all parts of this task (under MPI: of all ranks) came to."""
+
+    counts: dict[str, float] = field(default_factory=dict)
+    parts: int = 0
+    kept: int = 0
+    num_problems: int = 0
+    messages: list[str] = field(default_factory=list)
+    """The first of the problems, as many as are told one by one."""
+
+    def add(self, other: Totals) -> None:
+        """Count more parts."""
+        for name, value in other.counts.items():
+            self.counts[name] = self.counts.get(name, 0) + value
+        self.parts += other.parts
+        self.kept += other.kept
+        self.num_problems += other.num_problems
+        self.messages += other.messages[: TOLD - len(self.messages)]
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> Totals:
+        """Those of one part."""
+        problems = outcome.problems
+        return cls(dict(outcome.counts), 1, int(outcome.kept), len(problems), problems[:TOLD])
+
+
+FLAGS = ("task", "tasks")  # of a share, unless a command's own --task means something else
+
+
+def add_arguments(parser: argparse.ArgumentParser, flags: tuple[str, str] = FLAGS) -> None:
+    """`--task I --tasks N --workers W`; `flags` are the names of the first two."""
+    one, all_ = flags
+    group = parser.add_argument_group(
+        "sharing the work", f"under mpirun each rank is a task, without --{one} and --{all_}"
+    )
+    group.add_argument(f"--{one}", type=int, metavar="I", help="do the parts of task I, from 0 (SLURM_ARRAY_TASK_ID)")
+    group.add_argument(f"--{all_}", type=int, metavar="N", help="of N tasks (SLURM_ARRAY_TASK_COUNT)")
+    group.add_argument("--workers", type=int, default=1, help="processes of this task (default 1)")
+
+
+def share_of(args: argparse.Namespace, flags: tuple[str, str] = FLAGS) -> Share:
+    """The share that command line or MPI give this process. Raises UserError where they contradict each other."""
+    ranks = int(os.environ.get("OMPI_COMM_WORLD_SIZE") or os.environ.get("PMI_SIZE") or 1)
+    one, all_ = flags
+    task, tasks = getattr(args, one), getattr(args, all_)
+    if (task is None) != (tasks is None):
+        raise UserError(f"--{one} and --{all_}: give both, or neither")
+    if args.workers < 1:
+        raise UserError(f"--workers {args.workers}: at least 1 is needed")
+    if tasks is None:
+        return _mpi_share(args.workers) if ranks > 1 else Share(workers=args.workers)
+    if ranks > 1:
+        raise UserError(f"--{all_} under mpirun: the ranks are the tasks; leave --{one} and --{all_} out")
+    if not 0 <= task < tasks:
+        raise UserError(f"--{one} {task} --{all_} {tasks}: tasks are numbered 0..{tasks - 1}")
+    return Share(task, tasks, args.workers)
+
+
+def _mpi_share(workers: int) -> Share:
+    from mpi4py import MPI  # joins the others: only where mpirun has started several
+
+    world = MPI.COMM_WORLD
+    os.environ["RANK"] = str(world.rank)  # the console talks on rank 0 alone
+    os.environ.setdefault("LOCAL_RANK", os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"))
+    return Share(world.rank, world.size, workers, mpi=True)
+
+
+def run_parts(job: PartJob, share: Share, problems: Problems) -> Totals:
+    """Make this share's parts and add up. Problems are told as parts finish and counted in `problems`.
+
+    Under MPI all ranks return what all of them came to, and fail where one did. Raises UserError where a part is being
+    written by another job; the others are done even then.
+    """
+    if not share.mpi:
+        return _run_share(job, share, problems)
+    return _together(lambda: _run_share(job, share, problems), problems)
+
+
+def _run_share(job: PartJob, share: Share, problems: Problems) -> Totals:
+    numbers = share.of(job.num_parts)
+    totals = Totals()
+    with Progress(sum(map(job.amount, numbers)), job.label, job.unit) as progress:
+        held = _make_all(job, share, numbers, progress, lambda outcome: _settle(outcome, totals, problems))
+        # Whoever held a part may have finished it meanwhile, or died.
+        held = _make_all(job, share, held, progress, lambda outcome: _settle(outcome, totals, problems)) if held else []
+    if held:
+        first = job.prefix(held[0])
+        raise UserError(
+            f"{first}: {len(held)} part(s) are being written by {holder(first)}; wait for that job, then run this again"
+        )
+    return totals
+
+
+def _settle(outcome: Outcome, totals: Totals, problems: Problems) -> None:
+    totals.add(Totals.of(outcome))
+    for problem in outcome.problems:
+        problems.report(problem)
+
+
+def _make_all(
+    job: PartJob, share: Share, numbers: Iterable[int], progress: Progress, settle: Callable[[Outcome], None]
+) -> list[int]:
+    """Make parts, here or by workers; returns those that another job holds."""
+    numbers = list(numbers)
+    if min(share.workers, len(numbers)) > 1:
+        results = _by_workers(job, numbers, share.workers, progress)
+    else:
+        results = _here(job, numbers, progress)
+    held = []
+    for number, outcome in results:
+        if outcome is None:
+            held.append(number)
+        else:
+            settle(outcome)
+            if outcome.kept:
+                progress.skip(job.amount(number))
+    return held
+
+
+def _here(job: PartJob, numbers: list[int], progress: Progress) -> Iterator[tuple[int, Outcome | None]]:
+    if numbers:
+        job.open()
+    for number in numbers:
+        yield number, make_part(job, number, progress.advance)
+
+
+def make_part(job: PartJob, number: int, tick: Tick) -> Outcome | None:
+    """The outcome of one part, made now where it was not finished; None where another job is writing it."""
+    done = job.finished(number)
+    if done is None or lock_name(job.prefix(number)).exists():  # the lock: of a job killed at the last moment, perhaps
+        with lease(job.prefix(number)) as ours:
+            if not ours:
+                return None
+            done = job.finished(number)  # its last holder may have finished it while we came
+            if done is None:
+                return job.make(number, tick)
+    done.kept = True
+    return done
+
+
+class _Worker:
+    """What a worker process holds: its opened job, and the counter that its parent shows."""
+
+    job: PartJob
+    done: Any
+
+
+def _start_worker(job: PartJob, done: Any, order: Any) -> None:
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    with order.get_lock():
+        os.environ["LOCAL_RANK"] = str(int(os.environ.get("LOCAL_RANK", "0")) + order.value)  # its GPU
+        order.value += 1
+    _Worker.job, _Worker.done = job, done
+    job.open()
+
+
+def _follow_parent() -> None:
+    """End with the parent: a worker that outlives a killed job would hold its leases."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _work(number: int) -> Outcome | None:
+    def tick(amount: float) -> None:
+        with _Worker.done.get_lock():
+            _Worker.done.value += amount
+
+    return make_part(_Worker.job, number, tick)
+
+
+def _by_workers(
+    job: PartJob, numbers: list[int], workers: int, progress: Progress
+) -> Iterator[tuple[int, Outcome | None]]:
+    """Outcomes as parts finish. Workers are fresh processes: nothing of this one leaks into what they write."""
+    context = multiprocessing.get_context("spawn")
+    done, order = context.Value("d", 0.0), context.Value("i", 0)
+    shown = 0.0
+    pool = ProcessPoolExecutor(min(workers, len(numbers)), context, _start_worker, (job, done, order))
+    try:
+        waiting: dict[Future[Outcome | None], int] = {pool.submit(_work, number): number for number in numbers}
+        while waiting:
+            finished, _ = wait(waiting, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+            progress.advance(done.value - shown)
+            shown = done.value
+            for future in finished:
+                yield waiting.pop(future), future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process ended (see above; out of memory?): finished parts are kept, run this again with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _together(work: Callable[[], Totals], problems: Problems) -> Totals:
+    """Run `work` on every MPI rank and add up on rank 0, which goes on alone: the others end here.
+
+    Raises UserError on rank 0 where a rank failed.
+    """
+    from mpi4py import MPI
+
+    world = MPI.COMM_WORLD
+    totals, failure = Totals(), None
+    try:
+        totals = work()
+    except UserError as error:
+        failure = str(error)
+    except BaseException:
+        traceback.print_exc()
+        world.Abort(1)
+    ranks: list[tuple[Totals, str | None]] | None = world.gather((totals, failure))
+    if ranks is None:
+        sys.exit(0)  # rank 0 has the exit status: mpirun would kill it on another's
+    for other, _ in ranks[1:]:
+        totals.add(other)
+        for message in other.messages:
+            problems.report(message)
+        problems.count += other.num_problems - len(other.messages)
+    if failed := [failure for _, failure in ranks if failure]:
+        raise UserError(failed[0])
+    return totals
+
+
+def tell(out: Path, totals: Totals, what: str, share: Share, num_parts: int) -> None:
+    """The line that ends a job: what there is now, and whose share it was."""
+    kept = f"; {totals.kept} of {totals.parts} parts were there already" if totals.kept else ""
+    mine = f" (task {share.task} of {share.tasks}: {totals.parts} of {num_parts} parts)" if _is_array(share) else ""
+    say(f"{out}: {what}{kept}{mine}")
+
+
+def _is_array(share: Share) -> bool:
+    return share.tasks > 1 and not share.mpi

@@ -1,0 +1,220 @@
+"""What a training process sets up around itself before any work: accelerator, threads, process group, log files.
+
+Everything works without a launcher (one process) and under any of those that launchers.py knows.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import socket
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ttt_dist.launch.launchers import Processes, found
+from ttt_dist.util.errors import LostProcessError, UserError
+
+if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
+
+TIMEOUT_S = 1800.0
+
+
+def processes() -> Processes:
+    """Read the launcher's environment, and say it again in the variables that torch, DeepSpeed and the console go by."""
+    launcher = found(os.environ)
+    place = launcher.processes
+    said = {
+        "RANK": place.rank,
+        "WORLD_SIZE": place.world_size,
+        "LOCAL_RANK": place.local_rank,
+        "LOCAL_SIZE": place.local_size,
+    }
+    os.environ.update({name: str(value) for name, value in said.items()})
+    for name, value in {"MASTER_ADDR": launcher.address, "MASTER_PORT": launcher.port}.items():
+        if value is not None:
+            os.environ.setdefault(name, str(value))
+    return place
+
+
+def prepare_process(local_size: int) -> None:
+    """Choose the accelerator and share the cores: all that has to be done before deepspeed is imported."""
+    choose_accelerator()
+    share_cores(local_size)
+
+
+def choose_accelerator() -> None:
+    """Say what deepspeed is to use, which looks for it once, at its import."""
+    if not has_gpu():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def share_cores(local_size: int) -> None:
+    """Give torch this process's share of the host's cores."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        # Each process would take all cores, and two of them then run several times slower than one. SLURM may have given
+        # each task cores of its own.
+        threads = int(os.environ.get("SLURM_CPUS_PER_TASK", "0")) or len(os.sched_getaffinity(0)) // local_size
+        os.environ["OMP_NUM_THREADS"] = str(max(1, threads))
+        import torch
+
+        torch.set_num_threads(max(1, threads))
+
+
+def has_gpu() -> bool:
+    """Whether torch finds a GPU. Its import takes seconds: where no driver is installed, it is not asked."""
+    if "torch" not in sys.modules and not _has_driver():
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _has_driver() -> bool:
+    """Whether this machine has CUDA's driver, or the kernel's part of ROCm."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Path("/dev/kfd").exists()
+    return True
+
+
+def init_process_group(place: Processes, timeout_s: float = TIMEOUT_S) -> torch.device:
+    """Join the process group (nccl on CUDA, gloo elsewhere) and return this process's device.
+
+    `timeout_s` is how long the processes may take to come together, and what the group's operations may take. Raises
+    LostProcessError where some do not come, UserError where they cannot meet.
+    """
+    import torch
+    import torch.distributed as dist
+
+    device = choose_device(place)
+    store = dist.HashStore() if place.world_size == 1 else _meet(place, timeout_s)
+    if device.type == "cuda":
+        require_own_gpu(store, str(torch.cuda.get_device_properties(device).uuid))
+    import deepspeed
+
+    # DeepSpeed would compile a kernel for inference here, which needs a C++ compiler and is of no use in training.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=place.rank,
+            world_size=place.world_size,
+            timeout=timedelta(seconds=timeout_s),
+            device_id=device if device.type == "cuda" and place.world_size > 1 else None,
+        )
+    except RuntimeError as error:
+        raise LostProcessError(
+            f"{socket.gethostname()} cannot connect to all others over {backend} ({str(error).splitlines()[0]}); "
+            f"where they are up, set {backend.upper()}_SOCKET_IFNAME to the network interface that joins them"
+        ) from error
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)  # takes over the group
+    return device
+
+
+def choose_device(place: Processes) -> torch.device:
+    """This process's GPU, where there are any; LOCAL_RANK becomes its number, as DeepSpeed goes by that."""
+    import torch
+
+    num_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not num_devices:
+        return torch.device("cpu")
+    index = 0 if num_devices == 1 else place.local_rank  # SLURM may show each task its own one only
+    if index >= num_devices:
+        raise UserError(
+            f"{socket.gethostname()} has {num_devices} GPUs for {place.local_size} processes; start one process per GPU"
+        )
+    os.environ["LOCAL_RANK"] = str(index)
+    os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)  # DeepSpeed wants it to be the same
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def require_own_gpu(store: dist.Store, identity: str) -> None:
+    """Raise UserError where another process of the run has taken this GPU."""
+    if store.add(f"gpu/{socket.gethostname()}/{identity}", 1) > 1:
+        raise UserError(
+            f"two processes on {socket.gethostname()} have the same GPU ({identity}); start one process per GPU: "
+            "--num_gpus, slots= in the host file, --ntasks-per-node"
+        )
+
+
+def _meet(place: Processes, timeout_s: float) -> dist.Store:
+    """The store in which all processes have registered."""
+    from ttt_dist.launch.rendezvous import meet
+
+    if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        _agree_over_mpi(place)
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    if not port.isdigit() or not 0 < int(port) < 2**16:
+        raise UserError(f"MASTER_PORT={port}: no port; give a number from 1 to 65535")
+    store = meet(place, address, int(port), timeout_s)
+    if place.local_size < place.world_size:
+        _choose_interface(address, int(port))
+    return store
+
+
+def _agree_over_mpi(place: Processes) -> None:
+    """Rank 0 tells the others over MPI where to meet. What the environment gives stays as it is."""
+    try:
+        import mpi4py
+
+        mpi4py.rc.finalize = False  # done below: at exit it would wait for processes that have died
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            f"MASTER_ADDR and MASTER_PORT are not set, and MPI cannot be asked ({error}); set both for all processes"
+        ) from None
+    from ttt_dist.launch.rendezvous import free_port
+
+    if MPI.COMM_WORLD.size != place.world_size:
+        raise UserError(
+            "MASTER_ADDR and MASTER_PORT are not set; set both for all processes, to an address of rank 0's host"
+        )
+    host = "127.0.0.1" if place.local_size == place.world_size else socket.gethostname()
+    address, port = MPI.COMM_WORLD.bcast((host, free_port()))
+    MPI.Finalize()
+    os.environ.setdefault("MASTER_ADDR", address)
+    os.environ.setdefault("MASTER_PORT", str(port))
+
+
+def _choose_interface(address: str, port: int) -> None:
+    """Let gloo listen where this host reaches rank 0's: on many systems a host's own name points to itself alone."""
+    import psutil
+
+    family, kind, _, _, target = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(target)  # sends nothing
+        mine = probe.getsockname()[0]
+    names = [name for name, given in psutil.net_if_addrs().items() if mine in {one.address for one in given}]
+    if names and names != ["lo"]:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", names[0])
+
+
+def leave_process_group() -> None:
+    """Tear the process group down where there is one."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def log_to_files(folder: Path, rank: int) -> None:
+    """Send the libraries' log messages of this rank to `folder`/rank-00000.log; only warnings reach the terminal."""
+    from deepspeed.utils import logger as deepspeed_logger
+
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder / f"rank-{rank:05d}.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for logger in (logging.getLogger(), deepspeed_logger):
+        for existing in logger.handlers:
+            existing.setLevel(logging.WARNING)
+        logger.addHandler(handler)
+    deepspeed_logger.setLevel(logging.INFO)

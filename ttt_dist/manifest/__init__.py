@@ -1,0 +1,1 @@
+"""Manifests: entries, reading them and the tables that corpora come in, and what had to be left out."""

@@ -1,0 +1,107 @@
+"""Manifests: one JSON object per line and utterance, read with what is bad reported by file and line.
+
+Fields: `id`, `audio` (a path, or a list of paths that are joined; relative ones start from the manifest's folder),
+`member` (which part of a container file), `gaps` (seconds of silence before each path of a list), `offset` and
+`duration` (seconds), `text` or `label`, `turns`, `segments`, `speech` (see ttt_dist/manifest/entry.py), `lang`, `speaker`,
+`split`, and any others, which are kept. What is bad is counted and left out; a job with
+more bad lines than `--max-errors` allows keeps its good work and ends with exit status 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from bisect import bisect_left
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from ttt_dist.manifest.entry import Entry, decode_line, parse_entry
+from ttt_dist.manifest.problems import Problems
+from ttt_dist.util.errors import UserError
+
+RECENT_IDS = 2**18  # in a set of Python's; older ones in a sorted array of 8 bytes each
+
+
+class SeenIds:
+    """Which ids came before, in 8 bytes each: a manifest may have hundreds of millions.
+
+    Kept are 64-bit hashes. Of 300 million ids two different ones share a hash with a probability of 0.3 %: one of them
+    would then be reported as a repetition.
+    """
+
+    def __init__(self) -> None:
+        self._old: memoryview | list[int] = []  # sorted
+        self._recent: set[int] = set()
+
+    def add(self, name: str) -> bool:
+        """Remember an id; False where it came before."""
+        key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+        at = bisect_left(self._old, key)
+        if key in self._recent or (at < len(self._old) and self._old[at] == key):
+            return False
+        self._recent.add(key)
+        if len(self._recent) >= RECENT_IDS:
+            self._merge()
+        return True
+
+    def _merge(self) -> None:
+        import numpy as np
+
+        merged = np.concatenate([np.asarray(self._old, np.uint64), np.fromiter(self._recent, np.uint64)])
+        merged.sort(kind="stable")
+        self._old = merged.data  # a memoryview: its items are Python's integers, which compare faster than numpy's
+        self._recent.clear()
+
+
+def raw_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(`file:line`, bytes) of every line. Raises UserError where the file cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            for number, raw in enumerate(file, start=1):
+                yield f"{path}:{number}", raw
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); correct the path or its permissions") from error
+
+
+def numbered_lines(path: Path, problems: Problems) -> Iterator[tuple[str, str]]:
+    """(`file:line`, text) of every line that is not blank; a line that is not UTF-8 is reported."""
+    for place, raw in raw_lines(path):
+        try:
+            line = decode_line(raw, place)
+        except UserError as error:
+            problems.report(error, "not UTF-8")
+            continue
+        if line:
+            yield place, line
+
+
+def read_manifest(path: Path, problems: Problems) -> Iterator[tuple[str, Entry]]:
+    """(`file:line`, entry) of every good line in order; bad ones, and ids that came before, are reported.
+
+    An entry without `id` gets one from its line number.
+    """
+    seen = SeenIds()
+    for place, line in numbered_lines(path, problems):
+        try:
+            entry = parse_entry(line, place)
+        except UserError as error:
+            problems.report(error)
+            continue
+        entry["id"] = str(entry.get("id") or f"{path.stem}-{place.rpartition(':')[2]}")
+        if not seen.add(entry["id"]):
+            problems.report(f"{place}: id {entry['id']!r} came before; make ids unique", "id came before")
+            continue
+        yield place, entry
+
+
+def write_entry(file: IO[str], entry: Entry) -> None:
+    """Append one line."""
+    file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def relocate(audio: Path, folder: Path) -> str:
+    """How a manifest in `folder` names `audio`: relative where it lies below, else absolute."""
+    absolute, base = Path(os.path.abspath(audio)), Path(os.path.abspath(folder))
+    return absolute.relative_to(base).as_posix() if absolute.is_relative_to(base) else absolute.as_posix()

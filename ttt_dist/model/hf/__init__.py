@@ -1,0 +1,1 @@
+"""Model folders and families as Hugging Face knows them."""

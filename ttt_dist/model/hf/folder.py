@@ -1,0 +1,313 @@
+"""Weights under Hugging Face's names, and the model folder that training exports and decoding reads.
+
+The folder holds config.json, generation_config.json and safetensors as `transformers` reads them, and what speech needs
+beside: the token layout, tokenizer/, codec/ and template.json. It is complete or absent. A folder imported for training has
+no codec, template and decoding yet.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ttt_dist.config.decode import DEFAULTS, GENERATION, DecodeSettings, generation_json
+from ttt_dist.config.model import ModelConfig
+from ttt_dist.config.objective import Objective
+from ttt_dist.data.metadata import BESIDE
+from ttt_dist.model.hf.families import CONFIG, MAX_POSITIONS, MAX_SHARD_BYTES, config_json, model_config, read_json
+from ttt_dist.model.hf.tensor_files import TensorFolder, TensorWriter
+from ttt_dist.model.layers import PlainFactory
+from ttt_dist.model.structure import head_dim, parameter_shapes
+from ttt_dist.model.transformer import Transformer
+from ttt_dist.sequence.templates import TemplateSettings
+from ttt_dist.sequence.text_tokenizer import TextTokenizer, load_tokenizer
+from ttt_dist.sequence.tokens import TokenLayout
+from ttt_dist.util.atomic_files import fsync_folder, remove_leftovers, temporary_name, writing
+from ttt_dist.util.errors import UserError
+from ttt_dist.util.file_lock import lease
+
+T = TypeVar("T")
+
+ASSETS = BESIDE
+"""What a model folder takes over from that of a shard."""
+LAYOUT = "token_layout.json"
+
+# Parts of a block, ours and Hugging Face's; qkv and gate_up are split apart from these.
+BLOCK_PARTS = {
+    "attention_norm": "input_layernorm",
+    "attention.q_norm": "self_attn.q_norm",
+    "attention.k_norm": "self_attn.k_norm",
+    "attention.out": "self_attn.o_proj",
+    "mlp_norm": "post_attention_layernorm",
+    "mlp.down": "mlp.down_proj",
+}
+OUTER_NAMES = {
+    "embed.weight": "model.embed_tokens.weight",
+    "norm.weight": "model.norm.weight",
+    "head.weight": "lm_head.weight",
+}
+VOCABULARY_TENSORS = ("model.embed_tokens.weight", "lm_head.weight")
+
+
+@dataclass
+class ModelFolder:
+    """An exported model and everything that decoding needs beside it."""
+
+    model: Transformer
+    layout: TokenLayout
+    tokenizer: TextTokenizer
+    template: TemplateSettings
+    objective: Objective
+    codec: Path
+    """Folder of the codec, for `ttt_dist.audio.load_codec`."""
+    max_length: int = MAX_POSITIONS
+    """The longest sequence that the model takes, in tokens."""
+
+
+def to_huggingface(name: str, tensor: Tensor, config: ModelConfig) -> dict[str, Tensor]:
+    """One of our weights as Hugging Face's: a fused projection becomes two or three. A tied head becomes none."""
+    if name == "head.weight" and config.tie_embeddings:
+        return {}
+    if name in OUTER_NAMES:
+        return {OUTER_NAMES[name]: tensor}
+    _, index, part = name.split(".", 2)
+    part, kind = part.rsplit(".", 1)
+    prefix = f"model.layers.{index}"
+    if part == "attention.qkv":
+        return {
+            f"{prefix}.self_attn.{letter}_proj.{kind}": piece
+            for letter, piece in zip("qkv", _split_qkv(tensor, config), strict=True)
+        }
+    if part == "mlp.gate_up":
+        return {
+            f"{prefix}.mlp.{which}_proj.{kind}": piece
+            for which, piece in zip(("gate", "up"), tensor.chunk(2), strict=True)
+        }
+    return {f"{prefix}.{BLOCK_PARTS[part]}.{kind}": tensor}
+
+
+def huggingface_names(name: str, config: ModelConfig) -> list[str]:
+    """Names that one of our weights is put together from, in the order that `from_huggingface` takes them."""
+    rows = (config.num_heads + 2 * config.num_kv_heads) * head_dim(config)
+    return list(to_huggingface(name, torch.empty(rows if "qkv" in name else 2, 0, device="meta"), config))
+
+
+def from_huggingface(name: str, pieces: list[Tensor], config: ModelConfig) -> Tensor:
+    """The inverse of `to_huggingface`: our weight `name` from Hugging Face's."""
+    if ".qkv." in name:
+        groups = [piece.unflatten(0, (config.num_kv_heads, -1, head_dim(config))) for piece in pieces]
+        return torch.cat(groups, dim=1).flatten(0, 2)
+    return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+
+
+def _split_qkv(tensor: Tensor, config: ModelConfig) -> list[Tensor]:
+    """Query, key and value rows of a fused projection, which holds them group by group."""
+    groups = tensor.unflatten(0, (config.num_kv_heads, -1, head_dim(config)))
+    per_group = config.num_heads // config.num_kv_heads
+    return [part.flatten(0, 2) for part in groups.split([per_group, 1, 1], dim=1)]
+
+
+def expected_tensors(config: ModelConfig, num_rows: int) -> dict[str, tuple[int, ...]]:
+    """Hugging Face's names and shapes of all weights of a model with `num_rows` rows of embedding and head."""
+    shapes = parameter_shapes(config, num_rows).items()
+    pairs = (to_huggingface(name, torch.empty(shape, device="meta"), config) for name, shape in shapes)
+    return {name: tuple(piece.shape) for pieces in pairs for name, piece in pieces.items()}
+
+
+def export_folder(
+    folder: str | Path,
+    weights: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
+    config: ModelConfig,
+    layout: TokenLayout,
+    objective: Objective,
+    assets: str | Path,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    decoding: DecodeSettings = DEFAULTS,
+) -> None:
+    """Write a model folder; an older one at that place is replaced when the new one is complete.
+
+    `weights` has our names (of a tied head, one of its two); of an iterator, one weight at a time is in memory. `assets` is
+    a folder with tokenizer/, codec/ and template.json, such as that of the shards; `decoding` is how the model is decoded
+    where nobody says otherwise. Raises UserError where an asset is missing or the disk is full.
+    """
+    assets = Path(assets)
+    for name in ASSETS:
+        if not (assets / name).exists():
+            raise UserError(f"{assets / name}: missing; an exported model needs {', '.join(ASSETS)} beside its shards")
+    with new_folder(folder) as place:
+        pairs = weights.items() if isinstance(weights, Mapping) else weights
+        num_rows, dtype = write_weights(place, pairs, config, max_shard_bytes)
+        write_configs(place, config_json(config, layout, num_rows, dtype, objective), decoding)
+        layout.save(place / LAYOUT)
+        _copy_assets(assets, place)
+
+
+def load_folder(folder: str | Path, dtype: torch.dtype | None = None, device: str | None = None) -> ModelFolder:
+    """Read an exported model folder: on CUDA in bf16 where there is any, else on the CPU in fp32.
+
+    Raises UserError naming the file that is missing or does not fit the others.
+    """
+    folder, device = Path(folder), device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such model folder; name the export/ folder of a run")
+    layout = TokenLayout.load(folder / LAYOUT)
+    values = read_json(folder / CONFIG)
+    config = model_config(values, folder / CONFIG)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    if layout.tokenizer_hash and tokenizer.hash != layout.tokenizer_hash:
+        raise UserError(
+            f"{folder / 'tokenizer'}: hash {tokenizer.hash[:12]}, but the token layout was made with "
+            f"{layout.tokenizer_hash[:12]}; copy the tokenizer that the model was trained with"
+        )
+    for name in ASSETS:
+        if not (folder / name).exists():
+            raise UserError(
+                f"{folder / name}: missing; an imported model is trained first, and its run's export decoded"
+            )
+    model = Transformer.for_layout(config, layout, PlainFactory(FolderWeights(folder, config, layout), dtype=dtype))
+    # An export of before there were presets to choose from says kind and prompt_audio alone.
+    template, objective = read_json(folder / "template.json"), {"preset": "paper", **values.get("objective", {})}
+    return ModelFolder(
+        model.eval().requires_grad_(False).to(device),
+        layout,
+        tokenizer,
+        _build(TemplateSettings, template, folder / "template.json"),
+        _build(Objective, objective, folder / CONFIG),
+        folder / "codec",
+        int(values.get("max_position_embeddings") or MAX_POSITIONS),
+    )
+
+
+class FolderWeights:
+    """The weights of a model folder, one parameter at a time: a `WeightSource`. Raises UserError on what does not fit.
+
+    With a layout, embedding and head may have any number of rows that covers its tokens: what the model asks for beyond
+    the folder's rows is padding, and zero. Without one, shapes must be as asked.
+    """
+
+    def __init__(self, folder: str | Path, config: ModelConfig, layout: TokenLayout | None = None) -> None:
+        self.tensors, self.config, self.layout = TensorFolder(folder), config, layout
+
+    def __call__(self, name: str, shape: tuple[int, ...], std: float = 0.0, mean: float = 0.0) -> Tensor:
+        if name == "head.weight" and self.config.tie_embeddings:
+            name = "embed.weight"
+        wanted = to_huggingface(name, torch.empty(shape, device="meta"), self.config)
+        if self.layout is not None and name in ("embed.weight", "head.weight"):
+            return self._rows(OUTER_NAMES[name], shape, self.layout.vocab_size)
+        pieces = [self._read(key, tuple(piece.shape)) for key, piece in wanted.items()]
+        return from_huggingface(name, pieces, self.config)
+
+    def _read(self, key: str, shape: tuple[int, ...]) -> Tensor:
+        path, found, _ = self.tensors.info(key)
+        if found != shape:
+            raise UserError(f"{path}: {key} is {list(found)}, but the model's settings say {list(shape)}; correct them")
+        return self.tensors.read(key)
+
+    def _rows(self, key: str, shape: tuple[int, ...], num_tokens: int) -> Tensor:
+        """A matrix of the vocabulary, with zero rows put to its end."""
+        path, found, _ = self.tensors.info(key)
+        if found[1:] != shape[1:] or found[0] < num_tokens:
+            raise UserError(
+                f"{path}: {key} is {list(found)}, but the vocabulary has {num_tokens} tokens of width {shape[1]}; "
+                "take the model and the layout of one import or export"
+            )
+        rows = self.tensors.read(key, 0, min(found[0], shape[0]))
+        return F.pad(rows, (0, 0, 0, shape[0] - len(rows))) if len(rows) < shape[0] else rows
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `folder` when complete and goes without a trace on any error.
+
+    What a killed process left there is put right first; another one that is writing there is waited for.
+    Raises UserError naming `folder` where the disk is full or the place cannot be written.
+    """
+    folder = Path(folder)
+    temporary = temporary_name(folder)
+    with lease(folder, wait=True), writing(folder):
+        if _old(folder).exists() and not folder.exists():
+            os.replace(_old(folder), folder)
+        remove_leftovers(folder)
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            _replace_folder(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Values as readable JSON."""
+    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf8")
+
+
+def write_configs(place: Path, values: Mapping[str, Any], decoding: DecodeSettings | None) -> None:
+    """Write config.json, and beside it generation_config.json where decoding is known."""
+    write_json(place / CONFIG, values)
+    if decoding is not None:
+        write_json(place / GENERATION, generation_json(values, decoding))
+
+
+def write_weights(
+    place: Path, weights: Iterable[tuple[str, Tensor]], config: ModelConfig, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> tuple[int, torch.dtype]:
+    """Write all weights of a model, given by our names; number of rows of the vocabulary, and the type of the last weight."""
+    num_rows, dtype = 0, torch.float32
+    with closing(TensorWriter(place, max_shard_bytes)) as writer:
+        for name, tensor in weights:
+            dtype = tensor.dtype
+            if name in ("embed.weight", "head.weight"):
+                num_rows = len(tensor)
+            for key, piece in to_huggingface(name, tensor, config).items():
+                writer.add(key, piece.shape, dtype, [piece])
+        missing = set(expected_tensors(config, num_rows)).symmetric_difference(writer.names)
+        assert not missing, f"not exactly the weights of the model: {sorted(missing)}"
+        writer.finish()
+    return num_rows, dtype
+
+
+def _copy_assets(assets: Path, target: Path) -> None:
+    for name in ASSETS:
+        if (assets / name).is_dir():
+            shutil.copytree(assets / name, target / name)
+        else:
+            shutil.copyfile(assets / name, target / name)
+
+
+def _replace_folder(new: Path, folder: Path) -> None:
+    """Force the finished folder to the disk and put it at its place; the old one goes last."""
+    for path in _files(new):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    if folder.exists():
+        os.replace(folder, _old(folder))
+    os.replace(new, folder)
+    fsync_folder(folder.parent)
+    shutil.rmtree(_old(folder), ignore_errors=True)
+
+
+def _old(folder: Path) -> Path:
+    """What a folder is called while the new one takes its place; one of its leftovers."""
+    return folder.with_name(f".{folder.name}.old.tmp")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file())
+
+
+def _build(kind: type[T], values: dict[str, Any], path: Path) -> T:
+    try:
+        return kind(**values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; export the model again") from None
+    except TypeError as error:
+        raise UserError(f"{path}: not the settings of this version ({error}); export the model again") from error

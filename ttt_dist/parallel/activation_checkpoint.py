@@ -1,0 +1,90 @@
+"""Activation checkpointing and compilation of a Transformer's blocks, whatever their layers are made of."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from ttt_dist.model.attention.padded import COMPILED_BUCKETS
+from ttt_dist.model.products import ONEDNN
+
+ATTENTION_OPS = {
+    getattr(torch.ops.aten, f"_scaled_dot_product_{kind}").default
+    for kind in ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
+} | {torch.ops.higher_order.flex_attention, COMPILED_BUCKETS}
+# Products: which of their arguments is the weight, and which of its axes are the outputs.
+PRODUCTS = {
+    torch.ops.aten.mm.default: (1, -1),
+    torch.ops.aten.addmm.default: (2, -1),
+    torch.ops.aten._scaled_mm.default: (1, -1),
+}
+if ONEDNN is not None:
+    PRODUCTS[ONEDNN] = (1, 0)
+
+
+def prepare_blocks(blocks: Iterable[nn.Module], hidden_size: int, checkpointing: str, compiled: bool) -> None:
+    """Make each block save less for the backward pass (`none`, `selective`, `full`), and compile it.
+
+    `full` keeps a block's input alone. `selective` also keeps what is dear to compute again: attention, and the products
+    that widen (query-key-value, gate and up); norms, rotations, SwiGLU and what narrows to the residual stream are redone.
+    """
+    for block in blocks:
+        if checkpointing != "none":
+            block.forward = _checkpointed(block.forward, checkpointing, hidden_size, compiled)
+        if compiled:
+            # One graph for all blocks, and an error where there would be several. T is the same in every micro-batch.
+            block.compile(backend=COMPILER, dynamic=False, fullgraph=True)
+
+
+class Compiler:
+    """torch's own compiler, which counts the blocks' graphs.
+
+    A block whose frame it does not take runs uncompiled without a word, and `fullgraph` is no help; and there are other
+    graphs than those of blocks (FlexAttention is one by itself).
+    """
+
+    def __init__(self) -> None:
+        self.num_graphs = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        from torch._dynamo import lookup_backend  # takes a second to import
+
+        self.num_graphs += 1
+        compiled: Callable[..., Any] = lookup_backend("inductor")(graph, inputs)
+        return compiled
+
+
+COMPILER = Compiler()
+
+
+def _checkpointed(
+    forward: Callable[..., Any], checkpointing: str, hidden_size: int, compiled: bool
+) -> Callable[..., Any]:
+    # A function with a frame of its own: the compiler takes checkpoint(...) into the graph where it meets the call, but
+    # runs a partial of it, whose frame would be torch's own, uncompiled and without a word.
+    options: dict[str, Any] = {"use_reentrant": False}
+    if checkpointing == "selective" or compiled:
+        # Compiled, `full` asks for a policy as well: without one the results inside an autograd.Function (fp8) are kept.
+        policy = partial(_policy, hidden_size) if checkpointing == "selective" else _keep_nothing
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, policy)
+
+    def run(*arguments: Any) -> Any:
+        return checkpoint(forward, *arguments, **options)
+
+    return run
+
+
+def _keep_nothing(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _policy(hidden_size: int, context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    # Products of the residual's width are never kept: tensor parallelism sums them in place, and would do so twice.
+    widens = False
+    if op in PRODUCTS:
+        weight, outputs = PRODUCTS[op]
+        widens = args[weight].shape[outputs] != hidden_size
+    return CheckpointPolicy.MUST_SAVE if widens or op in ATTENTION_OPS else CheckpointPolicy.PREFER_RECOMPUTE

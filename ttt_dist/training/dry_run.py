@@ -1,0 +1,92 @@
+"""What `--dry-run` says without building anything: sizes of the model, what of the data is read when."""
+
+from collections import Counter
+from math import prod
+from typing import TYPE_CHECKING
+
+from ttt_dist.checkpoint import manager
+from ttt_dist.config.model import ModelConfig
+from ttt_dist.config.objective import Objective
+from ttt_dist.data.loader import PackLoader
+from ttt_dist.launch.launchers import Processes
+from ttt_dist.launch.process_group import has_gpu
+from ttt_dist.model.structure import parameter_shapes
+from ttt_dist.sequence.tokens import TokenLayout
+from ttt_dist.training.memory_estimate import memory_per_rank
+from ttt_dist.util.console import say
+
+if TYPE_CHECKING:
+    from ttt_dist.training.plan import Job
+
+
+def describe(job: "Job", place: Processes) -> None:
+    """What `--dry-run` prints: model, layout of the processes, data, and where the run stands."""
+    config, layout, train = job.config, job.facts.layout, job.config.train
+    parts = count_parameters(config.model, layout)
+    say(
+        f"model      {sum(parts.values()):,} parameters: "
+        + ", ".join(f"{name} {size:,}" for name, size in parts.items())
+    )
+    say(f"tokens     {layout.vocab_size:,} (padded to {layout.padded_vocab_size:,}), {layout.num_codes:,} audio codes")
+    say(
+        f"processes  {place.world_size} ({job.mesh}), ZeRO {job.facts.zero_stage}, {train.precision}; global batch "
+        f"{train.global_batch} packs = {job.mesh.data} x {train.micro_batch} x {job.loader.num_micro_batches} accumulation steps"
+    )
+    on_cuda = train.precision == "bf16" or has_gpu()  # said on a login node, meant for the GPUs
+    memory = memory_per_rank(config, layout, job.mesh, job.facts.zero_stage, job.loader.seq_len, on_cuda)
+    say(f"memory     {memory} (of the fullest process)")
+    for line in describe_objective(config.objective, train.steps):
+        say(f"objective  {line}")
+    for line in describe_data(job.loader, train.steps):
+        say(f"data       {line}")
+    if job.held_out is not None:
+        say(f"held out   {config.data.valid}: {job.held_out.num_packs:,} of {len(job.held_out.reader):,} packs")
+    start = f"resumes at step {manager.step_of(job.start)} from {job.start}" if job.start else "starts anew"
+    say(f"run        {config.run_dir}: {start}")
+
+
+def count_parameters(config: ModelConfig, layout: TokenLayout) -> dict[str, int]:
+    """Parameters of the model by part (embed, blocks, norm, head); a tied head counts with the embedding."""
+    parts: Counter[str] = Counter()
+    for name, shape in parameter_shapes(config, layout.padded_vocab_size).items():
+        parts[name.split(".")[0]] += prod(shape)
+    return dict(parts)
+
+
+def describe_objective(objective: Objective, steps: int) -> list[str]:
+    """A line; of one with stages a line for each that begins before `steps`, and one of the held-out loss."""
+    starts = [stage.from_step for stage in objective.stages if stage.from_step < steps]
+    if not starts:
+        return [str(objective)]
+    ends = [*starts[1:], steps]
+    lines = [f"steps {start:,} to {end:,}: {objective.at(start)}" for start, end in zip(starts, ends, strict=True)]
+    return [*lines, f"held-out loss: {objective}"]
+
+
+def describe_data(loader: PackLoader, steps: int) -> list[str]:
+    """A line for each source (packs, samples, tokens, epochs after `steps`), and of a blend one for each stage."""
+    epochs = loader.epoch_of(steps)
+    lines = []
+    for name, reader in loader.sources.readers.items():
+        counts = reader.meta["counts"]
+        of_blend = f"{name}: " if loader.sources.stages else ""
+        lines.append(
+            f"{of_blend}{reader.prefix}: {counts['packs']:,} packs of {reader.seq_len:,} tokens, {counts['samples']:,} samples, "
+            f"{counts['tokens']:,} tokens; {steps:,} steps are {epochs[name]:.1f} epochs"
+        )
+    asked = loader.sources.epoch_steps(loader.global_batch)
+    if asked is not None:
+        lines.append(f"the epochs of data.blend are {asked:,} steps; train.steps={steps}")
+    return lines + _describe_stages(loader, steps)
+
+
+def _describe_stages(loader: PackLoader, steps: int) -> list[str]:
+    """Share of the packs and epochs at its end, for each stage that begins before `steps`."""
+    stages = [stage for stage in loader.sources.stages if stage.from_step < steps]
+    lines = []
+    ends = [*(stage.from_step for stage in stages), steps][1:]
+    for stage, end in zip(stages, ends, strict=True):
+        epochs = loader.epoch_of(end)
+        read = (f"{name} {float(share):.1%} (to epoch {epochs[name]:.2f})" for name, share in stage.shares.items())
+        lines.append(f"steps {stage.from_step:,} to {end:,}: {', '.join(read)}")
+    return lines

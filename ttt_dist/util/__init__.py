@@ -1,0 +1,1 @@
+"""What every other package stands on: errors and lines for people, files that are whole or not there, locks among machines."""

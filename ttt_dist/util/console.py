@@ -1,0 +1,169 @@
+"""The only place that writes to the terminal: messages, progress, and the exit status of a command.
+
+Messages and results go to stdout, warnings, errors and progress to stderr, so that `command | script` reads results
+only. In a job of several processes rank 0 alone talks (environment variable RANK); errors are told by every rank,
+because the rank that fails may be another one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from ttt_dist.util.errors import UserError
+
+PLAIN_INTERVAL_S = 10.0  # between two lines of progress where the output is no terminal
+BAR_INTERVAL_S = 0.1
+BAR_WIDTH = 24
+
+
+def rank() -> int:
+    """This process's rank as the launcher set it; 0 where there is none."""
+    value = os.environ.get("RANK", "0")
+    return int(value) if value.isdigit() else 0
+
+
+def say(message: str = "") -> None:
+    """A line on stdout, from rank 0 only."""
+    if rank() == 0:
+        sys.stdout.write(f"{message}\n")
+        sys.stdout.flush()
+
+
+def put(piece: str) -> None:
+    """Text on stdout as it comes, without an end of line; from rank 0 only."""
+    if rank() == 0:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+
+def warn(message: str) -> None:
+    """A line `warning: ...` on stderr, from rank 0 only."""
+    if rank() == 0:
+        _erase_bar()
+        sys.stderr.write(f"warning: {message}\n")
+        sys.stderr.flush()
+
+
+def complain(message: str) -> None:
+    """A line `error: ...` on stderr, from every rank: the one that fails may not be the first."""
+    _erase_bar()
+    who = f" (rank {rank()})" if rank() else ""
+    sys.stderr.write(f"error{who}: {message}\n")
+    sys.stderr.flush()
+
+
+def result(figures: Mapping[str, Any]) -> None:
+    """The last line of a command that a script reads: its figures as one JSON object on stdout."""
+    say(json.dumps(figures))
+
+
+class Progress:
+    """Progress of a loop: a bar on a terminal, elsewhere a plain line every ten seconds; with rate and time left.
+
+    `total` may be None (unknown) or in any unit (a float of audio seconds too). Advance by the amount done:
+
+        with Progress(len(files), "reading", "file") as progress:
+            for file in files:
+                ...
+                progress.advance()
+    """
+
+    def __init__(self, total: float | None, label: str, unit: str = "item") -> None:
+        self.total = total
+        self.label = label
+        self.unit = unit
+        self.done = 0.0
+        self.note = ""  # shown behind the bar, e.g. the current loss
+        self._initial = 0.0
+        self._start = self._last = time.monotonic()
+        self._bar = sys.stderr.isatty()
+        self._plain_lines = 0
+        self._shown = -1.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        self.close(finished=kind is None)
+
+    def skip(self, amount: float) -> None:
+        """Count `amount` as done before the start (resumed work): it is left out of the rate."""
+        self._initial += amount
+        self.done += amount
+
+    def advance(self, amount: float = 1) -> None:
+        """Count `amount` more units as done, and show it when it is time to."""
+        self.done += amount
+        now = time.monotonic()
+        if now - self._last >= (BAR_INTERVAL_S if self._bar else PLAIN_INTERVAL_S):
+            self._last = now
+            self._show(end="")
+
+    def close(self, finished: bool = True) -> None:
+        """Show the last state. A job too short for a single plain line stays silent where there is no terminal."""
+        if self._bar or (self._plain_lines and finished and self.done != self._shown):
+            self._show(end="\n")
+
+    def line(self) -> str:
+        """The state as text: `label 40 % 400/1,000 items, 100 items/s, 0:06 left`."""
+        elapsed = max(time.monotonic() - self._start, 1e-9)
+        rate = (self.done - self._initial) / elapsed
+        parts = [f"{_amount(rate)} {self.unit}/s"]
+        if self.total:
+            head = f"{100 * self.done / self.total:3.0f} % {_amount(self.done)}/{_amount(self.total)} {self.unit}"
+            left = max(self.total - self.done, 0.0)
+            parts.append(f"{_clock(elapsed)} taken" if left <= 0 else f"{_clock(left / rate)} left" if rate else "")
+        else:
+            head = f"{_amount(self.done)} {self.unit}"
+            parts.append(f"{_clock(elapsed)} taken")
+        return ", ".join(part for part in [f"{self.label} {head}", *parts, self.note] if part)
+
+    def _show(self, end: str) -> None:
+        if rank() != 0:
+            return
+        self._shown = self.done
+        if not self._bar:
+            self._plain_lines += 1
+            sys.stderr.write(self.line() + "\n")
+        else:
+            share = min(self.done / self.total, 1.0) if self.total else 0.0
+            bar = ("#" * round(share * BAR_WIDTH)).ljust(BAR_WIDTH, ".") + " " if self.total else ""
+            sys.stderr.write(f"\r\x1b[2K{bar}{self.line()}{end}")
+        sys.stderr.flush()
+
+
+def main_guard(main: Callable[[], None]) -> None:
+    """Run an entry point: a UserError becomes one line on stderr and its exit status (1 as a rule), Ctrl-C status 130."""
+    try:
+        main()
+    except UserError as error:
+        if not error.is_agreed or rank() == 0:
+            complain(str(error))
+        sys.exit(error.status)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output (`| head`) has gone; stdout must not be flushed into the closed pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _erase_bar() -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[2K")
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
