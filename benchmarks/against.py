@@ -29,7 +29,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from benchmarks.result_file import head
-from ttt_dist.util.console import main_guard, result, say
+from ttt_dist.util.console import main_guard, print_json, print_rank0
 from ttt_dist.util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,12 +90,12 @@ def main() -> None:
         trees = {THIS: ROOT, arguments.revision: other}
         for key, workload in chosen.items():
             figures[key] = ratios(measure(key, workload, trees, Path(inputs)))
-            say(line(key, figures[key]))
+            print_rank0(line(key, figures[key]))
         revision = git(other, "rev-parse", "HEAD")
     if arguments.out:
         write_result(arguments.out, arguments.revision, revision, figures)
-        say(f"wrote {arguments.out}")
-    result({key: {name: of_key[name] for name in ("speed", "memory")} for key, of_key in figures.items()})
+        print_rank0(f"wrote {arguments.out}")
+    print_json({key: {name: of_key[name] for name in ("speed", "memory")} for key, of_key in figures.items()})
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor
 from ttt_dist.audio import Codec, load_codec
 from ttt_dist.audio.codecs.melvq import MelVQ, MelVQSettings
 from ttt_dist.audio.codecs.whisper_vq import FIXED, WhisperVQ, WhisperVQConfig
-from ttt_dist.util.console import say
+from ttt_dist.util.console import print_rank0
 
 MOST_CPU_SECONDS = 100.0  # of encoding per codec: slower ones encode less audio
 PROBE_S = 4.0
@@ -100,7 +100,7 @@ def encode_rate(codec: Codec, device: str, seconds: float) -> float:
         seconds = min(seconds, math.ceil(MOST_CPU_SECONDS * PROBE_S / probed))
     taken = encode_time(codec, device, speech_like(seconds, codec.sample_rate))
     rate = float(f"{seconds / taken:.3g}")
-    say(f"{codec.name}: {rate:g} hours of audio per hour, from {seconds:g} s in {taken:.2f} s")
+    print_rank0(f"{codec.name}: {rate:g} hours of audio per hour, from {seconds:g} s in {taken:.2f} s")
     return rate
 
 

@@ -38,7 +38,7 @@ from ttt_dist.data.shards import ShardReader
 from ttt_dist.jobs.parts import part_prefix
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.sequence.tokens import TokenLayout
-from ttt_dist.util.console import main_guard, result, say
+from ttt_dist.util.console import main_guard, print_json, print_rank0
 
 NUM_CODES = 16_384
 SEQ_LEN = 4096
@@ -224,16 +224,16 @@ def main() -> None:
     parser.add_argument("--pack-here", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.pack_here:
-        result(pack_here(args.pack_here))
+        print_json(pack_here(args.pack_here))
         return
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     figures: dict[str, dict[str, Any]] = {}
     for name, found in measure(args):
         figures[name] = found
-        say(f"{name}: {json.dumps(found)}")
+        print_rank0(f"{name}: {json.dumps(found)}")
     if args.out:
         args.out.write_text("\n".join(result_text(figures)) + "\n", encoding="utf-8")
-    result(summary(figures))
+    print_json(summary(figures))
 
 
 def result_text(figures: dict[str, dict[str, Any]]) -> list[str]:

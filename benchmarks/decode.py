@@ -35,7 +35,7 @@ from ttt_dist.config.objective import Objective
 from ttt_dist.inference.decoder import Decoder
 from ttt_dist.model.hf.folder import ModelFolder
 from ttt_dist.sequence.tokens import released
-from ttt_dist.util.console import main_guard, result, say
+from ttt_dist.util.console import main_guard, print_json, print_rank0
 from ttt_dist.util.errors import UserError
 
 NUM_TEXT, NUM_CODES, CODE_RATE = 125, 250, 12.5
@@ -67,8 +67,8 @@ def main() -> None:
     if args.out:
         text += ["", "What the figures mean: docstring of `benchmarks/decode.py`.", "", f"`{json.dumps(summary)}`", ""]
         args.out.write_text("\n".join(text), encoding="utf8")
-        say(f"wrote {args.out}")
-    result(summary)
+        print_rank0(f"wrote {args.out}")
+    print_json(summary)
 
 
 def measure_shape(name: str, device: str) -> tuple[str, dict[Key, Measured]]:
@@ -81,11 +81,11 @@ def measure_shape(name: str, device: str) -> tuple[str, dict[Key, Measured]]:
         f"{sizes['embed.weight'] / 1e6:,.0f} M of the tied embedding (vocabulary {layout.vocab_size:,}), "
         f"{str(dtype).removeprefix('torch.')}"
     )
-    say(title)
+    print_rank0(title)
     found = {}
     for key, measured in measure(folder, Course.of(layout, NUM_TEXT, NUM_CODES)):
         found[key] = measured
-        say(" | ".join(row(key, measured)))
+        print_rank0(" | ".join(row(key, measured)))
     if device == "cpu" and found[RELEASED, 1, 2].replies[0].tolist() != found[OURS, 1, 2].replies[0].tolist():
         raise UserError("the released way and ours wrote different tokens from the same weights; one of them is wrong")
     return title, found

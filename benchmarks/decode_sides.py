@@ -22,13 +22,21 @@ from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.objective import Objective
 from ttt_dist.inference import model_runner as forward_module
 from ttt_dist.inference.decoder import Decoder, Request
-from ttt_dist.inference.detokenizer import Ended, Result, SpanDone
+from ttt_dist.inference.detokenizer import Finished, Result, SpanDone
 from ttt_dist.inference.model_runner import Asked, Wanted, choices
-from ttt_dist.inference.sequence_state import Choice, Phase, Rules, State, advance, allowed_ids, prompt_spans
-from ttt_dist.model.attention.kv_cache import Sequence as CacheSequence
+from ttt_dist.inference.sequence_state import (
+    Choice,
+    DecodeContext,
+    Phase,
+    SequenceState,
+    allowed_ids,
+    decode_step,
+    prompt_spans,
+)
+from ttt_dist.model.attention.kv_cache import SequenceCache as CacheSequence
 from ttt_dist.model.attention.plan import attention_plan
 from ttt_dist.model.hf.folder import ModelFolder
-from ttt_dist.model.layers import Head, PlainFactory
+from ttt_dist.model.layers import Head, LocalLayerFactory
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.templates import TemplateSettings
 from ttt_dist.sequence.text_tokenizer import TextTokenizer
@@ -113,7 +121,7 @@ class Numbers(TextTokenizer):
 
 def random_folder(config: ModelConfig, layout: TokenLayout, dtype: torch.dtype, device: str) -> ModelFolder:
     """A model with random weights and all that a decoder asks for beside it."""
-    model = Transformer.for_layout(config, layout, PlainFactory(dtype=dtype)).eval().requires_grad_(False)
+    model = Transformer.for_layout(config, layout, LocalLayerFactory(dtype=dtype)).eval().requires_grad_(False)
     return ModelFolder(model.to(device), layout, Numbers(), TemplateSettings(), Objective(), Path())
 
 
@@ -139,7 +147,7 @@ def decode(decoder: Decoder, requests: Sequence[Request], settings: DecodeSettin
             for key, event in events:
                 if isinstance(event, SpanDone):
                     first.setdefault(key, time.perf_counter() - start)
-                elif isinstance(event, Ended):
+                elif isinstance(event, Finished):
                     results[key] = event.result
     seconds = time.perf_counter() - start
     replies = [results[key].ids for key in sorted(results)]
@@ -149,21 +157,21 @@ def decode(decoder: Decoder, requests: Sequence[Request], settings: DecodeSettin
 @torch.inference_mode()
 def released_way(folder: ModelFolder, request: Request, settings: DecodeSettings, course: Course) -> Measured:
     """The released code's loop: the whole sequence anew for every token and step, logits of all positions, one request."""
-    rules = Rules(settings, folder.layout, "ttt", folder.max_length)
+    context = DecodeContext(settings, folder.layout, "ttt", folder.max_length)
     start, first = time.perf_counter(), 0.0
-    state = rules.start(request.ids, prompt_spans(request.ids, folder.layout, heard=True, spoken=True), request.seed)
+    state = context.start(request.ids, prompt_spans(request.ids, folder.layout, heard=True, spoken=True), request.seed)
     while state.finish is None:
-        allowed = allowed_ids(folder.layout, rules.phase(state))
-        logits = _all_logits(folder.model, state)[rules.needed(state), allowed[0] : allowed[-1] + 1].float()
+        allowed = allowed_ids(folder.layout, context.phase(state))
+        logits = _all_logits(folder.model, state)[context.needed(state), allowed[0] : allowed[-1] + 1].float()
         logits[:, np.setdiff1d(np.arange(logits.shape[1]), allowed - allowed[0])] = float("-inf")
-        wanted = Wanted.of([Asked(state, rules, CacheSequence(0), None)])
-        ids, *sureness = (values.cpu().numpy() for values in course.choices(rules.phase(state), logits, wanted))
-        state = advance(state, Choice(ids + allowed[0], *sureness), rules)
+        wanted = Wanted.of([Asked(state, context, CacheSequence(0), None)])
+        ids, *sureness = (values.cpu().numpy() for values in course.choices(context.phase(state), logits, wanted))
+        state = decode_step(state, Choice(ids + allowed[0], *sureness), context)
         first = first or (time.perf_counter() - start if state.num_audio else 0.0)
     return Measured(time.perf_counter() - start, first, state.num_forwards, [state.ids[state.num_prompt :]])
 
 
-def _all_logits(model: Transformer, state: State) -> Tensor:
+def _all_logits(model: Transformer, state: SequenceState) -> Tensor:
     """Logits [n, V] of all positions, in the model's type, as Hugging Face's forward gives them."""
     head, device = model.head, next(model.parameters()).device
     assert isinstance(head, Head)

@@ -24,7 +24,7 @@ from pathlib import Path
 from benchmarks.result_file import head
 from tests.distributed.small_run import Ranks, copy_of, make_run, records, timeless
 from ttt_dist.telemetry.events import read_events
-from ttt_dist.util.console import Progress, main_guard, result, say
+from ttt_dist.util.console import Progress, main_guard, print_json, print_rank0
 from ttt_dist.util.errors import UserError
 
 FAULTY = "tests/distributed/faulty_train.py"
@@ -89,7 +89,7 @@ class Campaign:
 
     def tell(self, layout: str, what: str, holds: bool) -> None:
         self.rows.append((layout, what, holds))
-        say(f"{layout}: {what}: {'nothing lost' if holds else 'LOST'}")
+        print_rank0(f"{layout}: {what}: {'nothing lost' if holds else 'LOST'}")
 
 
 def forgotten(run: Path) -> bool:
@@ -299,14 +299,14 @@ def main() -> None:
         "minutes": round((time.monotonic() - begin) / 60, 1),
     }
     for reason in campaign.reasons:
-        say(reason)
+        print_rank0(reason)
     if args.out:
         table = [
             f"| {layout} | {what} | {'nothing' if holds else '**lost**'} |" for layout, what, holds in campaign.rows
         ]
         lines = ["| layout | what happened | lost |", "|---|---|---|", *table, "", f"`{json.dumps(figures)}`", ""]
         args.out.write_text("\n".join([*head("Kills and faults", "benchmarks.faults"), "", *lines]))
-    result(figures)
+    print_json(figures)
     if campaign.reasons:
         raise UserError(f"{figures['lost']} case(s) lost something; see above")
 

@@ -22,7 +22,7 @@ from tests.distributed.launch import run_distributed
 from tests.distributed.random_packs import LAYOUT
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.run import CheckpointConfig, Config
-from ttt_dist.util.console import main_guard, result, say
+from ttt_dist.util.console import main_guard, print_json, print_rank0
 
 SHAPE = ModelConfig(hidden_size=768, num_layers=14, num_heads=12, num_kv_heads=12, ffn_hidden_size=2048)
 CHUNK = 64 << 20
@@ -45,7 +45,7 @@ def save_repeatedly(folder: str, repeat: int) -> Figures:
     from ttt_dist.checkpoint import manager
 
     layout = LargeLayout(zero=1, micro=4, dp=2)
-    facts = manager.Facts.of_run(layout.config(), LAYOUT, 2)
+    facts = manager.CheckpointMetadata.of_run(layout.config(), LAYOUT, 2)
     stalls, writes = [], []
     with new_engine(layout) as engine:
         run_step(engine, layout, 0)
@@ -95,7 +95,9 @@ def main() -> None:
         "gigabytes": round(found["bytes"] / 1e9, 3),
         "parameters": found["parameters"],
     }
-    say(f"stalls {[round(s, 2) for s in found['stalls']]} s, baseline {[round(s, 2) for s in found['writes']]} s")
+    print_rank0(
+        f"stalls {[round(s, 2) for s in found['stalls']]} s, baseline {[round(s, 2) for s in found['writes']]} s"
+    )
     if args.out:
         rows = [
             f"- {figures['parameters']:,} parameters, 2 processes, ZeRO-1, fp32: {figures['gigabytes']} GB",
@@ -104,7 +106,7 @@ def main() -> None:
             f"- stall / baseline: **{figures['stall_ratio']}**",
         ]
         args.out.write_text("\n".join([*head("What a save costs", "benchmarks.save_stall"), "", *rows, ""]))
-    result(figures)
+    print_json(figures)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -37,7 +37,7 @@ from ttt_dist.sequence.batch import collate
 from ttt_dist.sequence.sample import Sample
 from ttt_dist.sequence.tokens import released
 from ttt_dist.training.flops import ModelFlops
-from ttt_dist.util.console import main_guard, result, say
+from ttt_dist.util.console import main_guard, print_json, print_rank0
 from ttt_dist.util.errors import UserError
 
 LAYOUT = released()
@@ -78,24 +78,24 @@ def main() -> None:
     args = parse_arguments()
     samples = draw_samples(LAYOUT, args.samples, SEED)
     if args.side:
-        result(run_side(args, samples))
+        print_json(run_side(args, samples))
         return
     work, (peak, peak_from) = useful_flops(samples, args.device), peak_flops(args.device)
-    say(
+    print_rank0(
         f"{args.samples} samples, useful work of a step {work / 1e12:.3f} TFLOP, peak {peak / 1e12:.3g} TFLOP/s ({peak_from})"
     )
     baseline = figures_of(start_side("baseline", args.seq_len[0]), work, peak)
-    say(line("baseline", baseline))
+    print_rank0(line("baseline", baseline))
     ours = {}
     for seq_len in args.seq_len:
         ours[seq_len] = figures_of(start_side("ours", seq_len), work, peak)
-        say(line(f"ours, packs of {seq_len}", ours[seq_len]))
+        print_rank0(line(f"ours, packs of {seq_len}", ours[seq_len]))
         check_losses(ours[seq_len]["loss"], baseline["loss"], LOSS_TOLERANCE[args.device])
     summary = compare(ours, baseline)
     if args.out:
         write_result(args, ours, baseline, summary, f"{peak / 1e12:.3g} TFLOP/s ({peak_from})")
-        say(f"wrote {args.out}")
-    result(summary)
+        print_rank0(f"wrote {args.out}")
+    print_json(summary)
 
 
 def run_side(args: argparse.Namespace, samples: list[Sample]) -> dict[str, Any]:

@@ -4,16 +4,16 @@ import json
 import shutil
 from pathlib import Path
 
-from ttt_dist.data.metadata import BESIDE, codec_hash
+from ttt_dist.data.metadata import ASSETS, codec_hash
 from ttt_dist.sequence.templates import TemplateSettings
 from ttt_dist.sequence.text_tokenizer import TextTokenizer, load_tokenizer
 from ttt_dist.util.atomic_files import atomic_write, copy_folder, temporary_name
 from ttt_dist.util.errors import UserError
 
 
-def copy_beside(source: Path, target: Path) -> None:
+def copy_assets(source: Path, target: Path) -> None:
     """Copy tokenizer/, codec/ and template.json. Raises UserError where `target` has others."""
-    for name in BESIDE:
+    for name in ASSETS:
         if name == "codec" and (source / name).is_dir():
             copy_codec(source / name, target / name)
         elif (source / name).is_dir():

@@ -9,7 +9,7 @@ from pathlib import Path
 from data_prep.train_codec_tokenizer import note_of
 from ttt_dist.data import metadata
 from ttt_dist.data.metadata import with_suffix
-from ttt_dist.data.verify import verify, verify_beside, verify_files
+from ttt_dist.data.verify import verify, verify_assets, verify_files
 from ttt_dist.jobs.parts import part_prefix
 from ttt_dist.util.atomic_files import sha256_file, sha256_folder
 from ttt_dist.util.errors import UserError
@@ -90,4 +90,4 @@ def _check_part(prefix: Path, tick: Tick) -> list[str]:
     part = json.loads(content)
     if part.get("format") == metadata.FORMAT:
         return verify(prefix, tick)
-    return [*verify_files(prefix, part["files"]), *verify_beside(prefix.parent, part["beside"])]
+    return [*verify_files(prefix, part["files"]), *verify_assets(prefix.parent, part["beside"])]

@@ -24,7 +24,7 @@ from ttt_dist.util.atomic_files import (
     temporary_name,
     writing,
 )
-from ttt_dist.util.console import Progress, say
+from ttt_dist.util.console import Progress, print_rank0
 from ttt_dist.util.errors import UserError
 from ttt_dist.util.file_lock import lease
 
@@ -88,7 +88,7 @@ def learn_codec(manifest: Path, settings: dict[str, Any], folder: Path, audio_ro
     if _learn_once(
         folder, "codec", "--codec-out", learnt_from, lambda new: _learn(manifest, settings, audio_root).save(new)
     ):
-        say(f"{folder}: melvq codec, {settings['codebook_size']} codes at {settings['frame_rate']:g} Hz")
+        print_rank0(f"{folder}: melvq codec, {settings['codebook_size']} codes at {settings['frame_rate']:g} Hz")
 
 
 def _learn(manifest: Path, settings: dict[str, Any], audio_root: Path | None) -> Codec:

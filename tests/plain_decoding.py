@@ -17,7 +17,7 @@ import torch
 from ttt_dist.audio import UtteranceReader, load_codec
 from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.inference.decoder import Decoder, Request
-from ttt_dist.inference.detokenizer import Ended
+from ttt_dist.inference.detokenizer import Finished
 from ttt_dist.model.attention.plan import attention_plan
 from ttt_dist.model.hf.folder import ModelFolder, load_folder
 from ttt_dist.sequence.templates import ChatTemplate
@@ -224,7 +224,7 @@ def differing(folder: ModelFolder, prompts: list[np.ndarray], chosen: list[Decod
     for prompt, settings in zip(prompts, chosen, strict=True):
         session.add(Request(prompt), settings)
     while not session.is_idle:
-        found.update({key: event.result for key, event in session.step() if isinstance(event, Ended)})
+        found.update({key: event.result for key, event in session.step() if isinstance(event, Finished)})
     pairs = enumerate(zip(prompts, chosen, strict=True))
     return [
         n

@@ -10,7 +10,7 @@ from ttt_dist.audio.codecs.melvq import MelVQ, MelVQSettings
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.objective import Objective
 from ttt_dist.model.hf.folder import export_folder
-from ttt_dist.model.layers import PlainFactory, RandomWeights
+from ttt_dist.model.layers import LocalLayerFactory, RandomWeights
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.templates import TemplateSettings
 from ttt_dist.sequence.text_tokenizer import load_tokenizer, train_sentencepiece
@@ -46,7 +46,7 @@ def export_tiny(
     layout = extend(load_tokenizer(folder / "tokenizer"), CODES)
     sizes = {"hidden_size": 16, "num_heads": 2, "num_kv_heads": 1, "ffn_hidden_size": 16}
     config = ModelConfig(num_layers=num_layers, init_std=init_std, **sizes)
-    model = Transformer.for_layout(config, layout, PlainFactory(RandomWeights(seed)))
+    model = Transformer.for_layout(config, layout, LocalLayerFactory(RandomWeights(seed)))
     with torch.no_grad():
         incline(model, layout)
     export_folder(folder / name, model.named_parameters(), config, layout, objective or Objective(), folder)

@@ -29,7 +29,7 @@ from ttt_dist.evaluation.args import OWN
 from ttt_dist.telemetry import curves
 from ttt_dist.telemetry.run_folder import environment
 from ttt_dist.util.atomic_files import atomic_write
-from ttt_dist.util.console import main_guard, result, say
+from ttt_dist.util.console import main_guard, print_json, print_rank0
 from ttt_dist.util.errors import UserError
 
 Figures = dict[str, Any]
@@ -118,7 +118,7 @@ def main() -> None:
                 make = partial(decoding_sweep.sweep, config, args.source, data, folder, judges)
                 once(folder / decoding_sweep.RECORD, run_settings(config) | judged, make)
             write_comparison(args.out, compare(found))
-    result({name: {key: row[key] for key in row if key != "title"} for name, row in compare(found).items()})
+    print_json({name: {key: row[key] for key in row if key != "title"} for name, row in compare(found).items()})
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -261,7 +261,7 @@ def write_comparison(out: Path, rows: Mapping[str, Figures]) -> None:
         sections.append(report.section("Learning curves", CURVES_NOTE, report.svg(figure)))
     with atomic_write(out / "comparison.html") as file:
         file.write(report.page("Comparison of objectives", about, sections))
-    say(f"{out / 'comparison.md'}: " + "; ".join(f"{row[0]} {row[2]} / {row[3]}" for row in cells))
+    print_rank0(f"{out / 'comparison.md'}: " + "; ".join(f"{row[0]} {row[2]} / {row[3]}" for row in cells))
 
 
 def table(rows: Mapping[str, Figures]) -> tuple[list[str], list[list[str]]]:

@@ -19,7 +19,7 @@ import re
 from pathlib import Path
 
 from ttt_dist.model.hf.families import CONFIG, MAX_SHARD_BYTES
-from ttt_dist.util.console import main_guard, say
+from ttt_dist.util.console import main_guard, print_rank0
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 DTYPES = ("bf16", "fp32", "keep")
@@ -38,16 +38,18 @@ def main() -> None:
     from ttt_dist.model.hf.published import export_hf, import_hf, require_new
 
     if args.command == "import-hf":
-        say(import_hf(args.source, args.out, args.tokenizer, args.codebook, args.seed, args.max_shard_size))
+        print_rank0(import_hf(args.source, args.out, args.tokenizer, args.codebook, args.seed, args.max_shard_size))
         return
     require_new(args.out)
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}.get(getattr(args, "dtype", "keep"))
     if args.command == "reshard":
-        say(reshard(args.source, args.out, args.max_shard_size))
+        print_rank0(reshard(args.source, args.out, args.max_shard_size))
     elif (args.source / CONFIG).is_file():
-        say(export_hf(args.source, args.out, dtype, args.max_shard_size))
+        print_rank0(export_hf(args.source, args.out, dtype, args.max_shard_size))
     else:
-        say(export_checkpoint(args.source, args.out, dtype or torch.float32, args.max_shard_size, args.tokenizer))
+        print_rank0(
+            export_checkpoint(args.source, args.out, dtype or torch.float32, args.max_shard_size, args.tokenizer)
+        )
 
 
 def inspect(source: Path) -> None:
@@ -56,7 +58,7 @@ def inspect(source: Path) -> None:
 
     lines, failure = inspect_folder(source)
     for line in lines:
-        say(line)
+        print_rank0(line)
     if failure is not None:
         raise failure
 

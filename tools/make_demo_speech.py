@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ttt_dist.util.console import Progress, main_guard, say
+from ttt_dist.util.console import Progress, main_guard, print_rank0
 from ttt_dist.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def main() -> None:
                     soundfile.write(path, wave.numpy(), SAMPLE_RATE, subtype="PCM_16", compression_level=1.0)
                     size, seconds = size + path.stat().st_size, seconds + len(wave) / SAMPLE_RATE
                     progress.advance()
-    say(f"{args.out}: {seconds:.0f} s of speech, {size / 1e6:.2f} MB")
+    print_rank0(f"{args.out}: {seconds:.0f} s of speech, {size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

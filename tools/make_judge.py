@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ttt_dist.util.console import main_guard, say
+from ttt_dist.util.console import main_guard, print_rank0
 from ttt_dist.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,10 +45,10 @@ def main() -> None:
     parser.add_argument("--source", type=Path, help="folder with model.bin (default: the installed package's)")
     args = parser.parse_args()
     if (args.out / "config.json").is_file():
-        say(f"{args.out}: is there already")
+        print_rank0(f"{args.out}: is there already")
         return
     make_judge(args.source or installed(), args.out)
-    say(f"{args.out}: Whisper; judge with --judge whisper:{args.out}")
+    print_rank0(f"{args.out}: Whisper; judge with --judge whisper:{args.out}")
 
 
 def installed() -> Path:

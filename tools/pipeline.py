@@ -25,7 +25,7 @@ from ttt_dist.config.run import Config, load_config
 from ttt_dist.evaluation.args import JUDGES, OWN, labels, parse
 from ttt_dist.inference.flags import as_flags
 from ttt_dist.launch.process_group import has_gpu
-from ttt_dist.util.console import main_guard, result, say
+from ttt_dist.util.console import main_guard, print_json, print_rank0
 from ttt_dist.util.errors import UserError
 
 PYTHON = sys.executable
@@ -56,7 +56,7 @@ def main() -> None:
     figures |= {"train_minutes": round(training_minutes, 1), "minutes": round((time.monotonic() - start) / 60, 1)}
     (args.out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf8")
     run(["tools/report.py", args.out, "--audio-root", args.source])
-    result(figures | {"report": str(args.out / "report.html")})
+    print_json(figures | {"report": str(args.out / "report.html")})
 
 
 def prepare(config: Config, source: Path, data: Path) -> None:
@@ -187,7 +187,7 @@ def data_prep(*arguments: object) -> None:
 def run(arguments: Sequence[object], program: str = PYTHON) -> None:
     """Print a command, run it, and stop with its exit status where it fails."""
     words = [str(argument) for argument in arguments]
-    say(f"\n$ {shlex.join([Path(program).name, *words])}")
+    print_rank0(f"\n$ {shlex.join([Path(program).name, *words])}")
     status = subprocess.run([program, *words], env=os.environ | {"PYTHONUNBUFFERED": "1"}, check=False).returncode
     if status:
         raise UserError(

@@ -19,7 +19,7 @@ from ttt_dist.evaluation.args import OWN
 from ttt_dist.telemetry import curves
 from ttt_dist.telemetry.events import read_events, with_silent_ends
 from ttt_dist.util.atomic_files import atomic_write
-from ttt_dist.util.console import main_guard, say
+from ttt_dist.util.console import main_guard, print_rank0
 from ttt_dist.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def main() -> None:
     out = args.run / "report.html"
     with atomic_write(out) as file:
         file.write(report.page(f"Text-to-Talk run {args.run.name}", subtitle(args.run), list(sections(args))))
-    say(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+    print_rank0(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 
 
 class Originals:

@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from ttt_dist.config.objective import CHOICES
-from ttt_dist.evaluation.args import FORMS, JUDGES, OWN, Plan, is_shards
+from ttt_dist.evaluation.args import FORMS, JUDGES, OWN, EvalArgs, is_shards
 from ttt_dist.evaluation.metrics.normalise import NAMES
 from ttt_dist.inference.flags import add_decoding_flags, settings_from_flags
 from ttt_dist.jobs import runner
 from ttt_dist.manifest.problems import Problems
-from ttt_dist.util.console import main_guard, result, say
+from ttt_dist.util.console import main_guard, print_json, print_rank0
 from ttt_dist.util.errors import UserError
 
 # What works with the model is imported where it is used: --help and mistakes of the command line wait for nothing.
@@ -43,7 +43,7 @@ SHARE = ("share", "shares")  # --task is what to measure
 def main() -> None:
     """Make this share's parts; where all are there, score them and write the results."""
     arguments = parse_arguments()
-    share, plan = runner.share_of(arguments, SHARE), plan_of(arguments)
+    share, plan = runner.task_shard_of(arguments, SHARE), plan_of(arguments)
     if not plan.model.is_dir():
         raise UserError(f"{plan.model}: no such model folder; name the export/ folder of a run")
     from ttt_dist.evaluation.job import EvaluationJob
@@ -63,10 +63,10 @@ def main() -> None:
         plan.out, totals, f"{int(totals.counts.get('records', 0)):,} records in {seconds:.1f} s", share, job.num_parts
     )
     if summary is None:
-        say(f"{plan.out}: the results follow when all {job.num_parts} parts are there")
+        print_rank0(f"{plan.out}: the results follow when all {job.num_parts} parts are there")
         return
-    say(f"{plan.out}: scores in {plan.task}_summary.md, the worst items in {plan.task}.html")
-    result(summary)
+    print_rank0(f"{plan.out}: scores in {plan.task}_summary.md, the worst items in {plan.task}.html")
+    print_json(summary)
     if summary["errors"] > arguments.max_errors or not summary["items"]:
         raise UserError(
             f"{plan.data}: {summary['errors']} line(s) could not be used, {summary['items']} were; correct them "
@@ -74,7 +74,7 @@ def main() -> None:
         )
 
 
-def lines_of(plan: Plan) -> "list[Item | str]":
+def lines_of(plan: EvalArgs) -> "list[Item | str]":
     """The items of the data, and messages about those that cannot be used."""
     from ttt_dist.evaluation.items import read_items
     from ttt_dist.evaluation.tasks.likelihood import packs_as_items
@@ -85,7 +85,7 @@ def lines_of(plan: Plan) -> "list[Item | str]":
     return read_items(plan.data, TASKS[plan.task].prepare, plan.limit)
 
 
-def plan_of(arguments: argparse.Namespace) -> Plan:
+def plan_of(arguments: argparse.Namespace) -> EvalArgs:
     """What the command line asks for. Raises UserError where a decoding setting is out of its range."""
     same = (
         "task",
@@ -103,7 +103,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
     values = {name: getattr(arguments, name) for name in (*same, *more)}
     template = arguments.template or FORMS[arguments.task].template or ""
     judges = tuple(arguments.judge or [OWN])
-    return Plan(template=template, decoding=settings_from_flags(arguments), judges=judges, **values)
+    return EvalArgs(template=template, decoding=settings_from_flags(arguments), judges=judges, **values)
 
 
 def parse_arguments() -> argparse.Namespace:

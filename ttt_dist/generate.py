@@ -20,7 +20,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.inference.flags import add_decoding_flags, settings_from_flags
 from ttt_dist.util.atomic_files import writing
-from ttt_dist.util.console import main_guard, put, say, warn
+from ttt_dist.util.console import main_guard, print_piece, print_rank0, warn
 from ttt_dist.util.errors import UserError
 
 # What works with the model is imported where it is used: --help and mistakes of the command line wait for nothing.
@@ -74,13 +74,13 @@ def prompt(arguments: argparse.Namespace, folder: "ModelFolder", codec: "Codec")
 
 def tell(decoder: "Decoder", request: "Request", settings: DecodeSettings) -> "Result":
     """Print the response's text as it comes."""
-    from ttt_dist.inference.detokenizer import Ended, TextPiece
+    from ttt_dist.inference.detokenizer import Finished, TextPiece
 
     for _, event in decoder.stream([request], settings):
         if isinstance(event, TextPiece):
-            put(event.text)
-        if isinstance(event, Ended):
-            say()
+            print_piece(event.text)
+        if isinstance(event, Finished):
+            print_rank0()
             return event.result
     raise AssertionError("a stream ends with its result")
 
@@ -97,32 +97,33 @@ def write(response: "Result", codec: "Codec", out: Path, text_will_do: bool) -> 
         )
     with writing(out):
         write_wav(out, codec.decode(response.codes), codec.sample_rate)
-    say(f"{out}: {len(response.codes) / codec.code_rate:.2f} s")
+    print_rank0(f"{out}: {len(response.codes) / codec.code_rate:.2f} s")
 
 
 def answer_chats(arguments: argparse.Namespace, settings: DecodeSettings) -> None:
     """Answer the user's turns of many conversations; one line each in OUT/answers.jsonl, speech below OUT/wav."""
-    from ttt_dist.evaluation.args import Plan
-    from ttt_dist.evaluation.context import Notes, Tools
+    from ttt_dist.evaluation.args import EvalArgs
+    from ttt_dist.evaluation.context import EvalContext
+    from ttt_dist.evaluation.item_errors import ItemErrors
     from ttt_dist.evaluation.items import Item, read_items
     from ttt_dist.evaluation.job import write_jsonl
     from ttt_dist.evaluation.tasks.chats import speech_chat
     from ttt_dist.evaluation.tasks.item_adapters import chat
 
     task, template = "speech_chat", "audio_chat"
-    plan = Plan(
+    plan = EvalArgs(
         task, arguments.model, arguments.chats, arguments.out, template, settings,
         decoder_command=arguments.decoder_command, seed=arguments.seed,
     )  # fmt: skip
     lines = read_items(plan.data, chat)
-    notes = Notes()
+    item_errors = ItemErrors()
     items = [line for line in lines if isinstance(line, Item)]
-    records = speech_chat(Tools.open(plan, speaks=True, is_judged=False), items, notes)
+    records = speech_chat(EvalContext.open(plan, speaks=True, is_judged=False), items, item_errors)
     write_jsonl(plan.out / "answers.jsonl", records)
-    problems = [line for line in lines if isinstance(line, str)] + notes.problems
+    problems = [line for line in lines if isinstance(line, str)] + item_errors.problems
     for problem in problems:
         warn(problem)
-    say(f"{plan.out / 'answers.jsonl'}: {len(records)} chats answered, {len(problems)} not")
+    print_rank0(f"{plan.out / 'answers.jsonl'}: {len(records)} chats answered, {len(problems)} not")
     if problems or not records:
         raise UserError(f"{plan.data}: {len(problems)} chat(s) could not be answered; correct them (named above)")
 

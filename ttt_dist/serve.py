@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from ttt_dist.inference.flags import add_decoding_flags, settings_from_flags
-from ttt_dist.util.console import main_guard, say, warn
+from ttt_dist.util.console import main_guard, print_rank0, warn
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     from ttt_dist.model.hf.folder import load_folder
     from ttt_dist.serving.app import App
     from ttt_dist.serving.decoding_thread import DecodingThread
-    from ttt_dist.serving.request_builder import Studio, model_name
+    from ttt_dist.serving.request_builder import RequestBuilder, model_name
     from ttt_dist.serving.server import is_loopback, listen, serve, trusted_names, url_of
 
     listening = listen(arguments.host, arguments.port)
@@ -39,10 +39,12 @@ def main() -> None:
     if not is_loopback(arguments.host):
         warn(f"--host {arguments.host}: whoever can reach this machine can use the model; there is no password")
     thread = DecodingThread(decoder)
-    app = App(Studio(folder, codec, settings, model_name(arguments.model)), thread, trusted_names(arguments.host))
-    say(f"open {url_of(arguments.host, listening.getsockname()[1])} (Ctrl-C ends the server)")
+    app = App(
+        RequestBuilder(folder, codec, settings, model_name(arguments.model)), thread, trusted_names(arguments.host)
+    )
+    print_rank0(f"open {url_of(arguments.host, listening.getsockname()[1])} (Ctrl-C ends the server)")
     serve(listening, app)
-    say("stopped")
+    print_rank0("stopped")
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -26,7 +26,7 @@ import psutil
 
 from benchmarks.gpu.phases import PHASES, TOTAL_S
 from benchmarks.gpu.report import Outcome, Report
-from ttt_dist.util.console import main_guard, result, say
+from ttt_dist.util.console import main_guard, print_json, print_rank0
 from ttt_dist.util.errors import StopRequestedError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,13 +51,13 @@ def main() -> None:
             left_s = total_s - (time.monotonic() - begin)
             report.outcomes[name] = run_phase(name, args.device, Path(work), args.out / "log.txt", left_s)
             report.write(args.out)
-            say(f"{time.monotonic() - begin:4.0f} s  {line(name, report.outcomes[name])}")
+            print_rank0(f"{time.monotonic() - begin:4.0f} s  {line(name, report.outcomes[name])}")
             if report.outcomes[name].status == STOPPED:
                 break
     for what, bar in report.bars.items():
         if bar["value"] is not None:
-            say(f"{'met   ' if bar['met'] else 'MISSED'} {what}: {bar['value']:.4g} ({bar['wanted']})")
-    result(report.summary())
+            print_rank0(f"{'met   ' if bar['met'] else 'MISSED'} {what}: {bar['value']:.4g} ({bar['wanted']})")
+    print_json(report.summary())
 
 
 def run_phase(name: str, device: str, work: Path, log: Path, left_s: float) -> Outcome:

@@ -14,7 +14,7 @@ from benchmarks.gpu.setting import Figures, Measurement, Setting, weights_drawn_
 from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.config.objective import Objective
 from ttt_dist.inference import model_runner
-from ttt_dist.inference.cuda_graphs import Runner
+from ttt_dist.inference.cuda_graphs import ForwardRunner
 from ttt_dist.inference.decoder import Decoder
 
 STEPS = 2  # forwards of a block
@@ -67,7 +67,7 @@ class Replies:
 def without_graphs(setting: Setting, ours: Replies, batch: int) -> Figures:
     """Every forward in its own shape, launched kernel by kernel."""
     setting.require_cuda("CUDA graphs")
-    with patch.object(model_runner, "Runner", partial(Runner, is_fixed=False)):
+    with patch.object(model_runner, "ForwardRunner", partial(ForwardRunner, is_fixed=False)):
         return ours.measure(batch)
 
 

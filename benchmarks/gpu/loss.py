@@ -12,7 +12,7 @@ from benchmarks.gpu.attention import relative
 from benchmarks.gpu.batches import draw_batches
 from benchmarks.gpu.clock import milliseconds
 from benchmarks.gpu.setting import Figures, Measurement, Setting, weights_drawn_on
-from ttt_dist.model.layers import PlainFactory
+from ttt_dist.model.layers import LocalLayerFactory
 from ttt_dist.model.loss import loss_rows
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.batch import Batch
@@ -22,7 +22,9 @@ def measurements(setting: Setting) -> Iterator[Measurement]:
     """On one pack, and on two."""
     config = dataclasses.replace(setting.config, num_layers=1)
     with weights_drawn_on(setting.device):
-        model = Transformer.for_layout(config, setting.layout, PlainFactory(dtype=setting.dtype)).to(setting.device)
+        model = Transformer.for_layout(config, setting.layout, LocalLayerFactory(dtype=setting.dtype)).to(
+            setting.device
+        )
     for rows in (1, 2):
         yield f"{rows} x {setting.seq_len}", partial(measure_loss, setting, model, rows)
 

@@ -12,7 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 from ttt_dist import train
-from ttt_dist.launch.process_group import prepare_process, processes
+from ttt_dist.launch.process_group import current_dist_info, prepare_process
 from ttt_dist.util.console import main_guard
 
 WATCHED = (4, 5)  # steps, from 1: nothing is compiled any more
@@ -60,7 +60,7 @@ def main() -> None:
     """Put the watch in, and train."""
     figures, device, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     sys.argv[1:4] = []
-    prepare_process(processes().local_size)  # the loop imports deepspeed, which looks around once
+    prepare_process(current_dist_info().local_size)  # the loop imports deepspeed, which looks around once
     from benchmarks.gpu.setting import weights_drawn_on
     from ttt_dist.training import loop
 

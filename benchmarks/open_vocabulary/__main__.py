@@ -33,7 +33,7 @@ from ttt_dist.evaluation.ears import MOST
 from ttt_dist.evaluation.metrics.error_rates import Score
 from ttt_dist.evaluation.metrics.normalise import normaliser
 from ttt_dist.evaluation.recognisers import Whisper
-from ttt_dist.util.console import main_guard, result, say
+from ttt_dist.util.console import main_guard, print_json, print_rank0
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,9 +84,9 @@ def main() -> None:
     source = WORDS if args.toy else args.work / "speech"
     if args.step == "prepare":
         pipeline.prepare(config, source, args.work / "data") if args.toy else prepare(config, source, args.work)
-        result({"data": str(args.work / "data")})
+        print_json({"data": str(args.work / "data")})
     elif args.step == "run":
-        result({name: train_and_score(name, overrides, source, args.work) for name in VARIANTS})
+        print_json({name: train_and_score(name, overrides, source, args.work) for name in VARIANTS})
     elif args.judge is None:
         parser.error("--judge: is needed by `hear`")
     else:
@@ -94,7 +94,7 @@ def main() -> None:
         (args.work / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf8")
         if args.out:
             args.out.write_text("\n".join(table(figures)) + "\n", encoding="utf8")
-        result(figures)
+        print_json(figures)
 
 
 def prepare(config: Config, source: Path, work: Path) -> None:
@@ -107,7 +107,7 @@ def prepare(config: Config, source: Path, work: Path) -> None:
     counts = {"test": prep.test_utterances, "valid": prep.valid_utterances, "train": prep.train_utterances}
     texts = sentences(sum(counts.values()), config.seed)
     for split, count in counts.items():
-        say(f"speaking {count:,} sentences into {source / split}")
+        print_rank0(f"speaking {count:,} sentences into {source / split}")
         speak(python.absolute(), data / f"{split}.jsonl", [next(texts) for _ in range(count)])
     pipeline.make_shards(config, source, data)
 

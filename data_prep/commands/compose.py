@@ -16,7 +16,7 @@ from data_prep.packing.sample_parts import SampleWriter, finished_samples
 from data_prep.token_layout_args import add_layout_argument, open_template
 from data_prep.train_codec_tokenizer import learn_tokenizer
 from ttt_dist.jobs.parts import find_parts, part_prefix, require_no_others
-from ttt_dist.jobs.runner import Outcome, PartJob, Tick, add_arguments, run_parts, share_of, tell
+from ttt_dist.jobs.runner import Outcome, PartJob, ProgressCallback, add_arguments, run_parts, task_shard_of, tell
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.sequence.templates import ChatTemplate, TemplateSettings, load_template_settings
 from ttt_dist.util.atomic_files import remove_leftovers
@@ -83,7 +83,7 @@ def settings_of(args: argparse.Namespace) -> TemplateSettings:
 
 def run(args: argparse.Namespace) -> None:
     """The command. Raises UserError where more utterances than --max-errors could not be used; the others are kept."""
-    share = share_of(args)
+    share = task_shard_of(args)
     parts = [CodesPart(*found) for found in find_parts(args.codes, "encode")]
     require_no_others(args.out, len(parts))
     settings = settings_of(args)
@@ -140,7 +140,7 @@ class ComposeJob(PartJob):
 
         num_codes = describe_codec(self.codec).codebook_size
         self.template = open_template(self.tokenizer, num_codes, self.layout, self.settings)
-        put_beside(self.template, self.out, self.codec)
+        write_assets(self.template, self.out, self.codec)
         self.copies = find_copies(self.parts) if self.deduplicate else [frozenset()] * len(self.parts)
 
     def finished(self, number: int) -> Outcome | None:
@@ -160,7 +160,7 @@ class ComposeJob(PartJob):
             "left_out_sha256": hashlib.sha256(copies).hexdigest() if self.deduplicate else None,
         }
 
-    def make(self, number: int, tick: Tick) -> Outcome:
+    def make(self, number: int, tick: ProgressCallback) -> Outcome:
         """Write the part."""
         part = self.parts[number]
         part.check()
@@ -183,7 +183,7 @@ class ComposeJob(PartJob):
         return writer.outcome()
 
 
-def put_beside(template: ChatTemplate, out: Path, codec: Path | None) -> None:
+def write_assets(template: ChatTemplate, out: Path, codec: Path | None) -> None:
     """Tokenizer, codec and template.json into the folder of the samples. Raises UserError where others lie there."""
     with lease(out / "tokenizer", wait=True):
         remove_leftovers(out / "tokenizer", out / "saved-tokenizer", out / "codec", out / "template.json")

@@ -24,7 +24,7 @@ from data_prep.corpus_report import provenance
 from data_prep.read_ahead import read_ahead
 from data_prep.train_codec_tokenizer import learn_codec
 from ttt_dist.data.indexed import new_builder
-from ttt_dist.data.metadata import checksums_beside, with_suffix
+from ttt_dist.data.metadata import asset_checksums, with_suffix
 from ttt_dist.jobs.parts import (
     LineRange,
     cut_lines,
@@ -37,7 +37,7 @@ from ttt_dist.jobs.parts import (
     versions,
     write_part,
 )
-from ttt_dist.jobs.runner import Outcome, PartJob, Tick, add_arguments, run_parts, share_of, tell
+from ttt_dist.jobs.runner import Outcome, PartJob, ProgressCallback, add_arguments, run_parts, task_shard_of, tell
 from ttt_dist.manifest.clips import Clip, clips
 from ttt_dist.manifest.entry import Entry, parse_line, with_paths
 from ttt_dist.manifest.problems import Problems
@@ -148,7 +148,7 @@ class EncodeJob(PartJob):
             "codec_hash": self.loaded.hash,
         }
 
-    def make(self, number: int, tick: Tick) -> Outcome:
+    def make(self, number: int, tick: ProgressCallback) -> Outcome:
         """Write the part: encode its utterances by length, then write what came of them in the manifest's order."""
         counts = {"utterances": 0, "codes": 0, "seconds": 0.0}
         folder = self.ranges[number].path.parent
@@ -186,7 +186,7 @@ class EncodeJob(PartJob):
                 seen.add(entry["id"])
                 yield Line(place, entry)
 
-    def _encode(self, lines: Sequence[Line], writer: PartWriter, tick: Tick) -> None:
+    def _encode(self, lines: Sequence[Line], writer: PartWriter, tick: ProgressCallback) -> None:
         """Give every line its codes, hash and number of samples, or its problem."""
         order = sorted(lines, key=self._turn)
         most = int(WINDOW_SECONDS * self.loaded.sample_rate)
@@ -345,14 +345,14 @@ class PartWriter:
         for path in self.paths.values():
             with writing(path):
                 commit(temporary_name(path), path)
-        write_part(self.prefix, {**meta, "files": files, "beside": checksums_beside(self.prefix.parent)})
+        write_part(self.prefix, {**meta, "files": files, "beside": asset_checksums(self.prefix.parent)})
 
 
 def run(args: argparse.Namespace) -> None:
     """Learn the codec where asked to, then encode this task's parts."""
     if args.part_size < 1:
         args.fail(f"--part-size {args.part_size}: at least 1 line is needed")
-    share = share_of(args)
+    share = task_shard_of(args)
     spec = args.codec
     if args.train_codec:
         if args.codec != "melvq":
@@ -371,7 +371,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"{args.manifest}: none of its utterances could be encoded ({problems.count} bad)")
     hours, codes = counts.get("seconds", 0) / 3600, int(counts.get("codes", 0))
     tell(args.out, totals, f"{num_utterances:,} utterances, {hours:.2f} hours, {codes:,} codes", share, job.num_parts)
-    problems.settle(f"the other {num_utterances:,} utterances were encoded")
+    problems.raise_if_over_limit(f"the other {num_utterances:,} utterances were encoded")
 
 
 def _learnt(args: argparse.Namespace) -> Path:

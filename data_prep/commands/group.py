@@ -16,7 +16,7 @@ from data_prep.manifest_files import writing_manifests
 from ttt_dist.manifest.entry import Entry, with_paths
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.manifest.reading import read_manifest
-from ttt_dist.util.console import Progress, say
+from ttt_dist.util.console import Progress, print_rank0
 from ttt_dist.util.errors import UserError
 
 EXAMPLES = """examples:
@@ -99,8 +99,8 @@ def run(args: argparse.Namespace) -> None:
             progress.advance()
         if not segments:
             raise UserError(f"{args.manifest}: holds no entry that can be grouped by '{args.by}'")
-    say(f"{args.out}: {segments:,} utterances in groups: {file.totals.describe()}")
-    problems.settle(f"{file.totals.lines:,} groups were written from the good ones")
+    print_rank0(f"{args.out}: {segments:,} utterances in groups: {file.totals.describe()}")
+    problems.raise_if_over_limit(f"{file.totals.lines:,} groups were written from the good ones")
 
 
 def add_parser(subparsers: Any) -> None:

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.commands.compose import put_beside
+from data_prep.commands.compose import write_assets
 from data_prep.commands.encode import PART_SIZE, keep_codec
 from data_prep.packing.sample_parts import SampleWriter, finished_samples
 from data_prep.released import read_released, released_sample
 from data_prep.token_layout_args import add_layout_argument, open_template
 from ttt_dist.jobs.parts import LineRange, cut_lines, part_prefix, require_no_others
-from ttt_dist.jobs.runner import Outcome, PartJob, Tick, add_arguments, run_parts, share_of, tell
+from ttt_dist.jobs.runner import Outcome, PartJob, ProgressCallback, add_arguments, run_parts, task_shard_of, tell
 from ttt_dist.manifest.problems import Collected, Problems
 from ttt_dist.sequence.templates import TemplateSettings, load_template_settings
 from ttt_dist.util.atomic_files import sha256_file
@@ -60,7 +60,7 @@ class ImportJob(PartJob):
     def open(self) -> None:
         """Load the tokenizer and make the token layout. Raises UserError where they do not fit."""
         self.template = open_template(self.tokenizer, self.num_codes, self.layout, self.settings)
-        put_beside(self.template, self.out, None)
+        write_assets(self.template, self.out, None)
 
     def finished(self, number: int) -> Outcome | None:
         return finished_samples(self.prefix(number), self._made_from(number))
@@ -78,7 +78,7 @@ class ImportJob(PartJob):
             "tokenizer_hash": self.template.tokenizer.hash,
         }
 
-    def make(self, number: int, tick: Tick) -> Outcome:
+    def make(self, number: int, tick: ProgressCallback) -> Outcome:
         writer = SampleWriter(
             self.prefix(number), number, self.num_parts, self.template.layout, self._made_from(number)
         )
@@ -110,7 +110,7 @@ class ImportJob(PartJob):
 
 def run(args: argparse.Namespace) -> None:
     """The command. Raises UserError where more records than --max-errors could not be used; the others are kept."""
-    share = share_of(args)
+    share = task_shard_of(args)
     pieces: list[LineRange | Path] = []
     for source in args.source:
         pieces += cut_lines(source, args.part_size) if source.suffix == ".jsonl" else [source]
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> None:
     counts = {name: int(totals.counts.get(name, 0)) for name in ("samples", "tokens", "audio_tokens")}
     what = f"{counts['samples']:,} samples, {counts['tokens']:,} tokens, {counts['audio_tokens']:,} of them audio"
     tell(args.out, totals, what, share, job.num_parts)
-    problems.settle(f"the other {counts['samples']:,} samples are there")
+    problems.raise_if_over_limit(f"the other {counts['samples']:,} samples are there")
 
 
 def _keep(codec: str, out: Path) -> int:

@@ -18,7 +18,7 @@ from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.sequence.visibility import dense_mask
 from ttt_dist.telemetry.plots import draw_mask
 from ttt_dist.util.atomic_files import writing
-from ttt_dist.util.console import Progress, say
+from ttt_dist.util.console import Progress, print_rank0
 from ttt_dist.util.errors import UserError
 
 EXAMPLES = {
@@ -62,17 +62,17 @@ def run_verify(args: argparse.Namespace) -> None:
     with Progress(None, "verifying", "pack") as progress:
         problems = check(args.prefix, progress.advance)
     for problem in problems:
-        say(problem)
+        print_rank0(problem)
     if problems:
         raise UserError(f"{args.prefix}: {len(problems)} problem(s), listed above; write it again")
-    say(f"{args.prefix}: sound, every checksum" + (" and every token" if progress.done else ""))
+    print_rank0(f"{args.prefix}: sound, every checksum" + (" and every token" if progress.done else ""))
 
 
 def run_stats(args: argparse.Namespace) -> None:
     """The command."""
     reader = ShardReader(args.prefix)
     for line in statistics(reader):
-        say(line)
+        print_rank0(line)
 
 
 def statistics(reader: ShardReader) -> Iterator[str]:
@@ -138,12 +138,12 @@ def run_show(args: argparse.Namespace) -> None:
     seq_len = reader.seq_len or sum(map(len, pack))
     batch = collate([pack], reader.layout, Objective(), args.seed, [args.epoch], seq_len)
     tokenizer = load_tokenizer(args.prefix.parent / "tokenizer")
-    say(f"{args.prefix}: pack {args.pack} of {len(reader)}, noise of seed {args.seed}, epoch {args.epoch}")
+    print_rank0(f"{args.prefix}: pack {args.pack} of {len(reader)}, noise of seed {args.seed}, epoch {args.epoch}")
     for line in describe_pack(pack, batch, reader.layout, tokenizer):
-        say(line)
+        print_rank0(line)
     if args.mask:
         draw_batch_mask(batch, args.mask, args.tokens, f"{args.prefix.name}, pack {args.pack}: who sees whom")
-        say(f"mask drawn in {args.mask}")
+        print_rank0(f"mask drawn in {args.mask}")
 
 
 def draw_batch_mask(batch: Batch, path: Path, tokens: int | None = None, title: str = "Who sees whom") -> None:

@@ -14,7 +14,7 @@ from data_prep.readers import READERS, ReaderOptions, load_reader
 from ttt_dist.manifest.entry import Entry
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.manifest.reading import SeenIds
-from ttt_dist.util.console import Progress, say
+from ttt_dist.util.console import Progress, print_rank0
 from ttt_dist.util.errors import UserError
 
 ONLY_FOR = {
@@ -107,10 +107,10 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(
             f"{args.source}: reader {args.reader} found no utterance there; correct --source or --reader (see {report})"
         )
-    say("; ".join(f"{file.path}: {file.totals.describe()}" for file in files))
+    print_rank0("; ".join(f"{file.path}: {file.totals.describe()}" for file in files))
     for reason, tally in problems.skipped.items():
-        say(f"skipped, {reason}: {tally.count:,} (see {report})")
-    problems.settle(f"the {lines:,} good ones were written")
+        print_rank0(f"skipped, {reason}: {tally.count:,} (see {report})")
+    problems.raise_if_over_limit(f"the {lines:,} good ones were written")
 
 
 def _counted(entries: Iterable[Entry], progress: Progress) -> Iterator[Entry]:

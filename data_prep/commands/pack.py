@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.assets import copy_beside
+from data_prep.assets import copy_assets
 from data_prep.packing.binpack import WINDOW, num_windows, pack_window
 from data_prep.packing.sample_source import SampleSource
 from ttt_dist.data import metadata
 from ttt_dist.data.metadata import with_suffix
 from ttt_dist.data.shards import SUFFIXES, ShardWriter
 from ttt_dist.jobs.parts import find_parts, has_files, read_part, versions
-from ttt_dist.jobs.runner import Outcome, PartJob, Tick, add_arguments, run_parts, share_of, tell
+from ttt_dist.jobs.runner import Outcome, PartJob, ProgressCallback, add_arguments, run_parts, task_shard_of, tell
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.util.atomic_files import atomic_write, remove_leftovers
-from ttt_dist.util.console import say, warn
+from ttt_dist.util.console import print_rank0, warn
 from ttt_dist.util.errors import UserError
 from ttt_dist.util.file_lock import lease
 
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
     for name in ("seq_len", "shard_samples"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be 1 or more")
-    share = share_of(args)
+    share = task_shard_of(args)
     source = SampleSource(find_parts(args.samples, "compose"))
     source.require_alike()
     job = PackJob(source, args.samples, args.out, args.seq_len, args.seed, args.too_long, args.shard_samples)
@@ -169,8 +169,8 @@ class PackJob(PartJob):
     def open(self) -> None:
         folder = self.out.parent
         with lease(folder / "tokenizer", wait=True):
-            remove_leftovers(*(folder / name for name in metadata.BESIDE))
-            copy_beside(self.samples, self.out.parent)
+            remove_leftovers(*(folder / name for name in metadata.ASSETS))
+            copy_assets(self.samples, self.out.parent)
 
     def finished(self, number: int) -> Outcome | None:
         prefix = self.prefix(number)
@@ -179,7 +179,7 @@ class PackJob(PartJob):
             return None
         return Outcome(part["counts"])
 
-    def make(self, number: int, tick: Tick) -> Outcome:
+    def make(self, number: int, tick: ProgressCallback) -> Outcome:
         prefix = self.prefix(number)
         remove_leftovers(*(with_suffix(prefix, suffix) for suffix in SUFFIXES))
         with ShardWriter(prefix, self.meta(), may_be_empty=self.num_parts > 1) as writer:
@@ -213,7 +213,9 @@ def finish(job: PackJob) -> None:
         shards = [(job.prefix(number), job.finished(number)) for number in range(job.num_parts)]
         missing = [prefix.name for prefix, outcome in shards if outcome is None]
         if missing:
-            say(f"{job.out}: {len(missing)} of {len(shards)} shards are left to other tasks, {missing[0]} first")
+            print_rank0(
+                f"{job.out}: {len(missing)} of {len(shards)} shards are left to other tasks, {missing[0]} first"
+            )
             return
         with lease(job.out, wait=True):
             remove_leftovers(with_suffix(job.out, ".json"))
@@ -240,7 +242,7 @@ def _render_set(job: PackJob, prefixes: list[Path]) -> str:
         files[path.name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     names = [prefix.name for prefix in prefixes]
     meta = {"format": metadata.FORMAT, **job.meta(), "shards": names, "counts": counts, "files": files}
-    return metadata.render({**meta, "beside": metadata.checksums_beside(job.out.parent)})
+    return metadata.render({**meta, "beside": metadata.asset_checksums(job.out.parent)})
 
 
 def _files_of(prefix: Path) -> set[str]:

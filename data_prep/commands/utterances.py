@@ -19,7 +19,7 @@ from data_prep.manifest_files import writing_manifests
 from ttt_dist.manifest.entry import Entry
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.manifest.reading import read_manifest
-from ttt_dist.util.console import Progress, say
+from ttt_dist.util.console import Progress, print_rank0
 from ttt_dist.util.errors import UserError
 
 EXAMPLES = """examples:
@@ -138,8 +138,8 @@ def run(args: argparse.Namespace) -> None:
         for entry in build_utterances(recordings, args.count, words, args.gap, args.tail, args.seed, name):
             file.add(entry)
             progress.advance()
-    say(f"{args.out}: {file.totals.describe()}, from {len(recordings):,} recordings")
-    problems.settle(f"{args.count:,} utterances were written from the good ones")
+    print_rank0(f"{args.out}: {file.totals.describe()}, from {len(recordings):,} recordings")
+    problems.raise_if_over_limit(f"{args.count:,} utterances were written from the good ones")
 
 
 def gap_range(text: str) -> tuple[float, float]:

@@ -128,17 +128,17 @@ def resume(layout: Layout, before: int, after: int) -> tuple[list[Any], list[Any
     names = [tempfile.mkdtemp()]
     dist.broadcast_object_list(names)
     folder = Path(names[0])
-    facts = manager.Facts.of_run(layout.config(), LAYOUT, dist.get_world_size())
+    metadata = manager.CheckpointMetadata.of_run(layout.config(), LAYOUT, dist.get_world_size())
     with new_engine(layout) as engine:
         for step in range(before):
             run_step(engine, layout, step)
-        manager.save(engine, folder, before, facts, {}, CheckpointConfig(keep_last=1))
+        manager.save(engine, folder, before, metadata, {}, CheckpointConfig(keep_last=1))
         going_on = [run_step(engine, layout, step) for step in range(before, before + after)]
         expected = all_weights(engine, layout)
 
     newest = manager.latest(folder)
     assert newest is not None
-    manager.require_resumable(newest, facts)
+    manager.require_resumable(newest, metadata)
     with new_engine(layout) as engine:
         manager.load(engine, newest)
         resumed = [run_step(engine, layout, step) for step in range(before, before + after)]
@@ -152,14 +152,14 @@ def skip(layout: Layout, rank: int | None, spike_factor: float = 0.0) -> tuple[l
 
     Returns which steps were skipped, the losses, and how far the second moved the weights (rank 0).
     """
-    from ttt_dist.training.engine import guard_updates
-    from ttt_dist.training.skip_step import Guard
+    from ttt_dist.training.engine import wrap_optimizer_step
+    from ttt_dist.training.skip_step import SkipStep
 
     state = {"norms": [1e-6] * 16} if spike_factor else {}  # norms that any real gradient is above by far
-    guard = Guard(GuardConfig(spike_factor=spike_factor), state)
+    guard = SkipStep(GuardConfig(spike_factor=spike_factor), state)
     skipped, found = [], []
     with new_engine(layout) as engine:
-        guard_updates(engine, guard)
+        wrap_optimizer_step(engine, guard)
         for step in range(3):
             is_second = step == 1
             guard.config.spike_factor = spike_factor if is_second else 0.0
@@ -196,9 +196,9 @@ def new_engine(layout: Layout) -> Iterator[Any]:
 
 def all_weights(engine: Any, layout: Layout) -> dict[str, torch.Tensor]:
     """The whole weights on rank 0, nothing elsewhere."""
-    from ttt_dist.parallel.gather import whole_weights
+    from ttt_dist.parallel.gather import full_state_dict
 
-    return dict(whole_weights(engine, layout.mesh(), layout.config().model, LAYOUT))
+    return dict(full_state_dict(engine, layout.mesh(), layout.config().model, LAYOUT))
 
 
 def run_step(engine: Any, layout: Layout, step: int) -> tuple[float, float, float, float]:

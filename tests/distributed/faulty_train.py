@@ -47,9 +47,9 @@ def main() -> None:
         read = PackLoader.step
         PackLoader.step = lambda loader, step: hang(read, loader, step)  # type: ignore[method-assign]
     else:
-        from ttt_dist.launch.process_group import prepare_process, processes
+        from ttt_dist.launch.process_group import current_dist_info, prepare_process
 
-        prepare_process(processes().local_size)  # the loop imports deepspeed, which looks around once
+        prepare_process(current_dist_info().local_size)  # the loop imports deepspeed, which looks around once
         from ttt_dist.training import loop
 
         train_step = loop.train_step

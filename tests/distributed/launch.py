@@ -87,12 +87,17 @@ def _worker(rank: int, world_size: int, port: int, cases: list[tuple[Case, tuple
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
     }
-    from ttt_dist.launch.process_group import init_process_group, leave_process_group, prepare_process, processes
+    from ttt_dist.launch.process_group import (
+        current_dist_info,
+        init_process_group,
+        leave_process_group,
+        prepare_process,
+    )
 
     number = -1
     try:
         prepare_process(world_size)
-        init_process_group(processes())
+        init_process_group(current_dist_info())
         for number, (function, arguments) in enumerate(cases):
             results.put((number, rank, function(*arguments), None))
         leave_process_group()

@@ -16,31 +16,31 @@ Record = list[tuple[float, float, float, float]]
 
 def train_and_save(layout: Layout, folder: Path, before: int, after: int) -> Record:
     """Save in `folder` after `before` steps; the figures of the steps after it."""
-    facts = manager.Facts.of_run(layout.config(), LAYOUT, dist.get_world_size())
+    metadata = manager.CheckpointMetadata.of_run(layout.config(), LAYOUT, dist.get_world_size())
     with new_engine(layout) as engine:
         for step in range(before):
             run_step(engine, layout, step)
-        manager.save(engine, folder, before, facts, {"skipped": 0}, CheckpointConfig())
+        manager.save(engine, folder, before, metadata, {"skipped": 0}, CheckpointConfig())
         return [run_step(engine, layout, step) for step in range(before, before + after)]
 
 
 def go_on(layout: Layout, folder: Path, before: int, after: int) -> Record:
     """The figures of the same steps, from a checkpoint of any layout and form."""
-    from ttt_dist.checkpoint.universal import load_portable
+    from ttt_dist.checkpoint.universal import load_universal
 
     with new_engine(layout) as engine:
-        load_portable(engine, layout.mesh(), layout.config().model, LAYOUT, folder)
+        load_universal(engine, layout.mesh(), layout.config().model, LAYOUT, folder)
         return [run_step(engine, layout, step) for step in range(before, before + after)]
 
 
 def own_state(before: int, folder: Path) -> dict[tuple[str, str], Any]:
     """What one process without ZeRO has of each weight after `before` steps, and saves in `folder`."""
     layout = Layout()
-    facts = manager.Facts.of_run(layout.config(), LAYOUT, dist.get_world_size())
+    metadata = manager.CheckpointMetadata.of_run(layout.config(), LAYOUT, dist.get_world_size())
     with new_engine(layout) as engine:
         for step in range(before):
             run_step(engine, layout, step)
-        manager.save(engine, folder, before, facts, {}, CheckpointConfig())
+        manager.save(engine, folder, before, metadata, {}, CheckpointConfig())
         found = {}
         for name, parameter in engine.module.named_parameters():
             found[name, "weights"] = parameter.detach().numpy().copy()
@@ -52,22 +52,22 @@ def own_state(before: int, folder: Path) -> dict[tuple[str, str], Any]:
 def failure_on_one_rank(layout: Layout, folder: Path) -> str:
     """What each process is told where one of them cannot read its part."""
     from ttt_dist.checkpoint import optimizer_state
-    from ttt_dist.checkpoint.universal import load_portable
+    from ttt_dist.checkpoint.universal import load_universal
     from ttt_dist.util.errors import UserError
 
     def refuse(*_: object) -> None:
         raise UserError("a disk failed here")
 
-    right = optimizer_state.deal_out
+    right = optimizer_state.load_optimizer_state
     if dist.get_rank() == 1:
-        optimizer_state.deal_out = refuse  # type: ignore[assignment]
+        optimizer_state.load_optimizer_state = refuse  # type: ignore[assignment]
     try:
         with new_engine(layout) as engine:
-            load_portable(engine, layout.mesh(), layout.config().model, LAYOUT, folder)
+            load_universal(engine, layout.mesh(), layout.config().model, LAYOUT, folder)
     except UserError as error:
         return str(error)
     finally:
-        optimizer_state.deal_out = right
+        optimizer_state.load_optimizer_state = right
     return ""
 
 
@@ -75,10 +75,10 @@ def rounding(layout: Layout, folder: Path) -> float:
     """Largest difference of the forward pass's weights to the fp32 ones rounded, after a load."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    from ttt_dist.checkpoint.universal import load_portable
+    from ttt_dist.checkpoint.universal import load_universal
 
     with new_engine(layout) as engine:
-        load_portable(engine, layout.mesh(), layout.config().model, LAYOUT, folder)
+        load_universal(engine, layout.mesh(), layout.config().model, LAYOUT, folder)
         worst = 0.0
         for parameter in engine.module.parameters():
             master = safe_get_full_fp32_param(parameter)

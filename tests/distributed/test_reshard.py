@@ -13,9 +13,9 @@ from tests.distributed.cases import LR, Layout, deviation
 from tests.distributed.launch import run_distributed
 from tests.distributed.reshard_cases import failure_on_one_rank, go_on, own_state, rounding, train_and_save
 from tests.distributed.test_one_loss import BF16_FROM_FP32, BF16_TOLERANCE, FP32_TOLERANCE
-from ttt_dist.checkpoint.deepspeed_reader import NativeCheckpoint
+from ttt_dist.checkpoint.deepspeed_reader import DeepSpeedCheckpoint
 from ttt_dist.checkpoint.saved_state import KINDS, MOMENTS, WEIGHTS
-from ttt_dist.checkpoint.universal import PortableCheckpoint, write_portable
+from ttt_dist.checkpoint.universal import UniversalCheckpoint, write_universal
 
 SAVED, AFTER = 3, 6
 STEP = f"step-{SAVED:08d}"
@@ -86,7 +86,7 @@ class Saved:
         self.went_on = run_by_size(cases)
         for layout, before in cases:
             folder = self.of(layout, before)
-            write_portable(NativeCheckpoint(folder / f"step-{before:08d}"), folder / "portable")
+            write_universal(DeepSpeedCheckpoint(folder / f"step-{before:08d}"), folder / "portable")
 
         loads: dict[Any, Any] = {}
         for source, target in (*MOVES, *((layout, layout) for layout in SAME)):
@@ -142,13 +142,13 @@ def test_a_checkpoint_needs_no_conversion_first(move: tuple[Layout, Layout], sav
 
 def test_a_run_that_has_not_begun_begins(saved: Saved) -> None:
     assert deviation(saved.resumed["untrained", UNTRAINED[1]], saved.went_on[UNTRAINED[0], 0]) < FP32_TOLERANCE
-    assert PortableCheckpoint(saved.of(UNTRAINED[0], 0) / "portable").adam_step == 0
+    assert UniversalCheckpoint(saved.of(UNTRAINED[0], 0) / "portable").adam_step == 0
 
 
 def test_one_process_is_read_to_the_last_bit(tmp_path: Path) -> None:
     """The anchor of the next test: DeepSpeed's own tensors, without ZeRO."""
     ((expected,),) = run_distributed([(own_state, (SAVED, tmp_path))], 1)
-    native = NativeCheckpoint(tmp_path / STEP)
+    native = DeepSpeedCheckpoint(tmp_path / STEP)
     assert native.adam_step == SAVED
     assert set(expected) == {(name, kind) for name in native.shapes for kind in KINDS}
     for (name, kind), value in expected.items():
@@ -157,7 +157,7 @@ def test_one_process_is_read_to_the_last_bit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", dict.fromkeys(layout for move in PAIRS for layout in move), ids=names)
 def test_weights_and_moments_are_those_of_one_process(source: Layout, saved: Saved) -> None:
-    found, expected = (PortableCheckpoint(saved.of(layout) / "portable") for layout in (source, one_process(source)))
+    found, expected = (UniversalCheckpoint(saved.of(layout) / "portable") for layout in (source, one_process(source)))
     assert found.shapes == expected.shapes
     assert found.adam_step == expected.adam_step == SAVED
     for name in found.shapes:

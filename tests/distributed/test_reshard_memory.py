@@ -14,7 +14,7 @@ import torch.distributed as dist
 from tests.distributed.cases import ROOT, Layout
 from tests.distributed.launch import run_distributed
 from tests.distributed.random_packs import LAYOUT
-from ttt_dist.checkpoint.deepspeed_reader import NativeCheckpoint
+from ttt_dist.checkpoint.deepspeed_reader import DeepSpeedCheckpoint
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.run import CheckpointConfig, Config
 
@@ -69,8 +69,8 @@ def save(split: Layout, folder: Path) -> None:
         for master in masters or [master for group in adam.param_groups for master in group["params"]]:
             moments = {key: torch.rand_like(master) for key in ("exp_avg", "exp_avg_sq")}
             adam.state[master] = {"step": torch.tensor(1.0), **moments}
-        facts = manager.Facts.of_run(config, layout, dist.get_world_size())
-        manager.save(engine, folder / name, 1, facts, {}, CheckpointConfig())
+        metadata = manager.CheckpointMetadata.of_run(config, layout, dist.get_world_size())
+        manager.save(engine, folder / name, 1, metadata, {}, CheckpointConfig())
         groups.leave()
 
 
@@ -90,6 +90,6 @@ def test_memory_is_that_of_a_weight_or_two(split: Layout, tmp_path: Path) -> Non
     assert largest_file > 200e6
     assert peak <= 2 * largest_file, told
     assert peak <= 2 * largest_weight, told
-    shapes = NativeCheckpoint(native).shapes
+    shapes = DeepSpeedCheckpoint(native).shapes
     assert max(4 * shape[0] * shape[-1] for shape in shapes.values()) == largest_weight
     shutil.rmtree(tmp_path)

@@ -157,9 +157,9 @@ def test_a_split_that_cannot_be_is_refused_before_the_processes_meet(work: Path)
 def test_another_layout_model_or_split_is_refused(run: Path) -> None:
     newest = manager.latest(run / "checkpoints")
     assert newest is not None
-    layout = TokenLayout.from_dict(json.loads((newest / manager.FACTS).read_text())["layout"], "run.json")
+    layout = TokenLayout.from_dict(json.loads((newest / manager.METADATA).read_text())["layout"], "run.json")
     config = load_config(run / "config.yaml")
-    same = manager.Facts.of_run(config, layout, 2)
+    same = manager.CheckpointMetadata.of_run(config, layout, 2)
     manager.require_resumable(newest, same)
     with pytest.raises(UserError, match=rf"num_codes: {layout.num_codes} there, 16 here"):
         manager.require_resumable(newest, replace(same, layout=replace(layout, num_codes=16)))
@@ -167,7 +167,7 @@ def test_another_layout_model_or_split_is_refused(run: Path) -> None:
     assert not manager.has_layout_of(newest, replace(same, world_size=1))
     wider = replace(config, model=replace(config.model, num_layers=3))
     with pytest.raises(UserError, match=r"model.num_layers is 2 in the checkpoint and 3"):
-        manager.require_resumable(newest, manager.Facts.of_run(wider, layout, 2))
+        manager.require_resumable(newest, manager.CheckpointMetadata.of_run(wider, layout, 2))
 
 
 def test_a_mistake_is_one_line_and_status_1(work: Path) -> None:

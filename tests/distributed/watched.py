@@ -37,10 +37,10 @@ def watched_steps(layout: Layout, num_steps: int) -> list[dict[str, Any]]:
 def record_with_a_straggler(layout: Layout, slow_rank: int, delay_s: float) -> dict[str, float]:
     """The record of a step in which one rank computes longer in its forward pass."""
     from ttt_dist.training.step import train_step
-    from ttt_dist.training.step_metrics import Window
+    from ttt_dist.training.step_metrics import MetricsAccumulator
 
     config, mesh = layout.config(), layout.mesh()
-    window = Window.of_run(config, LAYOUT.vocab_size)
+    window = MetricsAccumulator.of_run(config, LAYOUT.vocab_size)
 
     def linger(*_: Any) -> None:
         if mesh.rank == slow_rank:

@@ -20,7 +20,7 @@ from ttt_dist.checkpoint.export import assets_folder, require_assets
 from ttt_dist.config.data import DataConfig, SourceConfig, StageConfig
 from ttt_dist.config.objective import Objective
 from ttt_dist.config.run import Config, to_dict
-from ttt_dist.data.blend import BlendOrder, OneSource, Order, Place, Stage, exact
+from ttt_dist.data.blend import BlendOrder, Order, SampleIndex, SingleSource, Stage, exact
 from ttt_dist.data.loader import PackLoader
 from ttt_dist.data.sampler import PackOrder
 from ttt_dist.data.shards import ShardReader, ShardWriter
@@ -46,8 +46,8 @@ def blends(draw: st.DrawFn) -> BlendOrder:
     return BlendOrder(sizes, stages, draw(st.integers(0, 2**40)), draw(st.integers(1, 12)))
 
 
-def read(order: Order, step: int) -> list[Place]:
-    return [order.place_at(step, slot) for slot in range(order.global_batch)]
+def read(order: Order, step: int) -> list[SampleIndex]:
+    return [order.sample_at(step, slot) for slot in range(order.global_batch)]
 
 
 @given(order=blends())
@@ -97,7 +97,7 @@ def test_a_step_does_not_depend_on_the_steps_before_it(order: BlendOrder, step: 
     sizes = {name: packs.num_packs for name, packs in order.packs.items()}
     fresh = BlendOrder(sizes, order.stages, order.seed, order.global_batch)
     slots = data.draw(st.permutations(range(order.global_batch)))
-    late = {slot: fresh.place_at(step, slot) for slot in slots}
+    late = {slot: fresh.sample_at(step, slot) for slot in slots}
     assert [late[slot] for slot in range(order.global_batch)] == read(order, step)
 
 
@@ -150,7 +150,7 @@ def test_sources_seeds_and_steps_have_orders_of_their_own() -> None:
 
 @given(num_packs=st.integers(1, 60), seed=st.integers(0, 99), global_batch=st.integers(1, 9), step=st.integers(0, 99))
 def test_a_single_shard_keeps_its_order(num_packs: int, seed: int, global_batch: int, step: int) -> None:
-    order, packs = OneSource("train", num_packs, seed, global_batch), PackOrder(num_packs, seed)
+    order, packs = SingleSource("train", num_packs, seed, global_batch), PackOrder(num_packs, seed)
     expected = [("train", *packs.pack_at(step, slot, global_batch)) for slot in range(global_batch)]
     assert read(order, step) == expected
     assert order.counts(step) == {"train": step * global_batch}
@@ -164,7 +164,7 @@ def golden_places() -> list[str]:
     stages = [Stage.of(0, first), Stage.of(40, {"tts": exact(1e-1), "text": exact(2.0)})]
     order = BlendOrder({"asr": 100, "tts": 30, "text": 9}, stages, 1234, 8)
     where = ((0, 0), (0, 1), (7, 3), (39, 7), (40, 0), (60, 2), (500, 5))
-    return [" ".join(map(str, order.place_at(step, slot))) for step, slot in where]
+    return [" ".join(map(str, order.sample_at(step, slot))) for step, slot in where]
 
 
 def test_the_order_is_the_same_in_every_process() -> None:
@@ -280,7 +280,7 @@ def test_epochs_are_used_up_together(shards: Path, epochs: dict[str, int]) -> No
     assert steps is not None
     for name, count in sources.order(0, 8).counts(steps).items():
         assert wanted[name] - len(epochs) <= count <= wanted[name] + 8
-    sources.order(0, 8).place_at(steps + 1000, 0)  # the shares go on
+    sources.order(0, 8).sample_at(steps + 1000, 0)  # the shares go on
 
 
 def test_weights_do_not_count_epochs(shards: Path) -> None:
@@ -357,10 +357,16 @@ BY_EPOCHS = DataConfig(blend={"asr": SourceConfig("shards/asr", None, 1), "tts":
 
 def warned(before: DataConfig, now: DataConfig, step: int, folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """What resuming at `step` with `now` warns of, after a run with `before`."""
-    facts = manager.Facts.of_run(Config(data=before, deepspeed=ZERO1), tiny_layout(), 1)
-    saved = {"step": step, "layout": facts.layout.to_dict(), "world_size": 1, "zero_stage": 1, "config": facts.config}
-    (folder / manager.FACTS).write_text(json.dumps(saved))
-    run = replace(facts, config=to_dict(Config(data=now, deepspeed=ZERO1)))
+    metadata = manager.CheckpointMetadata.of_run(Config(data=before, deepspeed=ZERO1), tiny_layout(), 1)
+    saved = {
+        "step": step,
+        "layout": metadata.layout.to_dict(),
+        "world_size": 1,
+        "zero_stage": 1,
+        "config": metadata.config,
+    }
+    (folder / manager.METADATA).write_text(json.dumps(saved))
+    run = replace(metadata, config=to_dict(Config(data=now, deepspeed=ZERO1)))
     manager.require_resumable(folder, run)
     return capsys.readouterr().err
 
@@ -420,9 +426,9 @@ def test_another_past_is_warned_of(
 
 def test_a_checkpoint_from_before_blends_is_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert warned(DataConfig(train="a"), DataConfig(train="a"), 20, tmp_path, capsys) == ""
-    saved = json.loads((tmp_path / manager.FACTS).read_text())
+    saved = json.loads((tmp_path / manager.METADATA).read_text())
     del saved["config"]["data"]["blend"], saved["config"]["data"]["stages"]
-    (tmp_path / manager.FACTS).write_text(json.dumps(saved))
-    facts = manager.Facts.of_run(Config(data=DataConfig(train="b"), deepspeed=ZERO1), tiny_layout(), 1)
-    manager.require_resumable(tmp_path, facts)
+    (tmp_path / manager.METADATA).write_text(json.dumps(saved))
+    metadata = manager.CheckpointMetadata.of_run(Config(data=DataConfig(train="b"), deepspeed=ZERO1), tiny_layout(), 1)
+    manager.require_resumable(tmp_path, metadata)
     assert "data.train was a, now b" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from tests.structures import tiny_layout
 from ttt_dist.checkpoint import manager
-from ttt_dist.checkpoint.manifest import MANIFEST, seal_all
+from ttt_dist.checkpoint.manifest import MANIFEST, write_manifest_of_folder
 from ttt_dist.config.objective import Objective, ObjectiveStage
 from ttt_dist.config.run import CheckpointConfig, Config
 from ttt_dist.launch.rendezvous import free_port
@@ -42,9 +42,9 @@ def folder(tmp_path: Path) -> Path:
 def make(folder: Path, step: int) -> Path:
     path = folder / f"step-{step:08d}"
     path.mkdir(parents=True)
-    for name in ("weights.pt", "optim.pt", manager.FACTS):
+    for name in ("weights.pt", "optim.pt", manager.METADATA):
         (path / name).write_bytes(f"{name} {step}".encode() * 100)
-    seal_all(path)
+    write_manifest_of_folder(path)
     return path
 
 
@@ -75,9 +75,9 @@ def names(paths: list[Path]) -> list[str]:
 
 
 def test_the_newest_comes_first(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert names(manager.found(folder)) == ["step-00000009", "step-00000006", "step-00000003"]
+    assert names(manager.list_checkpoints(folder)) == ["step-00000009", "step-00000006", "step-00000003"]
     assert manager.latest(folder) == folder / "step-00000009"
-    assert manager.found(folder / "none") == []
+    assert manager.list_checkpoints(folder / "none") == []
     assert capsys.readouterr().err == ""
 
 
@@ -100,7 +100,7 @@ def test_what_is_not_complete_is_passed_over_and_told(
 
 def test_changed_contents_are_found_before_they_are_loaded(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flip(folder / "step-00000009")
-    candidates = manager.found(folder)
+    candidates = manager.list_checkpoints(folder)
     assert len(candidates) == 3  # sizes are right
     assert manager.first_whole(candidates) == folder / "step-00000006"
     assert "step-00000009/optim.pt: checksum differs" in capsys.readouterr().err
@@ -114,16 +114,16 @@ def test_changed_contents_are_found_before_they_are_loaded(folder: Path, capsys:
 def test_resume_names_a_checkpoint_a_run_or_its_checkpoints(
     folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    assert manager.named(folder / "step-00000003") == [folder / "step-00000003"]
-    assert manager.named(folder)[0] == folder / "step-00000009"
+    assert manager.resolve_resume_path(folder / "step-00000003") == [folder / "step-00000003"]
+    assert manager.resolve_resume_path(folder)[0] == folder / "step-00000009"
     run = tmp_path_factory.mktemp("run")
     shutil.copytree(folder, run / "checkpoints")
-    assert manager.named(run)[0] == run / "checkpoints" / "step-00000009"
+    assert manager.resolve_resume_path(run)[0] == run / "checkpoints" / "step-00000009"
     with pytest.raises(UserError, match="no checkpoint here"):
-        manager.named(run / "export")
+        manager.resolve_resume_path(run / "export")
     truncate(folder / "step-00000003")
     with pytest.raises(UserError, match=r"optim\.pt: has 100 bytes instead of"):
-        manager.named(folder / "step-00000003")
+        manager.resolve_resume_path(folder / "step-00000003")
 
 
 @pytest.mark.parametrize(
@@ -174,9 +174,9 @@ def test_another_objective_is_told_where_it_decided_steps_that_are_done(
     there: dict, here: Objective, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     layout, config = tiny_layout(), Config(objective=here, deepspeed=str(ROOT / "ds_configs" / "zero1.json"))
-    run = manager.Facts.of_run(config, layout, 1)
-    facts = {"layout": layout.to_dict(), "config": {**run.config, "objective": there}, "step": 3}
-    (tmp_path / manager.FACTS).write_text(json.dumps(facts))
+    run = manager.CheckpointMetadata.of_run(config, layout, 1)
+    metadata = {"layout": layout.to_dict(), "config": {**run.config, "objective": there}, "step": 3}
+    (tmp_path / manager.METADATA).write_text(json.dumps(metadata))
     manager.require_resumable(tmp_path, run)
     warnings = capsys.readouterr().err
     if told:

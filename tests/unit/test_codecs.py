@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data_prep.assets import copy_beside
+from data_prep.assets import copy_assets
 from tests.structures import tiny_layout
 from ttt_dist.audio import CodecInfo, describe_codec, load_codec, resample
 from ttt_dist.audio.codecs.codebooks import flatten, unflatten
@@ -25,9 +25,9 @@ from ttt_dist.audio.codecs.external import ExternalDecoder
 from ttt_dist.audio.codecs.melvq import MelVQ, MelVQSettings
 from ttt_dist.audio.codecs.transformers import Pretrained
 from ttt_dist.audio.registry import PRETRAINED
-from ttt_dist.data.metadata import checksums_beside, codec_hash
+from ttt_dist.data.metadata import asset_checksums, codec_hash
 from ttt_dist.data.shards import ShardReader, ShardWriter
-from ttt_dist.data.verify import verify_beside
+from ttt_dist.data.verify import verify_assets
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.util.errors import UserError
 
@@ -446,12 +446,12 @@ def test_a_codec_is_the_same_wherever_its_weights_lie(folders: dict[str, Path], 
     descriptions = [(folder / "codec" / "codec.json").read_text() for folder in (here, there)]
     assert descriptions[0] != descriptions[1]
     assert codec_hash(here / "codec") == codec_hash(there / "codec") is not None
-    copy_beside(here, tmp_path / "out")
-    copy_beside(there, tmp_path / "out")
+    copy_assets(here, tmp_path / "out")
+    copy_assets(there, tmp_path / "out")
     assert (tmp_path / "out" / "codec" / "codec.json").read_text() == descriptions[0]
     other = saved(folders, folders["dac"], tmp_path / "fewer", codebooks=2)
     with pytest.raises(UserError, match="exists already and differs"):
-        copy_beside(other, tmp_path / "out")
+        copy_assets(other, tmp_path / "out")
 
 
 def test_shards_of_one_codec_are_mixed_wherever_its_weights_lie(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -474,24 +474,24 @@ def test_shards_of_one_codec_are_mixed_wherever_its_weights_lie(folders: dict[st
 def test_codecs_with_files_of_their_own_must_be_equal(tmp_path: Path) -> None:
     codec = MelVQ(MelVQSettings(sample_rate=8000, codebook_size=4), torch.rand(4, 4, 40), torch.zeros(40))
     codec.save(tmp_path / "a" / "codec")
-    copy_beside(tmp_path / "a", tmp_path / "out")
-    copy_beside(tmp_path / "a", tmp_path / "out")
+    copy_assets(tmp_path / "a", tmp_path / "out")
+    copy_assets(tmp_path / "a", tmp_path / "out")
     path = tmp_path / "out" / "codec" / "codebook.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert codec_hash(path.parent) == codec.hash
     with pytest.raises(UserError, match="exists already and differs"):
-        copy_beside(tmp_path / "a", tmp_path / "out")
+        copy_assets(tmp_path / "a", tmp_path / "out")
 
 
 def test_every_byte_of_a_saved_codec_is_verified(folders: dict[str, Path], tmp_path: Path) -> None:
     place = saved(folders, folders["dac"], tmp_path)
-    checksums, path = checksums_beside(place), place / "codec" / "codec.json"
-    assert list(verify_beside(place, checksums)) == []
+    checksums, path = asset_checksums(place), place / "codec" / "codec.json"
+    assert list(verify_assets(place, checksums)) == []
     content = path.read_bytes()
     for index in range(len(content)):
         path.write_bytes(content[:index] + bytes([content[index] ^ 1]) + content[index + 1 :])
-        assert list(verify_beside(place, checksums)) == [
+        assert list(verify_assets(place, checksums)) == [
             f"{place / 'codec'}: checksum differs, its contents have changed"
         ]
 

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from tests.unit.test_convert import command, same_bytes
 from ttt_dist.checkpoint.conversion import export_checkpoint, reshard
-from ttt_dist.checkpoint.deepspeed_reader import NativeCheckpoint
+from ttt_dist.checkpoint.deepspeed_reader import DeepSpeedCheckpoint
 from ttt_dist.checkpoint.inspection import inspect_folder
-from ttt_dist.checkpoint.manager import FACTS
-from ttt_dist.checkpoint.manifest import MANIFEST, require_sums, require_whole, seal_all
+from ttt_dist.checkpoint.manager import METADATA
+from ttt_dist.checkpoint.manifest import MANIFEST, require_checksums, require_whole, write_manifest_of_folder
 from ttt_dist.checkpoint.saved_state import KINDS
 from ttt_dist.checkpoint.torch_io import read_state, write_state
-from ttt_dist.checkpoint.universal import PortableCheckpoint, write_portable
+from ttt_dist.checkpoint.universal import UniversalCheckpoint, write_universal
 from ttt_dist.config.decode import DecodeSettings, folder_settings
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.run import Config, DataConfig, EvaluationConfig, to_dict
@@ -61,12 +61,12 @@ def save(folder: Path, tokenizer: TextTokenizer, shards: Path) -> None:
     write_state({"module": drawn["weights"], "optimizer": optimizer}, folder / "mp_rank_00_model_states.pt")
     evaluation = EvaluationConfig(decode=DECODING)
     config = Config(model=MODEL, data=DataConfig(train=str(shards / "train")), evaluation=evaluation)
-    facts = {
+    metadata = {
         "step": STEP, "form": "native", "layout": layout.to_dict(), "world_size": 1, "zero_stage": 0,
         "config": to_dict(config), "counters": {"skipped": 2, "norms": [1.0]},
     }  # fmt: skip
-    (folder / FACTS).write_text(json.dumps(facts))
-    seal_all(folder)
+    (folder / METADATA).write_text(json.dumps(metadata))
+    write_manifest_of_folder(folder)
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_inspect_says_what_a_checkpoint_holds(run: Path, tmp_path: Path) -> None
     told = dict(line.split(maxsplit=1) if not line.startswith("saved by") else line.split("  ", 1) for line in lines)
     checkpoint = next((run / "checkpoints").iterdir())
     size = sum(path.stat().st_size for path in checkpoint.iterdir())
-    num_parameters = sum(torch.Size(shape).numel() for shape in NativeCheckpoint(checkpoint).shapes.values())
+    num_parameters = sum(torch.Size(shape).numel() for shape in DeepSpeedCheckpoint(checkpoint).shapes.values())
     assert failure is None
     assert told["form"] == "native (DeepSpeed's files)"
     assert (told["folder"], told["step"]) == (str(checkpoint), "7")
@@ -131,18 +131,18 @@ def test_inspect_says_what_is_missing(copy: Path) -> None:
 
 
 def test_reshard_keeps_every_number_and_fact(run: Path, tmp_path: Path) -> None:
-    native = NativeCheckpoint(next((run / "checkpoints").iterdir()))
+    native = DeepSpeedCheckpoint(next((run / "checkpoints").iterdir()))
     reshard(run, tmp_path / "out", max_shard_bytes=20_000)
-    portable = PortableCheckpoint(tmp_path / "out")
+    portable = UniversalCheckpoint(tmp_path / "out")
     assert len(list((tmp_path / "out" / "exp_avg").glob("*.safetensors"))) >= 3
-    require_sums(tmp_path / "out", files := require_whole(tmp_path / "out"), files)
+    require_checksums(tmp_path / "out", files := require_whole(tmp_path / "out"), files)
     assert portable.adam_step == native.adam_step == ADAM_STEP
-    assert portable.facts == native.facts | {"form": "portable", "adam_step": ADAM_STEP}
+    assert portable.metadata == native.metadata | {"form": "portable", "adam_step": ADAM_STEP}
     assert portable.shapes == native.shapes
     for name in native.shapes:
         for kind in KINDS:
             assert same_bytes(portable.read(name, kind), native.read(name, kind)), f"{kind} of {name}"
-    write_portable(portable, tmp_path / "again", max_shard_bytes=20_000)
+    write_universal(portable, tmp_path / "again", max_shard_bytes=20_000)
     for path in (tmp_path / "out").rglob("*.safetensors"):
         assert (tmp_path / "again" / path.relative_to(tmp_path / "out")).read_bytes() == path.read_bytes()
 
@@ -173,7 +173,7 @@ def test_what_is_not_laid_out_as_expected_is_refused(copy: Path) -> None:
 
     def refused(message: str) -> None:
         write_state(state, path)
-        native = NativeCheckpoint(copy)
+        native = DeepSpeedCheckpoint(copy)
         with pytest.raises(UserError, match=message) as caught:
             [native.read(name, kind) for name in native.shapes for kind in KINDS]
         assert "\n" not in str(caught.value)
@@ -197,7 +197,7 @@ def test_export_of_either_form(dtype: torch.dtype, run: Path, tmp_path: Path) ->
     one, other = tensors_of(tmp_path / "one"), tensors_of(tmp_path / "other")
     assert one.keys() == other.keys()
     assert all(same_bytes(one[name], other[name]) for name in one)
-    native = NativeCheckpoint(next((run / "checkpoints").iterdir()))
+    native = DeepSpeedCheckpoint(next((run / "checkpoints").iterdir()))
     config, layout = read_model_config(tmp_path / "one"), native.layout
     read = FolderWeights(tmp_path / "one", config, layout)
     for name, shape in native.shapes.items():
@@ -209,16 +209,16 @@ def test_export_of_either_form(dtype: torch.dtype, run: Path, tmp_path: Path) ->
 
 
 def test_export_wants_the_tokenizer(copy: Path, run: Path, tmp_path: Path) -> None:
-    facts = json.loads((copy / FACTS).read_text())
-    facts["config"]["data"]["train"] = str(tmp_path / "gone" / "train")
-    (copy / FACTS).write_text(json.dumps(facts))
+    metadata = json.loads((copy / METADATA).read_text())
+    metadata["config"]["data"]["train"] = str(tmp_path / "gone" / "train")
+    (copy / METADATA).write_text(json.dumps(metadata))
     (copy / MANIFEST).unlink()
-    seal_all(copy)
+    write_manifest_of_folder(copy)
     done = command("export-hf", "--source", copy, "--out", tmp_path / "hf")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "gone since the run" in done.stderr and "--tokenizer" in done.stderr
     other = train_sentencepiece(["other words of another tokenizer"] * 9, tmp_path / "other", vocab_size=280)
-    assert other.hash != TokenLayout.from_dict(facts["layout"], "").tokenizer_hash
+    assert other.hash != TokenLayout.from_dict(metadata["layout"], "").tokenizer_hash
     with pytest.raises(UserError, match="name the tokenizer that the model was trained with"):
         export_checkpoint(copy, tmp_path / "hf", tokenizer_folder=tmp_path / "other")
     words = run.parent / "shards" / "tokenizer"

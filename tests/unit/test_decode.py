@@ -16,14 +16,21 @@ from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.objective import Objective
 from ttt_dist.inference.decoder import Decoder, Request
-from ttt_dist.inference.detokenizer import UNFINISHED, Ended, Reader, SpanDone, TextPiece
+from ttt_dist.inference.detokenizer import UNFINISHED, Finished, IncrementalDetokenizer, SpanDone, TextPiece
 from ttt_dist.inference.flags import add_decoding_flags, as_flags, settings_from_flags
 from ttt_dist.inference.model_runner import Asked, Wanted, choices
 from ttt_dist.inference.sampling import choose_codes, choose_text, guided, nucleus, sample
-from ttt_dist.inference.sequence_state import Choice, Rules, State, advance, allowed_ids, most_confident
-from ttt_dist.model.attention.kv_cache import Sequence
+from ttt_dist.inference.sequence_state import (
+    Choice,
+    DecodeContext,
+    SequenceState,
+    allowed_ids,
+    decode_step,
+    most_confident,
+)
+from ttt_dist.model.attention.kv_cache import SequenceCache
 from ttt_dist.model.hf.folder import ModelFolder
-from ttt_dist.model.layers import PlainFactory, RandomWeights
+from ttt_dist.model.layers import LocalLayerFactory, RandomWeights
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.templates import TemplateSettings
 from ttt_dist.sequence.text_tokenizer import TextTokenizer
@@ -52,7 +59,7 @@ def folder(
     seed: int = 0, kind: str = "ttt", prompt_audio: str = "bidirectional", max_length: int = 4096
 ) -> ModelFolder:
     """A model of random weights; what decoding does not read of a folder is left out."""
-    model = Transformer.for_layout(CONFIG, LAYOUT, PlainFactory(RandomWeights(seed))).requires_grad_(False)
+    model = Transformer.for_layout(CONFIG, LAYOUT, LocalLayerFactory(RandomWeights(seed))).requires_grad_(False)
     objective = Objective(kind=kind, prompt_audio=prompt_audio, audio_ar=0.5)
     return ModelFolder(model, LAYOUT, Letters(), TemplateSettings(), objective, Path("none"), max_length)
 
@@ -142,8 +149,8 @@ def test_only_allowed_tokens_in_their_places(seed: int, block: int, steps: int) 
     assert result.text == "".join(chr(97 + t) for t in result.ids if t < LAYOUT.num_text_tokens)
 
 
-def rules(kind: str = "ttt", max_length: int = 4096, **values: float | bool | str) -> Rules:
-    return Rules(DecodeSettings(**values), LAYOUT, kind, max_length)
+def context(kind: str = "ttt", max_length: int = 4096, **values: float | bool | str) -> DecodeContext:
+    return DecodeContext(DecodeSettings(**values), LAYOUT, kind, max_length)
 
 
 def logits_of(*tokens: int) -> torch.Tensor:
@@ -153,14 +160,14 @@ def logits_of(*tokens: int) -> torch.Tensor:
     return rows
 
 
-def step(state: State, row: torch.Tensor, chosen: Rules) -> State:
+def step(state: SequenceState, row: torch.Tensor, chosen: DecodeContext) -> SequenceState:
     allowed = np.isin(np.arange(row.shape[1]), allowed_ids(LAYOUT, chosen.phase(state)))
     logits = row.masked_fill(~torch.from_numpy(allowed), float("-inf"))
-    found = choices(chosen.phase(state), logits, Wanted.of([Asked(state, chosen, Sequence(0), None)]))
-    return advance(state, Choice(*(values.numpy() for values in found)), chosen)
+    found = choices(chosen.phase(state), logits, Wanted.of([Asked(state, chosen, SequenceCache(0), None)]))
+    return decode_step(state, Choice(*(values.numpy() for values in found)), chosen)
 
 
-def run(rows: list[torch.Tensor], chosen: Rules) -> State:
+def run(rows: list[torch.Tensor], chosen: DecodeContext) -> SequenceState:
     state = chosen.start(np.array([1, 2]), np.array([0, 0]), seed=0)
     for row in rows:
         assert state.finish is None
@@ -170,17 +177,17 @@ def run(rows: list[torch.Tensor], chosen: Rules) -> State:
 
 def test_a_span_closes_after_its_first_end_and_text_goes_on() -> None:
     code, end = LAYOUT.first_code, LAYOUT.end_of_audio_new
-    state = run([logits_of(LAYOUT.begin_of_audio), logits_of(code, end, code, end)], rules(block=4, steps=1))
+    state = run([logits_of(LAYOUT.begin_of_audio), logits_of(code, end, code, end)], context(block=4, steps=1))
     assert state.ids.tolist() == [1, 2, LAYOUT.begin_of_audio, code, end]
     assert state.span_start is None
-    assert rules().needed(state).tolist() == [4]
-    state = step(state, logits_of(LAYOUT.im_end), rules(block=4, steps=1))
+    assert context().needed(state).tolist() == [4]
+    state = step(state, logits_of(LAYOUT.im_end), context(block=4, steps=1))
     assert (state.finish, state.num_forwards, state.num_text) == ("end_of_turn", 3, 2)
 
 
 def test_a_full_block_is_followed_by_another_up_to_the_limit() -> None:
     code = LAYOUT.first_code
-    chosen = rules(block=4, steps=1, span_limit=6)
+    chosen = context(block=4, steps=1, span_limit=6)
     state = run([logits_of(LAYOUT.begin_of_quad), logits_of(*[code] * 4)], chosen)
     assert state.ids[3:].tolist() == [code] * 4 + [LAYOUT.mask] * 2
     state = step(state, logits_of(code, code), chosen)
@@ -189,7 +196,7 @@ def test_a_full_block_is_followed_by_another_up_to_the_limit() -> None:
 
 
 def test_stopping_where_the_last_span_would_open() -> None:
-    chosen = rules(stop_at_last_span=True)
+    chosen = context(stop_at_last_span=True)
     assert run([logits_of(3), logits_of(LAYOUT.begin_of_quad)], chosen).finish == "last_span"
     assert run([logits_of(3), logits_of(LAYOUT.begin_of_audio)], chosen).finish is None
 
@@ -197,7 +204,7 @@ def test_stopping_where_the_last_span_would_open() -> None:
 @given(st.integers(1, 40), st.integers(1, 50))
 @settings(deadline=None)
 def test_commits_are_split_evenly(block: int, steps: int) -> None:
-    chosen = rules(block=block, steps=steps, span_limit=block)
+    chosen = context(block=block, steps=steps, span_limit=block)
     state = run([logits_of(LAYOUT.begin_of_audio)], chosen)
     left = [block]
     while state.span_start is not None:
@@ -210,7 +217,7 @@ def test_commits_are_split_evenly(block: int, steps: int) -> None:
 
 
 def test_the_surest_positions_are_committed_first_and_stay() -> None:
-    chosen = rules(block=3, steps=3)
+    chosen = context(block=3, steps=3)
     logits = torch.zeros(3, LAYOUT.padded_vocab_size)
     logits[[0, 1, 2], LAYOUT.first_code] = torch.tensor([2.0, 9.0, 5.0])
     state = run([logits_of(LAYOUT.begin_of_audio), logits], chosen)
@@ -298,7 +305,7 @@ def test_the_model_limits_prompt_and_response() -> None:
 
 def test_audio_of_a_response_is_limited() -> None:
     code = LAYOUT.first_code
-    chosen = rules(block=4, steps=1, max_codes=6)
+    chosen = context(block=4, steps=1, max_codes=6)
     state = run([logits_of(LAYOUT.begin_of_audio), logits_of(*[code] * 4), logits_of(code, code)], chosen)
     assert (state.finish, state.num_audio, state.span_start) == ("max_codes", 6, None)
 
@@ -308,7 +315,7 @@ def test_what_the_model_is_sure_of_is_committed_at_once() -> None:
     logits = torch.zeros(9, LAYOUT.padded_vocab_size)
     logits[:7, LAYOUT.first_code] = 20.0
     for threshold, left in ((0.0, 6), (0.9, 2)):
-        state = run([logits_of(LAYOUT.begin_of_audio), logits], rules(block=9, steps=3, threshold=threshold))
+        state = run([logits_of(LAYOUT.begin_of_audio), logits], context(block=9, steps=3, threshold=threshold))
         assert int((state.ids == LAYOUT.mask).sum()) == left
         assert state.steps_left == 2
 
@@ -318,7 +325,7 @@ def test_random_remasking_chooses_any_position() -> None:
     logits[:, LAYOUT.first_code] = torch.arange(6.0) + 1
     places = set()
     for seed in range(80):
-        chosen = rules(block=6, steps=6, remasking="random")
+        chosen = context(block=6, steps=6, remasking="random")
         state = chosen.start(np.array([1]), np.array([0]), seed)
         state = step(step(state, logits_of(LAYOUT.begin_of_audio), chosen), logits, chosen)
         places.add(int(np.flatnonzero(state.ids == LAYOUT.first_code)[0]))
@@ -338,7 +345,7 @@ def test_guidance_doubles_the_forwards_of_spans(cfg: float, factor: int) -> None
         session, num_steps, results = decoder().session(), 0, []
         session.add(request, DecodeSettings(cfg=cfg, block=4, steps=4, span_limit=8, max_text=6))
         while not session.is_idle:
-            results += [event.result for _, event in session.step() if isinstance(event, Ended)]
+            results += [event.result for _, event in session.step() if isinstance(event, Finished)]
             num_steps += 1
         num_text = sum(not is_audio(token) for token in results[0].ids)
         assert results[0].num_forwards == num_text + factor * (num_steps - num_text)
@@ -355,7 +362,7 @@ def test_events_tell_text_and_spans_as_they_are_finished() -> None:
         told.setdefault(index, []).append(event)
     for index, result in enumerate(decoder().generate(requests, chosen)):
         *events, end = told[index]
-        assert isinstance(end, Ended)
+        assert isinstance(end, Finished)
         assert end.result.ids.tolist() == result.ids.tolist()
         assert "".join(event.text for event in events if isinstance(event, TextPiece)) == result.text
         spans = [event.codes.tolist() for event in events if isinstance(event, SpanDone)]
@@ -373,9 +380,9 @@ def test_text_is_told_when_its_characters_are_whole() -> None:
         def decode(self, ids) -> str:  # noqa: ANN001
             return "".join("ab"[i % 2] for i in ids[1::2]) + UNFINISHED * (len(ids) % 2)
 
-    reader = Reader(Halves(), LAYOUT)
+    reader = IncrementalDetokenizer(Halves(), LAYOUT)
     assert [reader.read(np.array([n])) for n in range(4)] == [[], [TextPiece("b")], [], [TextPiece("b")]]
-    state = State(np.arange(5), np.zeros(5), 0, 0, finish="max_text")
+    state = SequenceState(np.arange(5), np.zeros(5), 0, 0, finish="max_text")
     assert reader.read(np.array([4])) == []
     assert reader.end(state, 5, 2)[0] == TextPiece(UNFINISHED)
 
@@ -387,7 +394,7 @@ def test_requests_join_and_leave_a_session() -> None:
     session, found = decoder(batch_size=4).session(), {}
     keys = [session.add(request, chosen) for request in requests[:3]]
     for number in range(1000):
-        found.update({key: e.result.ids.tolist() for key, e in session.step() if isinstance(e, Ended)})
+        found.update({key: e.result.ids.tolist() for key, e in session.step() if isinstance(e, Finished)})
         if number == 1:
             keys += [session.add(request, chosen) for request in requests[3:]]
             session.drop(keys[1])

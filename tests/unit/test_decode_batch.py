@@ -12,9 +12,9 @@ from tests.unit.test_decode import decoder, drawn_prompts, folder, modes_of, ran
 from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.inference import model_runner as forward_module
 from ttt_dist.inference.batch import FIXED_ROWS, Row, exact_batch, fixed_batch, fixed_shape
-from ttt_dist.inference.cuda_graphs import Runner
+from ttt_dist.inference.cuda_graphs import ForwardRunner
 from ttt_dist.model import products
-from ttt_dist.model.attention.kv_cache import FIRST_LENGTH, Run, Sequence, SlotCache
+from ttt_dist.model.attention.kv_cache import FIRST_LENGTH, Run, SequenceCache, SlotCache
 from ttt_dist.model.layers import Linear, lay_transposed
 from ttt_dist.model.products import linear
 from ttt_dist.sequence.visibility import visible_end, visible_end_of_spans
@@ -23,13 +23,13 @@ from ttt_dist.sequence.visibility import visible_end, visible_end_of_spans
 @pytest.mark.parametrize("case", range(12))
 def test_fixed_shapes_give_the_tokens_of_the_plain_loop(case: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a GPU would record and replay, run as it is: padded slots, rows and keys, one buffer of tokens per shape."""
-    runners: list[Runner] = []
+    runners: list[ForwardRunner] = []
 
-    def fixed(model: torch.nn.Module) -> Runner:
-        runners.append(Runner(model, is_fixed=True))
+    def fixed(model: torch.nn.Module) -> ForwardRunner:
+        runners.append(ForwardRunner(model, is_fixed=True))
         return runners[-1]
 
-    monkeypatch.setattr(forward_module, "Runner", fixed)
+    monkeypatch.setattr(forward_module, "ForwardRunner", fixed)
     rng = np.random.default_rng(100 + case)
     model = folder(case % 5, ("ttt", "ttt", "ar", "nar")[case % 4], str(rng.choice(["bidirectional", "causal"])))
     prompts = drawn_prompts(rng, 10)
@@ -44,7 +44,11 @@ def test_fixed_shapes_give_the_tokens_of_the_plain_loop(case: int, monkeypatch: 
 
 def row(slot: int, length: int, count: int) -> Row:
     return Row(
-        np.arange(count), length + np.arange(count) + 1, Sequence(slot, length), np.array([count - 1]), length + count
+        np.arange(count),
+        length + np.arange(count) + 1,
+        SequenceCache(slot, length),
+        np.array([count - 1]),
+        length + count,
     )
 
 
@@ -168,9 +172,9 @@ def test_no_noise_for_greedy_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
     plain = forward_module.uniforms
 
-    def counted(state, needed: np.ndarray, rules) -> np.ndarray:  # noqa: ANN001
+    def counted(state, needed: np.ndarray, context) -> np.ndarray:  # noqa: ANN001
         drawn.append(len(needed))
-        return plain(state, needed, rules)
+        return plain(state, needed, context)
 
     monkeypatch.setattr(forward_module, "uniforms", counted)
     session = decoder().session()

@@ -15,6 +15,7 @@ from transformers import GenerationConfig
 from tests.unit.test_decode import (
     ENDS,
     LAYOUT,
+    context,
     decoder,
     drawn_prompts,
     folder,
@@ -22,7 +23,6 @@ from tests.unit.test_decode import (
     logits_of,
     modes_of,
     random_prompts,
-    rules,
     run,
     step,
 )  # fmt: skip
@@ -34,7 +34,7 @@ from ttt_dist.inference.detokenizer import Result
 from ttt_dist.inference.flags import add_decoding_flags, settings_from_flags
 from ttt_dist.inference.model_runner import Wanted, choices
 from ttt_dist.inference.sampling import choose_codes
-from ttt_dist.inference.sequence_state import Phase, State, allowed_ids, share, uniforms
+from ttt_dist.inference.sequence_state import Phase, SequenceState, allowed_ids, share, uniforms
 from ttt_dist.sequence.corruption import corrupt, draw
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.util.errors import UserError
@@ -102,7 +102,7 @@ def test_long_drafts_are_accepted_at_once(
 
 def test_a_verification_accepts_the_same_prefix_and_one_token_more() -> None:
     code, end = LAYOUT.first_code, LAYOUT.end_of_audio_new
-    chosen = rules(block=4, steps=1, span_limit=9, audio_mode="verified")
+    chosen = context(block=4, steps=1, span_limit=9, audio_mode="verified")
     state = run([logits_of(LAYOUT.begin_of_audio), logits_of(*[code] * 4)], chosen)
     assert (state.is_drafted, state.num_forwards, state.ids[3:].tolist()) == (True, 2, [code] * 4)
     assert not state.span_ids.any()
@@ -116,12 +116,12 @@ def test_a_verification_accepts_the_same_prefix_and_one_token_more() -> None:
         after = step(state, logits_of(*written), chosen)
         assert after.ids[3:].tolist() == left
         assert (after.span_start is None) == (end in written)
-        assert chosen.final(after) == (2 if after.span_start else len(after.ids))
+        assert chosen.num_cacheable(after) == (2 if after.span_start else len(after.ids))
 
 
 def test_a_draft_ends_at_its_first_end() -> None:
     code, end = LAYOUT.first_code, LAYOUT.end_of_audio_span_last
-    chosen = rules(block=4, steps=1, audio_mode="verified")
+    chosen = context(block=4, steps=1, audio_mode="verified")
     state = run([logits_of(LAYOUT.begin_of_quad), logits_of(code, end, code, code)], chosen)
     assert state.ids[3:].tolist() == [code, end]
     state = step(state, logits_of(code, code + 1, code), chosen)
@@ -140,8 +140,8 @@ def test_requests_of_all_modes_share_a_batch() -> None:
 
 
 def test_numbers_of_what_is_written_depend_on_its_place() -> None:
-    state = State(np.arange(9), np.zeros(9), 3, seed=4, num_forwards=7)
-    chosen = rules(audio_mode="verified")
+    state = SequenceState(np.arange(9), np.zeros(9), 3, seed=4, num_forwards=7)
+    chosen = context(audio_mode="verified")
     one_by_one = [uniforms(state, np.array([place]), chosen)[0] for place in range(3, 9)]
     assert uniforms(replace(state, num_forwards=2), np.arange(3, 9), chosen).tolist() == one_by_one
     draft = replace(state, span_start=3, block_start=3)
@@ -209,14 +209,14 @@ def test_an_end_is_committed_where_no_mask_is_left_before_it(
     logits = torch.zeros(4, LAYOUT.padded_vocab_size)
     logits[range(4), tokens] = torch.tensor(sureness, dtype=torch.float32)
     for rule, expected in (("leftmost", leftmost), ("any", anywhere)):
-        state = run([logits_of(LAYOUT.begin_of_audio), logits], rules(block=4, steps=steps, ends=rule))
+        state = run([logits_of(LAYOUT.begin_of_audio), logits], context(block=4, steps=steps, ends=rule))
         assert state.ids[3:].tolist() == expected
 
 
 def test_what_waits_for_an_unsure_mask_is_not_sure() -> None:
     logits = torch.zeros(4, LAYOUT.padded_vocab_size)
     logits[range(4), [C, E, C, C]] = torch.tensor([0.5, 50.0, 50.0, 50.0])
-    state = run([logits_of(LAYOUT.begin_of_audio), logits], rules(block=4, steps=4, threshold=0.9))
+    state = run([logits_of(LAYOUT.begin_of_audio), logits], context(block=4, steps=4, threshold=0.9))
     assert state.ids[3:].tolist() == [M, M, C, C]
 
 

@@ -20,7 +20,7 @@ from ttt_dist.model.attention.plan import attention_plan
 from ttt_dist.model.hf.families import family_of, read_model_config, require_same_model
 from ttt_dist.model.hf.folder import FolderWeights, expected_tensors
 from ttt_dist.model.hf.published import export_hf, import_hf
-from ttt_dist.model.layers import PlainFactory
+from ttt_dist.model.layers import LocalLayerFactory
 from ttt_dist.model.rotary import rotary_tables
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.text_tokenizer import TextTokenizer, train_sentencepiece
@@ -76,7 +76,9 @@ def published(family: str, heads: str, head: str, folder: Path, dtype: torch.dty
 def load_ours(folder: Path) -> tuple[Transformer, TokenLayout]:
     layout = TokenLayout.load(folder / "token_layout.json")
     config = read_model_config(folder)
-    return Transformer.for_layout(config, layout, PlainFactory(FolderWeights(folder, config, layout))).eval(), layout
+    return Transformer.for_layout(
+        config, layout, LocalLayerFactory(FolderWeights(folder, config, layout))
+    ).eval(), layout
 
 
 def some_text(tokenizer: TextTokenizer) -> Tensor:

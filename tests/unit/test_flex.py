@@ -17,7 +17,7 @@ from tests.unit.test_attention import OBJECTIVES, dense, heads_of
 from ttt_dist.config.objective import Objective
 from ttt_dist.model.attention import flex
 from ttt_dist.model.attention.flex import FlexPlan, attend_flex
-from ttt_dist.model.attention.padded import BucketPlan
+from ttt_dist.model.attention.padded import BucketedSdpaPlan
 from ttt_dist.model.attention.plan import attend, attention_plan
 from ttt_dist.sequence.batch import Batch, collate
 from ttt_dist.sequence.sample import Sample, Segment
@@ -108,11 +108,11 @@ def test_blocks_of_a_long_pack_are_few() -> None:
 
 def test_cpu_and_decoding_take_buckets() -> None:
     ids = torch.ones(1, 5, dtype=torch.long)
-    assert isinstance(attention_plan(ids, ids * 0), BucketPlan)
+    assert isinstance(attention_plan(ids, ids * 0), BucketedSdpaPlan)
     if torch.cuda.is_available():
         assert isinstance(attention_plan(ids.cuda(), ids.cuda() * 0), FlexPlan)
         with torch.inference_mode():
-            assert isinstance(attention_plan(ids.cuda(), ids.cuda() * 0), BucketPlan)
+            assert isinstance(attention_plan(ids.cuda(), ids.cuda() * 0), BucketedSdpaPlan)
 
 
 def batch_of(seed: int, seq_len: int = 300) -> Batch:

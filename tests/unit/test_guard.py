@@ -5,12 +5,12 @@ import json
 import pytest
 
 from ttt_dist.config.run import GuardConfig
-from ttt_dist.training.skip_step import FEWEST_NORMS, NUM_NORMS, Guard
+from ttt_dist.training.skip_step import FEWEST_NORMS, NUM_NORMS, SkipStep
 
 NAN, INF = float("nan"), float("inf")
 
 
-def steps(guard: Guard, norms: list[float]) -> list[bool]:
+def steps(guard: SkipStep, norms: list[float]) -> list[bool]:
     """Whether each step is skipped, where the optimizer asks twice for each, as for two groups of weights."""
     skipped = []
     for norm in norms:
@@ -21,7 +21,7 @@ def steps(guard: Guard, norms: list[float]) -> list[bool]:
 
 
 def test_norms_that_are_not_finite_are_skipped_and_counted() -> None:
-    guard = Guard(GuardConfig(max_skipped=2))
+    guard = SkipStep(GuardConfig(max_skipped=2))
     assert steps(guard, [1.0, NAN, 2.0, INF, NAN]) == [False, True, False, True, True]
     assert (guard.skipped, guard.in_a_row, guard.gives_up) == (3, 2, False)
     steps(guard, [-INF])
@@ -31,13 +31,13 @@ def test_norms_that_are_not_finite_are_skipped_and_counted() -> None:
 
 
 def test_a_step_that_deepspeed_skipped_by_itself_counts_too() -> None:
-    guard = Guard(GuardConfig())
+    guard = SkipStep(GuardConfig())
     assert guard.end_step(INF)
     assert guard.skipped == 1
 
 
 def test_no_skips_allowed_means_the_first_ends_the_run() -> None:
-    guard = Guard(GuardConfig(max_skipped=0))
+    guard = SkipStep(GuardConfig(max_skipped=0))
     steps(guard, [1.0])
     assert not guard.gives_up
     steps(guard, [NAN])
@@ -45,7 +45,7 @@ def test_no_skips_allowed_means_the_first_ends_the_run() -> None:
 
 
 def test_spikes_are_skipped_against_the_median_of_accepted_norms() -> None:
-    guard = Guard(GuardConfig(spike_factor=5.0))
+    guard = SkipStep(GuardConfig(spike_factor=5.0))
     assert steps(guard, [100.0] + [1.0] * (FEWEST_NORMS - 1)) == [False] * FEWEST_NORMS
     assert steps(guard, [5.0, 5.1, 100.0, 1.0]) == [False, True, True, False]
     steps(guard, [2.0] * NUM_NORMS)  # the median moves with what is accepted, and forgets
@@ -53,7 +53,7 @@ def test_spikes_are_skipped_against_the_median_of_accepted_norms() -> None:
 
 
 def test_without_the_setting_nothing_is_a_spike() -> None:
-    assert not any(steps(Guard(GuardConfig()), [1.0] * 100 + [1e9]))
+    assert not any(steps(SkipStep(GuardConfig()), [1.0] * 100 + [1e9]))
 
 
 @pytest.mark.parametrize("cut", [3, 17, 40])
@@ -62,10 +62,10 @@ def test_a_guard_of_a_checkpoint_decides_as_the_one_that_was_saved(cut: int) -> 
     norms[20] = NAN
     norms[45] = 50.0
     config = GuardConfig(spike_factor=3.0)
-    going_on, first = Guard(config), Guard(config)
+    going_on, first = SkipStep(config), SkipStep(config)
     expected = steps(going_on, norms)
     begun = steps(first, norms[:cut])
-    resumed = Guard(config, json.loads(json.dumps(first.state)))
+    resumed = SkipStep(config, json.loads(json.dumps(first.state)))
     assert begun + steps(resumed, norms[cut:]) == expected
     assert resumed.state == going_on.state
     assert sum(expected) == 2

@@ -25,7 +25,7 @@ from ttt_dist.model.hf.folder import (
     new_folder,
     to_huggingface,
 )
-from ttt_dist.model.layers import PlainFactory, RandomWeights
+from ttt_dist.model.layers import LocalLayerFactory, RandomWeights
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.templates import TemplateSettings
 from ttt_dist.sequence.text_tokenizer import train_sentencepiece
@@ -61,7 +61,9 @@ def layout(assets: Path) -> TokenLayout:
 
 
 def random_model(config: ModelConfig, layout: TokenLayout) -> Transformer:
-    model = Transformer.for_layout(dataclasses.replace(config, init_std=0.2), layout, PlainFactory(RandomWeights(1)))
+    model = Transformer.for_layout(
+        dataclasses.replace(config, init_std=0.2), layout, LocalLayerFactory(RandomWeights(1))
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ttt_dist.jobs import parts, runner
 from ttt_dist.jobs.parts import LineRange, cut_lines, find_parts, part_prefix, read_part, write_part
-from ttt_dist.jobs.runner import Outcome, PartJob, Share, Tick, run_parts, share_of
+from ttt_dist.jobs.runner import Outcome, PartJob, ProgressCallback, TaskShard, run_parts, task_shard_of
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.util.atomic_files import remove_leftovers
 from ttt_dist.util.errors import UserError
@@ -52,7 +52,7 @@ class Squares(PartJob):
         part = read_part(self.prefix(number), "square again")
         return Outcome(part["counts"], part["problems"]) if part else None
 
-    def make(self, number: int, tick: Tick) -> Outcome:
+    def make(self, number: int, tick: ProgressCallback) -> Outcome:
         remove_leftovers(self.prefix(number).with_suffix(".json"))
         outcome = Outcome({"sum": number * number}, [f"{number} is odd"] if number % 2 else [])
         time.sleep(self.slow)
@@ -76,18 +76,18 @@ def test_tasks_share_all_parts(
     total, odd = 0.0, 0
     for task in order:
         problems = Problems(told=0)
-        totals = run_parts(Squares(folder, size), Share(task, tasks), problems)
+        totals = run_parts(Squares(folder, size), TaskShard(task, tasks), problems)
         assert totals.kept == 0
         total += totals.counts.get("sum", 0)
         odd += problems.count
     assert (total, odd) == (sum(n * n for n in range(size)), size // 2)
-    again = run_parts(Squares(folder, size), Share(), Problems(told=0))
+    again = run_parts(Squares(folder, size), TaskShard(), Problems(told=0))
     assert (again.kept, again.counts.get("sum", 0), again.num_problems) == (size, total, size // 2)
 
 
 def test_workers_make_the_parts_and_count(tmp_path: Path) -> None:
     problems = Problems(told=0)
-    totals = run_parts(Squares(tmp_path, 7), Share(workers=2), problems)
+    totals = run_parts(Squares(tmp_path, 7), TaskShard(workers=2), problems)
     assert (totals.counts["sum"], totals.parts, problems.count) == (91, 7, 3)
     makers = {part["by"] for _, part in find_parts(tmp_path, "square")}
     assert os.getpid() not in makers
@@ -96,7 +96,7 @@ def test_workers_make_the_parts_and_count(tmp_path: Path) -> None:
 class Fails(Squares):
     """Its part 2 cannot be made; part 3 kills its process."""
 
-    def make(self, number: int, tick: Tick) -> Outcome:
+    def make(self, number: int, tick: ProgressCallback) -> Outcome:
         if number == 2:
             raise UserError("two is even")
         if number == 3:
@@ -106,9 +106,9 @@ class Fails(Squares):
 
 def test_what_a_worker_raises_is_raised(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="two is even"):
-        run_parts(Fails(tmp_path, 3), Share(workers=2), Problems(told=0))
+        run_parts(Fails(tmp_path, 3), TaskShard(workers=2), Problems(told=0))
     with pytest.raises(UserError, match="a worker process ended"):
-        run_parts(Fails(tmp_path, 5), Share(task=1, tasks=2, workers=2), Problems(told=0))
+        run_parts(Fails(tmp_path, 5), TaskShard(task=1, tasks=2, workers=2), Problems(told=0))
 
 
 def test_a_lease_is_held_by_one_and_ends_with_its_process(tmp_path: Path) -> None:
@@ -145,9 +145,9 @@ def test_a_held_part_is_left_and_told(tmp_path: Path) -> None:
         lease(part_prefix(tmp_path, 1)),
         pytest.raises(UserError, match=r"part-00001: 1 part\(s\) are being written by process"),
     ):
-        run_parts(Squares(tmp_path, 3), Share(), Problems(told=0))
+        run_parts(Squares(tmp_path, 3), TaskShard(), Problems(told=0))
     assert [path.name for path in sorted(tmp_path.glob("part-*"))] == ["part-00000.json", "part-00002.json"]
-    assert run_parts(Squares(tmp_path, 3), Share(), Problems(told=0)).kept == 2
+    assert run_parts(Squares(tmp_path, 3), TaskShard(), Problems(told=0)).kept == 2
 
 
 def test_no_worker_outlives_a_killed_job(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_no_worker_outlives_a_killed_job(tmp_path: Path) -> None:
     for number in range(2):
         with lease(part_prefix(tmp_path, number), wait=True) as ours:
             assert ours
-    totals = run_parts(Squares(tmp_path, 2), Share(), Problems(told=0))
+    totals = run_parts(Squares(tmp_path, 2), TaskShard(), Problems(told=0))
     assert totals.kept == 0
 
 
@@ -180,8 +180,8 @@ def arguments(*given: str) -> argparse.Namespace:
 
 def test_shares_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMPI_COMM_WORLD_SIZE", raising=False)
-    assert share_of(arguments()) == Share(0, 1, 1)
-    assert share_of(arguments("--task", "2", "--tasks", "3", "--workers", "4")) == Share(2, 3, 4)
+    assert task_shard_of(arguments()) == TaskShard(0, 1, 1)
+    assert task_shard_of(arguments("--task", "2", "--tasks", "3", "--workers", "4")) == TaskShard(2, 3, 4)
     for given_flags, message in (
         (["--task", "1"], "give both"),
         (["--task", "3", "--tasks", "3"], r"numbered 0\.\.2"),
@@ -189,10 +189,10 @@ def test_shares_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--workers", "0"], "at least 1"),
     ):
         with pytest.raises(UserError, match=message):
-            share_of(arguments(*given_flags))
+            task_shard_of(arguments(*given_flags))
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     with pytest.raises(UserError, match="under mpirun"):
-        share_of(arguments("--task", "1", "--tasks", "3"))
+        task_shard_of(arguments("--task", "1", "--tasks", "3"))
 
 
 @given(
@@ -231,7 +231,7 @@ def test_a_manifest_that_shrinks_is_told(tmp_path: Path) -> None:
 def test_parts_that_are_missing_damaged_or_mixed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no complete part-\*\.json"):
         find_parts(tmp_path, "square")
-    run_parts(Squares(tmp_path, 3), Share(), Problems(told=0))
+    run_parts(Squares(tmp_path, 3), TaskShard(), Problems(told=0))
     assert sum_of(tmp_path, 3) == 5
     path = tmp_path / "part-00001.json"
     content = path.read_text()

@@ -36,7 +36,7 @@ from ttt_dist.evaluation.judge import Judge, ModelJudge, load_judge
 from ttt_dist.evaluation.recognisers import Ctc, Recogniser, Whisper, pieces
 from ttt_dist.inference.decoder import Decoder, Request
 from ttt_dist.model.hf.folder import export_folder, load_folder
-from ttt_dist.model.layers import PlainFactory, RandomWeights
+from ttt_dist.model.layers import LocalLayerFactory, RandomWeights
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.templates import ChatTemplate, TemplateSettings
 from ttt_dist.sequence.text_tokenizer import train_sentencepiece
@@ -294,7 +294,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "template.json").write_text(json.dumps(settings.to_dict()))
     layout = extend(tokenizer, 16)
     config = ModelConfig(hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, ffn_hidden_size=16, init_std=0.5)
-    model = Transformer.for_layout(config, layout, PlainFactory(RandomWeights(2)))
+    model = Transformer.for_layout(config, layout, LocalLayerFactory(RandomWeights(2)))
     export_folder(folder / "model", model.named_parameters(), config, layout, Objective(), folder)
     return folder / "model"
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ttt_dist.launch.launchers import PORTS, Found, Processes, expand_hosts, found, tasks_per_host
-from ttt_dist.launch.process_group import choose_device, prepare_process, processes, require_own_gpu
+from ttt_dist.launch.launchers import PORTS, DistInfo, LaunchInfo, detect_launcher, expand_hosts, tasks_per_host
+from ttt_dist.launch.process_group import choose_device, current_dist_info, prepare_process, require_own_gpu
 from ttt_dist.util.errors import UserError
 
 DEEPSPEED = {
@@ -33,11 +33,11 @@ STEP = BATCH_SCRIPT | {
     "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_NODELIST": "n[1-2]",
     "SLURM_STEP_TASKS_PER_NODE": "2,1", "SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "1",
 }  # fmt: skip
-ALONE = Found(Processes(0, 1, 0, 1))
+ALONE = LaunchInfo(DistInfo(0, 1, 0, 1))
 
 
 def place(environment: dict[str, str]) -> tuple[int, int, int, int]:
-    it = found(environment).processes
+    it = detect_launcher(environment).dist_info
     return it.rank, it.world_size, it.local_rank, it.local_size
 
 
@@ -47,23 +47,23 @@ def test_each_launcher() -> None:
     assert place(MPIRUN) == (2, 4, 0, 2)
     assert place(HYDRA) == (3, 4, 1, 2)
     assert place(STEP) == (2, 3, 0, 1)
-    assert found({}) == ALONE
+    assert detect_launcher({}) == ALONE
 
 
 def test_hosts_are_called_what_the_launcher_calls_them() -> None:
-    deepspeed, torchrun, step = (found(e).processes for e in (DEEPSPEED, TORCHRUN, STEP))
+    deepspeed, torchrun, step = (detect_launcher(e).dist_info for e in (DEEPSPEED, TORCHRUN, STEP))
     assert (deepspeed.hosts[deepspeed.host], torchrun.hosts[torchrun.host]) == ("host 3 of 3", "host 2 of 2")
     assert (step.hosts, step.host) == (("n1", "n2"), 1)
-    assert found(MPIRUN).processes.hosts == ()
+    assert detect_launcher(MPIRUN).dist_info.hosts == ()
 
 
 def test_a_batch_script_and_an_interactive_shell_are_alone() -> None:
     """They are told how many tasks an srun in them would start; they are none of them."""
-    assert found(BATCH_SCRIPT) == ALONE
+    assert detect_launcher(BATCH_SCRIPT) == ALONE
     interactive = {name: value for name, value in BATCH_SCRIPT.items() if name != "SLURM_PROCID"}
-    assert found(interactive) == ALONE
+    assert detect_launcher(interactive) == ALONE
     for special in (0xFFFFFFFB, 0xFFFFFFFA):  # SLURM's numbers of the batch and the interactive step
-        assert found(STEP | {"SLURM_STEP_ID": str(special)}) == ALONE
+        assert detect_launcher(STEP | {"SLURM_STEP_ID": str(special)}) == ALONE
 
 
 def test_the_inner_launcher_counts() -> None:
@@ -71,18 +71,18 @@ def test_the_inner_launcher_counts() -> None:
     assert place(MPIRUN | DEEPSPEED) == place(DEEPSPEED)
     assert place(STEP | MPIRUN) == place(MPIRUN)  # mpirun starts its daemons with an srun of its own
     assert place(BATCH_SCRIPT | MPIRUN) == place(MPIRUN)
-    assert found(STEP | {"PMI_RANK": "2", "PMI_SIZE": "3"}) == found(STEP)  # srun --mpi=pmi2
+    assert detect_launcher(STEP | {"PMI_RANK": "2", "PMI_SIZE": "3"}) == detect_launcher(STEP)  # srun --mpi=pmi2
 
 
 def test_only_slurm_knows_where_to_meet() -> None:
-    assert {found(e).address for e in (DEEPSPEED, TORCHRUN, MPIRUN, HYDRA, {})} == {None}
-    step = found(STEP)
+    assert {detect_launcher(e).address for e in (DEEPSPEED, TORCHRUN, MPIRUN, HYDRA, {})} == {None}
+    step = detect_launcher(STEP)
     assert step.address == "n1"
     assert step.port in PORTS
     others = (STEP | {"SLURM_JOB_ID": "1235"}, STEP | {"SLURM_STEP_ID": "1"})
-    assert len({step.port, *(found(other).port for other in others)}) == 3
+    assert len({step.port, *(detect_launcher(other).port for other in others)}) == 3
     first_task = STEP | {"SLURM_PROCID": "0", "SLURM_NODEID": "0"}
-    assert (found(first_task).address, found(first_task).port) == (step.address, step.port)
+    assert (detect_launcher(first_task).address, detect_launcher(first_task).port) == (step.address, step.port)
 
 
 @pytest.mark.parametrize(
@@ -124,13 +124,13 @@ def test_tasks_per_host() -> None:
 )
 def test_nonsense_is_one_line(environment: dict[str, str], said: str) -> None:
     with pytest.raises(UserError, match=re.escape(said)) as error:
-        found(environment)
+        detect_launcher(environment)
     assert "\n" not in str(error.value)
 
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """An environment of its own for what `processes` and `prepare_process` write."""
+    """An environment of its own for what `current_dist_info` and `prepare_process` write."""
     monkeypatch.setattr(os, "environ", os.environ.copy())
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS"):
         os.environ.pop(name, None)
@@ -139,15 +139,15 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def test_the_environment_says_it_in_the_words_of_torch(fresh: pytest.MonkeyPatch) -> None:
     os.environ.update(STEP)
-    assert processes() == found(STEP).processes
+    assert current_dist_info() == detect_launcher(STEP).dist_info
     said = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR")}
     assert said == {"RANK": "2", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "LOCAL_SIZE": "1", "MASTER_ADDR": "n1"}
-    assert int(os.environ["MASTER_PORT"]) == found(STEP).port
+    assert int(os.environ["MASTER_PORT"]) == detect_launcher(STEP).port
 
 
 def test_where_to_meet_can_be_given(fresh: pytest.MonkeyPatch) -> None:
     os.environ.update(STEP | {"MASTER_ADDR": "10.0.0.9", "MASTER_PORT": "4711"})
-    processes()
+    current_dist_info()
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("10.0.0.9", "4711")
 
 
@@ -173,7 +173,7 @@ def test_each_process_has_its_gpu(fresh: pytest.MonkeyPatch) -> None:
     chosen: list[int] = []
     fresh.setattr("torch.cuda.is_available", lambda: True)
     fresh.setattr("torch.cuda.set_device", chosen.append)
-    third = Processes(3, 8, 3, 4)
+    third = DistInfo(3, 8, 3, 4)
     for num_devices, index in ((4, 3), (1, 0)):  # all of the host's; SLURM may show each task its own alone
         fresh.setattr("torch.cuda.device_count", lambda count=num_devices: count)
         os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = "3"

@@ -16,7 +16,7 @@ from ttt_dist.audio import load_codec, read_audio
 from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.config.objective import Objective
 from ttt_dist.data.shards import ShardWriter
-from ttt_dist.evaluation.args import Plan
+from ttt_dist.evaluation.args import EvalArgs
 from ttt_dist.evaluation.metrics.scores import Normalisers
 from ttt_dist.evaluation.tasks.likelihood import measure, score_likelihood
 from ttt_dist.model.attention.plan import attention_plan
@@ -45,8 +45,8 @@ def sample(folder: ModelFolder) -> Sample:
     return Sample([Segment(np.array([layout.im_start, 7], np.int32), False), Segment(np.array(said, np.int32), True)])
 
 
-def plan(**values: Any) -> Plan:
-    return Plan("likelihood", Path("m"), Path("d"), Path("o"), "", DecodeSettings(), **values)
+def plan(**values: Any) -> EvalArgs:
+    return EvalArgs("likelihood", Path("m"), Path("d"), Path("o"), "", DecodeSettings(), **values)
 
 
 def nats(folder: ModelFolder, ids: np.ndarray, place: int, target: int) -> float:
@@ -96,13 +96,13 @@ def test_a_model_that_knows_nothing_pays_the_logarithm_of_the_vocabulary(folder:
     each = math.log(folder.layout.vocab_size)
     assert found["text"]["nats"][0] == pytest.approx(4 * each, rel=1e-5)
     masks = [draw(sample, 4, epoch) for epoch in range(6)]
-    counts = [int((one.tokens[5:7] < one.p_noise).sum()) for one in masks]
-    wanted = [count * each / one.p_noise for count, one in zip(counts, masks, strict=True)]
+    counts = [int((one.tokens[5:7] < one.mask_prob).sum()) for one in masks]
+    wanted = [count * each / one.mask_prob for count, one in zip(counts, masks, strict=True)]
     assert found["audio"]["nats"] == pytest.approx(wanted, rel=1e-5)
     by_p, tokens = np.zeros(5), np.zeros(5)
     for count, one in zip(counts, masks, strict=True):
-        by_p[p_bin(one.p_noise) - 1] += count * each
-        tokens[p_bin(one.p_noise) - 1] += count
+        by_p[p_bin(one.mask_prob) - 1] += count * each
+        tokens[p_bin(one.mask_prob) - 1] += count
     np.testing.assert_allclose(found["by_p"], [by_p, tokens], rtol=1e-5)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.structures import tiny_layout
 from ttt_dist.config.objective import Objective, ObjectiveStage
-from ttt_dist.data.loader import HeldOutLoader, PackLoader
+from ttt_dist.data.loader import PackLoader, ValidationLoader
 from ttt_dist.data.shards import ShardReader, ShardWriter
 from ttt_dist.data.sources import Sources
 from ttt_dist.sequence.batch import Batch
@@ -86,7 +86,8 @@ def test_each_step_has_the_objective_of_its_stage_prefetched_or_not(reader: Shar
             assert rows(several.step(step)) == rows(loader(reader, prefetch=0, objective=alike).step(step))
     several.close()
     held_out = [
-        rows(list(HeldOutLoader(reader, LAYOUT, objective, 5, SEQ_LEN, 2, 0, 1))) for objective in (staged, Objective())
+        rows(list(ValidationLoader(reader, LAYOUT, objective, 5, SEQ_LEN, 2, 0, 1)))
+        for objective in (staged, Objective())
     ]
     assert held_out[0] == held_out[1]
 
@@ -122,7 +123,7 @@ def test_what_does_not_divide_or_fit_is_refused(reader: ShardReader) -> None:
 
 @pytest.mark.parametrize(("micro", "size"), [(1, 1), (4, 1), (4, 2), (16, 1), (8, 4)])
 def test_the_held_out_set_is_read_once(reader: ShardReader, micro: int, size: int) -> None:
-    ranks = [HeldOutLoader(reader, LAYOUT, Objective(), 5, SEQ_LEN, micro, rank, size) for rank in range(size)]
+    ranks = [ValidationLoader(reader, LAYOUT, Objective(), 5, SEQ_LEN, micro, rank, size) for rank in range(size)]
     assert len({len(list(one)) for one in ranks}) == 1
     batches = [batch for one in ranks for batch in one]
     assert {tuple(batch.input_ids.shape) for batch in batches} == {(micro, SEQ_LEN)}

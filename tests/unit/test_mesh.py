@@ -31,8 +31,8 @@ def test_places_are_those_of_megatron(sizes: tuple[int, int, int, int]) -> None:
     for mesh in meshes:
         if mesh.data_rank == mesh.ulysses_rank == 0:
             assert mesh.rank_at(mesh.tensor_rank, mesh.stage) == mesh.rank
-    assert sum(mesh.counts_batch for mesh in meshes) == data
-    assert sum(mesh.counts_loss for mesh in meshes) == data * ulysses
+    assert sum(mesh.is_data_source_rank for mesh in meshes) == data
+    assert sum(mesh.is_loss_rank for mesh in meshes) == data * ulysses
 
 
 @pytest.mark.parametrize("sizes", [s for s in SIZES if s[1] == 1], ids=str)

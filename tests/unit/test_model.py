@@ -16,7 +16,7 @@ from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.objective import Objective
 from ttt_dist.model.attention.plan import attention_plan
 from ttt_dist.model.hf.folder import from_huggingface, huggingface_names
-from ttt_dist.model.layers import PlainFactory, RandomWeights, linear, swiglu
+from ttt_dist.model.layers import LocalLayerFactory, RandomWeights, linear, swiglu
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.batch import Batch, collate
 from ttt_dist.sequence.sample import Sample, Segment
@@ -127,7 +127,7 @@ def test_a_changed_token_changes_no_logit_that_may_not_see_it(
     seq_len = max(1, *(sum(map(len, row)) for row in rows)) + 3
     objective = Objective(kind=kind, prompt_audio=prompt_audio)
     batch = collate(rows, LAYOUT, objective, 0, [0] * len(rows), seq_len)
-    model = Transformer.for_layout(SMALL, LAYOUT, PlainFactory(RandomWeights(3)))
+    model = Transformer.for_layout(SMALL, LAYOUT, LocalLayerFactory(RandomWeights(3)))
     row, column = data.draw(st.integers(0, len(rows) - 1)), data.draw(st.integers(0, seq_len - 1))
     with torch.no_grad():
         before = our_logits(model, batch)
@@ -158,8 +158,12 @@ def test_a_tied_head_is_the_embedding() -> None:
 
 
 def test_initial_weights_depend_on_seed_and_name_alone() -> None:
-    one, same, other = (Transformer.for_layout(SMALL, LAYOUT, PlainFactory(RandomWeights(seed))) for seed in (5, 5, 6))
-    deeper = Transformer.for_layout(dataclasses.replace(SMALL, num_layers=3), LAYOUT, PlainFactory(RandomWeights(5)))
+    one, same, other = (
+        Transformer.for_layout(SMALL, LAYOUT, LocalLayerFactory(RandomWeights(seed))) for seed in (5, 5, 6)
+    )
+    deeper = Transformer.for_layout(
+        dataclasses.replace(SMALL, num_layers=3), LAYOUT, LocalLayerFactory(RandomWeights(5))
+    )
     assert torch.equal(one.blocks[1].attention.qkv.weight, same.blocks[1].attention.qkv.weight)
     assert torch.equal(one.blocks[1].attention.qkv.weight, deeper.blocks[1].attention.qkv.weight)
     assert not torch.equal(one.embed.weight, other.embed.weight)

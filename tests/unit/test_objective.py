@@ -87,7 +87,7 @@ def test_the_expected_weight_of_every_mask_is_that_of_bernoulli_masks(num_maskab
             tokens = np.concatenate([np.zeros(4), (np.array(order) + 0.5) / n])
             found = corrupt(sample, LAYOUT, objective, Draw(1, 1, 0, 1, 0, (count - 0.5) / n, tokens, 0))
             places = masked_places(found)
-            assert len(places) == count and found.divisor == (1 if normalisation == "sample" else 2 + n)
+            assert len(places) == count and found.loss_denominator == (1 if normalisation == "sample" else 2 + n)
             for place in places:
                 weight = float(found.nar_weights[place]) / factorial(n) / n
                 expected[place, tuple(other for other in places if other != place)] += weight  # type: ignore[assignment]
@@ -145,7 +145,7 @@ def test_where_nothing_is_noised_audio_is_learnt_from_left_to_right(normalisatio
     assert found.ar_targets[3:-1].tolist() == sample.ids[4:].tolist()
     assert found.span_ids.tolist() == [0, 1, 1, *[0] * 7]  # the prompt's stay as prompt_audio says
     assert found.ar_weights[3:-1] == pytest.approx(1 / 6 if normalisation == "sample" else 1.0)
-    assert found.divisor == (1 if normalisation == "sample" else 6)
+    assert found.loss_denominator == (1 if normalisation == "sample" else 6)
     text_alone = corrupt(sample, LAYOUT, objective, numbers._replace(audio_ar=0.5))
     assert np.flatnonzero(text_alone.ar_weights).tolist() == [3, 4, 8]
     assert text_alone.span_ids.tolist() == [0, 1, 1, 0, 0, 0, 2, 2, 2, 0]

@@ -20,7 +20,7 @@ from ttt_dist.config.model import ModelConfig
 from ttt_dist.model.attention import flex
 from ttt_dist.model.attention.flex import FlexPlan
 from ttt_dist.model.attention.plan import AttentionPlan, attention_plan
-from ttt_dist.model.layers import PlainFactory
+from ttt_dist.model.layers import LocalLayerFactory
 from ttt_dist.model.transformer import Block, rotary
 from ttt_dist.parallel.activation_checkpoint import COMPILER, prepare_blocks
 
@@ -30,7 +30,7 @@ PLANS: dict[str, Callable[[Tensor, Tensor], AttentionPlan]] = {"buckets": attent
 
 
 def new_blocks() -> list[Block]:
-    return [Block(CONFIG, PlainFactory(), f"blocks.{index}") for index in range(CONFIG.num_layers)]
+    return [Block(CONFIG, LocalLayerFactory(), f"blocks.{index}") for index in range(CONFIG.num_layers)]
 
 
 def plan_of(kind: str, seed: int) -> AttentionPlan:

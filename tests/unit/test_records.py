@@ -12,7 +12,7 @@ from ttt_dist.sequence.corruption import NUM_P_BINS
 from ttt_dist.training import step_metrics
 from ttt_dist.training.flops import ModelFlops
 from ttt_dist.training.step import Counts, PBin, StepResult
-from ttt_dist.training.step_metrics import Window, p_bin_name, peak_tflops, slowest
+from ttt_dist.training.step_metrics import MetricsAccumulator, p_bin_name, peak_tflops, slowest
 from ttt_dist.training.step_timing import StepTimes
 
 
@@ -42,8 +42,8 @@ def step(loss: float, bins: list[tuple[float, float]], own_s: float | None = 1.5
 NOTHING = [(0.0, 0.0)] * NUM_P_BINS
 
 
-def window(peak_flops: float | None = None) -> Window:
-    return Window(ModelFlops(per_token=2.0, per_target=3.0, per_pair=4.0), peak_flops)
+def window(peak_flops: float | None = None) -> MetricsAccumulator:
+    return MetricsAccumulator(ModelFlops(per_token=2.0, per_target=3.0, per_pair=4.0), peak_flops)
 
 
 def test_times_are_means_that_add_up(ranks: dict[int, float]) -> None:
@@ -123,7 +123,7 @@ def test_own_work_is_that_of_all_steps_and_their_data(ranks: dict[int, float]) -
 
 def test_the_peak_is_that_of_all_devices(ranks: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config(model=ModelConfig(16, 1, 2, 1, 16), telemetry=TelemetryConfig(peak_tflops=2.0))
-    assert Window.of_run(config, 100).peak_flops == 6e12
+    assert MetricsAccumulator.of_run(config, 100).peak_flops == 6e12
     assert peak_tflops(0.5) == 0.5
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert peak_tflops(0.0) is None

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from ttt_dist.launch import rendezvous
-from ttt_dist.launch.launchers import Processes
-from ttt_dist.launch.rendezvous import IncompleteError, free_port, meet, ranges
+from ttt_dist.launch import rendezvous as module
+from ttt_dist.launch.launchers import DistInfo
+from ttt_dist.launch.rendezvous import IncompleteError, free_port, ranges, rendezvous
 from ttt_dist.util.errors import LostProcessError, UserError
 
 HOSTS = ("alpha", "beta")
@@ -20,13 +20,13 @@ HOSTS = ("alpha", "beta")
 def meeting(
     ranks: list[int], port: int, timeout_s: float, world_size: int = 4, address: str = "127.0.0.1"
 ) -> list[BaseException | dist.Store]:
-    """What `meet` comes to on each of `ranks`, of which two run on each host, all at once in threads of this process."""
+    """What `rendezvous` comes to on each of `ranks`, of which two run on each host, all at once in threads of this process."""
     results: dict[int, BaseException | dist.Store] = {}
 
     def come(order: int, rank: int) -> None:
         try:
-            place = Processes(rank, world_size, rank % 2, 2, host=rank // 2, hosts=HOSTS)
-            results[order] = meet(place, address, port, timeout_s)
+            place = DistInfo(rank, world_size, rank % 2, 2, host=rank // 2, hosts=HOSTS)
+            results[order] = rendezvous(place, address, port, timeout_s)
         except BaseException as error:
             results[order] = error
 
@@ -109,7 +109,7 @@ def test_a_free_port_stays_free(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as server:
         taken = free_port(3)
         server.bind(("127.0.0.1", taken))
-        monkeypatch.setattr(rendezvous, "PORTS", range(taken, taken + 3))
+        monkeypatch.setattr(module, "PORTS", range(taken, taken + 3))
         assert {free_port() for _ in range(40)} == {taken + 1, taken + 2}
         assert free_port(2) == taken + 1
 

@@ -28,14 +28,14 @@ from ttt_dist.audio import load_codec
 from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.inference.decoder import Decoder, Request
 from ttt_dist.inference.detokenizer import Result
-from ttt_dist.inference.model_runner import Forwards
+from ttt_dist.inference.model_runner import ModelRunner
 from ttt_dist.model.hf.folder import ModelFolder, load_folder
 from ttt_dist.sequence.templates import ChatTemplate
 from ttt_dist.serving import decoding_thread
 from ttt_dist.serving import request_builder as studio_module
 from ttt_dist.serving.app import HEADERS, MAX_UPLOAD, App
 from ttt_dist.serving.decoding_thread import DecodingThread
-from ttt_dist.serving.request_builder import Studio
+from ttt_dist.serving.request_builder import RequestBuilder
 from ttt_dist.serving.server import is_loopback, listen, server_on, trusted_names, url_of
 from ttt_dist.util.errors import UserError
 
@@ -60,7 +60,7 @@ def folder(model: Path) -> ModelFolder:
 @pytest.fixture(scope="module")
 def app(folder: ModelFolder) -> Iterator[App]:
     thread = DecodingThread(Decoder(folder, batch_size=8))
-    yield App(Studio(folder, load_codec(folder.codec), SETTINGS, "tiny"), thread, trusted_names("127.0.0.1"))
+    yield App(RequestBuilder(folder, load_codec(folder.codec), SETTINGS, "tiny"), thread, trusted_names("127.0.0.1"))
     thread.close()
 
 
@@ -151,7 +151,7 @@ def test_the_picture_shows_codes_as_they_were_written(
     drawn: list[np.ndarray] = []
     monkeypatch.setattr(studio_module, "draw_mask", lambda visible, *_, **__: drawn.append(visible))
     settings = replace(SETTINGS, audio_mode=mode)
-    Studio(folder, app.studio.codec, settings, "tiny").attention(
+    RequestBuilder(folder, app.studio.codec, settings, "tiny").attention(
         np.array([1]), np.array([folder.layout.first_code] * 3)
     )
     assert drawn[0][1, 3] == (mode == "diffusion")
@@ -160,7 +160,7 @@ def test_the_picture_shows_codes_as_they_were_written(
 def test_a_language_chooses_among_the_texts_of_a_template(app: App, folder: ModelFolder) -> None:
     templates = {"tts": [{"system": {"en": "one", "zh": "two"}}, {"user": "{text}"}, {"assistant": "{text+audio}"}]}
     both = replace(folder, template=replace(folder.template, templates=folder.template.templates | templates))
-    studio = Studio(both, app.studio.codec, SETTINGS, "tiny")
+    studio = RequestBuilder(both, app.studio.codec, SETTINGS, "tiny")
     assert (studio.about["languages"], app.studio.about["languages"]) == (["en", "zh"], [])
     prompts = [studio.question({"task": "speak", "text": "six", "lang": lang}, None)[0].ids for lang in ("en", "zh")]
     assert ["two" in folder.tokenizer.decode(ids[ids < folder.layout.num_text_tokens]) for ids in prompts] == [
@@ -296,7 +296,7 @@ def until(condition: Any) -> None:
 
 
 def test_a_client_that_goes_away_is_forgotten(app: App, folder: ModelFolder) -> None:
-    endless = App(Studio(folder, app.studio.codec, ENDLESS, "tiny"), app.thread, app.trusted)
+    endless = App(RequestBuilder(folder, app.studio.codec, ENDLESS, "tiny"), app.thread, app.trusted)
     boundary, body = encode_multipart({"task": "speak", "text": "one"})
     head = f"POST /answers HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary={boundary}"
     with listen("127.0.0.1", 0) as listening:
@@ -325,7 +325,7 @@ def test_a_forward_that_fails_and_the_end_of_the_server_are_told(
     request = Request(template.tts_prompt("one"))
     thread = DecodingThread(decoder)
     with monkeypatch.context() as patch:
-        patch.setattr(Forwards, "__call__", None)
+        patch.setattr(ModelRunner, "__call__", None)
         with pytest.raises(UserError, match="decoding failed"):
             list(thread.ask(request, SETTINGS))
     assert list(thread.ask(request, SETTINGS))[-1].result.text == decoder.generate([request], SETTINGS)[0].text

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ttt_dist.checkpoint.manifest import file_sum
+from ttt_dist.checkpoint.manifest import file_checksum
 from ttt_dist.checkpoint.torch_io import read_state, write_state
 from ttt_dist.util.errors import UserError
 
@@ -49,7 +49,7 @@ def state_of_deepspeed() -> dict[str, Any]:
 @READINGS
 def test_what_deepspeed_saves_is_read_back(mmap: bool, tmp_path: Path) -> None:
     state = state_of_deepspeed()
-    assert write_state(state, tmp_path / "a.pt") == file_sum(tmp_path / "a.pt")
+    assert write_state(state, tmp_path / "a.pt") == file_checksum(tmp_path / "a.pt")
     found = read_state(tmp_path / "a.pt", mmap=mmap)
     assert found.keys() == state.keys()
     assert found["loss_scaler"].cur_scale == 1.0

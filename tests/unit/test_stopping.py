@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from ttt_dist.launch.rendezvous import free_port
-from ttt_dist.training.stop_signals import MARGIN_S, StopRequests
+from ttt_dist.training.stop_signals import MARGIN_S, SignalHandler
 
 CPU = torch.device("cpu")
 
@@ -26,12 +26,12 @@ def alone() -> Iterator[None]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_is_heard_and_named(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    stop = StopRequests()
+    stop = SignalHandler()
     try:
-        assert stop.agreed(CPU) is None
+        assert stop.should_stop(CPU) is None
         os.kill(os.getpid(), number)
-        assert stop.agreed(CPU) == number.name
-        assert stop.agreed(CPU) == number.name
+        assert stop.should_stop(CPU) == number.name
+        assert stop.should_stop(CPU) == number.name
     finally:
         stop.close()
     assert signal.getsignal(number) == before
@@ -39,7 +39,7 @@ def test_a_signal_is_heard_and_named(number: signal.Signals) -> None:
 
 def test_a_second_interrupt_is_not_waited_for() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs that ignore it
-    stop = StopRequests()
+    stop = SignalHandler()
     try:
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
@@ -50,11 +50,11 @@ def test_a_second_interrupt_is_not_waited_for() -> None:
 
 
 def test_stop_after(monkeypatch: pytest.MonkeyPatch) -> None:
-    stop = StopRequests(stop_after_s=100.0)
-    assert stop.agreed(CPU) is None
+    stop = SignalHandler(stop_after_s=100.0)
+    assert stop.should_stop(CPU) is None
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 101)
-    assert stop.agreed(CPU) == "the time limit is near"
+    assert stop.should_stop(CPU) == "the time limit is near"
     stop.close()
 
 
@@ -75,7 +75,7 @@ def test_the_end_of_a_slurm_job(
     end = time.time() + left_s
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(end)))
     monkeypatch.setenv("SLURM_JOB_START_TIME", str(int(end - length_s)))
-    stop = StopRequests()
+    stop = SignalHandler()
     stop.longest_save_s = longest_save_s
-    assert (stop.agreed(CPU) is not None) == stops
+    assert (stop.should_stop(CPU) is not None) == stops
     stop.close()

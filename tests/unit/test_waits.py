@@ -12,7 +12,7 @@ from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.objective import Objective
 from ttt_dist.model import loss
 from ttt_dist.model.cross_entropy import VocabularySlice, by_chunks
-from ttt_dist.model.layers import PlainFactory
+from ttt_dist.model.layers import LocalLayerFactory
 from ttt_dist.model.loss import linear_cross_entropy, loss_rows
 from ttt_dist.parallel.pipeline import LastLayer, LossTotal, pack_batch
 from ttt_dist.sequence.batch import Batch, LossPlaces, collate
@@ -64,7 +64,7 @@ def test_the_last_stage_of_a_pipeline_looks_for_targets_on_the_host_alone(monkey
         LossTotal(),
         ModelConfig(hidden_size=4, num_layers=1, num_heads=1, num_kv_heads=1, ffn_hidden_size=4),
     )
-    end = LastLayer(config, LAYOUT, PlainFactory(), total)
+    end = LastLayer(config, LAYOUT, LocalLayerFactory(), total)
     seen: list[int] = []
     end.head.register_forward_pre_hook(lambda head, inputs: seen.append(inputs[1].num_ar))
     total.begin(batches)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ttt_dist.checkpoint.export import assets_folder
 from ttt_dist.checkpoint.inspection import find_checkpoint
-from ttt_dist.checkpoint.manifest import require_sums, require_whole
+from ttt_dist.checkpoint.manifest import require_checksums, require_whole
 from ttt_dist.checkpoint.saved_state import WEIGHTS, SavedState
-from ttt_dist.checkpoint.universal import open_checkpoint, write_portable
+from ttt_dist.checkpoint.universal import open_checkpoint, write_universal
 from ttt_dist.model.hf.families import config_json
 from ttt_dist.model.hf.folder import MAX_SHARD_BYTES, new_folder, write_configs, write_weights
 from ttt_dist.parallel.partition import VOCABULARY_WEIGHTS
@@ -25,8 +25,8 @@ from ttt_dist.util.errors import UserError
 def reshard(source: Path, out: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> str:
     """Write the layout-free form of a checkpoint, or of a run's newest one. Raises UserError."""
     state = _sound_checkpoint(source)
-    write_portable(state, out, max_shard_bytes)
-    return f"{out}: step {state.facts['step']:,} of {state.folder}, {len(state.shapes)} weights with their moments"
+    write_universal(state, out, max_shard_bytes)
+    return f"{out}: step {state.metadata['step']:,} of {state.folder}, {len(state.shapes)} weights with their moments"
 
 
 def export_checkpoint(
@@ -56,7 +56,7 @@ def export_checkpoint(
         write_weights(place, weights(), state.config.model, max_shard_bytes)
         write_configs(place, values, state.config.evaluation.decode)
         tokenizer.save(place)
-    return f"{out}: {values['architectures'][0]}, {num_rows:,} rows, of step {state.facts['step']:,}"
+    return f"{out}: {values['architectures'][0]}, {num_rows:,} rows, of step {state.metadata['step']:,}"
 
 
 def _sound_checkpoint(source: Path) -> SavedState:
@@ -66,7 +66,7 @@ def _sound_checkpoint(source: Path) -> SavedState:
     files = require_whole(folder)
     with Progress(sum(file.bytes for file in files.values()) / 1e6, f"checking {folder}", "MB") as progress:
         for name, file in files.items():
-            require_sums(folder, files, [name])
+            require_checksums(folder, files, [name])
             progress.advance(file.bytes / 1e6)
     return open_checkpoint(folder)
 

@@ -25,12 +25,12 @@ from ttt_dist.util.errors import UserError
 NOT_DEEPSPEED = (LookupError, TypeError, AttributeError, RuntimeError)
 
 
-class NativeCheckpoint(SavedState):
+class DeepSpeedCheckpoint(SavedState):
     """A folder RUN/checkpoints/step-N of DeepSpeed's files. Raises UserError naming what is missing or not as it should be."""
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder)
-        self.mesh = Mesh.of(self.config.parallel, self.facts["world_size"], 0)
+        self.mesh = Mesh.of(self.config.parallel, self.metadata["world_size"], 0)
         self._parts: dict[tuple[int, int], Part] = {}
 
     @property
@@ -66,7 +66,7 @@ class NativeCheckpoint(SavedState):
         if key not in self._parts:
             # In bf16 a pipeline has BF16_Optimizer, which shards at ZeRO 0 too.
             is_bf16_pipeline = self.config.train.precision == "bf16" and self.mesh.pipeline > 1
-            zero_stage = self.facts["zero_stage"]
+            zero_stage = self.metadata["zero_stage"]
             kind = Partitioned if zero_stage == 3 else Flattened if zero_stage or is_bf16_pipeline else Unsharded
             with self._as_deepspeed_writes():
                 self._parts[key] = kind(self, stage, tensor_rank)
@@ -103,7 +103,7 @@ class Part(Protocol):
 
     adam_step: int
 
-    def __init__(self, checkpoint: NativeCheckpoint, stage: int, tensor_rank: int) -> None: ...
+    def __init__(self, checkpoint: DeepSpeedCheckpoint, stage: int, tensor_rank: int) -> None: ...
 
     def pieces(self, name: str, kind: str) -> list[Tensor]:
         """Runs of numbers, mapped, which one after the other are this part's slice of a weight."""
@@ -113,7 +113,7 @@ class Part(Protocol):
 class Unsharded:
     """Without ZeRO: tensors by name, and by index into the optimizer's groups, which are matrices and vectors."""
 
-    def __init__(self, checkpoint: NativeCheckpoint, stage: int, tensor_rank: int) -> None:
+    def __init__(self, checkpoint: DeepSpeedCheckpoint, stage: int, tensor_rank: int) -> None:
         self.checkpoint, self.tensor_rank = checkpoint, tensor_rank
         state = read_state(_model_file(checkpoint, stage, tensor_rank), mmap=True)
         optimizer = state["optimizer"]
@@ -146,7 +146,7 @@ class Unsharded:
 class Flattened:
     """ZeRO 1 and 2, and BF16_Optimizer: a group's weights end to end, cut into equal parts, with a map of each part."""
 
-    def __init__(self, checkpoint: NativeCheckpoint, stage: int, tensor_rank: int) -> None:
+    def __init__(self, checkpoint: DeepSpeedCheckpoint, stage: int, tensor_rank: int) -> None:
         self.checkpoint = checkpoint
         self.states = _optimizer_states(checkpoint, stage, tensor_rank)
         self.adam_step = _adam_step(self.states[0]["base_optimizer_state"]["state"].values())
@@ -171,7 +171,7 @@ class Flattened:
 class Partitioned:
     """ZeRO-3: each weight is cut into equal parts, padded at its end; those of a process lie end to end in sub-groups."""
 
-    def __init__(self, checkpoint: NativeCheckpoint, stage: int, tensor_rank: int) -> None:
+    def __init__(self, checkpoint: DeepSpeedCheckpoint, stage: int, tensor_rank: int) -> None:
         self.states = _optimizer_states(checkpoint, stage, tensor_rank)
         self.adam_step = _adam_step(self.states[0]["optimizer_state_dict"]["state"].values())
         self.places: dict[str, tuple[int, int, int]] = {}  # sub-group, first number there, how many
@@ -212,12 +212,12 @@ def _adam_step(states: Iterable[Mapping[str, Any]]) -> int:
     return next((int(state["step"]) for state in states), 0)
 
 
-def _model_file(checkpoint: NativeCheckpoint, stage: int, tensor_rank: int) -> Path:
-    of_shard = "zero_pp_rank_0_" if checkpoint.facts["zero_stage"] == 3 else ""
+def _model_file(checkpoint: DeepSpeedCheckpoint, stage: int, tensor_rank: int) -> Path:
+    of_shard = "zero_pp_rank_0_" if checkpoint.metadata["zero_stage"] == 3 else ""
     return checkpoint.folder / f"{of_shard}{_process(checkpoint, stage, tensor_rank)}_model_states.pt"
 
 
-def _optimizer_states(checkpoint: NativeCheckpoint, stage: int, tensor_rank: int) -> list[dict[str, Any]]:
+def _optimizer_states(checkpoint: DeepSpeedCheckpoint, stage: int, tensor_rank: int) -> list[dict[str, Any]]:
     """What the processes saved that ZeRO divides by: those of different data or tokens."""
     prefix = "bf16_" if checkpoint.config.train.precision == "bf16" else ""
     end = f"{_process(checkpoint, stage, tensor_rank)}_optim_states.pt"
@@ -225,6 +225,6 @@ def _optimizer_states(checkpoint: NativeCheckpoint, stage: int, tensor_rank: int
     return [read_state(checkpoint.folder / file, mmap=True)["optimizer_state_dict"] for file in files]
 
 
-def _process(checkpoint: NativeCheckpoint, stage: int, tensor_rank: int) -> str:
+def _process(checkpoint: DeepSpeedCheckpoint, stage: int, tensor_rank: int) -> str:
     """How DeepSpeed numbers the processes that share a copy of the model."""
     return f"mp_rank_{stage * checkpoint.mesh.tensor + tensor_rank:02d}"

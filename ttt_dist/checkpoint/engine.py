@@ -6,13 +6,13 @@ from typing import Any
 
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
 
-from ttt_dist.checkpoint.manifest import FileSum
+from ttt_dist.checkpoint.manifest import FileChecksum
 from ttt_dist.checkpoint.torch_io import read_state, write_state
 from ttt_dist.util.atomic_files import writing
 from ttt_dist.util.errors import UserError
 
 
-class Storage(CheckpointEngine):
+class ChecksummingEngine(CheckpointEngine):
     """DeepSpeed's checkpoint engine of this process.
 
     A failure is kept for after the save: raised in the midst, it would leave the other processes waiting.
@@ -20,7 +20,7 @@ class Storage(CheckpointEngine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.files: dict[str, FileSum] = {}
+        self.files: dict[str, FileChecksum] = {}
         """Files of the newest save, by their names in its folder."""
         self.failure: UserError | None = None
         """Why the newest save is not complete."""

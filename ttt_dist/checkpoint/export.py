@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ttt_dist.checkpoint.manager import on_first_rank
 from ttt_dist.config.run import Config
-from ttt_dist.data.metadata import BESIDE
+from ttt_dist.data.metadata import ASSETS
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.util.errors import UserError
@@ -23,9 +23,9 @@ def export_model(
     It is a model of the objective's stage that the last of the `done` updates was of.
     """
     from ttt_dist.model.hf.folder import export_folder
-    from ttt_dist.parallel.gather import whole_weights
+    from ttt_dist.parallel.gather import full_state_dict
 
-    weights = whole_weights(engine, mesh, config.model, layout)
+    weights = full_state_dict(engine, mesh, config.model, layout)
     assets, objective = assets_folder(config), config.objective.at(max(done - 1, 0))
 
     def write() -> None:
@@ -54,4 +54,4 @@ def require_assets(config: Config) -> None:
 
 
 def _missing(folder: Path) -> list[str]:
-    return [name for name in BESIDE if not (folder / name).exists()]
+    return [name for name in ASSETS if not (folder / name).exists()]

@@ -4,7 +4,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ttt_dist.checkpoint.manager import FACTS, PORTABLE, latest
+from ttt_dist.checkpoint.manager import METADATA, UNIVERSAL, latest
 from ttt_dist.checkpoint.manifest import require_whole
 from ttt_dist.checkpoint.saved_state import SavedState
 from ttt_dist.checkpoint.universal import ADAM_STEP
@@ -22,39 +22,41 @@ def find_checkpoint(path: Path) -> Path | None:
 
     Raises UserError for a run folder whose checkpoints are all broken.
     """
-    if (path / FACTS).is_file():
+    if (path / METADATA).is_file():
         return path
     return latest(path / "checkpoints") or latest(path)
 
 
 def inspect_folder(path: Path) -> tuple[list[str], UserError | None]:
     """What to tell of a folder, and why it is not whole. Raises UserError for one that is nothing of ours."""
-    if (path / CONFIG).is_file() and not (path / FACTS).is_file():
+    if (path / CONFIG).is_file() and not (path / METADATA).is_file():
         return _model_folder(path), None
     folder = find_checkpoint(path)
     if folder is None:
-        raise UserError(f"{path}: no checkpoint, run folder or model folder; name one that has {FACTS} or {CONFIG}")
+        raise UserError(f"{path}: no checkpoint, run folder or model folder; name one that has {METADATA} or {CONFIG}")
     return _checkpoint(folder)
 
 
 def _checkpoint(folder: Path) -> tuple[list[str], UserError | None]:
     state = SavedState(folder)
-    facts, config = state.facts, state.config
-    is_portable, failure = facts.get("form") == PORTABLE, None
+    metadata, config = state.metadata, state.config
+    is_portable, failure = metadata.get("form") == UNIVERSAL, None
     whole = "yes: files and sizes are those of the manifest"
     try:
         require_whole(folder)
     except UserError as error:
         whole, failure = f"no: {error}", error
-    mesh = Mesh.of(config.parallel, facts["world_size"], 0)
-    counters = {name: value for name, value in facts.get("counters", {}).items() if not isinstance(value, list | dict)}
+    mesh = Mesh.of(config.parallel, metadata["world_size"], 0)
+    counters = {
+        name: value for name, value in metadata.get("counters", {}).items() if not isinstance(value, list | dict)
+    }
     lines = {
         "form": "layout-free (safetensors)" if is_portable else "native (DeepSpeed's files)",
         "folder": str(folder),
-        "step": f"{facts['step']:,}" + (f"; Adam has made {facts[ADAM_STEP]:,} updates" if is_portable else ""),
+        "step": f"{metadata['step']:,}" + (f"; Adam has made {metadata[ADAM_STEP]:,} updates" if is_portable else ""),
         "model": _model(config.model, sum(map(prod, state.shapes.values()))),
         "tokens": _tokens(state.layout),
-        "saved by": f"{facts['world_size']} process(es) ({mesh}), ZeRO {facts['zero_stage']}",
+        "saved by": f"{metadata['world_size']} process(es) ({mesh}), ZeRO {metadata['zero_stage']}",
         "precision": f"{config.train.precision}; weights and both moments of the optimizer in fp32",
         "counters": ", ".join(f"{name} {value}" for name, value in counters.items()) or "none",
         "files": _files(folder),

@@ -17,7 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ttt_dist.checkpoint.manifest import MANIFEST, FileSum, file_sum, read_manifest, require_sums, require_whole, seal
+from ttt_dist.checkpoint.manifest import (
+    MANIFEST,
+    FileChecksum,
+    file_checksum,
+    read_manifest,
+    require_checksums,
+    require_whole,
+    write_manifest,
+)
 from ttt_dist.config.objective import Objective
 from ttt_dist.config.run import CheckpointConfig, Config, to_dict, zero_stage
 from ttt_dist.config.typed_yaml import build
@@ -34,8 +42,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LATEST = "latest"
-FACTS = "run.json"
-PORTABLE = "portable"
+METADATA = "run.json"
+UNIVERSAL = "portable"
 GONE = ".gone-"  # what a checkpoint is called while its space is being freed
 BYTES_PER_PARAMETER = 12  # at least: an fp32 weight and its two moments
 # A change of these leaves the weights valid, but the run no longer continues what it was.
@@ -43,7 +51,7 @@ ORDER_SETTINGS = ("seed", "train.global_batch")
 
 
 @dataclass(frozen=True)
-class Facts:
+class CheckpointMetadata:
     """What a checkpoint belongs to."""
 
     layout: TokenLayout
@@ -53,11 +61,11 @@ class Facts:
     zero_stage: int
 
     @classmethod
-    def of_run(cls, config: Config, layout: TokenLayout, world_size: int) -> "Facts":
+    def of_run(cls, config: Config, layout: TokenLayout, world_size: int) -> "CheckpointMetadata":
         return cls(layout, to_dict(config), world_size, zero_stage(config.deepspeed))
 
 
-def found(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of `folder` (RUN/checkpoints) that are complete, newest first; contents are not read.
 
     Warns of those that are newer than the newest complete one. Raises UserError where there are some, but none is complete.
@@ -79,16 +87,16 @@ def found(folder: Path) -> list[Path]:
 
 def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint of `folder` (RUN/checkpoints); None where there is none."""
-    return next(iter(found(folder)), None)
+    return next(iter(list_checkpoints(folder)), None)
 
 
-def named(path: Path) -> list[Path]:
+def resolve_resume_path(path: Path) -> list[Path]:
     """The checkpoints that `--resume PATH` means: that one, or those of a run folder, newest first. Raises UserError."""
-    if (path / FACTS).is_file():
+    if (path / METADATA).is_file():
         require_whole(path)
         return [path]
     for folder in (path / "checkpoints", path):
-        if checkpoints := found(folder):
+        if checkpoints := list_checkpoints(folder):
             return checkpoints
     raise UserError(
         f"--resume {path}: no checkpoint here; name RUN/checkpoints/step-N, a run folder, or a reshard's --out"
@@ -108,9 +116,9 @@ def require_space(run_dir: Path, num_parameters: int) -> None:
         )
 
 
-def read_facts(checkpoint: Path) -> dict[str, Any]:
+def read_metadata(checkpoint: Path) -> dict[str, Any]:
     """What `run.json` of a checkpoint says. Raises UserError where it cannot be read."""
-    path = checkpoint / FACTS
+    path = checkpoint / METADATA
     try:
         return json.loads(path.read_text(encoding="utf8"))
     except (OSError, json.JSONDecodeError) as error:
@@ -119,37 +127,37 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
 
 def step_of(checkpoint: Path) -> int:
     """Updates done when `checkpoint` was written."""
-    return int(read_facts(checkpoint)["step"])
+    return int(read_metadata(checkpoint)["step"])
 
 
 def progress_of(checkpoint: Path) -> tuple[int, dict[str, Any]]:
     """Updates done when `checkpoint` was written, and the run's counters."""
-    facts = read_facts(checkpoint)
-    return int(facts["step"]), facts.get("counters", {})
+    metadata = read_metadata(checkpoint)
+    return int(metadata["step"]), metadata.get("counters", {})
 
 
-def require_resumable(checkpoint: Path, run: Facts) -> None:
+def require_resumable(checkpoint: Path, run: CheckpointMetadata) -> None:
     """Refuse a checkpoint of another token layout or model, with both values named; warn of lesser changes."""
     where = str(checkpoint)
-    facts = read_facts(checkpoint)
-    run.layout.require_same(TokenLayout.from_dict(facts["layout"], where), where)
-    saved = facts["config"]
+    metadata = read_metadata(checkpoint)
+    run.layout.require_same(TokenLayout.from_dict(metadata["layout"], where), where)
+    saved = metadata["config"]
     for name, here in run.config["model"].items():
         _require_equal(f"model.{name}", saved["model"].get(name), here, where)
-    _warn_of_another_order(saved, run.config, int(facts["step"]), where)
+    _warn_of_another_order(saved, run.config, int(metadata["step"]), where)
 
 
-def has_layout_of(checkpoint: Path, run: Facts) -> bool:
+def has_layout_of(checkpoint: Path, run: CheckpointMetadata) -> bool:
     """Whether DeepSpeed can load `checkpoint` into the run as it is: the same processes with the same parts.
 
     What it writes of a pipeline in bf16 without ZeRO it cannot read.
     """
-    facts = read_facts(checkpoint)
-    saved = facts["config"]
+    metadata = read_metadata(checkpoint)
+    saved = metadata["config"]
     mine = (run.config["parallel"], run.config["train"]["precision"], run.world_size, run.zero_stage)
-    theirs = (saved.get("parallel"), saved["train"]["precision"], facts["world_size"], facts["zero_stage"])
+    theirs = (saved.get("parallel"), saved["train"]["precision"], metadata["world_size"], metadata["zero_stage"])
     is_unreadable = run.config["parallel"]["pipeline"] > 1 and run.zero_stage == 0 and mine[1] == "bf16"
-    return facts.get("form") != PORTABLE and mine == theirs and not is_unreadable
+    return metadata.get("form") != UNIVERSAL and mine == theirs and not is_unreadable
 
 
 def _warn_of_another_order(saved: dict[str, Any], here: dict[str, Any], step: int, where: str) -> None:
@@ -172,7 +180,7 @@ def save(
     engine: "deepspeed.DeepSpeedEngine",
     folder: Path,
     step: int,
-    run: Facts,
+    run: CheckpointMetadata,
     counters: dict[str, Any],
     keep: CheckpointConfig,
 ) -> Path:
@@ -191,7 +199,7 @@ def save(
         on_first_rank(lambda: shutil.rmtree(aside, ignore_errors=True))
         raise failure
     files = {name: total for part, _ in parts for name, total in part.items()}
-    on_first_rank(lambda: _publish(aside, final, {**_facts(step, run), "counters": counters}, files, keep))
+    on_first_rank(lambda: _publish(aside, final, {**_metadata_of(step, run), "counters": counters}, files, keep))
     return final
 
 
@@ -217,7 +225,7 @@ def _failure_of_share(checkpoint: Path) -> UserError | None:
     try:
         files = read_manifest(checkpoint)
         by_size = sorted(files, key=lambda name: (-files[name].bytes, name))
-        require_sums(checkpoint, files, by_size[dist.get_rank() :: dist.get_world_size()])
+        require_checksums(checkpoint, files, by_size[dist.get_rank() :: dist.get_world_size()])
     except UserError as error:
         return error
     return None
@@ -270,7 +278,7 @@ def _make_empty(folder: Path) -> None:
         folder.mkdir(parents=True)
 
 
-def _facts(step: int, run: Facts) -> dict[str, Any]:
+def _metadata_of(step: int, run: CheckpointMetadata) -> dict[str, Any]:
     return {
         "step": step,
         "form": "native",
@@ -282,12 +290,12 @@ def _facts(step: int, run: Facts) -> dict[str, Any]:
 
 
 def _publish(
-    aside: Path, final: Path, facts: dict[str, Any], files: dict[str, FileSum], keep: CheckpointConfig
+    aside: Path, final: Path, metadata: dict[str, Any], files: dict[str, FileChecksum], keep: CheckpointConfig
 ) -> None:
     """Complete the folder written aside, give it its name, and make it the newest."""
-    with atomic_write(aside / FACTS) as file:
-        json.dump(facts, file, indent=1)
-    seal(aside, {**files, FACTS: file_sum(aside / FACTS)})
+    with atomic_write(aside / METADATA) as file:
+        json.dump(metadata, file, indent=1)
+    write_manifest(aside, {**files, METADATA: file_checksum(aside / METADATA)})
     with writing(final):
         fsync_folder(aside)
         if final.exists():  # one that was damaged, or of another past of this run

@@ -11,44 +11,44 @@ from ttt_dist.util.errors import UserError
 MANIFEST = "manifest.json"
 
 
-class FileSum(NamedTuple):
+class FileChecksum(NamedTuple):
     """What a file must be."""
 
     bytes: int
     sha256: str
 
 
-def file_sum(path: Path) -> FileSum:
+def file_checksum(path: Path) -> FileChecksum:
     """Size and checksum of a file as it is on the disk."""
-    return FileSum(path.stat().st_size, sha256_file(path))
+    return FileChecksum(path.stat().st_size, sha256_file(path))
 
 
-def seal(folder: Path, files: Mapping[str, FileSum]) -> None:
+def write_manifest(folder: Path, files: Mapping[str, FileChecksum]) -> None:
     """Write the manifest of a folder whose other files are complete; names are relative to it."""
     values = {name: files[name]._asdict() for name in sorted(files)}
     with atomic_write(folder / MANIFEST) as file:
         json.dump({"files": values}, file, indent=1)
 
 
-def seal_all(folder: Path) -> None:
-    """`seal` whatever lies in a folder, by reading it."""
+def write_manifest_of_folder(folder: Path) -> None:
+    """`write_manifest` whatever lies in a folder, by reading it."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST)
-    seal(folder, {path.relative_to(folder).as_posix(): file_sum(path) for path in paths})
+    write_manifest(folder, {path.relative_to(folder).as_posix(): file_checksum(path) for path in paths})
 
 
-def read_manifest(folder: Path) -> dict[str, FileSum]:
+def read_manifest(folder: Path) -> dict[str, FileChecksum]:
     """The files that a sealed folder must have. Raises UserError where it has no readable manifest."""
     path = folder / MANIFEST
     try:
         values = json.loads(path.read_text(encoding="utf8"))["files"]
-        return {name: FileSum(int(entry["bytes"]), str(entry["sha256"])) for name, entry in values.items()}
+        return {name: FileChecksum(int(entry["bytes"]), str(entry["sha256"])) for name, entry in values.items()}
     except FileNotFoundError:
         raise UserError(f"{folder}: not complete, it has no {MANIFEST}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a readable manifest ({error})") from error
 
 
-def require_whole(folder: Path) -> dict[str, FileSum]:
+def require_whole(folder: Path) -> dict[str, FileChecksum]:
     """The quick check, without reading contents: every file is there in full. Returns the manifest. Raises UserError."""
     files = read_manifest(folder)
     for name, expected in files.items():
@@ -60,7 +60,7 @@ def require_whole(folder: Path) -> dict[str, FileSum]:
     return files
 
 
-def require_sums(folder: Path, files: Mapping[str, FileSum], names: Iterable[str]) -> None:
+def require_checksums(folder: Path, files: Mapping[str, FileChecksum], names: Iterable[str]) -> None:
     """The slow check: the files `names` have the contents that were written. Raises UserError."""
     for name in names:
         if sha256_file(folder / name) != files[name].sha256:

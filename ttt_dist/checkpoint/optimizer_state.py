@@ -23,7 +23,7 @@ from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.parallel.partition import VOCABULARY_WEIGHTS, padded_rows, partition_of, shard
 
 
-class Home(NamedTuple):
+class ParamFragment(NamedTuple):
     """`size` numbers of this process's slice of a weight, from number `first` on, are those of `master` from `offset` on."""
 
     master: Tensor
@@ -33,14 +33,16 @@ class Home(NamedTuple):
 
 
 @torch.no_grad()
-def deal_out(source: SavedState, engine: deepspeed.DeepSpeedEngine, mesh: Mesh, config: ModelConfig) -> None:
+def load_optimizer_state(
+    source: SavedState, engine: deepspeed.DeepSpeedEngine, mesh: Mesh, config: ModelConfig
+) -> None:
     """Set masters and moments of a fresh engine, this process's share of `source`. Raises UserError."""
     adam = getattr(engine.optimizer, "optimizer", engine.optimizer)  # inside DeepSpeed's own, where there is one
     for master in _masters(engine):
         assert master.dtype == torch.float32
         step = torch.tensor(float(source.adam_step), device=master.device)
         adam.state[master] = {"step": step, **{kind: torch.zeros_like(master) for kind in MOMENTS}}
-    for name, home in _homes(engine, mesh, config):
+    for name, home in _fragments(engine, mesh, config):
         moments = adam.state[home.master]
         for kind, target in ((WEIGHTS, home.master), *((kind, moments[kind]) for kind in MOMENTS)):
             own = _own_slice(name, source.read(name, kind), mesh).flatten()
@@ -48,7 +50,7 @@ def deal_out(source: SavedState, engine: deepspeed.DeepSpeedEngine, mesh: Mesh, 
 
 
 @torch.no_grad()
-def round_weights(engine: deepspeed.DeepSpeedEngine) -> None:
+def refresh_model_weights(engine: deepspeed.DeepSpeedEngine) -> None:
     """Make the weights of the forward pass anew from the masters; collective."""
     optimizer = engine.optimizer
     if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
@@ -77,7 +79,9 @@ def _masters(engine: deepspeed.DeepSpeedEngine) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _homes(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, config: ModelConfig) -> Iterator[tuple[str, Home]]:
+def _fragments(
+    engine: deepspeed.DeepSpeedEngine, mesh: Mesh, config: ModelConfig
+) -> Iterator[tuple[str, ParamFragment]]:
     """Names and homes of the weights that this process keeps numbers of."""
     optimizer, masters = engine.optimizer, _masters(engine)
     own_master: dict[nn.Parameter, Tensor] = {}
@@ -90,7 +94,7 @@ def _homes(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, config: ModelConfig) -
         elif isinstance(optimizer, (DeepSpeedZeroOptimizer, BF16_Optimizer)):
             home = _flattened(parameter, masters)
         else:
-            home = Home(own_master.get(parameter, parameter), 0, 0, parameter.numel())
+            home = ParamFragment(own_master.get(parameter, parameter), 0, 0, parameter.numel())
         if home.size:
             yield name, home
 
@@ -98,19 +102,19 @@ def _homes(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, config: ModelConfig) -
 # Of parameters DeepSpeed makes what no type says: it hangs its own attributes on them.
 
 
-def _partitioned(optimizer: DeepSpeedZeroOptimizer_Stage3, parameter: Any) -> Home:
+def _partitioned(optimizer: DeepSpeedZeroOptimizer_Stage3, parameter: Any) -> ParamFragment:
     group, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
     first = size * optimizer._get_param_partition_rank(parameter)
     size = max(min(size, parameter.ds_numel - first), 0)  # the last parts may be padding
-    return Home(optimizer.fp32_partitioned_groups_flat[group], offset, first, size)
+    return ParamFragment(optimizer.fp32_partitioned_groups_flat[group], offset, first, size)
 
 
-def _flattened(parameter: Any, masters: list[Tensor]) -> Home:
+def _flattened(parameter: Any, masters: list[Tensor]) -> ParamFragment:
     mapping = parameter._hp_mapping
     if mapping is None:  # another process keeps it
-        return Home(masters[0], 0, 0, 0)
+        return ParamFragment(masters[0], 0, 0, 0)
     here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
-    return Home(masters[mapping.param_group_index], here.start, there.start, there.numel)
+    return ParamFragment(masters[mapping.param_group_index], here.start, there.start, there.numel)
 
 
 def _own_slice(name: str, whole: Tensor, mesh: Mesh) -> Tensor:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ttt_dist.checkpoint.manager import FACTS, read_facts
+from ttt_dist.checkpoint.manager import METADATA, read_metadata
 from ttt_dist.config.run import Config
 from ttt_dist.config.typed_yaml import build
 from ttt_dist.model.structure import parameter_shapes
@@ -21,10 +21,10 @@ class SavedState:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.facts = read_facts(self.folder)
-        where = str(self.folder / FACTS)
-        self.config: Config = build(Config, self.facts["config"], where)
-        self.layout = TokenLayout.from_dict(self.facts["layout"], where)
+        self.metadata = read_metadata(self.folder)
+        where = str(self.folder / METADATA)
+        self.config: Config = build(Config, self.metadata["config"], where)
+        self.layout = TokenLayout.from_dict(self.metadata["layout"], where)
         self.shapes = parameter_shapes(self.config.model, self.layout.padded_vocab_size)
         """Whole shapes by our names, see `Transformer`; a tied head is the embedding."""
 

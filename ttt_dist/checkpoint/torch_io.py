@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import torch
 
-from ttt_dist.checkpoint.manifest import FileSum
+from ttt_dist.checkpoint.manifest import FileChecksum
 from ttt_dist.util.atomic_files import writing
 from ttt_dist.util.errors import UserError
 
@@ -29,7 +29,7 @@ UNREADABLE = (
 )
 
 
-def write_state(state: dict[str, Any], path: str | Path) -> FileSum:
+def write_state(state: dict[str, Any], path: str | Path) -> FileChecksum:
     """Write `state` in torch's zip form, in which tensors can be mapped, and force it to the disk; size and checksum.
 
     Raises UserError where the disk is full.
@@ -47,7 +47,7 @@ def write_state(state: dict[str, Any], path: str | Path) -> FileSum:
             torch.serialization.set_crc32_options(True)
         file.flush()
         os.fsync(file.fileno())
-    return FileSum(summed.num_bytes, summed.sha256.hexdigest())
+    return FileChecksum(summed.num_bytes, summed.sha256.hexdigest())
 
 
 class _SummedFile:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ttt_dist.checkpoint.deepspeed_reader import NativeCheckpoint
-from ttt_dist.checkpoint.manager import FACTS, PORTABLE, gather, read_facts
-from ttt_dist.checkpoint.manifest import seal_all
+from ttt_dist.checkpoint.deepspeed_reader import DeepSpeedCheckpoint
+from ttt_dist.checkpoint.manager import METADATA, UNIVERSAL, gather, read_metadata
+from ttt_dist.checkpoint.manifest import write_manifest_of_folder
 from ttt_dist.checkpoint.saved_state import KINDS, SavedState
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.model.hf.folder import MAX_SHARD_BYTES, FolderWeights, new_folder, write_json, write_weights
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 ADAM_STEP = "adam_step"
 
 
-class PortableCheckpoint(SavedState):
-    """A folder that `write_portable` has written. Raises UserError naming the file that is missing or broken."""
+class UniversalCheckpoint(SavedState):
+    """A folder that `write_universal` has written. Raises UserError naming the file that is missing or broken."""
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder)
@@ -38,7 +38,7 @@ class PortableCheckpoint(SavedState):
 
     @property
     def adam_step(self) -> int:
-        return int(self.facts[ADAM_STEP])
+        return int(self.metadata[ADAM_STEP])
 
     def read(self, name: str, kind: str) -> Tensor:
         return self._tensors[kind](name, self.shapes[name])
@@ -46,11 +46,11 @@ class PortableCheckpoint(SavedState):
 
 def open_checkpoint(folder: str | Path) -> SavedState:
     """A checkpoint of either form. Raises UserError."""
-    is_portable = read_facts(Path(folder)).get("form") == PORTABLE
-    return PortableCheckpoint(folder) if is_portable else NativeCheckpoint(folder)
+    is_portable = read_metadata(Path(folder)).get("form") == UNIVERSAL
+    return UniversalCheckpoint(folder) if is_portable else DeepSpeedCheckpoint(folder)
 
 
-def write_portable(source: SavedState, out: str | Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+def write_universal(source: SavedState, out: str | Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
     """Write the layout-free form of a checkpoint; an older folder `out` is replaced when the new one is complete.
 
     Raises UserError where the source is broken or the disk is full.
@@ -60,8 +60,8 @@ def write_portable(source: SavedState, out: str | Path, max_shard_bytes: int = M
         for kind in KINDS:
             (place / kind).mkdir()
             write_weights(place / kind, _each(source, kind, progress), source.config.model, max_shard_bytes)
-        write_json(place / FACTS, {**source.facts, "form": PORTABLE, ADAM_STEP: source.adam_step})
-        seal_all(place)
+        write_json(place / METADATA, {**source.metadata, "form": UNIVERSAL, ADAM_STEP: source.adam_step})
+        write_manifest_of_folder(place)
 
 
 def _each(source: SavedState, kind: str, progress: Progress) -> Iterator[tuple[str, Tensor]]:
@@ -71,7 +71,7 @@ def _each(source: SavedState, kind: str, progress: Progress) -> Iterator[tuple[s
         progress.advance(tensor.nbytes / 1e6)
 
 
-def load_portable(
+def load_universal(
     engine: "deepspeed.DeepSpeedEngine", mesh: Mesh, config: ModelConfig, layout: TokenLayout, folder: str | Path
 ) -> None:
     """Put weights, Adam's moments and its step into a fresh engine of any layout; collective.
@@ -80,16 +80,16 @@ def load_portable(
     UserError on all processes alike.
     """
     # Imports DeepSpeed, which takes seconds; writing has no need of it.
-    from ttt_dist.checkpoint.optimizer_state import deal_out, round_weights
+    from ttt_dist.checkpoint.optimizer_state import load_optimizer_state, refresh_model_weights
 
     failure: UserError | None = None
     try:
         source = open_checkpoint(folder)
         layout.require_same(source.layout, str(folder))
-        deal_out(source, engine, mesh, config)
+        load_optimizer_state(source, engine, mesh, config)
     except UserError as error:
         failure = error
     for other in gather(failure):
         if other is not None:
             raise other
-    round_weights(engine)
+    refresh_model_weights(engine)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 from ttt_dist.data.sampler import PackOrder, permutation_keys, permute
 
 
-class Place(NamedTuple):
+class SampleIndex(NamedTuple):
     """What stands at a slot of a step."""
 
     source: str
@@ -34,22 +34,22 @@ class Order(Protocol):
 
     global_batch: int
 
-    def place_at(self, step: int, slot: int) -> Place:
+    def sample_at(self, step: int, slot: int) -> SampleIndex:
         """What slot 0..global_batch-1 of a step reads."""
 
     def counts(self, step: int) -> dict[str, int]:
         """Packs read of each source before `step` begins."""
 
 
-class OneSource(Order):
+class SingleSource(Order):
     """The order of a run that is no blend."""
 
     def __init__(self, name: str, num_packs: int, seed: int, global_batch: int) -> None:
         self.name, self.global_batch = name, global_batch
         self.packs = PackOrder(num_packs, seed)
 
-    def place_at(self, step: int, slot: int) -> Place:
-        return Place(self.name, *self.packs.pack_at(step, slot, self.global_batch))
+    def sample_at(self, step: int, slot: int) -> SampleIndex:
+        return SampleIndex(self.name, *self.packs.pack_at(step, slot, self.global_batch))
 
     def counts(self, step: int) -> dict[str, int]:
         return {self.name: step * self.global_batch}
@@ -111,13 +111,13 @@ class BlendOrder(Order):
         for stage, after in pairwise(stages):
             self._before.append(self._add(self._before[-1], stage, after.from_step))
 
-    def place_at(self, step: int, slot: int) -> Place:
+    def sample_at(self, step: int, slot: int) -> SampleIndex:
         assert 0 <= slot < self.global_batch
         number = bisect_right(self._starts, step) - 1
         stage = self.stages[number]
         permuted = permute(slot, self.global_batch, permutation_keys("slots", self.seed, step))
         name, before = stage.pick((step - stage.from_step) * self.global_batch + permuted)
-        return Place(name, *self.packs[name].nth(self._before[number][name] + before))
+        return SampleIndex(name, *self.packs[name].nth(self._before[number][name] + before))
 
     def counts(self, step: int) -> dict[str, int]:
         number = bisect_right(self._starts, step) - 1

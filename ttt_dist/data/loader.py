@@ -1,4 +1,4 @@
-"""From packs to batches: this rank's micro-batches of a step (`PackLoader`), and of a held-out set (`HeldOutLoader`).
+"""From packs to batches: this rank's micro-batches of a step (`PackLoader`), and of a held-out set (`ValidationLoader`).
 
 Both are pure functions of their arguments: the noise comes from (seed, sample, epoch), the choice of packs from
 (seed, blend, step, slot). How the slots of a step are dealt to ranks and micro-batches changes nothing else.
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ttt_dist.config.objective import Objective
-from ttt_dist.data.blend import Place
+from ttt_dist.data.blend import SampleIndex
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.data.sources import Sources
 from ttt_dist.sequence.batch import Batch, collate
@@ -80,22 +80,22 @@ class PackLoader:
     def _prepare(self, step: int) -> list[Batch]:
         return [self._micro_batch(step, number) for number in range(self.num_micro_batches)]
 
-    def places(self, step: int) -> list[Place]:
+    def sample_indices(self, step: int) -> list[SampleIndex]:
         """Where this rank's packs of one step come from."""
-        return [place for number in range(self.num_micro_batches) for place in self._places(step, number)]
+        return [place for number in range(self.num_micro_batches) for place in self._sample_indices(step, number)]
 
-    def _places(self, step: int, number: int) -> list[Place]:
+    def _sample_indices(self, step: int, number: int) -> list[SampleIndex]:
         first = (number * self.dp_size + self.dp_rank) * self.micro_batch
-        return [self.order.place_at(step, slot) for slot in range(first, first + self.micro_batch)]
+        return [self.order.sample_at(step, slot) for slot in range(first, first + self.micro_batch)]
 
     def _micro_batch(self, step: int, number: int) -> Batch:
-        places = self._places(step, number)
+        places = self._sample_indices(step, number)
         packs = [self.sources.readers[place.source][place.pack] for place in places]
         epochs = [place.epoch for place in places]
         return ready(collate(packs, self.layout, self.objective.at(step), self.seed, epochs, self.seq_len))
 
 
-class HeldOutLoader:
+class ValidationLoader:
     """The first `num_packs` (default: all) packs of a held-out set, in order, always with the noise of epoch 0.
 
     The objective counts without its stages, so that figures of all steps compare.

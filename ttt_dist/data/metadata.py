@@ -9,7 +9,7 @@ from ttt_dist.util.atomic_files import sha256_file, sha256_folder
 from ttt_dist.util.errors import UserError
 
 FORMAT = "ttt_dist shard 1"
-BESIDE = ("tokenizer", "codec", "template.json")
+ASSETS = ("tokenizer", "codec", "template.json")
 """What lies in the folder of a shard and belongs to it: folders and files, each with one checksum in the JSON."""
 
 
@@ -19,14 +19,14 @@ def with_suffix(prefix: str | Path, suffix: str) -> Path:
     return prefix.with_name(prefix.name + suffix)
 
 
-def checksum_beside(path: Path) -> str:
+def asset_checksum(path: Path) -> str:
     """The SHA-256 of a file or folder of BESIDE."""
     return sha256_folder(path) if path.is_dir() else sha256_file(path)
 
 
-def checksums_beside(folder: Path) -> dict[str, str]:
+def asset_checksums(folder: Path) -> dict[str, str]:
     """The checksums of those of BESIDE that `folder` has."""
-    return {name: checksum_beside(folder / name) for name in BESIDE if (folder / name).exists()}
+    return {name: asset_checksum(folder / name) for name in ASSETS if (folder / name).exists()}
 
 
 def codec_hash(folder: Path) -> str | None:

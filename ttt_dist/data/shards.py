@@ -181,7 +181,7 @@ class ShardWriter:
             for suffix, path in self._temporary.items()
             if suffix != ".json"
         }
-        beside = metadata.checksums_beside(self.prefix.parent)
+        beside = metadata.asset_checksums(self.prefix.parent)
         meta = {"format": metadata.FORMAT, **self.meta, "counts": self.counts(), "files": files, "beside": beside}
         self._temporary[".json"].write_text(metadata.render(meta), encoding="utf-8")
         for path in self._temporary.values():

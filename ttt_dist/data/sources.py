@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from ttt_dist.config.data import DataConfig
-from ttt_dist.data.blend import BlendOrder, OneSource, Order, Stage, exact
+from ttt_dist.data.blend import BlendOrder, Order, SingleSource, Stage, exact
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.util.errors import UserError
 
@@ -47,7 +47,7 @@ class Sources:
         if self.stages:
             return BlendOrder(sizes, self.stages, seed, global_batch)
         [(name, size)] = sizes.items()
-        return OneSource(name, size, seed, global_batch)
+        return SingleSource(name, size, seed, global_batch)
 
     def epoch_steps(self, global_batch: int) -> int | None:
         """Steps after which every source has been read as often as data.blend's epochs say; None where it gives weights."""

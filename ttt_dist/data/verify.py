@@ -23,7 +23,7 @@ def verify(prefix: str | Path, tick: Callable[[], None] = lambda: None) -> list[
     except UserError as error:
         return [str(error)]
     problems = [] if metadata.is_intact(prefix) else [f"{with_suffix(prefix, '.json')}: changed since it was written"]
-    problems += verify_beside(Path(prefix).parent, meta.get("beside", {}))
+    problems += verify_assets(Path(prefix).parent, meta.get("beside", {}))
     if "shards" in meta:
         return problems or _verify_set(Path(prefix), meta, tick)
     problems += verify_files(Path(prefix), meta["files"])
@@ -53,12 +53,12 @@ def verify_files(prefix: Path, files: dict[str, dict[str, object]]) -> list[str]
     return problems
 
 
-def verify_beside(folder: Path, checksums: dict[str, str]) -> Iterator[str]:
+def verify_assets(folder: Path, checksums: dict[str, str]) -> Iterator[str]:
     """What is wrong with the tokenizer, codec and template.json of a folder."""
     for name, checksum in checksums.items():
         if not (folder / name).exists():
             yield f"{folder / name}: missing"
-        elif metadata.checksum_beside(folder / name) != checksum:
+        elif metadata.asset_checksum(folder / name) != checksum:
             yield f"{folder / name}: checksum differs, its contents have changed"
 
 

@@ -40,7 +40,7 @@ FORMS = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvalArgs:
     """The command line, checked."""
 
     task: str

@@ -17,9 +17,9 @@ from torch import Tensor
 from ttt_dist.audio import Codec, UtteranceReader, load_codec, read_audio, resample, write_wav
 from ttt_dist.audio.batches import choose_device
 from ttt_dist.config.decode import DecodeSettings
-from ttt_dist.evaluation.args import Plan, labels
+from ttt_dist.evaluation.args import EvalArgs, labels
 from ttt_dist.evaluation.ears import Heard, listen
-from ttt_dist.evaluation.item_errors import Notes
+from ttt_dist.evaluation.item_errors import ItemErrors
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.judge import Judge, load_judge
 from ttt_dist.evaluation.metrics.quality import Quality
@@ -52,10 +52,10 @@ class Speech:
 
 
 @dataclass
-class Tools:
+class EvalContext:
     """Opened once per process."""
 
-    plan: Plan
+    plan: EvalArgs
     folder: ModelFolder
     decoder: Decoder
     codec: Codec
@@ -67,7 +67,7 @@ class Tools:
     """Of recordings, by sample rate in Hz."""
 
     @classmethod
-    def open(cls, plan: Plan, speaks: bool, is_judged: bool) -> "Tools":
+    def open(cls, plan: EvalArgs, speaks: bool, is_judged: bool) -> "EvalContext":
         """Load what the plan names. Raises UserError where something is missing, or the codec cannot speak and must, or the model
         cannot write as the plan says.
         """
@@ -87,10 +87,10 @@ class Tools:
         }
         return cls(plan, folder, decoder, codec, template, judges, Quality() if plan.quality else None)
 
-    def hear(self, items: Sequence[Item], notes: Notes) -> list[tuple[Item, list[np.ndarray]]]:
+    def encode_audio(self, items: Sequence[Item], item_errors: ItemErrors) -> list[tuple[Item, list[np.ndarray]]]:
         """The codes of each item's recordings, in the order of its clips."""
         rate = self.codec.sample_rate
-        waves = notes.each(
+        waves = item_errors.each(
             ((item,) for item in items), lambda item: [self._read(clip, rate) for clip in clips(item.entry)]
         )
         codes = iter(self.codec.encode([wave for _, recordings in waves for wave in recordings]))
@@ -107,7 +107,7 @@ class Tools:
         self.decoder.require(request)
         return request
 
-    def answer(
+    def generate(
         self, rows: Sequence[tuple[Item, Request]], done: Callable[[], None], **changes: Any
     ) -> list[tuple[Item, Result]]:
         """Responses, with some decoding settings changed."""
@@ -115,7 +115,7 @@ class Tools:
         results = self.decoder.generate([request for _, request in rows], settings, done)
         return [(item, result) for (item, _), result in zip(rows, results, strict=True)]
 
-    def speak(self, item: Item, result: Result, turn: int = 0) -> str | None:
+    def synthesize(self, item: Item, result: Result, turn: int = 0) -> str | None:
         """Write a response's speech; its name below the results, None where the model said nothing."""
         if not len(result.codes):
             return None
@@ -131,12 +131,12 @@ class Tools:
         """Of sound."""
         return round(len(result.codes) / self.codec.code_rate, 6)
 
-    def say(
-        self, results: Sequence[tuple[Item, Result]], notes: Notes, done: Callable[[], None]
+    def synthesize_and_transcribe(
+        self, results: Sequence[tuple[Item, Result]], item_errors: ItemErrors, done: Callable[[], None]
     ) -> list[tuple[Item, Speech]]:
         """Write the speech of responses, and have the judges transcribe it."""
-        spoken = notes.each(results, lambda item, result: Speech(result, self.speak(item, result)))
-        heard = listen(self.judges, self.spoken(spoken), notes, done)
+        spoken = item_errors.each(results, lambda item, result: Speech(result, self.synthesize(item, result)))
+        heard = listen(self.judges, self.spoken(spoken), item_errors, done)
         silent = {item.id: dict.fromkeys(self.judges, "") for item, one in spoken if not one.wav}
         known = heard | silent
         return [(item, replace(one, heard=known[item.id])) for item, one in spoken if item.id in known]
@@ -145,10 +145,12 @@ class Tools:
         """What was written of it."""
         return [(item, partial(read_audio, self.plan.out / one.wav)) for item, one in said if one.wav]
 
-    def originals(self, items: Sequence[Item], notes: Notes) -> dict[str, list[tuple[Item, Sound]]]:
+    def originals(self, items: Sequence[Item], item_errors: ItemErrors) -> dict[str, list[tuple[Item, Sound]]]:
         """`recording`: those of the items that have one; `codec`: the same through the codec and back."""
-        coded = self.hear([item for item in items if len(clips(item.entry)) == 1], notes)
-        decoded = notes.each(((item, codes[0]) for item, codes in coded), lambda _, codes: self.codec.decode(codes))
+        coded = self.encode_audio([item for item in items if len(clips(item.entry)) == 1], item_errors)
+        decoded = item_errors.each(
+            ((item, codes[0]) for item, codes in coded), lambda _, codes: self.codec.decode(codes)
+        )
         return {
             "recording": [(item, partial(self._read, clips(item.entry)[0])) for item, _ in coded],
             "codec": [(item, partial(resample, wave, self.codec.sample_rate)) for item, wave in decoded],

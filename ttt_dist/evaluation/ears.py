@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ttt_dist.evaluation.args import OWN
-from ttt_dist.evaluation.item_errors import Notes
+from ttt_dist.evaluation.item_errors import ItemErrors
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.judge import Judge
 from ttt_dist.evaluation.metrics.quality import score_quality
@@ -31,18 +31,20 @@ EARS_NOTE = (
 
 
 def listen(
-    judges: Mapping[str, Judge], rows: Sequence[tuple[Item, Sound]], notes: Notes, done: Callable[[], None]
+    judges: Mapping[str, Judge], rows: Sequence[tuple[Item, Sound]], item_errors: ItemErrors, done: Callable[[], None]
 ) -> dict[str, Heard]:
     """By the item's id. An item that one of the judges cannot hear is noted and left out."""
     heard: dict[str, Heard] = {item.id: {} for item, _ in rows}
     for label, judge in judges.items():
         left = [(item, sound) for item, sound in rows if item.id in heard]
-        heard = {name: heard[name] | {label: text} for name, text in _transcribe(judge, left, notes, done).items()}
+        heard = {
+            name: heard[name] | {label: text} for name, text in _transcribe(judge, left, item_errors, done).items()
+        }
     return heard
 
 
 def _transcribe(
-    judge: Judge, rows: Sequence[tuple[Item, Sound]], notes: Notes, done: Callable[[], None]
+    judge: Judge, rows: Sequence[tuple[Item, Sound]], item_errors: ItemErrors, done: Callable[[], None]
 ) -> dict[str, str]:
     """What the judge hears in each, by the item's id. Where it fails, each is tried alone."""
 
@@ -53,7 +55,7 @@ def _transcribe(
     try:
         return {item.id: text for (item, _), text in zip(rows, hear(rows), strict=True)}
     except UserError:
-        return {item.id: text for item, text in notes.each(rows, lambda *row: hear([row])[0])}
+        return {item.id: text for item, text in item_errors.each(rows, lambda *row: hear([row])[0])}
 
 
 def score_speech(records: Sequence[Record], normalisers: Normalisers) -> Scored:

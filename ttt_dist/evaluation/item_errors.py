@@ -9,7 +9,7 @@ from ttt_dist.util.errors import UserError
 T = TypeVar("T")
 
 
-class Notes:
+class ItemErrors:
     """Of a part of an evaluation."""
 
     def __init__(self, tick: Callable[[float], None] = lambda _: None) -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ttt_dist.data.metadata import with_suffix
-from ttt_dist.evaluation.args import FORMS, Plan
-from ttt_dist.evaluation.context import Notes, Tools
+from ttt_dist.evaluation.args import FORMS, EvalArgs
+from ttt_dist.evaluation.context import EvalContext
+from ttt_dist.evaluation.item_errors import ItemErrors
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.metrics.scores import Record, wavs
 from ttt_dist.evaluation.tasks.registry import TASKS
 from ttt_dist.jobs.parts import describe_file, has_files, part_prefix, read_part, write_part
-from ttt_dist.jobs.runner import Outcome, PartJob, Tick
+from ttt_dist.jobs.runner import Outcome, PartJob, ProgressCallback
 from ttt_dist.util.atomic_files import atomic_write, remove_leftovers
 from ttt_dist.util.errors import UserError
 
@@ -28,7 +29,7 @@ AGAIN = "evaluate again"
 class EvaluationJob(PartJob):
     """The parts of one task on one data file."""
 
-    plan: Plan
+    plan: EvalArgs
     lines: list[Item | str]
     """Items, and messages about lines that are none."""
     made_from: dict[str, Any]
@@ -51,12 +52,12 @@ class EvaluationJob(PartJob):
     def open(self) -> None:
         """Load the model and all else, where there is something left to do."""
         if any(self.finished(number) is None for number in range(self.num_parts)):
-            _ = self.tools
+            _ = self.context
 
     @cached_property
-    def tools(self) -> Tools:
+    def context(self) -> EvalContext:
         form, is_silent = FORMS[self.plan.task], self.plan.text_only
-        return Tools.open(self.plan, form.speaks and not is_silent, form.is_judged and not is_silent)
+        return EvalContext.open(self.plan, form.speaks and not is_silent, form.is_judged and not is_silent)
 
     def require_own_parts(self) -> None:
         """Raise UserError where a part that lies there was made from other things, naming the first difference."""
@@ -76,14 +77,14 @@ class EvaluationJob(PartJob):
             return None
         return Outcome(part["counts"], part["problems"])
 
-    def make(self, number: int, tick: Tick) -> Outcome:
+    def make(self, number: int, tick: ProgressCallback) -> Outcome:
         """Write the part."""
         lines = self._lines_of(number)
         items = [line for line in lines if isinstance(line, Item)]
-        notes = Notes(tick)
-        records = TASKS[self.plan.task].run(self.tools, items, notes) if items else []
-        notes.advance(max(len(lines) - notes.num_done, 0))  # those that could not be used
-        problems = [line for line in lines if isinstance(line, str)] + notes.problems
+        item_errors = ItemErrors(tick)
+        records = TASKS[self.plan.task].run(self.context, items, item_errors) if items else []
+        item_errors.advance(max(len(lines) - item_errors.num_done, 0))  # those that could not be used
+        problems = [line for line in lines if isinstance(line, str)] + item_errors.problems
         path = with_suffix(self.prefix(number), ".jsonl")
         remove_leftovers(path, with_suffix(self.prefix(number), ".json"))
         with_suffix(self.prefix(number), ".json").unlink(missing_ok=True)
@@ -104,7 +105,7 @@ class EvaluationJob(PartJob):
 
     @property
     def _judge_names(self) -> dict[str, str]:
-        return {label: judge.name for label, judge in self.tools.judges.items()}
+        return {label: judge.name for label, judge in self.context.judges.items()}
 
     def _lines_of(self, number: int) -> list[Item | str]:
         return self.lines[number * self.plan.part_size : (number + 1) * self.plan.part_size]

@@ -9,7 +9,7 @@ import soundfile
 
 from ttt_dist.audio import UtteranceReader
 from ttt_dist.evaluation import report
-from ttt_dist.evaluation.args import Plan
+from ttt_dist.evaluation.args import EvalArgs
 from ttt_dist.evaluation.context import locate
 from ttt_dist.evaluation.ears import EARS_NOTE, MOST, by_judge
 from ttt_dist.evaluation.items import Item
@@ -25,7 +25,11 @@ SAMPLE_RATE = 16000  # of recordings in the page
 
 
 def render(
-    plan: Plan, summary: Mapping[str, Any], worst: Sequence[Record], items: Mapping[str, Item], normalisers: Normalisers
+    plan: EvalArgs,
+    summary: Mapping[str, Any],
+    worst: Sequence[Record],
+    items: Mapping[str, Item],
+    normalisers: Normalisers,
 ) -> str:
     """The page. `worst` are scored records, the worst first."""
     players = Players(plan)
@@ -51,7 +55,7 @@ def render(
 class Players:
     """Players of what was heard and said, as long as the page has room."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: EvalArgs) -> None:
         self.plan = plan
         self._left = AUDIO_BYTES
         self._reader = UtteranceReader(plan.data.parent, SAMPLE_RATE, audio_root=plan.audio_root, cache_bytes=0)

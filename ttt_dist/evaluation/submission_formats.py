@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ttt_dist.evaluation.args import Plan
+from ttt_dist.evaluation.args import EvalArgs
 from ttt_dist.evaluation.job import write_jsonl
 from ttt_dist.evaluation.metrics.scores import Record
 from ttt_dist.evaluation.tasks.item_adapters import question_text
@@ -18,7 +18,7 @@ from ttt_dist.util.atomic_files import atomic_write
 FILE_NAME = re.compile(r"[^A-Za-z0-9_-]")
 
 
-def write_layouts(plan: Plan, records: Sequence[Record]) -> list[Path]:
+def write_layouts(plan: EvalArgs, records: Sequence[Record]) -> list[Path]:
     """Write what the task's benchmarks want; the paths."""
     if plan.task == "audio_qa":
         return _alpaca_eval(plan, [record for record in records if not record["answers"]])
@@ -27,7 +27,7 @@ def write_layouts(plan: Plan, records: Sequence[Record]) -> list[Path]:
     return []
 
 
-def _alpaca_eval(plan: Plan, records: Sequence[Record]) -> list[Path]:
+def _alpaca_eval(plan: EvalArgs, records: Sequence[Record]) -> list[Path]:
     """A list of {"dataset", "instruction", "output", "generator"} each for text and speech, of questions without answers."""
     written = []
     for name, key in (("text", "text"), ("speech", "heard")):
@@ -48,7 +48,7 @@ def _alpaca_eval(plan: Plan, records: Sequence[Record]) -> list[Path]:
     return written
 
 
-def _voicebench(plan: Plan, records: Sequence[Record]) -> list[Path]:
+def _voicebench(plan: EvalArgs, records: Sequence[Record]) -> list[Path]:
     """Each item as the benchmark gave it, less its audio, with `prompt` and `response`: chats of one question only."""
     single = [record for record in records if len(record["answers"]) == 1 and "dialogue" not in record["given"]]
     if not single:
@@ -64,7 +64,7 @@ def _question(record: Record) -> str:
     return question_text(record["given"]) or next((answer["question"] for answer in record["answers"]), "")
 
 
-def _uro_bench(plan: Plan, records: Sequence[Record]) -> Path:
+def _uro_bench(plan: EvalArgs, records: Sequence[Record]) -> Path:
     """OUT/uro_bench: of single questions the texts in three files and audio/NNNN.wav; of dialogues one file with all."""
     folder = plan.out / "uro_bench"
     with new_folder(folder) as place:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ttt_dist.evaluation.args import OWN, Plan
+from ttt_dist.evaluation.args import OWN, EvalArgs
 from ttt_dist.evaluation.ears import by_judge, called
 from ttt_dist.evaluation.job import Collection
 from ttt_dist.evaluation.metrics.quality import as_table
@@ -12,7 +12,7 @@ from ttt_dist.evaluation.metrics.scores import Scored
 TOLD = 20  # problems named in a summary; the parts name all
 
 
-def summarise(plan: Plan, made_from: dict[str, Any], collected: Collection, scored: Scored) -> dict[str, Any]:
+def summarise(plan: EvalArgs, made_from: dict[str, Any], collected: Collection, scored: Scored) -> dict[str, Any]:
     """Scores at the top level by name, and again with intervals and what they were made with; then all that made them."""
     about: dict[str, Any] = {
         "task": plan.task,

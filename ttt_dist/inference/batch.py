@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ttt_dist.model.attention.kv_cache import Run, Sequence
+from ttt_dist.model.attention.kv_cache import Run, SequenceCache
 
 KEYS = 64
 FIXED_KEYS = 256
@@ -26,10 +26,10 @@ class Row(NamedTuple):
     ids: np.ndarray
     ends: np.ndarray
     """Exclusive end of what each sees, as an index into the sequence."""
-    sequence: Sequence
+    sequence: SequenceCache
     needed: np.ndarray
     """Places among the new tokens that a choice is asked for."""
-    final: int
+    num_cacheable: int
     """Tokens of the sequence that are final after this forward."""
 
     @property

@@ -20,7 +20,7 @@ from ttt_dist.model.attention.kv_cache import CachePlan, Run, SlotCache
 from ttt_dist.model.transformer import Transformer, head_dim
 
 
-class Runner:
+class ForwardRunner:
     """One model with one cache. `is_fixed` gives every forward a fixed shape where it can: by default on CUDA only."""
 
     def __init__(self, model: Transformer, is_fixed: bool | None = None) -> None:
@@ -47,7 +47,7 @@ class Runner:
             batch = fixed_batch(rows, shape, self.cache.spare_slot)
             hidden = self._replay(shape, batch)[self.tensor(batch.needed)]
         for row in rows:
-            row.sequence.length = row.final
+            row.sequence.length = row.num_cacheable
         return hidden
 
     def tensor(self, values: np.ndarray) -> Tensor:

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from ttt_dist.config.decode import DEFAULTS, DecodeSettings
-from ttt_dist.inference.detokenizer import Ended, Event, Reader, Result
-from ttt_dist.inference.model_runner import Asked, Forwards
-from ttt_dist.inference.sequence_state import Choice, Rules, State, advance, prompt_spans
+from ttt_dist.inference.detokenizer import Event, Finished, IncrementalDetokenizer, Result
+from ttt_dist.inference.model_runner import Asked, ModelRunner
+from ttt_dist.inference.sequence_state import Choice, DecodeContext, SequenceState, decode_step, prompt_spans
 from ttt_dist.model.hf.folder import ModelFolder
 from ttt_dist.model.layers import lay_transposed
 from ttt_dist.model.tiles import tile_vocabulary
@@ -113,7 +113,7 @@ class Decoder:
     ) -> list[Result]:
         results: dict[int, Result] = {}
         for index, event in self.stream(requests, settings):
-            if isinstance(event, Ended):
+            if isinstance(event, Finished):
                 results[index] = event.result
                 on_done()
         return [results[index] for index in range(len(requests))]
@@ -123,7 +123,7 @@ class Decoder:
 class Running(Asked):
     """A request in the middle of its response."""
 
-    reader: Reader
+    reader: IncrementalDetokenizer
     num_forwards: int = 0
     num_audio_forwards: int = 0
 
@@ -132,8 +132,8 @@ class Running(Asked):
         before = self.state
         self.num_forwards += 1 + self.is_guided
         self.num_audio_forwards += 0 if before.span_start is None else 1 + self.is_guided
-        self.state = after = advance(before, choice, self.rules)
-        events = self.reader.read(after.ids[max(before.settled, after.num_prompt) : after.settled])
+        self.state = after = decode_step(before, choice, self.context)
+        events = self.reader.read(after.ids[max(before.num_committed, after.num_prompt) : after.num_committed])
         if after.finish is None:
             return events
         return events + self.reader.end(after, self.num_forwards, self.num_audio_forwards)
@@ -144,9 +144,9 @@ class Session:
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
-        self._forwards = Forwards(decoder.folder.model, decoder.folder.layout)
+        self._forwards = ModelRunner(decoder.folder.model, decoder.folder.layout)
         self._num_added = 0
-        self._waiting: deque[tuple[int, State, Rules]] = deque()
+        self._waiting: deque[tuple[int, SequenceState, DecodeContext]] = deque()
         self._active: dict[int, Running] = {}
 
     @property
@@ -159,12 +159,12 @@ class Session:
         self.decoder.require(request)
         self.decoder.require_mode(settings)
         folder, ids = self.decoder.folder, np.asarray(request.ids)
-        rules = Rules(settings, folder.layout, folder.objective.kind, folder.max_length)
+        context = DecodeContext(settings, folder.layout, folder.objective.kind, folder.max_length)
         heard = folder.objective.kind != "ar" and folder.objective.prompt_audio == "bidirectional"
         spoken = settings.audio_mode == "diffusion" if folder.objective.kind == "ttt" else heard
-        state = rules.start(ids, prompt_spans(ids, folder.layout, heard, spoken), request.seed)
+        state = context.start(ids, prompt_spans(ids, folder.layout, heard, spoken), request.seed)
         key, self._num_added = self._num_added, self._num_added + 1
-        self._waiting.append((key, state, rules))
+        self._waiting.append((key, state, context))
         return key
 
     def drop(self, key: int) -> None:
@@ -187,10 +187,12 @@ class Session:
                 self._leave(key)
         return events
 
-    def _join(self, key: int, state: State, rules: Rules) -> None:
+    def _join(self, key: int, state: SequenceState, context: DecodeContext) -> None:
         folder, cache = self.decoder.folder, self._forwards.cache
-        guide = cache.take() if rules.settings.cfg > 0 else None
-        self._active[key] = Running(state, rules, cache.take(), guide, Reader(folder.tokenizer, folder.layout))
+        guide = cache.take() if context.settings.cfg > 0 else None
+        self._active[key] = Running(
+            state, context, cache.take(), guide, IncrementalDetokenizer(folder.tokenizer, folder.layout)
+        )
 
     def _leave(self, key: int) -> None:
         running = self._active.pop(key)

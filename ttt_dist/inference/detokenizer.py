@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ttt_dist.inference.sequence_state import Finish, State
+from ttt_dist.inference.sequence_state import Finish, SequenceState
 from ttt_dist.sequence.sample import spans
 from ttt_dist.sequence.text_tokenizer import TextTokenizer
 from ttt_dist.sequence.tokens import TokenLayout
@@ -51,16 +51,16 @@ class SpanDone:
 
 
 @dataclass(frozen=True)
-class Ended:
+class Finished:
     """The response is whole."""
 
     result: Result
 
 
-Event = TextPiece | SpanDone | Ended
+Event = TextPiece | SpanDone | Finished
 
 
-class Reader:
+class IncrementalDetokenizer:
     """Reads a response as it grows: text as far as its characters are complete, spans when they are closed."""
 
     def __init__(self, tokenizer: TextTokenizer, layout: TokenLayout) -> None:
@@ -95,10 +95,10 @@ class Reader:
         piece, self._told = text[self._told :], max(self._told, len(text))
         return [TextPiece(piece)] if piece else []
 
-    def end(self, state: State, num_forwards: int, num_audio_forwards: int) -> list[Event]:
+    def end(self, state: SequenceState, num_forwards: int, num_audio_forwards: int) -> list[Event]:
         """What is left to tell of a finished state, and the result."""
         assert state.finish is not None
         text = self.tokenizer.decode(self.text_ids)
         ids, text_ids = state.ids[state.num_prompt :], np.array(self.text_ids, dtype=np.int32)
         result = Result(ids, text, text_ids, self.spans, state.finish, num_forwards, num_audio_forwards)
-        return [*self._tell(text, is_last=True), Ended(result)]
+        return [*self._tell(text, is_last=True), Finished(result)]

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.inference.batch import Row
-from ttt_dist.inference.cuda_graphs import Runner
+from ttt_dist.inference.cuda_graphs import ForwardRunner
 from ttt_dist.inference.sampling import MEASURES, choose_codes, choose_text, guided
-from ttt_dist.inference.sequence_state import Choice, Phase, Rules, State, allowed_ids, uniforms
-from ttt_dist.model.attention.kv_cache import Sequence
+from ttt_dist.inference.sequence_state import Choice, DecodeContext, Phase, SequenceState, allowed_ids, uniforms
+from ttt_dist.model.attention.kv_cache import SequenceCache
 from ttt_dist.model.layers import Head
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.tokens import TokenLayout
@@ -29,10 +29,10 @@ FEWEST_ROWS = 64  # at once: the head is read once for them
 class Asked:
     """A request whose next choices are wanted, and its places in the cache."""
 
-    state: State
-    rules: Rules
-    own: Sequence
-    guide: Sequence | None
+    state: SequenceState
+    context: DecodeContext
+    own: SequenceCache
+    guide: SequenceCache | None
     """Of the same with all context masked, for guidance."""
 
     @property
@@ -43,8 +43,8 @@ class Asked:
     @property
     def is_sampled(self) -> bool:
         """Whether the next forward draws tokens."""
-        settings = self.rules.settings
-        return (settings.temperature if self.rules.phase(self.state) == "text" else settings.code_temperature) > 0
+        settings = self.context.settings
+        return (settings.temperature if self.context.phase(self.state) == "text" else settings.code_temperature) > 0
 
 
 @dataclass
@@ -62,10 +62,10 @@ class Wanted:
     @classmethod
     def of(cls, asked: Ordered[Asked]) -> "Wanted":
         """All that some requests need, which are in one phase."""
-        places = [one.rules.needed(one.state) for one in asked]
+        places = [one.context.needed(one.state) for one in asked]
         owners = np.repeat(np.arange(len(asked)), [len(part) for part in places])
         numbers = [
-            uniforms(one.state, part, one.rules) if one.is_sampled else np.zeros(len(part))
+            uniforms(one.state, part, one.context) if one.is_sampled else np.zeros(len(part))
             for one, part in zip(asked, places, strict=True)
         ]
         return cls(asked, owners, np.concatenate(places), np.concatenate(numbers))
@@ -79,11 +79,11 @@ class Wanted:
         return np.asarray(values)[self.owners]
 
 
-class Forwards:
+class ModelRunner:
     """Makes the choices that decoding needs next, for one session."""
 
     def __init__(self, model: Transformer, layout: TokenLayout) -> None:
-        self.runner = Runner(model)
+        self.runner = ForwardRunner(model)
         self.cache = self.runner.cache
         self.layout = layout
         self._stretches: dict[Phase, tuple[slice, Tensor]] = {}
@@ -93,18 +93,20 @@ class Forwards:
         """What the model would write where each needs it; the cache takes in what has become final."""
         if not asked:
             return []
-        rows = [_row(one.state, one.rules, one.own, one.state.ids, one.rules.final(one.state)) for one in asked]
+        rows = [
+            _row(one.state, one.context, one.own, one.state.ids, one.context.num_cacheable(one.state)) for one in asked
+        ]
         guides = {}
         for index, one in enumerate(asked):
             if one.is_guided and one.guide is not None:
                 guides[index] = len(rows)
-                rows.append(self._guide_row(one.state, one.rules, one.guide))
+                rows.append(self._guide_row(one.state, one.context, one.guide))
         hidden = self.runner(rows)
         starts = np.cumsum([0, *(len(row.needed) for row in rows)])
         places: list[np.ndarray] = []
         found: list[Tensor] = []
-        for phase in dict.fromkeys(one.rules.phase(one.state) for one in asked):
-            members = [index for index, one in enumerate(asked) if one.rules.phase(one.state) == phase]
+        for phase in dict.fromkeys(one.context.phase(one.state) for one in asked):
+            members = [index for index, one in enumerate(asked) if one.context.phase(one.state) == phase]
             places.append(np.concatenate([np.arange(*starts[index : index + 2]) for index in members]))
             shifts = np.array([starts[guides[index]] - starts[index] if index in guides else 0 for index in members])
             found += self._choose(phase, hidden, places[-1], shifts, Wanted.of([asked[index] for index in members]))
@@ -128,7 +130,7 @@ class Forwards:
             logits = self._logits(phase, hidden[self.runner.tensor(rows)])
             is_guided = np.flatnonzero(part.of_owners(shifts))
             if len(is_guided):
-                scales = part.of_owners([one.rules.settings.cfg for one in part.asked])[is_guided].astype(np.float32)
+                scales = part.of_owners([one.context.settings.cfg for one in part.asked])[is_guided].astype(np.float32)
                 sources = self.runner.tensor((rows + part.of_owners(shifts))[is_guided])
                 targets, scale = self.runner.tensor(is_guided), self.runner.tensor(scales).unsqueeze(-1)
                 logits[targets] = guided(logits[targets], self._logits(phase, hidden[sources]), scale)
@@ -154,9 +156,9 @@ class Forwards:
             self._stretches[phase] = columns, self.runner.tensor(np.flatnonzero(is_other))
         return self._stretches[phase]
 
-    def _guide_row(self, state: State, rules: Rules, guide: Sequence) -> Row:
-        masked = np.where(np.arange(len(state.ids)) < state.settled, self.layout.mask, state.ids)
-        return _row(state, rules, guide, masked, state.settled)
+    def _guide_row(self, state: SequenceState, context: DecodeContext, guide: SequenceCache) -> Row:
+        masked = np.where(np.arange(len(state.ids)) < state.num_committed, self.layout.mask, state.ids)
+        return _row(state, context, guide, masked, state.num_committed)
 
 
 def choices(phase: Phase, logits: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor]:
@@ -166,9 +168,9 @@ def choices(phase: Phase, logits: Tensor, wanted: Wanted) -> tuple[Tensor, Tenso
     """
     numbers = torch.from_numpy(wanted.uniforms)
     if phase != "text":
-        heats = wanted.of_owners([one.rules.settings.code_temperature for one in wanted.asked])
-        rules = np.array([one.rules.settings.remasking for one in wanted.asked])
-        others = {rule: np.flatnonzero(wanted.of_owners(rules == rule)) for rule in MEASURES if rule in rules}
+        heats = wanted.of_owners([one.context.settings.code_temperature for one in wanted.asked])
+        context = np.array([one.context.settings.remasking for one in wanted.asked])
+        others = {rule: np.flatnonzero(wanted.of_owners(context == rule)) for rule in MEASURES if rule in context}
         return choose_codes(logits, torch.from_numpy(heats), numbers, others)
     ids = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     for settings, rows in _by_settings(wanted).items():
@@ -182,11 +184,11 @@ def choices(phase: Phase, logits: Tensor, wanted: Wanted) -> tuple[Tensor, Tenso
 def _by_settings(wanted: Wanted) -> dict[DecodeSettings, list[int]]:
     found: dict[DecodeSettings, list[int]] = {}
     for row, owner in enumerate(wanted.owners.tolist()):
-        found.setdefault(wanted.asked[owner].rules.settings, []).append(row)
+        found.setdefault(wanted.asked[owner].context.settings, []).append(row)
     return found
 
 
-def _row(state: State, rules: Rules, sequence: Sequence, ids: np.ndarray, final: int) -> Row:
+def _row(state: SequenceState, context: DecodeContext, sequence: SequenceCache, ids: np.ndarray, final: int) -> Row:
     start = sequence.length
     ends = start + visible_end_of_spans(state.span_ids[start:])
-    return Row(ids[start:], ends, sequence, rules.needed(state) - start, final)
+    return Row(ids[start:], ends, sequence, context.needed(state) - start, final)

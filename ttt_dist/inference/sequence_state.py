@@ -26,7 +26,7 @@ Phase = Literal["text", "span", "response"]
 
 
 @dataclass(frozen=True)
-class State:
+class SequenceState:
     """One request in the middle of its response."""
 
     ids: np.ndarray
@@ -51,7 +51,7 @@ class State:
     """Why the response ended; None while it goes on."""
 
     @property
-    def settled(self) -> int:
+    def num_committed(self) -> int:
         """Tokens that are written and will stay: all but the open span."""
         return len(self.ids) if self.span_start is None else self.span_start
 
@@ -73,8 +73,8 @@ class Choice(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rules:
-    """What `advance` needs besides the state."""
+class DecodeContext:
+    """What `decode_step` needs besides the state."""
 
     settings: DecodeSettings
     layout: TokenLayout
@@ -83,12 +83,12 @@ class Rules:
     max_length: int
     """The longest sequence that the model takes, in tokens."""
 
-    def start(self, ids: np.ndarray, span_ids: np.ndarray, seed: int) -> State:
+    def start(self, ids: np.ndarray, span_ids: np.ndarray, seed: int) -> SequenceState:
         """The state before the first forward, of a prompt's ids and spans."""
-        state = State(ids.astype(np.int32), span_ids.astype(np.int32), len(ids), seed)
+        state = SequenceState(ids.astype(np.int32), span_ids.astype(np.int32), len(ids), seed)
         return _open_span(state, self) if self.kind == "nar" else state
 
-    def phase(self, state: State) -> Phase:
+    def phase(self, state: SequenceState) -> Phase:
         """Which tokens may come next: see `allowed_ids`."""
         if self.kind == "nar":
             return "response"
@@ -110,8 +110,8 @@ class Rules:
         layout = self.layout
         return [layout.im_end] if self.kind == "nar" else [layout.end_of_audio_new, layout.end_of_audio_span_last]
 
-    def needed(self, state: State) -> np.ndarray:
-        """Positions whose choice `advance` takes.
+    def needed(self, state: SequenceState) -> np.ndarray:
+        """Positions whose choice `decode_step` takes.
 
         The masked ones of an open block; of a draft the one before it and all its own; else the last one.
         """
@@ -122,14 +122,14 @@ class Rules:
             return np.arange(start - 1, len(state.ids))
         return start + np.flatnonzero(state.ids[start:] == self.layout.mask)
 
-    def final(self, state: State) -> int:
+    def num_cacheable(self, state: SequenceState) -> int:
         """Tokens whose keys and values the next forward settles: nothing that they see changes any more.
 
         Verifying needs what the model says before the block, so that position is computed once more.
         """
         return self.bidirectional_from(state) - (self.is_verified and state.block_start is not None)
 
-    def bidirectional_from(self, state: State) -> int:
+    def bidirectional_from(self, state: SequenceState) -> int:
         """First token that sees the masks of the open block, and is computed anew with them."""
         if state.block_start is None or state.span_start is None:
             return len(state.ids)
@@ -144,13 +144,13 @@ def allowed_ids(layout: TokenLayout, phase: Phase) -> np.ndarray:
     return np.flatnonzero(layout.text_allowed if phase == "text" else layout.span_allowed)
 
 
-def uniforms(state: State, needed: np.ndarray, rules: Rules) -> np.ndarray:
+def uniforms(state: SequenceState, needed: np.ndarray, context: DecodeContext) -> np.ndarray:
     """Random numbers in [0, 1) that sample at the needed positions [n].
 
     What is written draws by (seed, its place), so that it does not matter in how many forwards; a draft draws the same
     number for a place, and so the same token where it agrees. What is denoised draws by (seed, number of the forward).
     """
-    if state.is_denoised and not rules.is_verified:
+    if state.is_denoised and not context.is_verified:
         return _of_forward(state, len(needed))[0]
     places = needed + (not state.is_denoised)
     first, end = int(places[0]), int(places[-1]) + 1
@@ -159,94 +159,94 @@ def uniforms(state: State, needed: np.ndarray, rules: Rules) -> np.ndarray:
     return generator.random(end - first)[places - first]
 
 
-def _of_forward(state: State, count: int) -> np.ndarray:
+def _of_forward(state: SequenceState, count: int) -> np.ndarray:
     """Numbers of a forward over masks [2, count]: the first row samples tokens, the second orders random remasking."""
     return np.random.default_rng([state.seed, state.num_forwards]).random((2, count))
 
 
-def advance(state: State, choice: Choice, rules: Rules) -> State:
-    """The state after one forward, whose choices are those at `rules.needed`."""
+def decode_step(state: SequenceState, choice: Choice, context: DecodeContext) -> SequenceState:
+    """The state after one forward, whose choices are those at `context.needed`."""
     if state.block_start is not None:
-        return (_verify if state.is_drafted else _denoise)(state, choice, rules)
+        return (_verify if state.is_drafted else _denoise)(state, choice, context)
     state = replace(state, num_forwards=state.num_forwards + 1)
     write = _write_text if state.span_start is None else _write_code
-    return write(state, int(choice.ids[0]), rules)
+    return write(state, int(choice.ids[0]), context)
 
 
-def _write_text(state: State, token: int, rules: Rules) -> State:
+def _write_text(state: SequenceState, token: int, context: DecodeContext) -> SequenceState:
     """Append a text token; a start of audio opens a span, the end of turn ends the response."""
-    layout = rules.layout
+    layout = context.layout
     state = replace(_append(state, np.array([token]), 0), num_text=state.num_text + 1)
     if token == layout.im_end:
         return replace(state, finish="end_of_turn")
-    if token == layout.begin_of_quad and rules.settings.stop_at_last_span:
+    if token == layout.begin_of_quad and context.settings.stop_at_last_span:
         return replace(state, finish="last_span")
     if token in (layout.begin_of_audio, layout.begin_of_quad):
-        return _open_span(state, rules)
-    return _unless_too_long(state, rules)
+        return _open_span(state, context)
+    return _unless_too_long(state, context)
 
 
-def _write_code(state: State, token: int, rules: Rules) -> State:
+def _write_code(state: SequenceState, token: int, context: DecodeContext) -> SequenceState:
     """Append a code to an open span that is written one by one, or an end that closes it."""
     state = _append(state, np.array([token]), 0)
-    if token in rules.ends or not _room(state, rules):
-        return _close_span(state, len(state.ids), rules)
+    if token in context.ends or not _room(state, context):
+        return _close_span(state, len(state.ids), context)
     return state
 
 
-def _open_span(state: State, rules: Rules) -> State:
+def _open_span(state: SequenceState, context: DecodeContext) -> SequenceState:
     state = replace(state, span_start=len(state.ids))
-    if not _room(state, rules):
-        return _close_span(state, len(state.ids), rules)
-    return state if rules.is_causal else _append_block(state, rules)
+    if not _room(state, context):
+        return _close_span(state, len(state.ids), context)
+    return state if context.is_causal else _append_block(state, context)
 
 
-def _append_block(state: State, rules: Rules) -> State:
+def _append_block(state: SequenceState, context: DecodeContext) -> SequenceState:
     """Add masks to the open span up to the end of its block, as far as may be.
 
     What verifying has left of a block is drafted at its old length: how many masks a span has tells the model how long it is.
     """
     assert state.span_start is not None
-    block = rules.settings.block
-    count = min(block - (len(state.ids) - state.span_start) % block, _room(state, rules))
-    state = replace(state, block_start=len(state.ids), steps_left=rules.settings.steps)
-    state = _append(state, np.full(count, rules.layout.mask), 0)
-    return _number_span(state, rules.bidirectional_from(state), int(state.span_ids.max(initial=0)) + 1)
+    block = context.settings.block
+    count = min(block - (len(state.ids) - state.span_start) % block, _room(state, context))
+    state = replace(state, block_start=len(state.ids), steps_left=context.settings.steps)
+    state = _append(state, np.full(count, context.layout.mask), 0)
+    return _number_span(state, context.bidirectional_from(state), int(state.span_ids.max(initial=0)) + 1)
 
 
-def _denoise(state: State, choice: Choice, rules: Rules) -> State:
+def _denoise(state: SequenceState, choice: Choice, context: DecodeContext) -> SequenceState:
     """Commit the most confident of the masked positions; a finished block closes the span or is followed by another."""
     start = state.span_start
     assert start is not None
-    masked = rules.needed(state)
-    chosen = _to_commit(state, choice, rules)
+    masked = context.needed(state)
+    chosen = _to_commit(state, choice, context)
     committed = state.ids.copy()
     committed[masked[chosen]] = choice.ids[chosen]
     num_forwards, steps_left = state.num_forwards + 1, max(state.steps_left - 1, 1)
     state = replace(state, ids=committed, num_forwards=num_forwards, steps_left=steps_left)
 
     span = committed[start:]
-    ends = np.flatnonzero(np.isin(span, rules.ends))
-    left = np.flatnonzero(span == rules.layout.mask)
+    ends = np.flatnonzero(np.isin(span, context.ends))
+    left = np.flatnonzero(span == context.layout.mask)
     # What is still masked behind an end would be cut: committed tokens are final, so it can be cut now.
     is_over = len(ends) > 0 and (not len(left) or left[0] > ends[0])
     if len(left) and not is_over:
         return state
     end = start + int(ends[0]) + 1 if is_over else len(committed)
-    if rules.is_verified:
+    if context.is_verified:
         return replace(_number_span(_cut(state, end), start, 0), is_drafted=True)
-    return _append_block(state, rules) if not is_over and _room(state, rules) else _close_span(state, end, rules)
+    return _append_block(state, context) if not is_over and _room(state, context) else _close_span(state, end, context)
 
 
-def _to_commit(state: State, choice: Choice, rules: Rules) -> np.ndarray:
+def _to_commit(state: SequenceState, choice: Choice, context: DecodeContext) -> np.ndarray:
     """Which of the choices for masks are committed: the share of this forward and all above the threshold, surest first."""
-    settings, count = rules.settings, len(choice.ids)
+    settings, count = context.settings, len(choice.ids)
     order = _of_forward(state, count)[1] if settings.remasking == "random" else choice.confidence.copy()
     if settings.threshold:
         order[choice.probability >= settings.threshold] = np.inf
     if settings.ends == "leftmost":
         # An end waits for all masks before it, so of several only the first can be committed: the others lie behind it.
-        ends = np.flatnonzero(np.isin(choice.ids, rules.ends))
+        ends = np.flatnonzero(np.isin(choice.ids, context.ends))
         if len(ends):
             order[ends[0]] = order[: ends[0] + 1].min()
             order[ends[1:]] = -np.inf
@@ -264,18 +264,18 @@ def share(masked: int, steps_left: int, settings: DecodeSettings) -> int:
     return max(math.ceil(masked * (after - before) / (1 - before) - 1e-9), 1)
 
 
-def _verify(state: State, choice: Choice, rules: Rules) -> State:
+def _verify(state: SequenceState, choice: Choice, context: DecodeContext) -> SequenceState:
     """Write what the model would have written one by one: the draft as far as that is the same, and one token more."""
     start, written = state.block_start, choice.ids
     assert start is not None
     drafted = state.ids[start:]
     before = replace(_cut(state, start), is_drafted=False, num_forwards=state.num_forwards + 1)
-    differs = np.append(written[:-1] != drafted, True) | np.isin(written, rules.ends)
-    count = min(int(differs.argmax()) + 1, _room(before, rules))
+    differs = np.append(written[:-1] != drafted, True) | np.isin(written, context.ends)
+    count = min(int(differs.argmax()) + 1, _room(before, context))
     after = _append(before, written[:count], 0)
-    if after.ids[-1] in rules.ends or not _room(after, rules):
-        return _close_span(after, len(after.ids), rules)
-    return _append_block(after, rules)
+    if after.ids[-1] in context.ends or not _room(after, context):
+        return _close_span(after, len(after.ids), context)
+    return _append_block(after, context)
 
 
 def most_confident(confidence: np.ndarray, count: int) -> np.ndarray:
@@ -283,51 +283,51 @@ def most_confident(confidence: np.ndarray, count: int) -> np.ndarray:
     return np.argsort(-confidence, kind="stable")[:count]
 
 
-def _close_span(state: State, end: int, rules: Rules) -> State:
+def _close_span(state: SequenceState, end: int, context: DecodeContext) -> SequenceState:
     """Cut the open span at `end`, and go on with text; the span of a `nar` model is its response."""
     assert state.span_start is not None
     num_audio = state.num_audio + end - state.span_start
     state = replace(_cut(state, end), span_start=None, block_start=None, steps_left=0, num_audio=num_audio)
-    if rules.kind == "nar":
-        return replace(state, finish="end_of_turn" if end and state.ids[-1] == rules.layout.im_end else "span_limit")
-    return _unless_too_long(state, rules)
+    if context.kind == "nar":
+        return replace(state, finish="end_of_turn" if end and state.ids[-1] == context.layout.im_end else "span_limit")
+    return _unless_too_long(state, context)
 
 
-def _cut(state: State, end: int) -> State:
+def _cut(state: SequenceState, end: int) -> SequenceState:
     return replace(state, ids=state.ids[:end], span_ids=state.span_ids[:end])
 
 
-def _number_span(state: State, start: int, number: int) -> State:
+def _number_span(state: SequenceState, start: int, number: int) -> SequenceState:
     """Give all tokens from `start` on this number of a span."""
     span_ids = state.span_ids.copy()
     span_ids[start:] = number
     return replace(state, span_ids=span_ids)
 
 
-def _append(state: State, ids: np.ndarray, span_id: int) -> State:
+def _append(state: SequenceState, ids: np.ndarray, span_id: int) -> SequenceState:
     span_ids = np.full(len(ids), span_id, dtype=np.int32)
     joined = np.concatenate([state.ids, ids.astype(np.int32)])
     return replace(state, ids=joined, span_ids=np.concatenate([state.span_ids, span_ids]))
 
 
-def _room(state: State, rules: Rules) -> int:
+def _room(state: SequenceState, context: DecodeContext) -> int:
     """Tokens that the open span may still take."""
     assert state.span_start is not None
-    length, settings = len(state.ids) - state.span_start, rules.settings
+    length, settings = len(state.ids) - state.span_start, context.settings
     limits = (
         settings.span_limit - length,
         settings.max_codes - state.num_audio - length,
-        rules.max_length - len(state.ids),
+        context.max_length - len(state.ids),
     )
     return max(min(limits), 0)
 
 
-def _unless_too_long(state: State, rules: Rules) -> State:
-    if state.num_text >= rules.settings.max_text:
+def _unless_too_long(state: SequenceState, context: DecodeContext) -> SequenceState:
+    if state.num_text >= context.settings.max_text:
         return replace(state, finish="max_text")
-    if state.num_audio >= rules.settings.max_codes:
+    if state.num_audio >= context.settings.max_codes:
         return replace(state, finish="max_codes")
-    return replace(state, finish="max_length") if len(state.ids) >= rules.max_length else state
+    return replace(state, finish="max_length") if len(state.ids) >= context.max_length else state
 
 
 def prompt_spans(ids: np.ndarray, layout: TokenLayout, heard: bool, spoken: bool) -> np.ndarray:

@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from ttt_dist.manifest.problems import Problems
-from ttt_dist.util.console import Progress, say
+from ttt_dist.util.console import Progress, print_rank0
 from ttt_dist.util.errors import UserError
 from ttt_dist.util.file_lock import holder, lease, lock_name
 
-Tick = Callable[[float], None]
+ProgressCallback = Callable[[float], None]
 POLL_SECONDS = 0.2
 TOLD = 20  # problems that a rank hands on word for word
 
@@ -70,12 +70,12 @@ class PartJob(ABC):
         """What a finished part came to; None where it is to be made. Raises UserError where other inputs made it."""
 
     @abstractmethod
-    def make(self, number: int, tick: Tick) -> Outcome:
+    def make(self, number: int, tick: ProgressCallback) -> Outcome:
         """Write the part; `tick` takes the units done since the last call."""
 
 
 @dataclass(frozen=True)
-class Share:
+class TaskShard:
     """Which parts this process looks after (task i of n takes parts i, i + n, ...), and with how many workers."""
 
     task: int = 0
@@ -129,7 +129,7 @@ def add_arguments(parser: argparse.ArgumentParser, flags: tuple[str, str] = FLAG
     group.add_argument("--workers", type=int, default=1, help="processes of this task (default 1)")
 
 
-def share_of(args: argparse.Namespace, flags: tuple[str, str] = FLAGS) -> Share:
+def task_shard_of(args: argparse.Namespace, flags: tuple[str, str] = FLAGS) -> TaskShard:
     """The share that command line or MPI give this process. Raises UserError where they contradict each other."""
     ranks = int(os.environ.get("OMPI_COMM_WORLD_SIZE") or os.environ.get("PMI_SIZE") or 1)
     one, all_ = flags
@@ -139,24 +139,24 @@ def share_of(args: argparse.Namespace, flags: tuple[str, str] = FLAGS) -> Share:
     if args.workers < 1:
         raise UserError(f"--workers {args.workers}: at least 1 is needed")
     if tasks is None:
-        return _mpi_share(args.workers) if ranks > 1 else Share(workers=args.workers)
+        return _mpi_share(args.workers) if ranks > 1 else TaskShard(workers=args.workers)
     if ranks > 1:
         raise UserError(f"--{all_} under mpirun: the ranks are the tasks; leave --{one} and --{all_} out")
     if not 0 <= task < tasks:
         raise UserError(f"--{one} {task} --{all_} {tasks}: tasks are numbered 0..{tasks - 1}")
-    return Share(task, tasks, args.workers)
+    return TaskShard(task, tasks, args.workers)
 
 
-def _mpi_share(workers: int) -> Share:
+def _mpi_share(workers: int) -> TaskShard:
     from mpi4py import MPI  # joins the others: only where mpirun has started several
 
     world = MPI.COMM_WORLD
     os.environ["RANK"] = str(world.rank)  # the console talks on rank 0 alone
     os.environ.setdefault("LOCAL_RANK", os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"))
-    return Share(world.rank, world.size, workers, mpi=True)
+    return TaskShard(world.rank, world.size, workers, mpi=True)
 
 
-def run_parts(job: PartJob, share: Share, problems: Problems) -> Totals:
+def run_parts(job: PartJob, share: TaskShard, problems: Problems) -> Totals:
     """Make this share's parts and add up. Problems are told as parts finish and counted in `problems`.
 
     Under MPI all ranks return what all of them came to, and fail where one did. Raises UserError where a part is being
@@ -167,13 +167,15 @@ def run_parts(job: PartJob, share: Share, problems: Problems) -> Totals:
     return _together(lambda: _run_share(job, share, problems), problems)
 
 
-def _run_share(job: PartJob, share: Share, problems: Problems) -> Totals:
+def _run_share(job: PartJob, share: TaskShard, problems: Problems) -> Totals:
     numbers = share.of(job.num_parts)
     totals = Totals()
     with Progress(sum(map(job.amount, numbers)), job.label, job.unit) as progress:
-        held = _make_all(job, share, numbers, progress, lambda outcome: _settle(outcome, totals, problems))
+        held = _make_all(job, share, numbers, progress, lambda outcome: _collect(outcome, totals, problems))
         # Whoever held a part may have finished it meanwhile, or died.
-        held = _make_all(job, share, held, progress, lambda outcome: _settle(outcome, totals, problems)) if held else []
+        held = (
+            _make_all(job, share, held, progress, lambda outcome: _collect(outcome, totals, problems)) if held else []
+        )
     if held:
         first = job.prefix(held[0])
         raise UserError(
@@ -182,14 +184,14 @@ def _run_share(job: PartJob, share: Share, problems: Problems) -> Totals:
     return totals
 
 
-def _settle(outcome: Outcome, totals: Totals, problems: Problems) -> None:
+def _collect(outcome: Outcome, totals: Totals, problems: Problems) -> None:
     totals.add(Totals.of(outcome))
     for problem in outcome.problems:
         problems.report(problem)
 
 
 def _make_all(
-    job: PartJob, share: Share, numbers: Iterable[int], progress: Progress, settle: Callable[[Outcome], None]
+    job: PartJob, share: TaskShard, numbers: Iterable[int], progress: Progress, settle: Callable[[Outcome], None]
 ) -> list[int]:
     """Make parts, here or by workers; returns those that another job holds."""
     numbers = list(numbers)
@@ -215,7 +217,7 @@ def _here(job: PartJob, numbers: list[int], progress: Progress) -> Iterator[tupl
         yield number, make_part(job, number, progress.advance)
 
 
-def make_part(job: PartJob, number: int, tick: Tick) -> Outcome | None:
+def make_part(job: PartJob, number: int, tick: ProgressCallback) -> Outcome | None:
     """The outcome of one part, made now where it was not finished; None where another job is writing it."""
     done = job.finished(number)
     if done is None or lock_name(job.prefix(number)).exists():  # the lock: of a job killed at the last moment, perhaps
@@ -314,12 +316,12 @@ def _together(work: Callable[[], Totals], problems: Problems) -> Totals:
     return totals
 
 
-def tell(out: Path, totals: Totals, what: str, share: Share, num_parts: int) -> None:
+def tell(out: Path, totals: Totals, what: str, share: TaskShard, num_parts: int) -> None:
     """The line that ends a job: what there is now, and whose share it was."""
     kept = f"; {totals.kept} of {totals.parts} parts were there already" if totals.kept else ""
     mine = f" (task {share.task} of {share.tasks}: {totals.parts} of {num_parts} parts)" if _is_array(share) else ""
-    say(f"{out}: {what}{kept}{mine}")
+    print_rank0(f"{out}: {what}{kept}{mine}")
 
 
-def _is_array(share: Share) -> bool:
+def _is_array(share: TaskShard) -> bool:
     return share.tasks > 1 and not share.mpi

@@ -1,6 +1,6 @@
 """What launchers tell the processes that they start: `deepspeed`, torchrun, `srun` with a task per process, `mpirun`.
 
-Each has variables of its own. `found` reads those of whichever launcher is there; nothing here changes the environment.
+Each has variables of its own. `detect_launcher` reads those of whichever launcher is there; nothing here changes the environment.
 """
 
 import re
@@ -23,7 +23,7 @@ MPI_NAMES = (
 
 
 @dataclass(frozen=True)
-class Processes:
+class DistInfo:
     """Where this process stands among those of the run."""
 
     rank: int
@@ -41,28 +41,30 @@ class Processes:
 
 
 @dataclass(frozen=True)
-class Found:
+class LaunchInfo:
     """A launcher's processes, and where they are to meet: None where the launcher does not tell."""
 
-    processes: Processes
+    dist_info: DistInfo
     address: str | None = None
     port: int | None = None
 
 
-def found(environment: Environment) -> Found:
+def detect_launcher(environment: Environment) -> LaunchInfo:
     """What the launcher around this process says; without one, the process is alone. Raises UserError for nonsense.
 
     The variables that torch goes by come first, since a launcher that sets them may itself have been started by another:
     `deepspeed` or torchrun in a task of srun. For the same reason mpirun's come before SLURM's.
     """
     try:
-        return _of_torch(environment) or _of_mpi(environment) or _of_slurm(environment) or Found(Processes(0, 1, 0, 1))
+        return (
+            _of_torch(environment) or _of_mpi(environment) or _of_slurm(environment) or LaunchInfo(DistInfo(0, 1, 0, 1))
+        )
     except (KeyError, ValueError) as error:
         what = f"{error} is not set" if isinstance(error, KeyError) else str(error)
         raise UserError(f"the launcher's environment variables make no sense: {what}") from None
 
 
-def _of_torch(env: Environment) -> Found | None:
+def _of_torch(env: Environment) -> LaunchInfo | None:
     """`deepspeed`, torchrun, or variables set by hand."""
     if "RANK" not in env or "WORLD_SIZE" not in env:
         return None
@@ -72,26 +74,26 @@ def _of_torch(env: Environment) -> Found | None:
     host, num_hosts = (int(env.get(f"CROSS_{end}") or env.get(f"GROUP_{also}") or default)
                        for end, also, default in (("RANK", "RANK", 0), ("SIZE", "WORLD_SIZE", 0)))  # fmt: skip
     hosts = tuple(f"host {number} of {num_hosts}" for number in range(1, num_hosts + 1))
-    return Found(_checked(Processes(rank, size, int(env.get("LOCAL_RANK", 0)), int(local_size), host, hosts)))
+    return LaunchInfo(_checked(DistInfo(rank, size, int(env.get("LOCAL_RANK", 0)), int(local_size), host, hosts)))
 
 
-def _of_mpi(env: Environment) -> Found | None:
+def _of_mpi(env: Environment) -> LaunchInfo | None:
     """`mpirun`, which tells of no address. Under `srun --mpi=pmi2`, SLURM knows it, and what is on this host."""
     for rank, size, local_rank, local_size in MPI_NAMES:
         if rank in env and size in env:
             if local_rank not in env:
                 return _of_slurm(env)
             num_local = int(env.get(local_size, env[size]))
-            return Found(_checked(Processes(int(env[rank]), int(env[size]), int(env[local_rank]), num_local)))
+            return LaunchInfo(_checked(DistInfo(int(env[rank]), int(env[size]), int(env[local_rank]), num_local)))
     return None
 
 
-def _of_slurm(env: Environment) -> Found | None:
+def _of_slurm(env: Environment) -> LaunchInfo | None:
     """A task of a step, which only srun starts: a batch script or an interactive shell has SLURM_NTASKS and is alone."""
     if "SLURM_STEP_NUM_TASKS" not in env or int(env.get("SLURM_STEP_ID", NOT_A_STEP)) >= NOT_A_STEP:
         return None
     hosts, host = tuple(expand_hosts(env["SLURM_STEP_NODELIST"])), int(env["SLURM_NODEID"])
-    place = Processes(
+    dist_info = DistInfo(
         rank=int(env["SLURM_PROCID"]),
         world_size=int(env["SLURM_STEP_NUM_TASKS"]),
         local_rank=int(env["SLURM_LOCALID"]),
@@ -101,15 +103,15 @@ def _of_slurm(env: Environment) -> Found | None:
     )
     # Another job on the same host, and another step of the same job, must meet elsewhere.
     port = PORTS[(int(env["SLURM_JOB_ID"]) + 101 * int(env["SLURM_STEP_ID"])) % len(PORTS)]
-    return Found(_checked(place), hosts[0], port)
+    return LaunchInfo(_checked(dist_info), hosts[0], port)
 
 
-def _checked(place: Processes) -> Processes:
-    if not (0 <= place.rank < place.world_size and 0 <= place.local_rank < place.local_size):
+def _checked(dist_info: DistInfo) -> DistInfo:
+    if not (0 <= dist_info.rank < dist_info.world_size and 0 <= dist_info.local_rank < dist_info.local_size):
         raise ValueError(
-            f"rank {place.rank} of {place.world_size}, on its host {place.local_rank} of {place.local_size}"
+            f"rank {dist_info.rank} of {dist_info.world_size}, on its host {dist_info.local_rank} of {dist_info.local_size}"
         )
-    return place
+    return dist_info
 
 
 def expand_hosts(text: str) -> list[str]:

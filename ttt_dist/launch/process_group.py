@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ttt_dist.launch.launchers import Processes, found
+from ttt_dist.launch.launchers import DistInfo, detect_launcher
 from ttt_dist.util.errors import LostProcessError, UserError
 
 if TYPE_CHECKING:
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 TIMEOUT_S = 1800.0
 
 
-def processes() -> Processes:
+def current_dist_info() -> DistInfo:
     """Read the launcher's environment, and say it again in the variables that torch, DeepSpeed and the console go by."""
-    launcher = found(os.environ)
-    place = launcher.processes
+    launcher = detect_launcher(os.environ)
+    dist_info = launcher.dist_info
     said = {
-        "RANK": place.rank,
-        "WORLD_SIZE": place.world_size,
-        "LOCAL_RANK": place.local_rank,
-        "LOCAL_SIZE": place.local_size,
+        "RANK": dist_info.rank,
+        "WORLD_SIZE": dist_info.world_size,
+        "LOCAL_RANK": dist_info.local_rank,
+        "LOCAL_SIZE": dist_info.local_size,
     }
     os.environ.update({name: str(value) for name, value in said.items()})
     for name, value in {"MASTER_ADDR": launcher.address, "MASTER_PORT": launcher.port}.items():
         if value is not None:
             os.environ.setdefault(name, str(value))
-    return place
+    return dist_info
 
 
 def prepare_process(local_size: int) -> None:
@@ -83,7 +83,7 @@ def _has_driver() -> bool:
     return True
 
 
-def init_process_group(place: Processes, timeout_s: float = TIMEOUT_S) -> torch.device:
+def init_process_group(dist_info: DistInfo, timeout_s: float = TIMEOUT_S) -> torch.device:
     """Join the process group (nccl on CUDA, gloo elsewhere) and return this process's device.
 
     `timeout_s` is how long the processes may take to come together, and what the group's operations may take. Raises
@@ -92,8 +92,8 @@ def init_process_group(place: Processes, timeout_s: float = TIMEOUT_S) -> torch.
     import torch
     import torch.distributed as dist
 
-    device = choose_device(place)
-    store = dist.HashStore() if place.world_size == 1 else _meet(place, timeout_s)
+    device = choose_device(dist_info)
+    store = dist.HashStore() if dist_info.world_size == 1 else _meet(dist_info, timeout_s)
     if device.type == "cuda":
         require_own_gpu(store, str(torch.cuda.get_device_properties(device).uuid))
     import deepspeed
@@ -105,10 +105,10 @@ def init_process_group(place: Processes, timeout_s: float = TIMEOUT_S) -> torch.
         dist.init_process_group(
             backend,
             store=store,
-            rank=place.rank,
-            world_size=place.world_size,
+            rank=dist_info.rank,
+            world_size=dist_info.world_size,
             timeout=timedelta(seconds=timeout_s),
-            device_id=device if device.type == "cuda" and place.world_size > 1 else None,
+            device_id=device if device.type == "cuda" and dist_info.world_size > 1 else None,
         )
     except RuntimeError as error:
         raise LostProcessError(
@@ -119,17 +119,17 @@ def init_process_group(place: Processes, timeout_s: float = TIMEOUT_S) -> torch.
     return device
 
 
-def choose_device(place: Processes) -> torch.device:
+def choose_device(dist_info: DistInfo) -> torch.device:
     """This process's GPU, where there are any; LOCAL_RANK becomes its number, as DeepSpeed goes by that."""
     import torch
 
     num_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not num_devices:
         return torch.device("cpu")
-    index = 0 if num_devices == 1 else place.local_rank  # SLURM may show each task its own one only
+    index = 0 if num_devices == 1 else dist_info.local_rank  # SLURM may show each task its own one only
     if index >= num_devices:
         raise UserError(
-            f"{socket.gethostname()} has {num_devices} GPUs for {place.local_size} processes; start one process per GPU"
+            f"{socket.gethostname()} has {num_devices} GPUs for {dist_info.local_size} processes; start one process per GPU"
         )
     os.environ["LOCAL_RANK"] = str(index)
     os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)  # DeepSpeed wants it to be the same
@@ -146,22 +146,22 @@ def require_own_gpu(store: dist.Store, identity: str) -> None:
         )
 
 
-def _meet(place: Processes, timeout_s: float) -> dist.Store:
+def _meet(dist_info: DistInfo, timeout_s: float) -> dist.Store:
     """The store in which all processes have registered."""
-    from ttt_dist.launch.rendezvous import meet
+    from ttt_dist.launch.rendezvous import rendezvous
 
     if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        _agree_over_mpi(place)
+        _agree_over_mpi(dist_info)
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     if not port.isdigit() or not 0 < int(port) < 2**16:
         raise UserError(f"MASTER_PORT={port}: no port; give a number from 1 to 65535")
-    store = meet(place, address, int(port), timeout_s)
-    if place.local_size < place.world_size:
+    store = rendezvous(dist_info, address, int(port), timeout_s)
+    if dist_info.local_size < dist_info.world_size:
         _choose_interface(address, int(port))
     return store
 
 
-def _agree_over_mpi(place: Processes) -> None:
+def _agree_over_mpi(dist_info: DistInfo) -> None:
     """Rank 0 tells the others over MPI where to meet. What the environment gives stays as it is."""
     try:
         import mpi4py
@@ -174,11 +174,11 @@ def _agree_over_mpi(place: Processes) -> None:
         ) from None
     from ttt_dist.launch.rendezvous import free_port
 
-    if MPI.COMM_WORLD.size != place.world_size:
+    if MPI.COMM_WORLD.size != dist_info.world_size:
         raise UserError(
             "MASTER_ADDR and MASTER_PORT are not set; set both for all processes, to an address of rank 0's host"
         )
-    host = "127.0.0.1" if place.local_size == place.world_size else socket.gethostname()
+    host = "127.0.0.1" if dist_info.local_size == dist_info.world_size else socket.gethostname()
     address, port = MPI.COMM_WORLD.bcast((host, free_port()))
     MPI.Finalize()
     os.environ.setdefault("MASTER_ADDR", address)

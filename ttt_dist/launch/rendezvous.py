@@ -12,7 +12,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from ttt_dist.launch.launchers import PORTS, Processes
+from ttt_dist.launch.launchers import PORTS, DistInfo
 from ttt_dist.util.errors import LostProcessError, UserError
 
 VERDICT, HEARD = "verdict", "heard"
@@ -27,7 +27,7 @@ class IncompleteError(LostProcessError):
     is_agreed = True
 
 
-def meet(place: Processes, address: str, port: int, timeout_s: float) -> dist.Store:
+def rendezvous(dist_info: DistInfo, address: str, port: int, timeout_s: float) -> dist.Store:
     """The store of the run once all its processes have come; collective.
 
     Raises LostProcessError where some have not come within `timeout_s`, or where rank 0 cannot be reached; UserError where
@@ -37,13 +37,13 @@ def meet(place: Processes, address: str, port: int, timeout_s: float) -> dist.St
     where = f"{address}:{port}"
     try:
         # torchrun keeps the store itself, over all its restarts.
-        is_host = place.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        is_host = dist_info.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         server = _open(port, timeout_s) if is_host else _reach(address, port, deadline)
         restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.PrefixStore(f"{place.world_size} processes, restart {restart}", server)
-        _register(store, place, where)
-        if place.is_first:
-            _await_all(store, place, deadline, timeout_s)
+        store = dist.PrefixStore(f"{dist_info.world_size} processes, restart {restart}", server)
+        _register(store, dist_info, where)
+        if dist_info.is_first:
+            _await_all(store, dist_info, deadline, timeout_s)
         else:
             _await_verdict(store, deadline)
     except dist.DistError as error:
@@ -110,30 +110,30 @@ def _connect(address: str, port: int, timeout_s: float) -> dist.TCPStore:
     )
 
 
-def _register(store: dist.Store, place: Processes, where: str) -> None:
+def _register(store: dist.Store, dist_info: DistInfo, where: str) -> None:
     """Say that this rank has come, and from which host."""
-    if store.add(f"came/{place.rank}", 1) > 1:
+    if store.add(f"came/{dist_info.rank}", 1) > 1:
         raise UserError(
-            f"rank {place.rank} comes to {where} for the second time: two runs share this port; "
+            f"rank {dist_info.rank} comes to {where} for the second time: two runs share this port; "
             "give one of them another --master_port or MASTER_PORT"
         )
-    store.set(f"host/{place.rank}", str(place.host))
+    store.set(f"host/{dist_info.rank}", str(dist_info.host))
 
 
-def _await_all(store: dist.Store, place: Processes, deadline: float, timeout_s: float) -> None:
+def _await_all(store: dist.Store, dist_info: DistInfo, deadline: float, timeout_s: float) -> None:
     """Rank 0 waits for all ranks and tells them who is missing."""
-    keys = [f"host/{rank}" for rank in range(place.world_size)]
+    keys = [f"host/{rank}" for rank in range(dist_info.world_size)]
     while not store.check(keys) and time.monotonic() < deadline:
         time.sleep(POLL_S)
     came = [rank for rank, key in enumerate(keys) if store.check([key])]
-    missing = sorted(set(range(place.world_size)) - set(came))
+    missing = sorted(set(range(dist_info.world_size)) - set(came))
     if not missing:
         store.set(VERDICT, COMPLETE)
         return
     seen = {int(store.get(f"host/{rank}")) for rank in came}
-    away = [name for number, name in enumerate(place.hosts) if number not in seen]
+    away = [name for number, name in enumerate(dist_info.hosts) if number not in seen]
     verdict = (
-        f"rank(s) {ranges(missing)} of {place.world_size} have not come within {timeout_s:g} s"
+        f"rank(s) {ranges(missing)} of {dist_info.world_size} have not come within {timeout_s:g} s"
         f"{', none of ' + ', '.join(away) if away else ''}; see why they did not start, then start the run again"
     )
     store.set(VERDICT, verdict)

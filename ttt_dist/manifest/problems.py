@@ -30,7 +30,7 @@ class Tally:
 
 @dataclass
 class Problems:
-    """Counts what a job had to leave out; `settle` fails where that is more than the user allowed."""
+    """Counts what a job had to leave out; `raise_if_over_limit` fails where that is more than the user allowed."""
 
     limit: int = 0
     count: int = 0
@@ -51,7 +51,7 @@ class Problems:
         """Count something good that is left out because the corpus or the user says so: no error, no warning."""
         self.skipped.setdefault(reason, Tally()).add(place)
 
-    def settle(self, kept: str) -> None:
+    def raise_if_over_limit(self, kept: str) -> None:
         """To be called when all else is done; `kept` says what was made. Raises UserError above the limit."""
         if self.count > self.limit:
             raise UserError(

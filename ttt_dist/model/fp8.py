@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ttt_dist.model.layers import Linear, PlainFactory
+from ttt_dist.model.layers import Linear, LocalLayerFactory
 
 MULTIPLE = 16  # of every size of a product, as the kernels ask
 TINY = 1e-12
 
 
-class Fp8Factory(PlainFactory):
-    """`PlainFactory`, but gate, up and down multiply in fp8. Their weights stay what they are."""
+class Fp8Factory(LocalLayerFactory):
+    """`LocalLayerFactory`, but gate, up and down multiply in fp8. Their weights stay what they are."""
 
     def column_linear(
         self, name: str, num_in: int, num_out: int, bias: bool, std: float, num_blocks: int = 1

@@ -1,4 +1,4 @@
-"""What a Transformer is built from: `LayerFactory`, and `PlainFactory` for one process or ZeRO.
+"""What a Transformer is built from: `LayerFactory`, and `LocalLayerFactory` for one process or ZeRO.
 
 The Transformer asks the factory for its layers and knows nothing of how they are split; a tensor-parallel factory gives
 layers with the same meaning. Hidden states are [T, H], T being all tokens of a batch: layers that are split over the
@@ -47,10 +47,10 @@ def zero_weights(name: str, shape: tuple[int, ...], std: float = 0.0, mean: floa
     return torch.zeros(shape)
 
 
-class TokenSplit(Protocol):
+class SequenceSharding(Protocol):
     """Which tokens this process computes hidden states of, and how attention reaches the others."""
 
-    def own_tokens(self, num_tokens: int) -> slice:
+    def local_tokens(self, num_tokens: int) -> slice:
         """The part of a batch's T tokens."""
         ...
 
@@ -59,10 +59,10 @@ class TokenSplit(Protocol):
         ...
 
 
-class WholeBatch:
+class NoSharding:
     """All tokens: nothing is split."""
 
-    def own_tokens(self, num_tokens: int) -> slice:
+    def local_tokens(self, num_tokens: int) -> slice:
         return slice(0, num_tokens)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
@@ -72,20 +72,20 @@ class WholeBatch:
 class LayerFactory(Factory[nn.Module], Protocol):
     """Builds the layers that `ttt_dist.model.structure` lists."""
 
-    split: TokenSplit
+    sequence_sharding: SequenceSharding
 
 
-class PlainFactory:
+class LocalLayerFactory:
     """Ordinary modules, with parameters of type `dtype`."""
 
     def __init__(
         self,
         weights: WeightSource | None = None,
-        split: TokenSplit | None = None,
+        sequence_sharding: SequenceSharding | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.weights = weights or RandomWeights()
-        self.split = split or WholeBatch()
+        self.sequence_sharding = sequence_sharding or NoSharding()
         self.dtype = dtype
 
     def embedding(self, name: str, num_rows: int, hidden_size: int, std: float) -> nn.Module:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.model.attention.plan import AttentionPlan, attention_plan
-from ttt_dist.model.layers import LayerFactory, PlainFactory, TokenSplit, swiglu
+from ttt_dist.model.layers import LayerFactory, LocalLayerFactory, SequenceSharding, swiglu
 from ttt_dist.model.loss import LossSums, loss_rows
 from ttt_dist.model.rotary import rotary_tables, split_heads
 from ttt_dist.model.structure import BlockLayers, block_layers, embedding, head, head_dim, last_norm
@@ -34,9 +34,9 @@ class Transformer(nn.Module):
         self, config: ModelConfig, vocab_size: int, factory: LayerFactory | None = None, num_tokens: int | None = None
     ) -> None:
         super().__init__()
-        factory = factory or PlainFactory()
+        factory = factory or LocalLayerFactory()
         self.config = config
-        self.split = factory.split
+        self.sequence_sharding = factory.sequence_sharding
         self.embed = embedding(config, factory, vocab_size)
         self.blocks = nn.ModuleList([Block(config, factory, index) for index in range(config.num_layers)])
         self.norm = last_norm(config, factory)
@@ -51,7 +51,7 @@ class Transformer(nn.Module):
     def forward(self, batch: Batch) -> LossSums:
         """Weighted sums of the losses of a batch."""
         plan = attention_plan(batch.sample_ids, batch.span_ids, self.dtype)
-        tokens = self.split.own_tokens(batch.input_ids.numel())
+        tokens = self.sequence_sharding.local_tokens(batch.input_ids.numel())
         hidden = self.hidden(batch.input_ids.flatten()[tokens], batch.position_ids.flatten()[tokens], plan)
         sums = self.head(hidden, loss_rows(batch, tokens))
         assert isinstance(sums, LossSums)
@@ -99,7 +99,7 @@ class Block(nn.Module):
         super().__init__()
         layers = block_layers(config, factory, index)
         self.attention_norm = layers.attention_norm
-        self.attention = Attention(config, layers, factory.split)
+        self.attention = Attention(config, layers, factory.sequence_sharding)
         self.mlp_norm = layers.mlp_norm
         self.mlp = MLP(layers)
 
@@ -119,13 +119,13 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Grouped-query attention; one projection gives queries, keys and values, group by group (see `split_heads`)."""
 
-    def __init__(self, config: ModelConfig, layers: BlockLayers[nn.Module], split: TokenSplit) -> None:
+    def __init__(self, config: ModelConfig, layers: BlockLayers[nn.Module], split: SequenceSharding) -> None:
         super().__init__()
         self.group_size = config.num_heads // config.num_kv_heads
         self.head_dim = head_dim(config)
         self.qkv = layers.qkv
         self.q_norm, self.k_norm = layers.q_norm, layers.k_norm
-        self.split = split
+        self.sequence_sharding = split
         self.out = layers.out
 
     def forward(self, x: Tensor, tables: Tables, plan: AttentionPlan) -> Tensor:
@@ -144,7 +144,7 @@ class Attention(nn.Module):
             q, k, v = groups.split([num_heads // num_groups, 1, 1], dim=2)
             qkv = torch.cat([self.q_norm(q), self.k_norm(k), v], dim=2).flatten(1)
         q, k, v = split_heads(qkv, tables, num_heads, num_groups)
-        return self.split.attend(q, k, v, plan).flatten(1)
+        return self.sequence_sharding.attend(q, k, v, plan).flatten(1)
 
 
 class MLP(nn.Module):

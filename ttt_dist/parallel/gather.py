@@ -15,7 +15,7 @@ from ttt_dist.parallel.partition import partition_of, shard_shape, unshard
 from ttt_dist.sequence.tokens import TokenLayout
 
 
-def whole_weights(
+def full_state_dict(
     engine: deepspeed.DeepSpeedEngine, mesh: Mesh, config: ModelConfig, layout: TokenLayout
 ) -> Iterator[tuple[str, Tensor]]:
     """Names and whole weights on the CPU, on rank 0 alone; collective: all ranks must iterate to the end."""

@@ -13,7 +13,7 @@ import torch
 from ttt_dist.parallel.mesh import Mesh
 
 if TYPE_CHECKING:
-    from ttt_dist.model.layers import PlainFactory, WeightSource
+    from ttt_dist.model.layers import LocalLayerFactory, WeightSource
 
 
 class Mpu:
@@ -72,23 +72,25 @@ def leave() -> None:
         state.destroy_model_parallel()
 
 
-def layer_factory(mesh: Mesh, weights: "WeightSource", sequence_parallel: bool, fp8: bool = False) -> "PlainFactory":
+def layer_factory(
+    mesh: Mesh, weights: "WeightSource", sequence_parallel: bool, fp8: bool = False
+) -> "LocalLayerFactory":
     """The factory of this process's layers, after `join`; `fp8` is for whole layers only."""
-    from ttt_dist.model.layers import PlainFactory
+    from ttt_dist.model.layers import LocalLayerFactory
 
-    split = None
+    sequence_sharding = None
     if mesh.ulysses > 1:
         from megatron.core import parallel_state
 
         from ttt_dist.parallel.ulysses import UlyssesSplit
 
-        split = UlyssesSplit(parallel_state.get_context_parallel_group())
+        sequence_sharding = UlyssesSplit(parallel_state.get_context_parallel_group())
     if fp8:
         from ttt_dist.model.fp8 import Fp8Factory
 
-        return Fp8Factory(weights, split)
+        return Fp8Factory(weights, sequence_sharding)
     if mesh.tensor == 1:
-        return PlainFactory(weights, split)
+        return LocalLayerFactory(weights, sequence_sharding)
     from ttt_dist.parallel.tensor import TensorParallelFactory
 
-    return TensorParallelFactory(weights, split, sequence_parallel)
+    return TensorParallelFactory(weights, sequence_sharding, sequence_parallel)

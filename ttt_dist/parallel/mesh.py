@@ -47,12 +47,12 @@ class Mesh:
         return self.rank // (self.tensor * self.ulysses * self.data)
 
     @property
-    def counts_batch(self) -> bool:
+    def is_data_source_rank(self) -> bool:
         """One process of all those that read the same packs: what it counts in them is counted once."""
         return self.tensor_rank == self.ulysses_rank == self.stage == 0
 
     @property
-    def counts_loss(self) -> bool:
+    def is_loss_rank(self) -> bool:
         """One process of all those that compute the same part of the loss."""
         return self.tensor_rank == 0 and self.stage == self.pipeline - 1
 

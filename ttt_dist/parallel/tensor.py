@@ -19,18 +19,21 @@ from megatron.core.tensor_parallel.mappings import (
 from torch import Tensor, nn
 
 from ttt_dist.model.cross_entropy import VocabularySlice
-from ttt_dist.model.layers import PlainFactory, RMSNorm, TokenSplit, WeightSource, rms_norm
+from ttt_dist.model.layers import LocalLayerFactory, RMSNorm, SequenceSharding, WeightSource, rms_norm
 from ttt_dist.model.loss import LossRows, LossSums, linear_cross_entropy
 from ttt_dist.parallel.partition import VOCABULARY_WEIGHTS, padded_rows, partition_of, shard
 
 
-class TensorParallelFactory(PlainFactory):
+class TensorParallelFactory(LocalLayerFactory):
     """This process's slices of the layers. Needs Megatron's process groups (`ttt_dist.parallel.groups`)."""
 
     def __init__(
-        self, weights: WeightSource | None = None, split: TokenSplit | None = None, sequence_parallel: bool = False
+        self,
+        weights: WeightSource | None = None,
+        sequence_sharding: SequenceSharding | None = None,
+        sequence_parallel: bool = False,
     ) -> None:
-        super().__init__(weights, split)
+        super().__init__(weights, sequence_sharding)
         self.size = parallel_state.get_tensor_model_parallel_world_size()
         self.rank = parallel_state.get_tensor_model_parallel_rank()
         self.sequence_parallel = sequence_parallel

@@ -18,7 +18,7 @@ class UlyssesSplit:
         self.group = group
         self.exchange = DistributedAttention(_attend_batch, group, scatter_idx=2, gather_idx=1)
 
-    def own_tokens(self, num_tokens: int) -> slice:
+    def local_tokens(self, num_tokens: int) -> slice:
         length = num_tokens // self.group.size()
         return slice(self.group.rank() * length, (self.group.rank() + 1) * length)
 

@@ -149,7 +149,7 @@ def collate(
     names = ("input_ids", "position_ids", "sample_ids", "span_ids", "ar_targets", "nar_targets", "nar_bins")
     tensors = {name: torch.from_numpy(array) for name, array in zip(names, integers, strict=True)}
     tensors |= {"ar_weights": torch.from_numpy(weights[0]), "nar_weights": torch.from_numpy(weights[1])}
-    count = float(sum(part.divisor for parts in rows for part in parts))
+    count = float(sum(part.loss_denominator for parts in rows for part in parts))
     return Batch(**tensors, count=count, places=None)
 
 

@@ -24,14 +24,14 @@ class Draw(NamedTuple):
     keep: float
     prefix: float
     first_span: float
-    time: float
+    t: float
     tokens: np.ndarray
     audio_ar: float
 
     @property
-    def p_noise(self) -> float:
+    def mask_prob(self) -> float:
         """Probability that a maskable token is masked (bernoulli)."""
-        return (1.0 - MIN_NOISE) * self.time + MIN_NOISE
+        return (1.0 - MIN_NOISE) * self.t + MIN_NOISE
 
 
 def draw(sample: Sample, seed: int, epoch: int) -> Draw:
@@ -39,8 +39,8 @@ def draw(sample: Sample, seed: int, epoch: int) -> Draw:
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, sample.key, epoch])))
     # A number that is new comes last: those before it, and with them the noise of older settings, stay what they are.
     numbers = rng.random(7 + len(sample))
-    mix, truncate, keep, prefix, first_span, time = (float(number) for number in numbers[:6])
-    return Draw(mix, truncate, keep, prefix, first_span, time, numbers[6:-1], float(numbers[-1]))
+    mix, truncate, keep, prefix, first_span, t = (float(number) for number in numbers[:6])
+    return Draw(mix, truncate, keep, prefix, first_span, t, numbers[6:-1], float(numbers[-1]))
 
 
 class Corrupted(NamedTuple):
@@ -48,7 +48,7 @@ class Corrupted(NamedTuple):
 
     Position i predicts ar_targets[i] (the next token) with ar_weights[i] and nar_targets[i] (itself, uncorrupted) with
     nar_weights[i]. span_ids count from 1 within the sample; 0 is causal. nar_bins[i] is the bin of p where there is a NAR
-    target, else 0. `divisor` is the sample's share of the divisor.
+    target, else 0. `loss_denominator` is the sample's share of the divisor.
     """
 
     input_ids: np.ndarray
@@ -58,7 +58,7 @@ class Corrupted(NamedTuple):
     nar_targets: np.ndarray
     nar_weights: np.ndarray
     nar_bins: np.ndarray
-    divisor: float
+    loss_denominator: float
 
 
 def truncated_length(sample: Sample, layout: TokenLayout, draw: Draw, p_trunc: float) -> int:
@@ -121,7 +121,7 @@ def corrupt(
         ar &= ~layout.is_audio[next_ids]
     if not objective.keeps_masked_ar:
         ar &= ~masked
-    ar_weight, nar_weight, divisor = _weights(int(ar.sum()), int(may_mask.sum()), p, objective)
+    ar_weight, nar_weight, loss_denominator = _weights(int(ar.sum()), int(may_mask.sum()), p, objective)
     return Corrupted(
         input_ids,
         _span_ids(audio_spans, is_target, objective, audio_is_ar),
@@ -130,7 +130,7 @@ def corrupt(
         np.where(masked, ids, 0),
         masked * np.float32(nar_weight),
         masked * np.int32(p_bin(p)),
-        divisor,
+        loss_denominator,
     )
 
 
@@ -143,11 +143,11 @@ def mask(may_mask: np.ndarray, draw: Draw, rule: str) -> tuple[np.ndarray, float
     without bound, and no sample in which nothing happens to be masked.
     """
     if rule == "bernoulli":
-        return may_mask & (draw.tokens[: len(may_mask)] < draw.p_noise), draw.p_noise
+        return may_mask & (draw.tokens[: len(may_mask)] < draw.mask_prob), draw.mask_prob
     places = np.flatnonzero(may_mask)
     if not len(places):
         return may_mask, 1.0
-    num_masked = min(1 + int(draw.time * len(places)), len(places))
+    num_masked = min(1 + int(draw.t * len(places)), len(places))
     masked = np.zeros_like(may_mask)
     masked[places[np.argsort(draw.tokens[places], kind="stable")[:num_masked]]] = True
     return masked, num_masked / len(places)

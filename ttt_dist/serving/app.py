@@ -26,9 +26,9 @@ from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Request, Response
 
 from ttt_dist.inference import decoder
-from ttt_dist.inference.detokenizer import Ended, Event, Result, SpanDone, TextPiece
+from ttt_dist.inference.detokenizer import Event, Finished, Result, SpanDone, TextPiece
 from ttt_dist.serving.decoding_thread import BusyError, DecodingThread, Listener
-from ttt_dist.serving.request_builder import Recording, Studio
+from ttt_dist.serving.request_builder import Recording, RequestBuilder
 from ttt_dist.util.errors import UserError
 
 MAX_UPLOAD = 20 * 2**20
@@ -71,7 +71,7 @@ class Kept(NamedTuple):
 class App:
     """The WSGI application. `trusted` are the names and addresses that the server may be called by, in lower case."""
 
-    def __init__(self, studio: Studio, thread: DecodingThread, trusted: Iterable[str]) -> None:
+    def __init__(self, studio: RequestBuilder, thread: DecodingThread, trusted: Iterable[str]) -> None:
         self.studio = studio
         self.thread = thread
         self.trusted = frozenset(trusted)
@@ -150,7 +150,7 @@ class App:
                 return {"text": text}
             case SpanDone(codes):
                 return {"speech": self._sound(codes), "length": len(codes) / self.studio.codec.code_rate}
-            case Ended(result):
+            case Finished(result):
                 return self._ended(Kept(asked.ids, result))
 
     def _sound(self, codes: np.ndarray) -> str | None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.inference.decoder import Decoder, Request
-from ttt_dist.inference.detokenizer import Ended, Event
+from ttt_dist.inference.detokenizer import Event, Finished
 from ttt_dist.util.errors import UserError
 
 MAX_OPEN = 256  # requests that decode or wait; more are refused
@@ -26,9 +26,9 @@ class Listener:
         self._events: SimpleQueue[Event | UserError] = SimpleQueue()
 
     def __iter__(self) -> Iterator[Event | None]:
-        """Events up to `Ended`; None every second without one. Raises UserError where decoding cannot go on."""
+        """Events up to `Finished`; None every second without one. Raises UserError where decoding cannot go on."""
         event: Event | UserError | None = None
-        while not isinstance(event, Ended):
+        while not isinstance(event, Finished):
             try:
                 event = self._events.get(timeout=HEARTBEAT_S)
             except Empty:
@@ -121,7 +121,7 @@ class DecodingThread:
 
     def _tell(self, key: int, event: Event) -> None:
         listener = self._keys[key]
-        if isinstance(event, Ended):
+        if isinstance(event, Finished):
             del self._keys[key]
             self._forget(listener)
         listener.put(event)

@@ -43,7 +43,7 @@ class Recording:
     name: str
 
 
-class Studio:
+class RequestBuilder:
     """One exported model. Its methods may be called from any thread."""
 
     def __init__(self, folder: ModelFolder, codec: Codec, settings: DecodeSettings, name: str) -> None:

@@ -8,41 +8,43 @@ from ttt_dist.checkpoint import manager
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.objective import Objective
 from ttt_dist.data.loader import PackLoader
-from ttt_dist.launch.launchers import Processes
+from ttt_dist.launch.launchers import DistInfo
 from ttt_dist.launch.process_group import has_gpu
 from ttt_dist.model.structure import parameter_shapes
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.training.memory_estimate import memory_per_rank
-from ttt_dist.util.console import say
+from ttt_dist.util.console import print_rank0
 
 if TYPE_CHECKING:
-    from ttt_dist.training.plan import Job
+    from ttt_dist.training.plan import TrainPlan
 
 
-def describe(job: "Job", place: Processes) -> None:
+def describe(job: "TrainPlan", dist_info: DistInfo) -> None:
     """What `--dry-run` prints: model, layout of the processes, data, and where the run stands."""
-    config, layout, train = job.config, job.facts.layout, job.config.train
+    config, layout, train = job.config, job.metadata.layout, job.config.train
     parts = count_parameters(config.model, layout)
-    say(
+    print_rank0(
         f"model      {sum(parts.values()):,} parameters: "
         + ", ".join(f"{name} {size:,}" for name, size in parts.items())
     )
-    say(f"tokens     {layout.vocab_size:,} (padded to {layout.padded_vocab_size:,}), {layout.num_codes:,} audio codes")
-    say(
-        f"processes  {place.world_size} ({job.mesh}), ZeRO {job.facts.zero_stage}, {train.precision}; global batch "
+    print_rank0(
+        f"tokens     {layout.vocab_size:,} (padded to {layout.padded_vocab_size:,}), {layout.num_codes:,} audio codes"
+    )
+    print_rank0(
+        f"processes  {dist_info.world_size} ({job.mesh}), ZeRO {job.metadata.zero_stage}, {train.precision}; global batch "
         f"{train.global_batch} packs = {job.mesh.data} x {train.micro_batch} x {job.loader.num_micro_batches} accumulation steps"
     )
     on_cuda = train.precision == "bf16" or has_gpu()  # said on a login node, meant for the GPUs
-    memory = memory_per_rank(config, layout, job.mesh, job.facts.zero_stage, job.loader.seq_len, on_cuda)
-    say(f"memory     {memory} (of the fullest process)")
+    memory = memory_per_rank(config, layout, job.mesh, job.metadata.zero_stage, job.loader.seq_len, on_cuda)
+    print_rank0(f"memory     {memory} (of the fullest process)")
     for line in describe_objective(config.objective, train.steps):
-        say(f"objective  {line}")
+        print_rank0(f"objective  {line}")
     for line in describe_data(job.loader, train.steps):
-        say(f"data       {line}")
+        print_rank0(f"data       {line}")
     if job.held_out is not None:
-        say(f"held out   {config.data.valid}: {job.held_out.num_packs:,} of {len(job.held_out.reader):,} packs")
+        print_rank0(f"held out   {config.data.valid}: {job.held_out.num_packs:,} of {len(job.held_out.reader):,} packs")
     start = f"resumes at step {manager.step_of(job.start)} from {job.start}" if job.start else "starts anew"
-    say(f"run        {config.run_dir}: {start}")
+    print_rank0(f"run        {config.run_dir}: {start}")
 
 
 def count_parameters(config: ModelConfig, layout: TokenLayout) -> dict[str, int]:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import nn
 
-from ttt_dist.checkpoint.engine import Storage
+from ttt_dist.checkpoint.engine import ChecksummingEngine
 from ttt_dist.config.run import Config, TrainConfig, read_deepspeed, zero_stage
 from ttt_dist.model.layers import WeightSource
 from ttt_dist.model.transformer import Transformer
@@ -21,7 +21,7 @@ from ttt_dist.parallel.activation_checkpoint import prepare_blocks
 from ttt_dist.parallel.groups import Mpu, layer_factory
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.tokens import TokenLayout
-from ttt_dist.training.skip_step import Guard
+from ttt_dist.training.skip_step import SkipStep
 
 logger = logging.getLogger(__name__)
 
@@ -82,14 +82,14 @@ def build_engine(model: nn.Module, config: Config, mesh: Mesh, mpu: Mpu | None) 
         # bf16 at ZeRO 0: DeepSpeed allocates Adam's moments by a step with zero gradients, and so counts one step too many.
         engine.optimizer.optimizer.state.clear()
     engine.clip_fp32_gradients = MethodType(_clip_gradients, engine)
-    engine.checkpoint_engine = Storage()
+    engine.checkpoint_engine = ChecksummingEngine()
     engine._copy_recovery_script = lambda _: (
         None
     )  # DeepSpeed's converter knows neither tensor parallelism nor our names
     return engine
 
 
-def guard_updates(engine: deepspeed.DeepSpeedEngine, guard: Guard) -> None:
+def wrap_optimizer_step(engine: deepspeed.DeepSpeedEngine, guard: SkipStep) -> None:
     """Let `guard` decide whether a step is applied, between the gradient's norm and the update."""
     adam = getattr(engine.optimizer, "optimizer", engine.optimizer)  # inside DeepSpeed's own, where there is one
     update = adam.step

@@ -12,35 +12,35 @@ import torch.distributed as dist
 
 from ttt_dist.checkpoint import manager
 from ttt_dist.config.run import Config
-from ttt_dist.data.loader import HeldOutLoader, PackLoader
+from ttt_dist.data.loader import PackLoader, ValidationLoader
 from ttt_dist.parallel.activation_checkpoint import COMPILER
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.telemetry.events import EventKind, Events
 from ttt_dist.telemetry.metrics import MetricsLog
 from ttt_dist.telemetry.profiler import ProfileWindow
 from ttt_dist.training.schedule import learning_rate
-from ttt_dist.training.skip_step import Guard
+from ttt_dist.training.skip_step import SkipStep
 from ttt_dist.training.step import StepResult, train_step
-from ttt_dist.training.step_metrics import Window
-from ttt_dist.training.stop_signals import StopRequests
+from ttt_dist.training.step_metrics import MetricsAccumulator
+from ttt_dist.training.stop_signals import SignalHandler
 from ttt_dist.training.validate import held_out_loss
 from ttt_dist.training.watchdog import Watchdog
-from ttt_dist.util.console import Progress, say, warn
+from ttt_dist.util.console import Progress, print_rank0, warn
 from ttt_dist.util.errors import DivergedError, StopRequestedError
 
 
 @dataclass
-class Run:
+class Trainer:
     """All that the loop works with."""
 
     config: Config
     engine: deepspeed.DeepSpeedEngine
     mesh: Mesh
     loader: PackLoader
-    held_out: HeldOutLoader | None
-    facts: manager.Facts
-    guard: Guard
-    stop: StopRequests
+    held_out: ValidationLoader | None
+    metadata: manager.CheckpointMetadata
+    guard: SkipStep
+    stop: SignalHandler
     watchdog: Watchdog
     profile: ProfileWindow
     metrics: MetricsLog | None
@@ -68,13 +68,13 @@ class Run:
             self.metrics.close()
 
 
-def fit(run: Run) -> None:
+def fit(run: Trainer) -> None:
     """Train from `run.start_step` to the last step, with records, evaluations and checkpoints as configured.
 
     Raises StopRequestedError when asked to stop, with a checkpoint saved, and DivergedError, without.
     """
     train, every = run.config.train, run.config.checkpoint.save_every
-    window = Window.of_run(run.config, run.facts.layout.vocab_size)
+    window = MetricsAccumulator.of_run(run.config, run.metadata.layout.vocab_size)
     collect = GarbageCollection(train.gc_every)
     with Progress(train.steps, "training", "step") as progress:
         progress.skip(run.start_step)
@@ -97,7 +97,7 @@ def fit(run: Run) -> None:
                 _tell_compiled(run, done)
             if run.guard.end_step(result.grad_norm):
                 _skipped(run, done, result)
-            reason = run.stop.agreed(run.engine.device)
+            reason = run.stop.should_stop(run.engine.device)
             collect.after(done)
             progress.note = f"loss {result.loss:.3f} (ar {result.ar_loss:.3f}, nar {result.nar_loss:.3f})"
             if _due(done, run.config.telemetry.log_every, train.steps):
@@ -112,48 +112,48 @@ def fit(run: Run) -> None:
                 raise StopRequestedError(f"{run.folder}: {reason}; saved at step {done}, start again to go on")
 
 
-def _tell_stage(run: Run, step: int) -> None:
+def _tell_stage(run: Trainer, step: int) -> None:
     """That a stage of the objective begins, where `step` is its first."""
     objective = run.config.objective
     for number, stage in enumerate(objective.stages):
         if stage.from_step == step:
-            say(f"step {step}: objective.stages.{number} begins: {objective.at(step)}")
+            print_rank0(f"step {step}: objective.stages.{number} begins: {objective.at(step)}")
             run.tell("stage", step, stage=number, objective=str(objective.at(step)))
 
 
-def _stage(run: Run, step: int) -> dict[str, float]:
+def _stage(run: Trainer, step: int) -> dict[str, float]:
     """For the record: the number of the stage that the step was of, where there are any."""
     objective = run.config.objective
     return {"stage": objective.stage_at(step)} if objective.stages else {}
 
 
-def _save(run: Run, done: int) -> None:
+def _save(run: Trainer, done: int) -> None:
     run.watchdog.mark(done, "saving a checkpoint", run.config.guard.start_timeout)
     begin = time.perf_counter()
     keep = run.config.checkpoint
-    manager.save(run.engine, run.folder / "checkpoints", done, run.facts, run.guard.state, keep)
+    manager.save(run.engine, run.folder / "checkpoints", done, run.metadata, run.guard.state, keep)
     seconds = time.perf_counter() - begin
     run.stop.longest_save_s = max(run.stop.longest_save_s, seconds)
     run.tell("checkpoint", done, seconds=round(seconds, 3))
 
 
-def _tell_compiled(run: Run, done: int) -> None:
+def _tell_compiled(run: Trainer, done: int) -> None:
     """How many graphs the first step has compiled: a run with none would only be slow."""
     graphs = COMPILER.num_graphs
     if graphs:
-        say(f"train.compile: the blocks are {graphs} compiled graph(s)")
+        print_rank0(f"train.compile: the blocks are {graphs} compiled graph(s)")
     else:
         warn("train.compile=true, but nothing was compiled: the blocks run as they are")
     run.tell("compiled", done, graphs=graphs)
 
 
-def _skipped(run: Run, done: int, result: StepResult) -> None:
+def _skipped(run: Trainer, done: int, result: StepResult) -> None:
     """Tell of a step that was not applied, with whose data it was; end the run where there were too many in a row."""
     own = {
         "rank": dist.get_rank(),
         "host": socket.gethostname(),
         "loss_sums": [str(value) for value in result.own_sums.tolist()],
-        "packs": [f"{place.source}:{place.pack}" for place in run.loader.places(done - 1)],
+        "packs": [f"{place.source}:{place.pack}" for place in run.loader.sample_indices(done - 1)],
     }
     evidence: dict[str, Any] = {
         "loss": str(result.loss),
@@ -186,14 +186,14 @@ class GarbageCollection:
             gc.collect(1)
 
 
-def _evaluate(run: Run, held_out: HeldOutLoader, done: int) -> None:
+def _evaluate(run: Trainer, held_out: ValidationLoader, done: int) -> None:
     run.watchdog.mark(done, "evaluating", run.config.guard.start_timeout)
     losses = held_out_loss(run.engine, run.mesh, held_out)
     _log(run, done, {f"eval_{name}": value for name, value in losses._asdict().items()})
-    say(f"step {done}: held-out loss {losses.loss:.4f} (ar {losses.ar_loss:.4f}, nar {losses.nar_loss:.4f})")
+    print_rank0(f"step {done}: held-out loss {losses.loss:.4f} (ar {losses.ar_loss:.4f}, nar {losses.nar_loss:.4f})")
 
 
-def _log(run: Run, step: int, values: dict[str, float]) -> None:
+def _log(run: Trainer, step: int, values: dict[str, float]) -> None:
     if run.metrics is not None:
         run.metrics.log(step, values)
 

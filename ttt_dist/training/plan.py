@@ -6,10 +6,10 @@ from pathlib import Path
 from ttt_dist.checkpoint import manager
 from ttt_dist.checkpoint.export import require_assets
 from ttt_dist.config.run import Config, check_run
-from ttt_dist.data.loader import HeldOutLoader, PackLoader
+from ttt_dist.data.loader import PackLoader, ValidationLoader
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.data.sources import Sources
-from ttt_dist.launch.launchers import Processes
+from ttt_dist.launch.launchers import DistInfo
 from ttt_dist.model.hf.families import require_same_model
 from ttt_dist.parallel.mesh import Mesh, require_divisible
 from ttt_dist.sequence.tokens import TokenLayout
@@ -19,14 +19,14 @@ from ttt_dist.util.errors import UserError
 
 
 @dataclass
-class Job:
+class TrainPlan:
     """A run whose settings, files and checkpoint fit together."""
 
     config: Config
     mesh: Mesh
     loader: PackLoader
-    held_out: HeldOutLoader | None
-    facts: manager.Facts
+    held_out: ValidationLoader | None
+    metadata: manager.CheckpointMetadata
     candidates: list[Path]
     """Checkpoints to go on from, the first one that proves whole; none: the run starts anew."""
 
@@ -36,10 +36,10 @@ class Job:
         return next(iter(self.candidates), None)
 
 
-def settle(config: Config, place: Processes, resume: Path | None = None) -> Job:
+def prepare(config: Config, dist_info: DistInfo, resume: Path | None = None) -> TrainPlan:
     """Open what the run needs and check that it fits, before any process group exists. Raises UserError."""
-    check_run(config, place.world_size)
-    mesh = Mesh.of(config.parallel, place.world_size, place.rank)
+    check_run(config, dist_info.world_size)
+    mesh = Mesh.of(config.parallel, dist_info.world_size, dist_info.rank)
     require_sinks(config.telemetry.wandb, config.telemetry.tensorboard)
     sources = Sources.open(config.data)
     shard = sources.first
@@ -59,21 +59,21 @@ def settle(config: Config, place: Processes, resume: Path | None = None) -> Job:
     if config.data.valid:
         valid = ShardReader(config.data.valid)
         valid.require_same_codec(shard)
-        held_out = HeldOutLoader(
+        held_out = ValidationLoader(
             valid, layout, config.objective, config.seed, seq_len, train.micro_batch,
             mesh.data_rank, mesh.data, train.eval_packs or None,
         )  # fmt: skip
-    facts = manager.Facts.of_run(config, layout, place.world_size)
+    metadata = manager.CheckpointMetadata.of_run(config, layout, dist_info.world_size)
     candidates = find_candidates(config, resume)
     for candidate in candidates[:1]:
-        manager.require_resumable(candidate, facts)
+        manager.require_resumable(candidate, metadata)
     manager.require_space(Path(config.run_dir), sum(count_parameters(config.model, layout).values()))
-    return Job(config, mesh, loader, held_out, facts, candidates)
+    return TrainPlan(config, mesh, loader, held_out, metadata, candidates)
 
 
 def find_candidates(config: Config, resume: Path | None) -> list[Path]:
     """Checkpoints of this run, newest first, or, where it has none yet, those that --resume names."""
-    own = manager.found(Path(config.run_dir) / "checkpoints")
+    own = manager.list_checkpoints(Path(config.run_dir) / "checkpoints")
     if own and not config.checkpoint.resume:
         raise UserError(f"{own[0]}: run_dir holds a run already; set manager.resume=true or choose another run_dir")
-    return own or ([] if resume is None else manager.named(resume))
+    return own or ([] if resume is None else manager.resolve_resume_path(resume))

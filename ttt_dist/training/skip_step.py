@@ -14,8 +14,8 @@ NUM_NORMS = 64  # accepted norms that the median is taken of
 FEWEST_NORMS = 16  # before so many steps nothing is a spike
 
 
-class Guard:
-    """Decides step by step; `state` and `Guard(config, state)` carry its counters through a checkpoint."""
+class SkipStep:
+    """Decides step by step; `state` and `SkipStep(config, state)` carry its counters through a checkpoint."""
 
     def __init__(self, config: GuardConfig, state: dict[str, Any] | None = None) -> None:
         state = state or {}

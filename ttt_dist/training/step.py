@@ -79,7 +79,7 @@ def train_step(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, batches: Sequence[
             sums = train_pipeline(engine, batches, scale, clock.charge)
         else:
             sums = _accumulate(engine, batches, scale, clock)
-        if not mesh.counts_loss:
+        if not mesh.is_loss_rank:
             sums.zero_()
         own_sums = sums[:2].clone()
         dist.all_reduce(sums)
@@ -121,6 +121,6 @@ def global_counts(batches: Sequence[Batch], mesh: Mesh, device: torch.device) ->
     rows = [
         (batch.count, batch.ar_tokens, batch.nar_tokens, batch.useful_tokens, batch.visible_pairs) for batch in batches
     ]
-    total = torch.tensor(rows, dtype=torch.float64, device=device).sum(dim=0) * mesh.counts_batch
+    total = torch.tensor(rows, dtype=torch.float64, device=device).sum(dim=0) * mesh.is_data_source_rank
     dist.all_reduce(total)
     return Counts(*total.tolist())

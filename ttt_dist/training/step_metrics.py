@@ -18,7 +18,7 @@ Record = dict[str, float]
 
 
 @dataclass
-class Window:
+class MetricsAccumulator:
     """The steps since the last record."""
 
     flops: ModelFlops
@@ -31,7 +31,7 @@ class Window:
     """Seconds of this process's own work, see `StepTimes`."""
 
     @classmethod
-    def of_run(cls, config: Config, vocab_size: int) -> "Window":
+    def of_run(cls, config: Config, vocab_size: int) -> "MetricsAccumulator":
         """An empty window of this run; needs a process group."""
         peak = peak_tflops(config.telemetry.peak_tflops)
         return cls(

@@ -15,7 +15,7 @@ REASONS = (None, "the time limit is near", *(number.name for number in SIGNALS))
 MARGIN_S = 60.0  # before the end of a SLURM job, beside two saves; at most a tenth of the job's time
 
 
-class StopRequests:
+class SignalHandler:
     """Listens from its making on; `close` gives the signals back to Python."""
 
     def __init__(self, stop_after_s: float = 0.0) -> None:
@@ -31,7 +31,7 @@ class StopRequests:
         if number == signal.SIGINT:  # whoever presses Ctrl-C twice does not want to wait
             signal.signal(number, self._before[signal.SIGINT])
 
-    def agreed(self, device: torch.device) -> str | None:
+    def should_stop(self, device: torch.device) -> str | None:
         """Why all processes are to stop now, or None; collective."""
         if not self._code and time.time() > min(self._deadline, self._end_of_job()):
             self._code = 1

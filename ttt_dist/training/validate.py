@@ -6,7 +6,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from ttt_dist.data.loader import HeldOutLoader
+from ttt_dist.data.loader import ValidationLoader
 from ttt_dist.parallel.mesh import Mesh
 
 
@@ -19,7 +19,7 @@ class HeldOutLoss(NamedTuple):
 
 
 @torch.no_grad()
-def held_out_loss(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, loader: HeldOutLoader) -> HeldOutLoss:
+def held_out_loss(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, loader: ValidationLoader) -> HeldOutLoss:
     """Evaluate all packs of `loader`; collective."""
     batches = list(loader)
     engine.eval()
@@ -34,7 +34,7 @@ def held_out_loss(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, loader: HeldOut
             sums += torch.stack([output.ar_sum, output.nar_sum])
     engine.train()
     count = torch.tensor([sum(batch.count for batch in batches)], dtype=torch.float64, device=engine.device)
-    sums = torch.cat([sums * mesh.counts_loss, count * mesh.counts_batch])
+    sums = torch.cat([sums * mesh.is_loss_rank, count * mesh.is_data_source_rank])
     dist.all_reduce(sums)
     ar_sum, nar_sum, count_sum = sums.tolist()
     divisor = max(count_sum, 1e-12)

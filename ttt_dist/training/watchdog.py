@@ -20,7 +20,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from ttt_dist.launch.rendezvous import ranges
-from ttt_dist.util.console import complain
+from ttt_dist.util.console import print_error
 from ttt_dist.util.errors import LostProcessError, StopRequestedError
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class Watchdog:
             f"{self._what} has taken more than {self.limit_s:g} s{'; ' + who if who else ''}; stacks: {self.stacks}"
         )
         self._tell(message)
-        complain(message)
+        print_error(message)
         end = time.monotonic() + max(GRACE_S, self._wait_s())
         while time.monotonic() < end and not self._closed.wait(self._interval_s()):
             self._live()

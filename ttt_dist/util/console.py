@@ -28,14 +28,14 @@ def rank() -> int:
     return int(value) if value.isdigit() else 0
 
 
-def say(message: str = "") -> None:
+def print_rank0(message: str = "") -> None:
     """A line on stdout, from rank 0 only."""
     if rank() == 0:
         sys.stdout.write(f"{message}\n")
         sys.stdout.flush()
 
 
-def put(piece: str) -> None:
+def print_piece(piece: str) -> None:
     """Text on stdout as it comes, without an end of line; from rank 0 only."""
     if rank() == 0:
         sys.stdout.write(piece)
@@ -50,7 +50,7 @@ def warn(message: str) -> None:
         sys.stderr.flush()
 
 
-def complain(message: str) -> None:
+def print_error(message: str) -> None:
     """A line `error: ...` on stderr, from every rank: the one that fails may not be the first."""
     _erase_bar()
     who = f" (rank {rank()})" if rank() else ""
@@ -58,9 +58,9 @@ def complain(message: str) -> None:
     sys.stderr.flush()
 
 
-def result(figures: Mapping[str, Any]) -> None:
+def print_json(figures: Mapping[str, Any]) -> None:
     """The last line of a command that a script reads: its figures as one JSON object on stdout."""
-    say(json.dumps(figures))
+    print_rank0(json.dumps(figures))
 
 
 class Progress:
@@ -144,7 +144,7 @@ def main_guard(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         if not error.is_agreed or rank() == 0:
-            complain(str(error))
+            print_error(str(error))
         sys.exit(error.status)
     except KeyboardInterrupt:
         sys.exit(130)

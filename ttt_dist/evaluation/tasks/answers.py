@@ -2,20 +2,25 @@
 
 from collections.abc import Sequence
 
-from ttt_dist.evaluation.context import Notes, Tools
+from ttt_dist.evaluation.context import EvalContext
+from ttt_dist.evaluation.item_errors import ItemErrors
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.metrics.scores import Figure, Normalisers, Record, Scored, accuracy
 from ttt_dist.evaluation.metrics.text_scores import contains_reference
 from ttt_dist.evaluation.tasks.item_adapters import question_text
 
 
-def audio_qa(tools: Tools, items: Sequence[Item], notes: Notes) -> list[Record]:
+def audio_qa(context: EvalContext, items: Sequence[Item], item_errors: ItemErrors) -> list[Record]:
     """The answer to each question, as text and as the judges hear it."""
-    requests = notes.each(tools.hear(items, notes), lambda item, codes: tools.request(item, item.entry, codes))
-    if tools.plan.text_only:
-        results = tools.answer(requests, notes.done(1.0), stop_at_last_span=True)
+    requests = item_errors.each(
+        context.encode_audio(items, item_errors), lambda item, codes: context.request(item, item.entry, codes)
+    )
+    if context.plan.text_only:
+        results = context.generate(requests, item_errors.done(1.0), stop_at_last_span=True)
         return [_asked(item) | {"text": result.text, "finish": result.finish} for item, result in results]
-    said = tools.say(tools.answer(requests, notes.done(0.5)), notes, notes.done(0.5))
+    said = context.synthesize_and_transcribe(
+        context.generate(requests, item_errors.done(0.5)), item_errors, item_errors.done(0.5)
+    )
     return [
         _asked(item) | {"text": speech.result.text, "heard": speech.first, "heard_by": speech.heard} | speech.record()
         for item, speech in said

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ttt_dist.evaluation.context import Notes, Tools
+from ttt_dist.evaluation.context import EvalContext
+from ttt_dist.evaluation.item_errors import ItemErrors
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.metrics.intervals import confidence_interval
 from ttt_dist.evaluation.metrics.scores import Figure, Normalisers, Record, Scored, accuracy, ids, mean
@@ -22,19 +23,23 @@ from ttt_dist.evaluation.metrics.text_scores import (
 from ttt_dist.evaluation.tasks.transcription import GREEDY_TEXT
 
 
-def caption(tools: Tools, items: Sequence[Item], notes: Notes) -> list[Record]:
+def caption(context: EvalContext, items: Sequence[Item], item_errors: ItemErrors) -> list[Record]:
     """What the model writes of each sound, greedy."""
-    return [item.record() | {"captions": item.entry["captions"]} | said for item, said in _say(tools, items, notes)]
+    return [
+        item.record() | {"captions": item.entry["captions"]} | said for item, said in _say(context, items, item_errors)
+    ]
 
 
-def classify(tools: Tools, items: Sequence[Item], notes: Notes) -> list[Record]:
+def classify(context: EvalContext, items: Sequence[Item], item_errors: ItemErrors) -> list[Record]:
     """The class that the model names for each sound, greedy."""
-    return [item.record() | {"label": item.entry["label"]} | said for item, said in _say(tools, items, notes)]
+    return [item.record() | {"label": item.entry["label"]} | said for item, said in _say(context, items, item_errors)]
 
 
-def _say(tools: Tools, items: Sequence[Item], notes: Notes) -> list[tuple[Item, Record]]:
-    requests = notes.each(tools.hear(items, notes), lambda item, codes: tools.request(item, item.entry, codes))
-    results = tools.answer(requests, notes.done(1.0), **GREEDY_TEXT)
+def _say(context: EvalContext, items: Sequence[Item], item_errors: ItemErrors) -> list[tuple[Item, Record]]:
+    requests = item_errors.each(
+        context.encode_audio(items, item_errors), lambda item, codes: context.request(item, item.entry, codes)
+    )
+    results = context.generate(requests, item_errors.done(1.0), **GREEDY_TEXT)
     return [(item, {"hypothesis": result.text, "finish": result.finish}) for item, result in results]
 
 

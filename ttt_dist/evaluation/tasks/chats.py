@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ttt_dist.evaluation.context import Notes, Tools
+from ttt_dist.evaluation.context import EvalContext
+from ttt_dist.evaluation.item_errors import ItemErrors
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.metrics.scores import Normalisers, Record, Scored, accuracy
 from ttt_dist.evaluation.tasks.item_adapters import question_text
@@ -56,33 +57,33 @@ class Chat:
         self.codes += [] if codes is None else [codes]
 
 
-def speech_chat(tools: Tools, items: Sequence[Item], notes: Notes) -> list[Record]:
+def speech_chat(context: EvalContext, items: Sequence[Item], item_errors: ItemErrors) -> list[Record]:
     """The model's answers; it is asked each question after its own answers to those before."""
-    running = [Chat(item, codes) for item, codes in tools.hear(items, notes)]
+    running = [Chat(item, codes) for item, codes in context.encode_audio(items, item_errors)]
     done = []
     while running:
         done += [chat for chat in running if not chat.asks]
-        running = _answer(tools, [chat for chat in running if chat.asks], notes)
+        running = _answer(context, [chat for chat in running if chat.asks], item_errors)
     return [chat.record() for chat in sorted(done, key=lambda chat: chat.item.number)]
 
 
-def _answer(tools: Tools, chats: Sequence[Chat], notes: Notes) -> list[Chat]:
+def _answer(context: EvalContext, chats: Sequence[Chat], item_errors: ItemErrors) -> list[Chat]:
     """Answer the question of each chat; those that cannot be asked are told and left out."""
 
     def request(item: Item, chat: Chat) -> tuple[Chat, Request]:
         entry = item.entry | {"turns": chat.turns}
-        return chat, tools.request(item, entry, chat.codes, turn=len(chat.answers))
+        return chat, context.request(item, entry, chat.codes, turn=len(chat.answers))
 
     def tell(item: Item, chat: Chat, result: Result) -> Chat:
-        wav = None if tools.plan.text_only else tools.speak(item, result, turn=len(chat.answers))
+        wav = None if context.plan.text_only else context.synthesize(item, result, turn=len(chat.answers))
         chat.tell(result, wav)
         return chat
 
-    asked = notes.each(((chat.item, chat) for chat in chats), request)
+    asked = item_errors.each(((chat.item, chat) for chat in chats), request)
     requests = [(item, request) for item, (_, request) in asked]
-    results = tools.answer(requests, lambda: None, stop_at_last_span=tools.plan.text_only)
+    results = context.generate(requests, lambda: None, stop_at_last_span=context.plan.text_only)
     rows = ((item, chat, result) for (item, (chat, _)), (_, result) in zip(asked, results, strict=True))
-    return [chat for _, chat in notes.each(rows, tell)]
+    return [chat for _, chat in item_errors.each(rows, tell)]
 
 
 def score_chats(records: Sequence[Record], normalisers: Normalisers) -> Scored:

@@ -19,8 +19,9 @@ import torch.nn.functional as F
 
 from ttt_dist.config.objective import Objective
 from ttt_dist.data.shards import ShardReader
-from ttt_dist.evaluation.args import Plan, is_shards
-from ttt_dist.evaluation.context import Notes, Tools
+from ttt_dist.evaluation.args import EvalArgs, is_shards
+from ttt_dist.evaluation.context import EvalContext
+from ttt_dist.evaluation.item_errors import ItemErrors
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.metrics.intervals import confidence_interval, ratio
 from ttt_dist.evaluation.metrics.scores import Figure, Normalisers, Record, Scored, ids
@@ -38,50 +39,52 @@ CLASSES = ("text", "audio", "audio_ar")
 LOGITS = 1 << 23  # held at a time on the CPU: 32 MB in fp32
 
 
-def packs_as_items(plan: Plan) -> list[Item | str]:
+def packs_as_items(plan: EvalArgs) -> list[Item | str]:
     """The packs of the shards that are the data, as items without an entry."""
     reader = ShardReader(plan.data)
     count = len(reader) if plan.limit is None else min(plan.limit, len(reader))
     return [Item(str(pack), f"{plan.data}: pack {pack}", {"pack": pack}, pack + 1) for pack in range(count)]
 
 
-def likelihood(tools: Tools, items: Sequence[Item], notes: Notes) -> list[Record]:
+def likelihood(context: EvalContext, items: Sequence[Item], item_errors: ItemErrors) -> list[Record]:
     """A record for each sample: of the items as their template writes them, or of the packs of shards."""
-    rows = list(_samples(tools, items, notes))
-    usable = notes.each(rows, lambda item, name, sample: _checked(tools, name, sample))
+    rows = list(_samples(context, items, item_errors))
+    usable = item_errors.each(rows, lambda item, name, sample: _checked(context, name, sample))
 
     def measured(row: tuple[Item, tuple[str, Sample]]) -> Record:
         item, (name, sample) = row
-        of_sample = measure(tools.folder.model, tools.folder.layout, tools.folder.objective, sample, tools.plan)
-        notes.advance(len(items) / len(rows))
+        of_sample = measure(context.folder.model, context.folder.layout, context.folder.objective, sample, context.plan)
+        item_errors.advance(len(items) / len(rows))
         return item.record() | {"id": name} | of_sample
 
-    with ThreadPoolExecutor(num_threads(next(tools.folder.model.parameters()).device)) as pool:
+    with ThreadPoolExecutor(num_threads(next(context.folder.model.parameters()).device)) as pool:
         return list(pool.map(measured, usable))
 
 
-def _samples(tools: Tools, items: Sequence[Item], notes: Notes) -> Iterator[tuple[Item, str, Sample]]:
+def _samples(
+    context: EvalContext, items: Sequence[Item], item_errors: ItemErrors
+) -> Iterator[tuple[Item, str, Sample]]:
     """(item, name, sample)."""
-    if not is_shards(tools.plan.data):
-        made = notes.each(
-            tools.hear(items, notes),
-            lambda item, codes: tools.template.sample(tools.plan.template, item.entry, codes),
+    if not is_shards(context.plan.data):
+        made = item_errors.each(
+            context.encode_audio(items, item_errors),
+            lambda item, codes: context.template.sample(context.plan.template, item.entry, codes),
         )
         yield from ((item, item.id, sample) for item, sample in made)
         return
-    reader = ShardReader(tools.plan.data)
-    reader.layout.require_same(tools.folder.layout, f"{tools.plan.data}.json (there), the model (here)")
+    reader = ShardReader(context.plan.data)
+    reader.layout.require_same(context.folder.layout, f"{context.plan.data}.json (there), the model (here)")
     for item in items:
         for number, sample in enumerate(reader[item.entry["pack"]]):
             yield item, f"{item.id}/{number}", sample
 
 
-def _checked(tools: Tools, name: str, sample: Sample) -> tuple[str, Sample]:
-    tools.decoder.require(Request(sample.ids))
+def _checked(context: EvalContext, name: str, sample: Sample) -> tuple[str, Sample]:
+    context.decoder.require(Request(sample.ids))
     return name, sample
 
 
-def measure(model: Transformer, layout: TokenLayout, objective: Objective, sample: Sample, plan: Plan) -> Record:
+def measure(model: Transformer, layout: TokenLayout, objective: Objective, sample: Sample, plan: EvalArgs) -> Record:
     """Tokens and nats of each class: one number where it is exact, one per draw of noise where it is bounded.
 
     `by_p`: cross-entropy of masked audio tokens, without weights, and their number, by equal bins of p.
@@ -131,7 +134,7 @@ def _exact(losses: TargetLosses, is_audio: bool) -> Record:
     return {"is_bound": False, "tokens": int(chosen.sum()), "nats": [round(float(losses.nats[chosen].sum()), 6)]}
 
 
-def _bound(losses: TargetLosses, is_audio: bool, plan: Plan) -> Record:
+def _bound(losses: TargetLosses, is_audio: bool, plan: EvalArgs) -> Record:
     """Of rows that are draws of noise."""
     chosen = (losses.bins > 0) & (losses.is_audio == is_audio)
     sums = np.bincount(losses.rows[chosen], (losses.nats * losses.weights)[chosen], minlength=plan.draws)

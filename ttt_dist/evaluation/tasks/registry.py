@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ttt_dist.evaluation.args import FORMS
-from ttt_dist.evaluation.context import Notes, Tools
+from ttt_dist.evaluation.context import EvalContext
 from ttt_dist.evaluation.ears import score_speech
+from ttt_dist.evaluation.item_errors import ItemErrors
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.metrics.scores import Normalisers, Record, Scored, error_rates
 from ttt_dist.evaluation.tasks import item_adapters
@@ -23,7 +24,7 @@ class Task:
     """One task. `score` is a function of records alone, so that it may be made anew, and by anyone."""
 
     prepare: Callable[[Entry], Entry]
-    run: Callable[[Tools, Sequence[Item], Notes], list[Record]]
+    run: Callable[[EvalContext, Sequence[Item], ItemErrors], list[Record]]
     score: Callable[[Sequence[Record], Normalisers], Scored]
     worst: Callable[[Record], Any]
     """The larger, the worse a scored record."""

@@ -1,7 +1,7 @@
 """Keys and values of earlier tokens, kept between forwards, and the attention of new tokens over them (method: decoding).
 
 What a token gave as key and value never changes once everything that it sees is final. The caller says how many tokens
-are (`Sequence.length`); the others are written again at the next forward, over what they left.
+are (`SequenceCache.length`); the others are written again at the next forward, over what they left.
 
 All sequences of a session share one store, a slot each: [layers, 2, slots, G, length, D], one tensor per layer so that it
 grows layer by layer. Adjacent slots are then one batch of attention, read where they lie: a `Run`. Keys behind a
@@ -23,7 +23,7 @@ FIRST_LENGTH = 256
 
 
 @dataclass
-class Sequence:
+class SequenceCache:
     """One sequence's place in the store; its first `length` tokens are final."""
 
     slot: int
@@ -42,14 +42,14 @@ class SlotCache:
         self._free: list[int] = []
         self._num_given = 0
 
-    def take(self) -> Sequence:
+    def take(self) -> SequenceCache:
         """An empty sequence, in the lowest slot that is free: runs of slots stay short and dense."""
         if self._free:
-            return Sequence(heapq.heappop(self._free))
+            return SequenceCache(heapq.heappop(self._free))
         self._num_given += 1
-        return Sequence(self._num_given - 1)
+        return SequenceCache(self._num_given - 1)
 
-    def free(self, sequence: Sequence) -> None:
+    def free(self, sequence: SequenceCache) -> None:
         """Give a slot back."""
         heapq.heappush(self._free, sequence.slot)
 

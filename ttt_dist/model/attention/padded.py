@@ -1,6 +1,6 @@
 """Attention over packed samples by buckets: short samples side by side, one call of SDPA for each length.
 
-A pack holds many short samples, so a mask over the whole pack would be almost empty. `BucketPlan` groups the samples
+A pack holds many short samples, so a mask over the whole pack would be almost empty. `BucketedSdpaPlan` groups the samples
 of a batch by length into a few buckets; each bucket is one call of SDPA over [samples, heads, length, head_dim] with a
 mask of its own small size. The plan is built once per forward and serves every layer.
 
@@ -48,7 +48,7 @@ class Bucket(NamedTuple):
 
 
 @dataclass(eq=False)
-class BucketPlan(OpaqueBase):
+class BucketedSdpaPlan(OpaqueBase):
     """Where each token of a batch [B, S] goes, and which masks apply there.
 
     Slots are the buckets laid end to end. `to_slots` [slots] names the token of each slot and `to_tokens` [B * S] the
@@ -62,7 +62,7 @@ class BucketPlan(OpaqueBase):
     buckets: list[Bucket]
 
     @classmethod
-    def build(cls, sample_ids: Tensor, span_ids: Tensor, dtype: torch.dtype = torch.float32) -> "BucketPlan":
+    def build(cls, sample_ids: Tensor, span_ids: Tensor, dtype: torch.dtype = torch.float32) -> "BucketedSdpaPlan":
         """Plan for ids [B, S]; `dtype` is that of the queries. Samples must be contiguous in their row."""
         num_rows, seq_len = sample_ids.shape
         ids = sample_ids.reshape(-1).cpu().numpy()
@@ -86,7 +86,7 @@ class BucketPlan(OpaqueBase):
     @classmethod
     def _from_slots(
         cls, slots: np.ndarray, num_tokens: int, buckets: list[Bucket], device: torch.device
-    ) -> "BucketPlan":
+    ) -> "BucketedSdpaPlan":
         """Finish a plan from the token of each slot (-1: empty)."""
         tokens = np.full(num_tokens, -1)
         used = np.flatnonzero(slots >= 0)
@@ -96,7 +96,7 @@ class BucketPlan(OpaqueBase):
         return cls(to_slots, empty_slots, to_tokens, padding, buckets)
 
 
-def attend_buckets(q: Tensor, k: Tensor, v: Tensor, plan: BucketPlan) -> Tensor:
+def attend_buckets(q: Tensor, k: Tensor, v: Tensor, plan: BucketedSdpaPlan) -> Tensor:
     """See `ttt_dist.model.attention.plan.attend`."""
     if torch.compiler.is_compiling():
         out: Tensor = _compiled_buckets(q, k, v, plan)
@@ -104,7 +104,7 @@ def attend_buckets(q: Tensor, k: Tensor, v: Tensor, plan: BucketPlan) -> Tensor:
     return _leave(torch.cat([_attend_bucket(*parts) for parts in _enter((q, k, v), plan)]), plan)
 
 
-def _enter(tensors: tuple[Tensor, ...], plan: BucketPlan) -> Iterator[tuple[Any, ...]]:
+def _enter(tensors: tuple[Tensor, ...], plan: BucketedSdpaPlan) -> Iterator[tuple[Any, ...]]:
     """Rows [T, ...] of each tensor moved into slots: for each bucket its part of every tensor, and itself."""
     sizes = [bucket.num_samples * bucket.length for bucket in plan.buckets]
     there = (plan.to_slots, plan.empty_slots, plan.to_tokens, plan.padding)
@@ -112,7 +112,7 @@ def _enter(tensors: tuple[Tensor, ...], plan: BucketPlan) -> Iterator[tuple[Any,
     return zip(*slots, plan.buckets, strict=True)
 
 
-def _leave(slots: Tensor, plan: BucketPlan) -> Tensor:
+def _leave(slots: Tensor, plan: BucketedSdpaPlan) -> Tensor:
     """The inverse of `_enter`, of one tensor."""
     out: Tensor = _MoveRows.apply(slots, plan.to_tokens, plan.padding, plan.to_slots, plan.empty_slots)
     return out
@@ -137,17 +137,17 @@ def _by_head(x: Tensor, bucket: Bucket) -> Tensor:
     return x.view(bucket.num_samples, bucket.length, *x.shape[1:]).transpose(1, 2)
 
 
-register_opaque_type(BucketPlan, typ="reference")
+register_opaque_type(BucketedSdpaPlan, typ="reference")
 
 
 @torch.library.custom_op("ttt_dist::attend_buckets", mutates_args=())
-def _compiled_buckets(q: Tensor, k: Tensor, v: Tensor, plan: BucketPlan) -> Tensor:
+def _compiled_buckets(q: Tensor, k: Tensor, v: Tensor, plan: BucketedSdpaPlan) -> Tensor:
     return attend_buckets(q, k, v, plan)
 
 
 @torch.library.custom_op("ttt_dist::attend_buckets_backward", mutates_args=())
 def _compiled_buckets_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: BucketPlan
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: BucketedSdpaPlan
 ) -> tuple[Tensor, Tensor, Tensor]:
     parts = [_bucket_gradients(*part) for part in _enter((grad, q, k, v), plan)]
     grad_q, grad_k, grad_v = (_leave(torch.cat(slots), plan) for slots in zip(*parts, strict=True))
@@ -155,12 +155,12 @@ def _compiled_buckets_backward(
 
 
 @_compiled_buckets.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, plan: BucketPlan) -> Tensor:
+def _(q: Tensor, k: Tensor, v: Tensor, plan: BucketedSdpaPlan) -> Tensor:
     return q.new_empty(q.shape)
 
 
 @_compiled_buckets_backward.register_fake
-def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: BucketPlan) -> tuple[Tensor, ...]:
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: BucketedSdpaPlan) -> tuple[Tensor, ...]:
     return tuple(x.new_empty(x.shape) for x in (q, k, v))
 
 

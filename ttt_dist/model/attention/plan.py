@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ttt_dist.model.attention.flex import FlexPlan, attend_flex
 from ttt_dist.model.attention.kv_cache import CachePlan
-from ttt_dist.model.attention.padded import BucketPlan, attend_buckets
+from ttt_dist.model.attention.padded import BucketedSdpaPlan, attend_buckets
 
-AttentionPlan = BucketPlan | FlexPlan | CachePlan
+AttentionPlan = BucketedSdpaPlan | FlexPlan | CachePlan
 
 
 def attention_plan(sample_ids: Tensor, span_ids: Tensor, dtype: torch.dtype = torch.float32) -> AttentionPlan:
@@ -23,7 +23,7 @@ def attention_plan(sample_ids: Tensor, span_ids: Tensor, dtype: torch.dtype = to
     """
     if sample_ids.is_cuda and not torch.is_inference_mode_enabled():
         return FlexPlan.build(sample_ids, span_ids)
-    return BucketPlan.build(sample_ids, span_ids, dtype)
+    return BucketedSdpaPlan.build(sample_ids, span_ids, dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:

@@ -21,10 +21,10 @@ from torch import Tensor
 from ttt_dist.config.decode import DEFAULTS, GENERATION, DecodeSettings, generation_json
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.objective import Objective
-from ttt_dist.data.metadata import BESIDE
+from ttt_dist.data.metadata import ASSETS
 from ttt_dist.model.hf.families import CONFIG, MAX_POSITIONS, MAX_SHARD_BYTES, config_json, model_config, read_json
 from ttt_dist.model.hf.tensor_files import TensorFolder, TensorWriter
-from ttt_dist.model.layers import PlainFactory
+from ttt_dist.model.layers import LocalLayerFactory
 from ttt_dist.model.structure import head_dim, parameter_shapes
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.templates import TemplateSettings
@@ -36,7 +36,7 @@ from ttt_dist.util.file_lock import lease
 
 T = TypeVar("T")
 
-ASSETS = BESIDE
+ASSETS = ASSETS
 """What a model folder takes over from that of a shard."""
 LAYOUT = "token_layout.json"
 
@@ -173,7 +173,9 @@ def load_folder(folder: str | Path, dtype: torch.dtype | None = None, device: st
             raise UserError(
                 f"{folder / name}: missing; an imported model is trained first, and its run's export decoded"
             )
-    model = Transformer.for_layout(config, layout, PlainFactory(FolderWeights(folder, config, layout), dtype=dtype))
+    model = Transformer.for_layout(
+        config, layout, LocalLayerFactory(FolderWeights(folder, config, layout), dtype=dtype)
+    )
     # An export of before there were presets to choose from says kind and prompt_audio alone.
     template, objective = read_json(folder / "template.json"), {"preset": "paper", **values.get("objective", {})}
     return ModelFolder(
