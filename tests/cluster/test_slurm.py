@@ -139,12 +139,12 @@ def test_a_mistake_and_too_many_restarts_end_a_job(slurm: Slurm, config: Path, w
         CONFIG=str(config), MAX_RESTARTS="0",
     )  # fmt: skip
     assert wrong.wait() == {"FAILED"}
-    assert wrong.metadata("ExitCode") == ["1:0"] and wrong.metadata("Restarts") == ["0"]
+    assert wrong.facts("ExitCode") == ["1:0"] and wrong.facts("Restarts") == ["0"]
     assert "train.global_batch=3" in wrong.log, wrong.log
     wait_for_step(work / "lost", 5, lost)
     lost.process(rank=0).kill()
     assert lost.wait() == {"FAILED"}, lost.log
-    assert lost.metadata("Restarts") == ["0"]
+    assert lost.facts("Restarts") == ["0"]
 
 
 def test_convert_and_evaluate(slurm: Slurm, undisturbed: Job, work: Path) -> None:

@@ -59,7 +59,7 @@ def brute_force_sample(
                 choices = list(range(max(math.floor(0.3 * n), 5), math.floor(0.9 * n) + 1))
                 keep = choices[int(numbers.keep * len(choices))]
                 ids, target = ids[: i + keep], target[: i + keep]
-    p = (1 - 1e-3) * numbers.time + 1e-3
+    p = (1 - 1e-3) * numbers.t + 1e-3
     groups: list[list[int]] = []  # response spans
     for i, token in enumerate(ids):
         if target[i] and is_audio(token):
@@ -74,7 +74,7 @@ def brute_force_sample(
         first = int(numbers.first_span * len(groups)) if numbers.prefix < objective.p_prefix else 0  # PPM
         candidates = [i for group in groups[first:] for i in group]
     if candidates and (objective.masking or ("exact_count" if is_recommended else "bernoulli")) == "exact_count":
-        count = 1 + math.floor(numbers.time * len(candidates))
+        count = 1 + math.floor(numbers.t * len(candidates))
         chosen = sorted(candidates, key=lambda i: (numbers.tokens[i], i))[:count]
         p = count / len(candidates)
     else:
@@ -197,16 +197,16 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
     sample = long_sample()
     reference = draw(sample, 1, 0)
     np.testing.assert_array_equal(draw(sample, 1, 0).tokens, reference.tokens)
-    assert draw(sample, 1, 1).time != reference.time
-    assert draw(sample, 2, 0).time != reference.time
+    assert draw(sample, 1, 1).t != reference.t
+    assert draw(sample, 2, 0).t != reference.t
     other_target = Sample.from_arrays(sample.ids, ~sample.is_target)
-    assert draw(other_target, 1, 0).time != reference.time
+    assert draw(other_target, 1, 0).t != reference.t
 
 
 def test_known_draw_is_stable() -> None:
     """Golden numbers: a change here reshuffles the noise of every run that people resume."""
     numbers = draw(long_sample(), seed=1234, epoch=3)
-    assert [round(x, 6) for x in (numbers.mix, numbers.time, float(numbers.tokens[0]))] == [
+    assert [round(x, 6) for x in (numbers.mix, numbers.t, float(numbers.tokens[0]))] == [
         0.492384,
         0.671096,
         0.186532,
@@ -233,7 +233,7 @@ def test_the_preserved_prefix_is_drawn_uniformly_and_stays_clean() -> None:
     objective = Objective(p_mix=0.0, p_trunc=0.0, p_prefix=1.0)
     first_noised = []
     for epoch in range(1500):
-        numbers = draw(sample, 0, epoch)._replace(time=1.0)  # p = 1: all that may be masked is
+        numbers = draw(sample, 0, epoch)._replace(t=1.0)  # p = 1: all that may be masked is
         outcome = corrupt(sample, LAYOUT, objective, numbers)
         masked = outcome.input_ids == LAYOUT.mask
         first_noised.append(int(np.flatnonzero(masked)[0]))

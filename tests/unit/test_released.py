@@ -98,7 +98,7 @@ def reference_loss(model: Qwen2ForCausalLM, sample: Sample, objective: Objective
     ar = -log_probs[:-1].gather(1, clean[1:, None])[:, 0][counts]
     nar = -log_probs.gather(1, clean[:, None])[:, 0][masked]
     num_maskable = 0 if mix else int(maskable(is_audio & is_target, noise.prefix, noise.first_span).sum())
-    p_noise = (1 - 1e-3) * noise.time + 1e-3
+    p_noise = (1 - 1e-3) * noise.t + 1e-3
     return ar.sum() / max(len(ar), 1) + nar.sum() / p_noise / max(num_maskable, 1)
 
 

@@ -169,8 +169,8 @@ def choices(phase: Phase, logits: Tensor, wanted: Wanted) -> tuple[Tensor, Tenso
     numbers = torch.from_numpy(wanted.uniforms)
     if phase != "text":
         heats = wanted.of_owners([one.context.settings.code_temperature for one in wanted.asked])
-        context = np.array([one.context.settings.remasking for one in wanted.asked])
-        others = {rule: np.flatnonzero(wanted.of_owners(context == rule)) for rule in MEASURES if rule in context}
+        rules = np.array([one.context.settings.remasking for one in wanted.asked])
+        others = {rule: np.flatnonzero(wanted.of_owners(rules == rule)) for rule in MEASURES if rule in rules}
         return choose_codes(logits, torch.from_numpy(heats), numbers, others)
     ids = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     for settings, rows in _by_settings(wanted).items():
