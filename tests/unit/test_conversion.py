@@ -102,7 +102,7 @@ def test_inspect_says_what_a_checkpoint_holds(run: Path, tmp_path: Path) -> None
     reshard(run, tmp_path / "out")
     lines, failure = inspect_folder(tmp_path / "out")
     assert failure is None
-    assert lines[0].endswith("layout-free (safetensors)")
+    assert lines[0].endswith("universal (safetensors)")
     assert lines[2] == "step       7; Adam has made 5 updates"
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of any layout to what other programs read: the layout-free form, and plain Hugging Face folders.
+"""Checkpoints of any layout to what other programs read: universal checkpoints, and plain Hugging Face folders.
 
 Both return what to tell, read one weight at a time, and compare checksums first: what is broken must not get new ones.
 """
@@ -23,7 +23,7 @@ from ttt_dist.util.errors import UserError
 
 
 def reshard(source: Path, out: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> str:
-    """Write the layout-free form of a checkpoint, or of a run's newest one. Raises UserError."""
+    """Write the universal form of a checkpoint, or of a run's newest one. Raises UserError."""
     state = _sound_checkpoint(source)
     write_universal(state, out, max_shard_bytes)
     return f"{out}: step {state.metadata['step']:,} of {state.folder}, {len(state.shapes)} weights with their moments"

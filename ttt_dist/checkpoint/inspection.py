@@ -1,4 +1,4 @@
-"""What a folder holds, in lines for people: a checkpoint, its layout-free form, or a model. Weights are not read."""
+"""What a folder holds, in lines for people: a checkpoint, its universal form, or a model. Weights are not read."""
 
 from math import prod
 from pathlib import Path
@@ -40,7 +40,7 @@ def inspect_folder(path: Path) -> tuple[list[str], UserError | None]:
 def _checkpoint(folder: Path) -> tuple[list[str], UserError | None]:
     state = SavedState(folder)
     metadata, config = state.metadata, state.config
-    is_portable, failure = metadata.get("form") == UNIVERSAL, None
+    is_universal, failure = metadata.get("form") == UNIVERSAL, None
     whole = "yes: files and sizes are those of the manifest"
     try:
         require_whole(folder)
@@ -51,9 +51,9 @@ def _checkpoint(folder: Path) -> tuple[list[str], UserError | None]:
         name: value for name, value in metadata.get("counters", {}).items() if not isinstance(value, list | dict)
     }
     lines = {
-        "form": "layout-free (safetensors)" if is_portable else "native (DeepSpeed's files)",
+        "form": "universal (safetensors)" if is_universal else "native (DeepSpeed's files)",
         "folder": str(folder),
-        "step": f"{metadata['step']:,}" + (f"; Adam has made {metadata[ADAM_STEP]:,} updates" if is_portable else ""),
+        "step": f"{metadata['step']:,}" + (f"; Adam has made {metadata[ADAM_STEP]:,} updates" if is_universal else ""),
         "model": _model(config.model, sum(map(prod, state.shapes.values()))),
         "tokens": _tokens(state.layout),
         "saved by": f"{metadata['world_size']} process(es) ({mesh}), ZeRO {metadata['zero_stage']}",

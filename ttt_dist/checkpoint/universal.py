@@ -1,4 +1,4 @@
-"""The layout-free form of a checkpoint: whole fp32 weights and Adam moments under Hugging Face's names, in safetensors.
+"""A universal checkpoint: whole fp32 weights and Adam moments under Hugging Face's names, in safetensors.
 
     DIR/run.json  weights/  exp_avg/  exp_avg_sq/  manifest.json
 
@@ -51,7 +51,7 @@ def open_checkpoint(folder: str | Path) -> SavedState:
 
 
 def write_universal(source: SavedState, out: str | Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
-    """Write the layout-free form of a checkpoint; an older folder `out` is replaced when the new one is complete.
+    """Write the universal form of a checkpoint; an older folder `out` is replaced when the new one is complete.
 
     Raises UserError where the source is broken or the disk is full.
     """
