@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.commands import manifest
 from tests.corpora import CHAT, DOCUMENT
+from ttt_dist.manifest import reading
 from ttt_dist.manifest.clips import clips
 from ttt_dist.manifest.entry import Entry, parse_entry, parse_line, with_paths
 from ttt_dist.manifest.reading import SeenIds
@@ -127,7 +127,7 @@ def test_every_path_of_an_entry_is_moved() -> None:
 @given(st.lists(st.text(max_size=2), max_size=60), st.integers(1, 8))
 def test_ids_that_came_before_are_known(names: list[str], recent: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(manifest, "RECENT_IDS", recent)
+        patch.setattr(reading, "RECENT_IDS", recent)
         seen = SeenIds()
         before: set[str] = set()
         for name in names:

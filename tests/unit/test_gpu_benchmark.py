@@ -160,7 +160,7 @@ def test_waits_are_counted_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (warnings.showwarning, torch.cuda.synchronize) == before
     assert sorted(found.values()) == [1, 1, 3, 3]
     assert all(place.startswith("unit/test_gpu_benchmark.py:") for place in found)
-    assert sum(" < telemetry/console.py:" in place for place in found) == 2
+    assert sum(" < util/console.py:" in place for place in found) == 2
 
 
 def test_waits_are_told_apart_by_how_often_they_come() -> None:

@@ -86,14 +86,14 @@ from tests.unit.test_memory import ONE, WIDE, full_batch, peak_config
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.model.layers import RandomWeights
 from ttt_dist.training.engine import build_engine, build_model
-from ttt_dist.launch.process_group import init_process_group, leave_process_group, prepare_process, processes
+from ttt_dist.launch.process_group import init_process_group, leave_process_group, prepare_process, current_dist_info
 from ttt_dist.training.step import train_step
 
 def resident(key):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024
 
 prepare_process(1)
-init_process_group(processes())
+init_process_group(current_dist_info())
 def train(config, seq_len):
     engine = build_engine(build_model(config, WIDE, ONE, None, RandomWeights()), config, ONE, None)
     for _ in range(2):
