@@ -1,8 +1,9 @@
 """What the repository says of itself leads somewhere: links and citations to a heading, named files to a file."""
 
+import ast
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -90,6 +91,26 @@ def test_pages_name_files_that_exist() -> None:
         for name in missing(path.read_text("utf8"))
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_house_stands_on_what_its_page_says() -> None:
+    """The table of folders in docs/architecture.md, against their imports."""
+    page = (ROOT / "docs" / "architecture.md").read_text("utf8")
+    rows = re.findall(r"^\| `(?:ttt_dist/)?(\w+)` \|[^|]*\| ([^|]*) \|$", page, re.MULTILINE)
+    told = {folder: set(below.split(", ")) - {"nothing"} for folder, below in rows}
+    found: dict[str, set[str]] = {folder: set() for folder in told}
+    for path in FILES:
+        folder = room(path.relative_to(ROOT).with_suffix("").parts)
+        if path.suffix == ".py" and folder in told:
+            nodes = ast.walk(ast.parse(path.read_text("utf8")))
+            modules = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+            found[folder] |= {room(module.split(".")) for module in modules} & set(told) - {folder}
+    assert told == found
+
+
+def room(parts: Sequence[str]) -> str:
+    """The folder that a module's names lead into, as the table calls it."""
+    return parts[1] if parts[0] == "ttt_dist" and len(parts) > 1 else parts[0]
 
 
 @pytest.mark.parametrize(
