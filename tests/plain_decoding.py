@@ -26,7 +26,7 @@ Ids = list[int]
 
 
 class PlainLoop:
-    """Decodes as the method is written, with no thought of speed."""
+    """Decodes as docs/method.md#decoding is written, with no thought of speed."""
 
     def __init__(self, folder: ModelFolder) -> None:
         self.net, self.layout, self.objective = folder.model, folder.layout, folder.objective

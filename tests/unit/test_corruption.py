@@ -1,4 +1,4 @@
-"""The objective against a brute-force reading of the method, and rule 2: noise is a pure function of (seed, sample, epoch)."""
+"""A brute-force reading of docs/method.md#the-objective, and rule 2: noise is a pure function of (seed, sample, epoch)."""
 
 import math
 
@@ -43,7 +43,7 @@ def is_audio(token: int) -> bool:
 def brute_force_sample(
     sample: Sample, objective: Objective, numbers: Draw, mixed: bool
 ) -> tuple[list[int], dict[int, int], dict[int, int], float, int]:
-    """Inputs, AR targets {i: token}, NAR targets {i: token}, p and the number of maskable tokens, by the method's sentences."""
+    """Inputs, AR targets {i: token}, NAR targets {i: token}, p and the number of maskable tokens, by docs/method.md."""
     is_recommended = objective.preset == "recommended"
     ids, target = [int(i) for i in sample.ids], [bool(t) for t in sample.is_target]
     ttt = objective.kind == "ttt"

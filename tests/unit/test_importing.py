@@ -132,7 +132,7 @@ def test_the_released_samples_by_the_command(tmp_path: Path) -> None:
 
 
 def by_hand(content: str, encode: "object") -> list[int]:
-    """The ids that method and release give, one piece after the other."""
+    """The ids that docs/method.md#tokens-and-layouts gives, one piece after the other."""
     named = {"<|begin_of_audio|>": 151674, "<|end_of_audio|>": 151675, "<|begin_of_quad|>": 151676}
     named |= {"<|end_of_audio_new|>": 168070, "<|end_of_audio_span_last|>": 168071}
     ids: list[int] = []

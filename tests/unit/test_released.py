@@ -1,6 +1,6 @@
 """The released vocabulary and objective, whole model: packs against one dense row per sample and full logits.
 
-The reference is written from the method (sections 2 to 4) and from nothing of `ttt_dist.sequence` but the noise: a
+The reference is written from docs/method.md#the-objective and from nothing of `ttt_dist.sequence` but the noise: a
 sample's noised ids and the uniform numbers they were drawn from. Classes, spans, mask, targets, 1/p and normalisation
 are its own; the forward is Hugging Face's.
 """

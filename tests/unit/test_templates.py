@@ -70,7 +70,7 @@ def written(ids: Iterable[int], layout: TokenLayout) -> str:
 
 
 def spoken(text: str, codes: Iterable[int], settings: TemplateSettings) -> str:
-    """The interleaving of method.md, one piece at a time."""
+    """The interleaving of docs/method.md#tokens-and-layouts, one piece at a time."""
     out, text, codes = "", text.strip(), list(codes)
     while len(text) > settings.text_ratio and len(codes) > settings.audio_ratio:
         out += text[: settings.text_ratio] + inner(codes[: settings.audio_ratio])

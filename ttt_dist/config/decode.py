@@ -1,4 +1,4 @@
-"""How to decode (method: decoding)."""
+"""How to decode (docs/method.md#decoding)."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Settings of the training objective (method: training objective), and their changes in the course of a run."""
+"""Settings of the training objective (docs/method.md#the-objective), and their changes in the course of a run."""
 
 from bisect import bisect_right
 from dataclasses import asdict, dataclass, field, replace
@@ -58,7 +58,7 @@ class Objective:
     preset: str = "recommended"
     """recommended | paper | released: `released` keeps the AR target of masked positions and draws the mix per micro-batch."""
     kind: str = "ttt"
-    """ttt | ar | nar: the paper's method and its two baselines."""
+    """ttt | ar | nar: the paper's objective and its two baselines."""
     masking: str | None = None
     """exact_count | bernoulli: how many tokens are masked is drawn, or each token by itself; null: as the preset says."""
     audio_ar: float | None = None

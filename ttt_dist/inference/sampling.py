@@ -32,7 +32,7 @@ def nucleus(probabilities: Tensor, p: float) -> Tensor:
 
 
 def guided(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> Tensor:
-    """Classifier-free guidance of logits: u + (1 + s)(c - u) (method: decoding)."""
+    """Classifier-free guidance of logits: u + (1 + s)(c - u) (docs/method.md#guidance)."""
     return unconditional + (1 + scale) * (conditional - unconditional)
 
 

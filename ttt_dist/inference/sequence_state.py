@@ -1,4 +1,4 @@
-"""The decoding of one request as a pure function: state and choices in, next state out (method: decoding).
+"""The decoding of one request as a pure function: state and choices in, next state out (docs/method.md#decoding).
 
 A response of a `ttt` model alternates between text, one token per forward, and spans, whose blocks of masks are denoised
 in several forwards. An `ar` model writes codes one by one as well; the whole response of a `nar` model is one span. A

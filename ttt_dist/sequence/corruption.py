@@ -1,4 +1,4 @@
-"""The objective's randomness as pure functions: what is noised, cut and preserved in one sample (method: training objective).
+"""The objective's randomness as pure functions: what is noised, cut and preserved in one sample (docs/method.md#the-objective).
 
 `draw` turns (seed, sample, epoch) into uniform numbers; `corrupt` turns a sample and its draw into inputs, spans, targets
 and weights. Nothing else in the project draws for the objective, so a sample meets the same noise in every layout.
@@ -62,7 +62,7 @@ class Corrupted(NamedTuple):
 
 
 def truncated_length(sample: Sample, layout: TokenLayout, draw: Draw, p_trunc: float) -> int:
-    """SST: length of the sample after its last response span may have been cut (method 4.1).
+    """SST: length of the sample after its last response span may have been cut (docs/method.md#sst-banom-ppm).
 
     Keeps k codes, k uniform in [max(floor(0.3 n), 5), floor(0.9 n)]; spans of n <= 10 codes are left whole, and so is a
     span that a later turn follows.
@@ -83,7 +83,7 @@ def truncated_length(sample: Sample, layout: TokenLayout, draw: Draw, p_trunc: f
 
 
 def maskable(audio_spans: list[tuple[int, int]], is_target: np.ndarray, draw: Draw, p_prefix: float) -> np.ndarray:
-    """Tokens that may be noised, bool [n]: response audio, less PPM's preserved prefix (method 4.3)."""
+    """Tokens that may be noised, bool [n]: response audio, less PPM's preserved prefix (docs/method.md#sst-banom-ppm)."""
     flags = np.zeros(len(is_target), dtype=bool)
     response = [(start, end) for start, end in audio_spans if is_target[start]]
     first = int(draw.first_span * len(response)) if draw.prefix < p_prefix else 0
@@ -182,7 +182,7 @@ def _span_ids(
 
 
 def _weights(num_ar: int, num_maskable: int, p: float, objective: Objective) -> tuple[float, float, float]:
-    """Weight of one AR and one NAR target, and the sample's share of the divisor (method 4.5, 4.6)."""
+    """Weight of one AR and one NAR target, and the sample's share of the divisor (docs/method.md#weights-and-normalisation)."""
     if objective.normalisation == "token":
         return 1.0, 1.0 / p, float(num_ar + num_maskable)
     return 1.0 / max(num_ar, 1), 1.0 / max(num_maskable, 1) / p, 1.0

@@ -1,5 +1,5 @@
 """What stands within a turn, as ids: text, recordings that are heard, speech interleaved with its text, and strings of
-the released format (method: tokens, samples).
+the released format (docs/method.md#tokens-and-layouts).
 """
 
 import re
@@ -65,7 +65,7 @@ class ContentWriter:
         return self._begin + _require(audio_ids) + self._end
 
     def spoken(self, text_ids: bytes, audio_ids: bytes | None) -> bytes:
-        """T_1 A_1 ... T_M A_M: `text_ratio` ids of text and `audio_ratio` codes in turn (method: tokens).
+        """T_1 A_1 ... T_M A_M: `text_ratio` ids of text and `audio_ratio` codes in turn (docs/method.md#tokens-and-layouts).
 
         Text that outlasts the codes comes before the last span, which is of the last kind and holds all codes that remain;
         with `chunks` they fill spans of `audio_ratio`, of which only the last is of the last kind.

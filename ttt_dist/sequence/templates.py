@@ -1,4 +1,4 @@
-"""Templates: how an entry of a manifest becomes a sample, for training and for prompts alike (method: tokens, samples).
+"""Templates: how an entry of a manifest becomes a sample, for training and prompts alike (docs/method.md#tokens-and-layouts).
 
 `TemplateSettings` says which templates there are and how speech is interleaved; users give them in a YAML file.
 `ChatTemplate` renders entries with them, for one tokenizer and token layout.

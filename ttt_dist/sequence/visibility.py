@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def visible(sample_q: Any, position_q: Any, span_q: Any, sample_k: Any, position_k: Any, span_k: Any) -> Any:
-    """Whether query q sees key k (method: attention). Works on integers and on tensors that broadcast.
+    """Whether query q sees key k (docs/method.md#who-sees-whom). Works on integers and on tensors that broadcast.
 
     Same sample, not padding, and k not later than q or both in one audio span.
     """

@@ -1,7 +1,7 @@
 """The task `likelihood`: what the model gives to text and audio that are there, in nats per token.
 
-What is learnt autoregressively has an exact likelihood. What is learnt by denoising has a bound (arXiv 2509.20072,
-section 3): the cross-entropy of the masked tokens over p, whose mean over all noise is an upper bound of the negative
+What is learnt autoregressively has an exact likelihood. What is learnt by denoising has a bound
+(docs/method.md#likelihood): the cross-entropy of the masked tokens over p, whose mean over all noise is an upper bound of the negative
 log-likelihood. It is estimated by some draws of noise, masks of an exact count or Bernoulli ones, whatever the model was
 trained with: both have one mean, the first strays less from it. The strategies (BANOM, SST, PPM) are off. A model that
 learns to write its audio from left to right too has an exact likelihood of audio besides (`audio_ar`).

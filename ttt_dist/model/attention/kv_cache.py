@@ -1,4 +1,4 @@
-"""Keys and values of earlier tokens, kept between forwards, and the attention of new tokens over them (method: decoding).
+"""Keys and values of earlier tokens, kept between forwards, and the attention of new tokens over them (docs/method.md#the-cache).
 
 What a token gave as key and value never changes once everything that it sees is final. The caller says how many tokens
 are (`SequenceCache.length`); the others are written again at the next forward, over what they left.
