@@ -140,7 +140,8 @@ class PlainLoop:
             return is_likely and all(is_sure(other) and not waits[other] for other in before)
 
         def rank(place: int) -> tuple[bool, float, int]:
-            return is_sure(place), numbers[place] if chosen.remasking == "random" else found[place][2], -place
+            order = {"random": numbers[place], "left_to_right": -place}
+            return is_sure(place), order.get(chosen.remasking, found[place][2]), -place
 
         done, next_ = (((step + n) / chosen.steps) ** chosen.commit_power for n in (0, 1))
         share = max(1, math.ceil(len(left) * (next_ - done) / (1 - done) - 1e-9))
@@ -206,7 +207,7 @@ def draw_settings(rng: np.random.Generator, **limits: int) -> DecodeSettings:
         block=block,
         steps=int(rng.integers(1, block + 1)),
         commit_power=float(rng.choice([1.0, 1.0, 0.5, 2.0])),
-        remasking=str(rng.choice(["low_confidence", "margin", "entropy", "random"])),  # type: ignore[arg-type]
+        remasking=str(rng.choice(["low_confidence", "margin", "entropy", "random", "left_to_right"])),  # type: ignore[arg-type]
         ends=str(rng.choice(["leftmost", "any"])),  # type: ignore[arg-type]
         threshold=float(rng.choice([0.0, 0.0, 0.3, 0.9])),
         block_cache=str(rng.choice(["exact", "exact", "block_causal"])),  # type: ignore[arg-type]

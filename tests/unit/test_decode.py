@@ -332,6 +332,16 @@ def test_random_remasking_chooses_any_position() -> None:
     assert places == set(range(2, 8))
 
 
+def test_left_to_right_remasking_commits_the_first_masks_however_sure_the_others_are() -> None:
+    logits = torch.zeros(6, LAYOUT.padded_vocab_size)
+    logits[:, LAYOUT.first_code] = torch.arange(6.0) + 1
+    chosen = context(block=6, steps=3, remasking="left_to_right")
+    state = step(chosen.start(np.array([1]), np.array([0]), 0), logits_of(LAYOUT.begin_of_audio), chosen)
+    for number in (1, 2, 3):
+        state = step(state, logits[2 * number - 2 :], chosen)
+        assert np.flatnonzero(state.ids[2:8] == LAYOUT.first_code).tolist() == list(range(2 * number))
+
+
 def test_guidance_moves_logits_away_from_those_without_context() -> None:
     with_context, without = torch.tensor([1.0, 2.0]), torch.tensor([2.0, 0.0])
     torch.testing.assert_close(guided(with_context, without, 0.0), with_context)

@@ -28,9 +28,9 @@ class DecodeSettings:
     """Most forward passes that denoise one block; each commits its share of it, at least."""
     threshold: float = 0.0
     """Commit beyond the share whatever the model gives this probability, so that fewer forwards do; 0: never."""
-    remasking: Literal["low_confidence", "margin", "entropy", "random"] = "low_confidence"
-    """Which positions stay masked: those the model is least sure of, or any. Sure is a high probability of the chosen
-    token, a wide margin between the two likeliest, or a low entropy of all."""
+    remasking: Literal["low_confidence", "margin", "entropy", "random", "left_to_right"] = "low_confidence"
+    """Which positions stay masked: those the model is least sure of, any, or the last. Sure is a high probability of the
+    chosen token, a wide margin between the two likeliest, or a low entropy of all."""
     block_cache: Literal["exact", "block_causal"] = "exact"
     """exact: an open span is recomputed in every forward, as training saw it. block_causal: its finished blocks are kept
     and no longer see later ones; an approximation that makes long spans cheaper."""

@@ -241,7 +241,7 @@ def _denoise(state: SequenceState, choice: Choice, context: DecodeContext) -> Se
 def _to_commit(state: SequenceState, choice: Choice, context: DecodeContext) -> np.ndarray:
     """Which of the choices for masks are committed: the share of this forward and all above the threshold, surest first."""
     settings, count = context.settings, len(choice.ids)
-    order = _of_forward(state, count)[1] if settings.remasking == "random" else choice.confidence.copy()
+    order = _sureness(state, choice, settings.remasking)
     if settings.threshold:
         order[choice.probability >= settings.threshold] = np.inf
     if settings.ends == "leftmost":
@@ -253,6 +253,15 @@ def _to_commit(state: SequenceState, choice: Choice, context: DecodeContext) -> 
             count -= len(ends) - 1
     sure = int(np.isposinf(order).sum())
     return most_confident(order, min(max(share(len(order), state.steps_left, settings), sure), count))
+
+
+def _sureness(state: SequenceState, choice: Choice, remasking: str) -> np.ndarray:
+    """By what the choices are ranked [n]; the highest are committed first."""
+    if remasking == "random":
+        return _of_forward(state, len(choice.ids))[1]
+    if remasking == "left_to_right":
+        return -np.arange(len(choice.ids), dtype=np.float64)
+    return choice.confidence.copy()
 
 
 def share(masked: int, steps_left: int, settings: DecodeSettings) -> int:
