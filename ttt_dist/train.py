@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Settle everything that can be wrong; then train, or say what would be trained."""
     arguments = parse_arguments()
-    from ttt_dist.config import load_config
+    from ttt_dist.config import read_config
     from ttt_dist.training.describe import describe
     from ttt_dist.training.environment import choose_accelerator, processes
     from ttt_dist.training.job import settle
@@ -44,7 +44,7 @@ def main() -> None:
     place = processes()
     choose_accelerator()
     try:
-        job = settle(load_config(arguments.config, arguments.overrides), place, arguments.resume)
+        job = settle(read_config(arguments.config, arguments.overrides), place, arguments.resume)
     except UserError:
         if place.local_rank != 0:
             sys.exit(1)  # every process of this machine meets the same mistake: one of them tells it

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ttt_dist.config import CheckpointConfig, Config, to_dict, zero_stage
+from ttt_dist.config import CheckpointConfig, Config, complete_record, to_dict, zero_stage
 from ttt_dist.data.blend import past
 from ttt_dist.errors import UserError
 from ttt_dist.files import atomic_write, fsync_folder, remove_leftovers, writing
 from ttt_dist.sequence.objective import Objective
 from ttt_dist.sequence.tokens import TokenLayout
-from ttt_dist.telemetry.console import warn
+from ttt_dist.telemetry.console import say, warn
 from ttt_dist.training.seal import MANIFEST, FileSum, file_sum, read_manifest, require_sums, require_whole, seal
 from ttt_dist.typed_yaml import build
 
@@ -112,7 +112,9 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
     """What `run.json` of a checkpoint says. Raises UserError where it cannot be read."""
     path = checkpoint / FACTS
     try:
-        return json.loads(path.read_text(encoding="utf8"))
+        facts = json.loads(path.read_text(encoding="utf8"))
+        complete_record(facts.get("config", {}))
+        return facts
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove this checkpoint, or resume from another") from None
 
@@ -137,6 +139,21 @@ def require_resumable(checkpoint: Path, run: Facts) -> None:
     for name, here in run.config["model"].items():
         _require_equal(f"model.{name}", saved["model"].get(name), here, where)
     _warn_of_another_order(saved, run.config, int(facts["step"]), where)
+
+
+def objective_of_run(objective: Objective, candidates: Sequence[Path]) -> Objective:
+    """`objective` with nothing left open: what it does not say is as in the newest of the checkpoints to go on from.
+
+    A recipe without a preset thus keeps its meaning in the middle of a run, whatever the default has become since.
+    """
+    if not candidates:
+        return objective.resolved()
+    where = str(candidates[0])
+    saved = build(Objective, read_facts(candidates[0])["config"]["objective"], where, "objective.")
+    found = objective.going_on(saved)
+    if found != objective.resolved():
+        say(f"{where}: objective.preset is left open: goes on by {found}")
+    return found
 
 
 def has_layout_of(checkpoint: Path, run: Facts) -> bool:

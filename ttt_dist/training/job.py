@@ -37,7 +37,12 @@ class Job:
 
 
 def settle(config: Config, place: Processes, resume: Path | None = None) -> Job:
-    """Open what the run needs and check that it fits, before any process group exists. Raises UserError."""
+    """Open what the run needs and check that it fits, before any process group exists. Raises UserError.
+
+    Fills in what `config` leaves open.
+    """
+    candidates = find_candidates(config, resume)
+    config.objective = checkpoint.objective_of_run(config.objective, candidates)
     check_run(config, place.world_size)
     mesh = Mesh.of(config.parallel, place.world_size, place.rank)
     require_sinks(config.telemetry.wandb, config.telemetry.tensorboard)
@@ -64,7 +69,6 @@ def settle(config: Config, place: Processes, resume: Path | None = None) -> Job:
             mesh.data_rank, mesh.data, train.eval_packs or None,
         )  # fmt: skip
     facts = checkpoint.Facts.of_run(config, layout, place.world_size)
-    candidates = find_candidates(config, resume)
     for candidate in candidates[:1]:
         checkpoint.require_resumable(candidate, facts)
     checkpoint.require_space(Path(config.run_dir), sum(count_parameters(config.model, layout).values()))
