@@ -1,10 +1,12 @@
 """A run of build f7f6f4f (tests/golden) goes on here as it would have there: its recipe, its shards, its checkpoint."""
 
+import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.distributed.small_run import ROOT
 from tests.golden import commands
@@ -38,6 +40,10 @@ def test_a_run_goes_on_in_another_layout(work: Path) -> None:
     told = commands.train(ROOT, work, 1, "--config", "kept.yaml")
     same(commands.figures(work / "run", commands.SAVED + 1, commands.STEPS), LAST)
     assert "not as it would have" not in told
+    here, there = (load_file(folder / "export" / "model.safetensors") for folder in (work / "run", work))
+    torch.testing.assert_close(here, there, rtol=1e-5, atol=1e-6)
+    decoding = json.loads((work / "run" / "export" / "generation_config.json").read_text())["ttt_decoding"]
+    assert decoding["ends"] == "any"
 
 
 def test_a_run_starts_as_it_did(work: Path) -> None:

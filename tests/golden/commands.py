@@ -1,5 +1,6 @@
-"""How commands of a build are started on the golden files, and what is read of their results. Nothing of the project is imported: `make.py` runs
-another build.
+"""How commands of a build are started on the golden files, and what is read of their results.
+
+Nothing of the project is imported: `make.py` runs another build.
 """
 
 import json
@@ -7,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +16,25 @@ SAVED, STEPS = 300, 304
 """The checkpoint's step and the run's last one."""
 FIGURES = ("step", "loss", "ar_loss", "nar_loss", "ar_tokens", "nar_tokens", "grad_norm", "lr")
 FEW = ("--max-text", "24", "--span-limit", "24", "--max-codes", "60")
-SAMPLED = ("--temperature", "0.8", "--top-p", "0.9", "--code-temperature", "0.9")
+WARM = ("--temperature", "0.8", "--top-p", "0.9")
+COLD = ("--temperature", "0.001", "--code-temperature", "0.001")
+"""Sampled, but whatever is drawn gives the likeliest: a seed draws other numbers than it did in that build (CHANGELOG.md)."""
 REQUESTS: dict[str, tuple[str, ...]] = {
     "asr": ("--audio", "0.flac"),
-    "asr sampled": ("--audio", "1.flac", "--seed", "3", *SAMPLED),
+    "asr sampled": ("--audio", "1.flac", "--seed", "3", *COLD),
     "tts": ("--prompt", "two one", "--block", "6", "--steps", "3"),
-    "tts sampled": ("--prompt", "zero three", "--seed", "5", "--block", "8", "--steps", "8", *SAMPLED),
+    "tts sampled": ("--prompt", "zero three", "--seed", "5", "--block", "8", "--steps", "8", *COLD),
     "tts guided": ("--prompt", "three", "--block", "4", "--steps", "4", "--cfg", "1.0", "--threshold", "0.5"),
     "chat": ("--chat", "--audio", "2.flac", "--block", "12", "--steps", "4", "--block-cache", "block_causal"),
-    "chat sampled": ("--chat", "--prompt", "one two", "--seed", "1", "--block", "5", "--remasking", "random", *SAMPLED),
+    "chat sampled": ("--chat", "--prompt", "one two", "--seed", "1", "--block", "5", "--steps", "2", *COLD),
 }
 """Words behind generate.py, of every way to ask; each ends soon."""
-EVALUATIONS = {"asr": "test.jsonl", "likelihood": "shards/valid"}
-"""What evaluate.py does with which data."""
+EVALUATIONS: dict[str, tuple[str, ...]] = {
+    "asr": ("--task", "asr", "--data", "test.jsonl"),
+    "asr sampled": ("--task", "asr", "--data", "many.jsonl", *WARM),
+    "likelihood": ("--task", "likelihood", "--data", "shards/valid"),
+}
+"""Words behind evaluate.py."""
 
 
 def speaker(codes: Path) -> str:
@@ -49,17 +57,18 @@ def answer(printed: str, folder: Path) -> dict[str, Any]:
     return {"text": printed.splitlines()[0], "codes": json.loads(codes.read_text()) if codes.is_file() else []}
 
 
-def evaluation(task: str, out: Path) -> list[str]:
-    """Arguments of evaluate.py for a task on the golden files in the current folder."""
-    return ["--model", "export", "--task", task, "--data", EVALUATIONS[task], "--out", str(out), *FEW]
+def evaluation(name: str, out: Path) -> list[str]:
+    """Arguments of evaluate.py for an evaluation on the golden files in the current folder."""
+    return ["--model", "export", *EVALUATIONS[name], "--out", str(out), *FEW]
 
 
-def scores(out: Path, task: str) -> dict[str, Any]:
-    """What an evaluation found: the scores of the summary, and the transcripts where there are any."""
+def scores(out: Path, name: str) -> dict[str, Any]:
+    """What an evaluation found: the scores of the summary, and how often each transcript was heard, if any."""
+    task = EVALUATIONS[name][1]
     lines = [json.loads(line) for line in (out / f"{task}.jsonl").read_text().splitlines()]
     values = json.loads((out / f"{task}_summary.json").read_text())["scores"]
-    heard = {line["id"]: line["hypothesis"] for line in lines if "hypothesis" in line}
-    return {"scores": {name: score["value"] for name, score in values.items()}, "heard": heard}
+    heard = Counter(line["hypothesis"] for line in lines if "hypothesis" in line)
+    return {"scores": {name: score["value"] for name, score in values.items()}, "heard": dict(heard.most_common())}
 
 
 def environment(build: Path, **more: str) -> dict[str, str]:

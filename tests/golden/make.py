@@ -1,7 +1,7 @@
 """Make the golden files by another build: what it packs, trains, saves, exports and decodes, as small as it goes.
 
     git worktree add --detach /tmp/build f7f6f4f
-    python tests/golden/make.py --build /tmp/build --out tests/golden/files
+    python -m tests.golden.make --build /tmp/build --out tests/golden/files
 
 OUT holds a corpus of tones, a recipe, shards, a run with its checkpoint, its export, and expected.json: figures of training steps and
 the responses to some requests.
@@ -14,9 +14,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import commands
 import numpy as np
 import soundfile
+
+from tests.golden import commands
 
 RATE = 8000
 WORDS = {"zero": 300, "one": 600, "two": 1200, "three": 2400}
@@ -71,14 +72,14 @@ def main() -> None:
         make_corpus(work)
         prepare(build, work)
         expected = train(build, work)
-        expected |= {"answers": decode(build, work), **evaluate(build, work)}
+        expected |= {"answers": decode(build, work), "evaluations": evaluate(build, work)}
         lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in expected.items()]
         (work / "expected.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
         keep(work, args.out)
 
 
 def make_corpus(work: Path) -> None:
-    """Manifests train.jsonl and test.jsonl, and strings of words as tones."""
+    """Strings of words as tones, and manifests of them: all, a few, and one again and again."""
     random = np.random.default_rng(0)
     lines = []
     for number in range(60):
@@ -88,7 +89,8 @@ def make_corpus(work: Path) -> None:
         wave = np.concatenate(tones) + 0.003 * random.standard_normal(len(tones) * len(time))
         soundfile.write(work / f"{number}.flac", wave, RATE)
         lines.append({"id": f"tones/{number}", "audio": f"{number}.flac", "text": " ".join(words), "speaker": "ann"})
-    for name, some in {"test": lines[:4], "train": lines}.items():
+    many = [lines[0] | {"id": f"again/{number}"} for number in range(300)]
+    for name, some in {"test": lines[:4], "many": many, "train": lines}.items():
         (work / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in some))
 
 
@@ -132,11 +134,13 @@ def decode(build: Path, work: Path) -> dict[str, Any]:
 
 
 def evaluate(build: Path, work: Path) -> dict[str, Any]:
-    """The likelihood of the held-out shard, and the transcripts of the recordings."""
+    """The scores of all evaluations."""
     found: dict[str, Any] = {}
-    for task in commands.EVALUATIONS:
-        commands.run(build, work, str(build / "ttt_dist" / "evaluate.py"), *commands.evaluation(task, Path("scores")))
-        found[task] = commands.scores(work / "scores", task)
+    program = str(build / "ttt_dist" / "evaluate.py")
+    for name in commands.EVALUATIONS:
+        out = Path("scores") / name
+        commands.run(build, work, program, *commands.evaluation(name, out))
+        found[name] = commands.scores(work / out, name)
     return found
 
 
@@ -144,7 +148,7 @@ def keep(work: Path, out: Path) -> None:
     """Copy what tests read."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    files = ["recipe.yaml", "test.jsonl", "expected.json", "shards", "export", "ds_configs"]
+    files = ["recipe.yaml", "test.jsonl", "many.jsonl", "expected.json", "shards", "export", "ds_configs"]
     files += [f"{number}.flac" for number in range(4)] + [f"run/{name}" for name in KEPT]
     for name in files:
         (out / name).parent.mkdir(exist_ok=True)
