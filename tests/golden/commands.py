@@ -16,7 +16,6 @@ SAVED, STEPS = 300, 304
 """The checkpoint's step and the run's last one."""
 FIGURES = ("step", "loss", "ar_loss", "nar_loss", "ar_tokens", "nar_tokens", "grad_norm", "lr")
 FEW = ("--max-text", "24", "--span-limit", "24", "--max-codes", "60")
-WARM = ("--temperature", "1.5")
 COLD = ("--temperature", "0.001", "--code-temperature", "0.001")
 """Sampled, but whatever is drawn gives the likeliest: a seed draws other numbers than it did in that build (CHANGELOG.md)."""
 REQUESTS: dict[str, tuple[str, ...]] = {
@@ -31,7 +30,6 @@ REQUESTS: dict[str, tuple[str, ...]] = {
 """Words behind generate.py, of every way to ask; each ends soon."""
 EVALUATIONS: dict[str, tuple[str, ...]] = {
     "asr": ("--task", "asr", "--data", "test.jsonl"),
-    "asr sampled": ("--task", "asr", "--data", "many.jsonl", *WARM),
     "likelihood": ("--task", "likelihood", "--data", "shards/valid"),
 }
 """Words behind evaluate.py."""
