@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Settle everything that can be wrong; then train, or say what would be trained."""
     arguments = parse_arguments()
-    from ttt_dist.config.run import load_config
+    from ttt_dist.config.run import read_config
     from ttt_dist.launch.process_group import choose_accelerator, current_dist_info
     from ttt_dist.training.dry_run import describe
     from ttt_dist.training.plan import prepare
@@ -44,7 +44,7 @@ def main() -> None:
     dist_info = current_dist_info()
     choose_accelerator()
     try:
-        job = prepare(load_config(arguments.config, arguments.overrides), dist_info, arguments.resume)
+        job = prepare(read_config(arguments.config, arguments.overrides), dist_info, arguments.resume)
     except UserError:
         if dist_info.local_rank != 0:
             sys.exit(1)  # every process of this machine meets the same mistake: one of them tells it

@@ -224,6 +224,14 @@ def test_what_is_recorded_leaves_nothing_open_and_means_the_same(tmp_path: Path)
     assert (later.at(8).kind, later.at(9).p_mix) == ("ar", 0.5)
 
 
+def test_a_run_goes_on_by_what_it_began_with_where_the_recipe_leaves_it_open() -> None:
+    began = Objective("paper", p_mix=0.5).resolved()
+    assert Objective(p_mix=0.2).going_on(began) == Objective("paper", p_mix=0.2).resolved()
+    assert Objective(audio_ar=0.5).going_on(began) == Objective("paper", audio_ar=0.5).resolved()
+    assert Objective("recommended").going_on(began) == Objective().resolved()
+    assert Objective().going_on(Objective("released", masking="exact_count")).masking == "exact_count"
+
+
 def test_the_past_is_what_the_steps_before_were_trained_by() -> None:
     ar, then_ttt = Objective(kind="ar"), stages(ObjectiveStage(0, kind="ar"), ObjectiveStage(4))
     assert then_ttt.past(4) == ar.past(4) and then_ttt.past(5) != ar.past(5)

@@ -23,6 +23,7 @@ MATTERS = {
     "nar": ("masking", "prompt_audio", "normalisation"),
 }
 """Besides the kind, and `released`, the others of a preset being these."""
+DEFAULT_PRESET = "recommended"
 FORMER_NAMES = {"corrected": "paper"}
 
 
@@ -55,8 +56,9 @@ class ObjectiveStage:
 class Objective:
     """Unified AR + absorbing-diffusion objective of arXiv 2509.20072, section 3; probabilities are the paper's."""
 
-    preset: str = "recommended"
-    """recommended | paper | released: `released` keeps the AR target of masked positions and draws the mix per micro-batch."""
+    preset: str | None = None
+    """recommended | paper | released: `released` keeps the AR target of masked positions and draws the mix per micro-batch;
+    null: recommended, and in a run that goes on what it began with."""
     kind: str = "ttt"
     """ttt | ar | nar: the paper's objective and its two baselines."""
     masking: str | None = None
@@ -80,7 +82,8 @@ class Objective:
     """Other settings for some steps of training, in order; the held-out loss is always that of the settings above."""
 
     def __post_init__(self) -> None:
-        self.preset = FORMER_NAMES.get(self.preset, self.preset)
+        if self.preset is not None:
+            self.preset = FORMER_NAMES.get(self.preset, self.preset)
 
     def check(self, key: str = "objective") -> None:
         """Raise UserError naming the first setting below `key` that cannot be."""
@@ -101,12 +104,12 @@ class Objective:
     @property
     def mask_rule(self) -> str:
         """`masking`, or what the preset says."""
-        return self.masking or PRESETS[self.preset][0]
+        return self.masking or PRESETS[self.preset or DEFAULT_PRESET][0]
 
     @property
     def p_audio_ar(self) -> float:
         """`audio_ar`, or what the preset says."""
-        return PRESETS[self.preset][1] if self.audio_ar is None else self.audio_ar
+        return PRESETS[self.preset or DEFAULT_PRESET][1] if self.audio_ar is None else self.audio_ar
 
     @property
     def keeps_masked_ar(self) -> bool:
@@ -124,7 +127,16 @@ class Objective:
 
     def resolved(self) -> "Objective":
         """The same with nothing left open, as it is recorded."""
-        return replace(self, masking=self.mask_rule, audio_ar=self.p_audio_ar)
+        preset = self.preset or DEFAULT_PRESET
+        return replace(self, preset=preset, masking=self.mask_rule, audio_ar=self.p_audio_ar)
+
+    def going_on(self, before: "Objective") -> "Objective":
+        """The same for a run that was trained by `before` so far: without a preset of its own, what is left open is as it was there."""
+        if self.preset is not None:
+            return self.resolved()
+        masking = before.mask_rule if self.masking is None else self.masking
+        audio_ar = before.p_audio_ar if self.audio_ar is None else self.audio_ar
+        return replace(self, preset=before.preset, masking=masking, audio_ar=audio_ar).resolved()
 
     def stage_at(self, step: int) -> int:
         """Number of the stage that a step lies in, counted from 0; -1 where there are no stages."""

@@ -37,7 +37,12 @@ class TrainPlan:
 
 
 def prepare(config: Config, dist_info: DistInfo, resume: Path | None = None) -> TrainPlan:
-    """Open what the run needs and check that it fits, before any process group exists. Raises UserError."""
+    """Open what the run needs and check that it fits, before any process group exists. Raises UserError.
+
+    Fills in what `config` leaves open.
+    """
+    candidates = find_candidates(config, resume)
+    config.objective = manager.objective_of_run(config.objective, candidates)
     check_run(config, dist_info.world_size)
     mesh = Mesh.of(config.parallel, dist_info.world_size, dist_info.rank)
     require_sinks(config.telemetry.wandb, config.telemetry.tensorboard)
@@ -64,7 +69,6 @@ def prepare(config: Config, dist_info: DistInfo, resume: Path | None = None) -> 
             mesh.data_rank, mesh.data, train.eval_packs or None,
         )  # fmt: skip
     metadata = manager.CheckpointMetadata.of_run(config, layout, dist_info.world_size)
-    candidates = find_candidates(config, resume)
     for candidate in candidates[:1]:
         manager.require_resumable(candidate, metadata)
     manager.require_space(Path(config.run_dir), sum(count_parameters(config.model, layout).values()))
