@@ -140,8 +140,10 @@ class PlainLoop:
             return is_likely and all(is_sure(other) and not waits[other] for other in before)
 
         def rank(place: int) -> tuple[bool, float, int]:
-            order = {"random": numbers[place], "left_to_right": -place}
-            return is_sure(place), order.get(chosen.remasking, found[place][2]), -place
+            order = numbers[place] if chosen.remasking == "random" else found[place][2]
+            if chosen.position_decay:
+                order = order if chosen.remasking == "entropy" else math.log(max(order, 1e-30))
+            return is_sure(place), order - chosen.position_decay * place, -place
 
         done, next_ = (((step + n) / chosen.steps) ** chosen.commit_power for n in (0, 1))
         share = max(1, math.ceil(len(left) * (next_ - done) / (1 - done) - 1e-9))
@@ -207,7 +209,8 @@ def draw_settings(rng: np.random.Generator, **limits: int) -> DecodeSettings:
         block=block,
         steps=int(rng.integers(1, block + 1)),
         commit_power=float(rng.choice([1.0, 1.0, 0.5, 2.0])),
-        remasking=str(rng.choice(["low_confidence", "margin", "entropy", "random", "left_to_right"])),  # type: ignore[arg-type]
+        remasking=str(rng.choice(["low_confidence", "margin", "entropy", "random"])),  # type: ignore[arg-type]
+        position_decay=float(rng.choice([0.0, 0.0, 0.3, 100.0])),
         ends=str(rng.choice(["leftmost", "any"])),  # type: ignore[arg-type]
         threshold=float(rng.choice([0.0, 0.0, 0.3, 0.9])),
         block_cache=str(rng.choice(["exact", "exact", "block_causal"])),  # type: ignore[arg-type]

@@ -332,10 +332,10 @@ def test_random_remasking_chooses_any_position() -> None:
     assert places == set(range(2, 8))
 
 
-def test_left_to_right_remasking_commits_the_first_masks_however_sure_the_others_are() -> None:
+def test_position_decay_commits_the_first_masks_however_sure_the_others_are() -> None:
     logits = torch.zeros(6, LAYOUT.padded_vocab_size)
     logits[:, LAYOUT.first_code] = torch.arange(6.0) + 1
-    chosen = context(block=6, steps=3, remasking="left_to_right")
+    chosen = context(block=6, steps=3, position_decay=100.0)
     state = step(chosen.start(np.array([1]), np.array([0]), 0), logits_of(LAYOUT.begin_of_audio), chosen)
     for number in (1, 2, 3):
         state = step(state, logits[2 * number - 2 :], chosen)

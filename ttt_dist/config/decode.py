@@ -28,9 +28,12 @@ class DecodeSettings:
     """Most forward passes that denoise one block; each commits its share of it, at least."""
     threshold: float = 0.0
     """Commit beyond the share whatever the model gives this probability, so that fewer forwards do; 0: never."""
-    remasking: Literal["low_confidence", "margin", "entropy", "random", "left_to_right"] = "low_confidence"
-    """Which positions stay masked: those the model is least sure of, any, or the last. Sure is a high probability of the
-    chosen token, a wide margin between the two likeliest, or a low entropy of all."""
+    remasking: Literal["low_confidence", "margin", "entropy", "random"] = "low_confidence"
+    """Which positions stay masked: those the model is least sure of, or any. Sure is a high probability of the chosen
+    token, a wide margin between the two likeliest, or a low entropy of all."""
+    position_decay: float = 0.0
+    """How much sooner masks nearer to the start are committed: what is sure counts exp(-position_decay) times as much with
+    each place further on (PC-Sampler, arXiv 2508.13021). 0: the place does not matter; 100: from left to right."""
     block_cache: Literal["exact", "block_causal"] = "exact"
     """exact: an open span is recomputed in every forward, as training saw it. block_causal: its finished blocks are kept
     and no longer see later ones; an approximation that makes long spans cheaper."""
@@ -73,6 +76,8 @@ class DecodeSettings:
             value = getattr(self, name)
             if not 0 <= value <= 1 or (name == "top_p" and value == 0):
                 raise UserError(f"{name} (--{flag(name)}) is a probability from {low} to 1, not {value}")
+        if not 0 <= self.position_decay <= 1000:
+            raise UserError(f"position_decay (--position-decay) lies in 0..1000, and is {self.position_decay}")
         if not 0.1 <= self.commit_power <= 10:
             raise UserError(f"commit_power (--commit-power) lies in 0.1..10, and is {self.commit_power}")
         for field in fields(self):

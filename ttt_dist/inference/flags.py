@@ -10,6 +10,7 @@ HELP = {
     "audio_mode": "how audio is written: blocks of masks are denoised, or codes one by one, or what that gives by drafts",
     "block": "mask tokens appended to an open span at a time",
     "steps": "most forward passes per block",
+    "position_decay": "how much sooner masks nearer to the start are committed; 0: by sureness alone, 100: from left to right",
     "commit_power": "power of the share that is committed after each forward; 1: even shares, above: few at first",
     "threshold": "commit all codes of at least this probability at once; 0: never beyond the share",
     "remasking": "which positions wait: those of low probability, narrow margin, high entropy, or random ones",

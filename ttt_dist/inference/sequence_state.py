@@ -241,7 +241,7 @@ def _denoise(state: SequenceState, choice: Choice, context: DecodeContext) -> Se
 def _to_commit(state: SequenceState, choice: Choice, context: DecodeContext) -> np.ndarray:
     """Which of the choices for masks are committed: the share of this forward and all above the threshold, surest first."""
     settings, count = context.settings, len(choice.ids)
-    order = _sureness(state, choice, settings.remasking)
+    order = _sureness(state, choice, context)
     if settings.threshold:
         order[choice.probability >= settings.threshold] = np.inf
     if settings.ends == "leftmost":
@@ -255,13 +255,16 @@ def _to_commit(state: SequenceState, choice: Choice, context: DecodeContext) -> 
     return most_confident(order, min(max(share(len(order), state.steps_left, settings), sure), count))
 
 
-def _sureness(state: SequenceState, choice: Choice, remasking: str) -> np.ndarray:
+def _sureness(state: SequenceState, choice: Choice, context: DecodeContext) -> np.ndarray:
     """By what the choices are ranked [n]; the highest are committed first."""
-    if remasking == "random":
-        return _of_forward(state, len(choice.ids))[1]
-    if remasking == "left_to_right":
-        return -np.arange(len(choice.ids), dtype=np.float64)
-    return choice.confidence.copy()
+    settings, order = context.settings, choice.confidence.copy()
+    if settings.remasking == "random":
+        order = _of_forward(state, len(order))[1]
+    if settings.position_decay:
+        # What is easy is surest: silence at the end of a block, say, to which speech before it then has to lead.
+        logarithm = order if settings.remasking == "entropy" else np.log(np.maximum(order, 1e-30))
+        order = logarithm - settings.position_decay * context.needed(state)
+    return order
 
 
 def share(masked: int, steps_left: int, settings: DecodeSettings) -> int:
