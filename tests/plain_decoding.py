@@ -47,6 +47,7 @@ class PlainLoop:
         self.prompt, self.chosen = prompt, chosen
         self.blocks: Ids = []  # where the blocks of the open span begin, for block_causal
         self.draft_from: int | None = None  # what a draft of `verified` sees in both directions begins here
+        self.causal_from: int | None = None  # what is read from left to right, to find where a span ends, begins here
         self.num_forwards = self.num_choices = 0
         ids = list(prompt)
         if self.objective.kind == "nar":
@@ -99,9 +100,21 @@ class PlainLoop:
         limit = limit or min(chosen.span_limit, chosen.max_codes)
         while len(ids) - start < limit:
             self.blocks.append(len(ids))
-            ids = self._denoise(ids, min(chosen.block, limit - (len(ids) - start)), allowed, ends, start)
-            if ids[-1] in ends:
-                break
+            size = min(chosen.block, limit - (len(ids) - start))
+            if chosen.ends != "causal" or self.objective.kind != "ttt":
+                ids = self._denoise(ids, size, allowed, ends, start)
+                if ids[-1] in ends:
+                    break
+                continue
+            codes = [token for token in allowed if token not in ends]
+            before, ids = len(ids), self._denoise(ids, size, codes, set(), start)
+            self.causal_from = before if chosen.block_cache == "block_causal" else start
+            logits = self._forward(ids)
+            self.causal_from = None
+            written = [self._best(row, allowed)[0] for row in logits[before - 1 :]]
+            end = next((place for place, token in enumerate(written, before) if token in ends), None)
+            if end is not None:
+                return [*ids[:end], written[end - before]][: start + limit]
         return ids
 
     def _denoise(self, ids: Ids, size: int, allowed: Ids, ends: set[int], start: int) -> Ids:
@@ -128,7 +141,7 @@ class PlainLoop:
     def _committed(self, found: dict[int, tuple[int, float, float]], step: int, ends: set[int]) -> Ids:
         """Places that are committed, one by one: the surest of those that may be."""
         chosen, left, committed = self.chosen, list(found), []
-        waits = {place: chosen.ends == "leftmost" and found[place][0] in ends for place in left}
+        waits = {place: chosen.ends != "any" and found[place][0] in ends for place in left}
         numbers = dict(
             zip(left, np.random.default_rng([0, self.num_choices - 1]).random((2, len(left)))[1], strict=True)
         )
@@ -191,6 +204,7 @@ class PlainLoop:
             if kind == "ttt" and is_audio and (in_response or self._is_answer(ids, place)):
                 is_draft = self.draft_from is not None and place >= self.draft_from
                 spans = self.chosen.audio_mode == "diffusion" or is_draft
+                spans = spans and not (self.causal_from is not None and place >= self.causal_from)
             numbers.append(keys.setdefault(key, len(keys) + 1) if spans else 0)
         return numbers
 
@@ -211,7 +225,7 @@ def draw_settings(rng: np.random.Generator, **limits: int) -> DecodeSettings:
         commit_power=float(rng.choice([1.0, 1.0, 0.5, 2.0])),
         remasking=str(rng.choice(["low_confidence", "margin", "entropy", "random"])),  # type: ignore[arg-type]
         position_decay=float(rng.choice([0.0, 0.0, 0.3, 100.0])),
-        ends=str(rng.choice(["leftmost", "any"])),  # type: ignore[arg-type]
+        ends=str(rng.choice(["leftmost", "any", "causal"])),  # type: ignore[arg-type]
         threshold=float(rng.choice([0.0, 0.0, 0.3, 0.9])),
         block_cache=str(rng.choice(["exact", "exact", "block_causal"])),  # type: ignore[arg-type]
         cfg=float(rng.choice([0.0, 0.0, 0.1, 1.0])),

@@ -62,8 +62,9 @@ class DecodeSettings:
     one causal forward accepts all that `ar` would have written. TiDAR (arXiv 2511.08923) does so with blocks of text."""
     commit_power: float = 1.0
     """Shares of a block: (s / steps) ** commit_power of it is committed after s forwards. 1: even; above 1: few at first."""
-    ends: Literal["leftmost", "any"] = "leftmost"
-    """Where an end of the span may be committed: where no mask is left before it, or at any mask."""
+    ends: Literal["leftmost", "any", "causal"] = "leftmost"
+    """Where an end of the span may be committed: where no mask is left before it, or at any mask. causal: blocks are
+    denoised without ends, and one more forward reads each from left to right and says where the span ends."""
 
     def __post_init__(self) -> None:
         for name in AT_LEAST_ONE:
@@ -90,6 +91,11 @@ class DecodeSettings:
         mode = f"audio_mode (--audio-mode) is {self.audio_mode}, but this model"
         if (kind, self.audio_mode) in (("ar", "verified"), ("nar", "ar"), ("nar", "verified")):
             raise UserError(f"{mode} is of kind {kind}, which has one way to write audio; take --audio-mode diffusion")
+        if kind == "ttt" and self.audio_mode == "diffusion" and self.ends == "causal" and not learns_audio_ar:
+            raise UserError(
+                "ends (--ends) is causal, but this model never learnt to read audio left to right (objective.audio_ar or p_mix "
+                "is 0); take --ends leftmost, or train with both above 0"
+            )
         if kind == "ttt" and self.audio_mode != "diffusion" and not learns_audio_ar:
             raise UserError(
                 f"{mode} never learnt to write audio left to right (objective.audio_ar or p_mix is 0); take --audio-mode "

@@ -22,7 +22,7 @@ from ttt_dist.sequence.sample import spans
 from ttt_dist.sequence.tokens import TokenLayout
 
 Finish = Literal["end_of_turn", "last_span", "max_text", "max_codes", "span_limit", "max_length"]
-Phase = Literal["text", "span", "response"]
+Phase = Literal["text", "span", "codes", "response"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class SequenceState:
     steps_left: int = 0
     """Forwards left to the open block."""
     is_drafted: bool = False
-    """Whether the open block is a whole draft, which the next forward verifies."""
+    """Whether the open block has no masks left, and the next forward reads it from left to right."""
     finish: Finish | None = None
     """Why the response ended; None while it goes on."""
 
@@ -92,7 +92,9 @@ class DecodeContext:
         """Which tokens may come next: see `allowed_ids`."""
         if self.kind == "nar":
             return "response"
-        return "text" if state.span_start is None else "span"
+        if state.span_start is None:
+            return "text"
+        return "codes" if self.reads_ends and state.is_denoised else "span"
 
     @property
     def is_causal(self) -> bool:
@@ -103,6 +105,11 @@ class DecodeContext:
     def is_verified(self) -> bool:
         """Whether denoised blocks are drafts."""
         return self.settings.audio_mode == "verified"
+
+    @property
+    def reads_ends(self) -> bool:
+        """Whether denoised blocks are read from left to right once, to see where the span ends."""
+        return self.kind == "ttt" and self.settings.audio_mode == "diffusion" and self.settings.ends == "causal"
 
     @property
     def ends(self) -> list[int]:
@@ -125,9 +132,10 @@ class DecodeContext:
     def num_cacheable(self, state: SequenceState) -> int:
         """Tokens whose keys and values the next forward settles: nothing that they see changes any more.
 
-        Verifying needs what the model says before the block, so that position is computed once more.
+        Reading a block needs what the model says before it, so that position is computed once more.
         """
-        return self.bidirectional_from(state) - (self.is_verified and state.block_start is not None)
+        reads = self.is_verified or self.reads_ends
+        return self.bidirectional_from(state) - (reads and state.block_start is not None)
 
     def bidirectional_from(self, state: SequenceState) -> int:
         """First token that sees the masks of the open block, and is computed anew with them."""
@@ -141,7 +149,8 @@ def allowed_ids(layout: TokenLayout, phase: Phase) -> np.ndarray:
     """Ids that may be written: text class in text, codes and ends in a span, both in a response that is one span."""
     if phase == "response":
         return np.flatnonzero(layout.text_allowed | layout.span_allowed)
-    return np.flatnonzero(layout.text_allowed if phase == "text" else layout.span_allowed)
+    ids = np.flatnonzero(layout.text_allowed if phase == "text" else layout.span_allowed)
+    return np.setdiff1d(ids, [layout.end_of_audio_new, layout.end_of_audio_span_last]) if phase == "codes" else ids
 
 
 def uniforms(state: SequenceState, needed: np.ndarray, context: DecodeContext) -> np.ndarray:
@@ -167,7 +176,8 @@ def _of_forward(state: SequenceState, count: int) -> np.ndarray:
 def decode_step(state: SequenceState, choice: Choice, context: DecodeContext) -> SequenceState:
     """The state after one forward, whose choices are those at `context.needed`."""
     if state.block_start is not None:
-        return (_verify if state.is_drafted else _denoise)(state, choice, context)
+        read = _verify if context.is_verified else _read_end
+        return (read if state.is_drafted else _denoise)(state, choice, context)
     state = replace(state, num_forwards=state.num_forwards + 1)
     write = _write_text if state.span_start is None else _write_code
     return write(state, int(choice.ids[0]), context)
@@ -235,6 +245,8 @@ def _denoise(state: SequenceState, choice: Choice, context: DecodeContext) -> Se
     end = start + int(ends[0]) + 1 if is_over else len(committed)
     if context.is_verified:
         return replace(_number_span(_cut(state, end), start, 0), is_drafted=True)
+    if context.reads_ends:
+        return replace(_number_span(state, context.bidirectional_from(state), 0), is_drafted=True)
     return _append_block(state, context) if not is_over and _room(state, context) else _close_span(state, end, context)
 
 
@@ -244,7 +256,7 @@ def _to_commit(state: SequenceState, choice: Choice, context: DecodeContext) -> 
     order = _sureness(state, choice, context)
     if settings.threshold:
         order[choice.probability >= settings.threshold] = np.inf
-    if settings.ends == "leftmost":
+    if settings.ends != "any":
         # An end waits for all masks before it, so of several only the first can be committed: the others lie behind it.
         ends = np.flatnonzero(np.isin(choice.ids, context.ends))
         if len(ends):
@@ -288,6 +300,24 @@ def _verify(state: SequenceState, choice: Choice, context: DecodeContext) -> Seq
     if after.ids[-1] in context.ends or not _room(after, context):
         return _close_span(after, len(after.ids), context)
     return _append_block(after, context)
+
+
+def _read_end(state: SequenceState, choice: Choice, context: DecodeContext) -> SequenceState:
+    """Close the span where the model, writing one by one, would have ended it in this block or right behind; else go on.
+
+    Training never saw masks behind an end, so how many masks there are tells the model that no end is among them.
+    """
+    start, number = state.block_start, int(state.span_ids.max(initial=0)) + 1
+    assert start is not None
+    state = replace(state, is_drafted=False, num_forwards=state.num_forwards + 1)
+    ends = np.flatnonzero(np.isin(choice.ids, context.ends))
+    if len(ends):
+        state = _cut(state, start + int(ends[0]))
+        state = _append(state, choice.ids[ends[: min(_room(state, context), 1)]], 0)
+    state = _number_span(state, context.bidirectional_from(state), number)
+    if len(ends) or not _room(state, context):
+        return _close_span(state, len(state.ids), context)
+    return _append_block(state, context)
 
 
 def most_confident(confidence: np.ndarray, count: int) -> np.ndarray:
