@@ -1,8 +1,17 @@
-"""Every test process uses one thread and the CPU: tests run side by side with others, and must not depend on a GPU."""
+"""Every test process uses one thread and the CPU: tests run side by side with others, and must not depend on a GPU.
+
+Nor on how busy the machine is: property tests have no deadline, and in CI they draw the same examples each time.
+"""
 
 import os
+
+from hypothesis import HealthCheck, settings
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["WANDB_MODE"] = "offline"
+
+SLOWNESS = [HealthCheck.too_slow, HealthCheck.data_too_large]
+settings.register_profile("house", deadline=None, derandomize="CI" in os.environ, suppress_health_check=SLOWNESS)
+settings.load_profile("house")

@@ -125,7 +125,7 @@ def test_seeds_decide_what_is_sampled() -> None:
     assert len({tuple(output) for output in outputs}) == 3
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 1000), st.integers(1, 12), st.integers(1, 12))
 def test_only_allowed_tokens_in_their_places(seed: int, block: int, steps: int) -> None:
     """No mask, padding, prompt delimiter or end of turn where it cannot be, whatever the model would like."""
@@ -195,7 +195,6 @@ def test_stopping_where_the_last_span_would_open() -> None:
 
 
 @given(st.integers(1, 40), st.integers(1, 50))
-@settings(deadline=None)
 def test_commits_are_split_evenly(block: int, steps: int) -> None:
     chosen = rules(block=block, steps=steps, span_limit=block)
     state = run([logits_of(LAYOUT.begin_of_audio)], chosen)

@@ -67,7 +67,7 @@ def sum_of(folder: Path, size: int) -> int:
 
 
 @given(size=st.integers(0, 12), tasks=st.integers(1, 5), data=st.data())
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_tasks_share_all_parts(
     tmp_path_factory: pytest.TempPathFactory, size: int, tasks: int, data: st.DataObject
 ) -> None:
@@ -198,7 +198,6 @@ def test_shares_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     size=st.integers(1, 7),
     chunk=st.integers(1, 9),
 )
-@settings(deadline=None)
 def test_lines_are_cut_without_loss(
     tmp_path_factory: pytest.TempPathFactory, lines: list[str], last: bool, size: int, chunk: int
 ) -> None:
