@@ -4,7 +4,9 @@ Nor on how busy the machine is: property tests have no deadline, and in CI they 
 """
 
 import os
+from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -15,3 +17,18 @@ os.environ["WANDB_MODE"] = "offline"
 SLOWNESS = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("house", deadline=None, derandomize="CI" in os.environ, suppress_health_check=SLOWNESS)
 settings.load_profile("house")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A worker takes whole files, whose tests share what they made; those of tests/cluster together: their daemons and
+    clocks want no other of their kind on the machine. (--dist loadgroup groups nothing under pytest 9.2.)
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "tests/cluster" if file.startswith("tests/cluster/") else file
+
+    return ByFile(config, log)
