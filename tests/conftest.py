@@ -1,22 +1,16 @@
-"""Every test process uses one thread and the CPU: tests run side by side with others, and must not depend on a GPU.
-
-Nor on how busy the machine is: property tests have no deadline, and in CI they draw the same examples each time.
-"""
+"""Every test process uses one thread and the CPU: tests run side by side with others, and must not depend on a GPU."""
 
 import os
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+
+import tests.properties  # noqa: F401  # sets how property tests run
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["WANDB_MODE"] = "offline"
-
-SLOWNESS = [HealthCheck.too_slow, HealthCheck.data_too_large]
-settings.register_profile("house", deadline=None, derandomize="CI" in os.environ, suppress_health_check=SLOWNESS)
-settings.load_profile("house")
 
 
 @pytest.hookimpl(optionalhook=True)
