@@ -162,6 +162,7 @@ def golden_places() -> list[str]:
     return [" ".join(map(str, order.place_at(step, slot))) for step, slot in where]
 
 
+@pytest.mark.slow
 def test_the_order_is_the_same_in_every_process() -> None:
     """Golden figures: a change of the order would make resumed runs read other data."""
     assert golden_places() == GOLDEN

@@ -83,6 +83,7 @@ def modes_of(kind: str) -> list[str]:
     return ["diffusion", "ar", "verified"] if kind == "ttt" else ["diffusion"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", range(36))
 def test_cached_batches_give_the_tokens_of_the_plain_loop(case: int) -> None:
     """432 prompts, each with settings of its own, in ragged batches of 1 to 8."""

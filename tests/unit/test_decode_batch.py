@@ -20,6 +20,7 @@ from ttt_dist.model.products import linear
 from ttt_dist.sequence.visibility import visible_end, visible_end_of_spans
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", range(12))
 def test_fixed_shapes_give_the_tokens_of_the_plain_loop(case: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a GPU would record and replay, run as it is: padded slots, rows and keys, one buffer of tokens per shape."""

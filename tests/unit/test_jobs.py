@@ -66,6 +66,7 @@ def sum_of(folder: Path, size: int) -> int:
     return sum(part["counts"]["sum"] for _, part in find_parts(folder, "square"))
 
 
+@pytest.mark.slow
 @given(size=st.integers(0, 12), tasks=st.integers(1, 5), data=st.data())
 @settings(max_examples=30)
 def test_tasks_share_all_parts(
@@ -104,6 +105,7 @@ class Fails(Squares):
         return super().make(number, tick)
 
 
+@pytest.mark.slow
 def test_what_a_worker_raises_is_raised(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="two is even"):
         run_parts(Fails(tmp_path, 3), Share(workers=2), Problems(told=0))
@@ -147,6 +149,7 @@ def test_a_held_part_is_left_and_told(tmp_path: Path) -> None:
     assert run_parts(Squares(tmp_path, 3), Share(), Problems(told=0)).kept == 2
 
 
+@pytest.mark.slow
 def test_no_worker_outlives_a_killed_job(tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom data_prep.jobs import Share, run_parts\n"

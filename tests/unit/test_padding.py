@@ -65,6 +65,7 @@ def test_who_pads(name: str) -> None:
     assert codec.in_steps == (name == "mimi")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PADS)
 @settings(max_examples=25, derandomize=True)
 @given(
