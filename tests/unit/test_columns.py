@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.problems import Problems
@@ -18,9 +18,8 @@ from ttt_dist.errors import UserError
 
 PATH = Path("a.tsv")
 OPTIONS = ReaderOptions(PATH)
-Json = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
-)  # fmt: skip
+LEAF = st.none() | st.booleans() | st.integers() | st.text(max_size=9)
+OBJECTS = st.lists(st.dictionaries(st.text(max_size=5), LEAF | st.lists(LEAF, max_size=2), max_size=3), max_size=5)
 
 
 def test_a_column_that_is_named_goes_before_the_known_ones() -> None:
@@ -76,16 +75,16 @@ def test_rows_know_their_lines_and_bad_ones_cost_no_others(tmp_path: Path) -> No
     assert [row["text"] for _, row in read_rows(tab, problems, "\t", quoted=False)] == ['"so" he said', ""]
 
 
-@given(
-    items=st.lists(st.dictionaries(st.text(), Json), max_size=6),
-    chunk=st.integers(1, 40),
-    indent=st.none() | st.just(1),
-)
-def test_a_stream_gives_what_the_file_holds(
-    tmp_path_factory: pytest.TempPathFactory, items: list[Any], chunk: int, indent: int | None
-) -> None:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stream")
+
+
+@settings(max_examples=40)
+@given(items=OBJECTS, chunk=st.integers(1, 40), indent=st.none() | st.just(1))
+def test_a_stream_gives_what_the_file_holds(folder: Path, items: list[Any], chunk: int, indent: int | None) -> None:
     """Whatever the size of what is read at once: an object, a number, an escape may lie across its border."""
-    path, problems = tmp_path_factory.mktemp("stream") / "a.json", Problems(told=0)
+    path, problems = folder / "a.json", Problems(told=0)
     content = json.dumps({"about": [1], "audios": items}, indent=indent)
     path.write_text(content)
     with pytest.MonkeyPatch.context() as patch:
