@@ -57,6 +57,12 @@ def test_no_module_hides_another() -> None:
     assert not names & (STANDARD_OR_THIRD_PARTY | (set(sys.stdlib_module_names) - {"__init__"}) - {"__main__"})
 
 
+def test_every_test_file_stands_in_the_readme() -> None:
+    told = set(re.findall(r"\w+", (ROOT / "tests" / "README.md").read_text(encoding="utf8")))
+    files = {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+    assert not {name for name in files if not {name, name.removeprefix("test_")} & told}
+
+
 def test_properties_do_not_depend_on_the_load() -> None:
     assert settings().deadline is None
 
