@@ -79,8 +79,8 @@ def test_copies_are_all_but_the_first(hashes: list[list[int]]) -> None:
     seen: set[int] = set()
     wanted = []
     for values in hashes:
-        wanted.append({line for line, value in enumerate(values, 1) if value in seen or seen.add(value)})  # type: ignore[func-returns-value]
-    assert find_copies([Part(values) for values in hashes]) == wanted  # type: ignore[misc]
+        wanted.append({line for line, value in enumerate(values, 1) if value in seen or seen.add(value)})
+    assert find_copies([Part(values) for values in hashes]) == wanted
 
 
 def test_the_fingerprint_depends_on_the_order_of_parts() -> None:
