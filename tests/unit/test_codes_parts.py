@@ -77,9 +77,13 @@ def test_copies_are_all_but_the_first(hashes: list[list[int]]) -> None:
             return [{"audio_hash": f"{value:032x}"} for value in self.values]
 
     seen: set[int] = set()
-    wanted = []
+    wanted: list[set[int]] = []
     for values in hashes:
-        wanted.append({line for line, value in enumerate(values, 1) if value in seen or seen.add(value)})
+        wanted.append(set())
+        for line, value in enumerate(values, 1):
+            if value in seen:
+                wanted[-1].add(line)
+            seen.add(value)
     assert find_copies([Part(values) for values in hashes]) == wanted
 
 
