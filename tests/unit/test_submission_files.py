@@ -66,12 +66,12 @@ def test_questions_without_answers_become_lists_for_alpaca_eval(out: Path) -> No
 
 
 def test_single_questions_keep_the_number_of_their_item(out: Path) -> None:
-    """Item 2 could not be used: the third is number 0002 still."""
-    records = [chat(1, ["one"], prompt="say one"), chat(3, ["three"], target_text=["3", "three"])]
+    """Item 2 could not be used: the third is number 0002 still. The fourth got no answer."""
+    records = [chat(1, ["one"], prompt="say one"), chat(3, ["three"], target_text=["3", "three"]), chat(4, [])]
     write_layouts(plan(out, "speech_chat"), records)
     folder = out / "uro_bench"
-    assert lines(folder / "pred_text.jsonl") == [{"0000": "one"}, {"0002": "three"}]
-    assert lines(folder / "gt_text.jsonl") == [{"0000": "say one"}, {"0002": "3 / three"}]
+    assert lines(folder / "pred_text.jsonl") == [{"0000": "one"}, {"0002": "three"}, {"0003": ""}]
+    assert lines(folder / "gt_text.jsonl") == [{"0000": "say one"}, {"0002": "3 / three"}, {"0003": ""}]
     assert sorted(path.name for path in (folder / "audio").iterdir()) == ["0000.wav", "0002.wav"]
     assert (folder / "audio" / "0002.wav").read_bytes() == b"3-0"
     assert lines(out / "voicebench.jsonl") == [
