@@ -1,4 +1,4 @@
-# make setup | make test | make demo. Each does its own set-up in .venv; Python >= 3.11 with pip is all it needs.
+# make setup | make test | make quick | make lint | make demo. Each does its own set-up in .venv; Python >= 3.11 with pip is all it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ SPEECH ?= demo_speech
 RUN ?= runs/demo
 JUDGE ?= runs/whisper-tiny-en
 
-.PHONY: setup test test-cluster test-distributed-1 test-distributed-2 test-units demo clean
+.PHONY: setup test test-processes test-units quick lint demo clean
 
 setup: $(VENV)/.ready
 
@@ -17,22 +17,28 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# Tests of many processes wait for each other a good deal: others fill the gaps.
+# Two workers each, which take whole files. Tests of many processes wait for each other a good deal: units and lint fill the gaps.
+PYTEST := $(BIN)/python -m pytest -n 2 --no-loadscope-reorder
+
 test: setup
-	@$(MAKE) --no-print-directory -j3 --output-sync=target test-cluster test-distributed-2 test-units test-distributed-1
+	@$(MAKE) --no-print-directory -j3 --output-sync=target test-processes test-units lint
 
-test-cluster: setup
-	$(BIN)/python -m pytest --durations=8 tests/cluster
-
-# The half that follows the cluster's tests, and the longer one that starts with them.
-test-distributed-1: setup
-	$(BIN)/python -m pytest --durations=8 tests/distributed --ignore-glob='*/test_[!a-m]*'
-
-test-distributed-2: setup
-	$(BIN)/python -m pytest --durations=12 tests/distributed --ignore-glob='*/test_[a-m]*'
+test-processes: setup
+	$(PYTEST) --durations=20 tests/cluster tests/distributed
 
 test-units: setup
-	nice -n 10 $(BIN)/python -m pytest --durations=12 tests/unit
+	nice -n 10 $(PYTEST) --durations=20 tests/unit
+
+# Two minutes: the units that take no seconds.
+quick: setup
+	$(PYTEST) --durations=8 -m 'not slow' tests/unit
+
+# Style, types, and the direction of imports ([tool.importlinter] of pyproject.toml).
+lint: setup
+	nice -n 10 $(BIN)/ruff check .
+	nice -n 10 $(BIN)/ruff format --check .
+	nice -n 10 $(BIN)/mypy
+	nice -n 10 $(BIN)/lint-imports --no-cache --no-logo
 
 demo: setup
 	$(BIN)/python tools/make_judge.py --out $(JUDGE)

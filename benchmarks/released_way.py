@@ -1,4 +1,7 @@
-"""The released way to make token ids of speech: ChatML strings with `<|audio_N|>` per code, through the text tokenizer."""
+"""The released way to make token ids of speech: ChatML strings with `<|audio_N|>` per code, through the text tokenizer.
+
+That tokenizer is trained by `tokenizers`, of the extra `test`.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -10,6 +10,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from ttt_dist.util.console import main_guard
 
@@ -39,7 +40,7 @@ EXAMPLES = """examples, in the order of the data's way:
 def build_parser(command: str | None) -> argparse.ArgumentParser:
     """The parser with the arguments of `command`; of the other commands it has names and help only."""
     parser = argparse.ArgumentParser(
-        prog="python -m data_prep",
+        prog="ttt-prep" if Path(sys.argv[0]).name == "ttt-prep" else "python -m data_prep",
         description=__doc__.partition("\n\n")[0] if __doc__ else None,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -64,5 +65,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(status)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The entry point `ttt-prep`."""
     main_guard(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,8 +1,28 @@
 """Every test process uses one thread and the CPU: tests run side by side with others, and must not depend on a GPU."""
 
 import os
+from typing import Any
+
+import pytest
+
+import tests.properties  # noqa: F401  # sets how property tests run
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["WANDB_MODE"] = "offline"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A worker takes whole files, whose tests share what they made; those of tests/cluster together: their daemons and
+    clocks want no other of their kind on the machine. (--dist loadgroup groups nothing under pytest 9.2.)
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "tests/cluster" if file.startswith("tests/cluster/") else file
+
+    return ByFile(config, log)

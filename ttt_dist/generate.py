@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 # Run as a file, Python puts this file's folder first into the path; its modules are to be found as ttt_dist.* only.
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.inference.flags import add_decoding_flags, settings_from_flags
@@ -164,5 +165,10 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The entry point `ttt-generate`."""
     main_guard(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 # Run as a file, Python puts this file's folder first into the path; its modules are to be found as ttt_dist.* only.
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from ttt_dist.inference.flags import add_decoding_flags, settings_from_flags
 from ttt_dist.util.console import main_guard, print_rank0, warn
@@ -71,5 +72,10 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The entry point `ttt-serve`."""
     main_guard(main)
+
+
+if __name__ == "__main__":
+    command()

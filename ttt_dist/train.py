@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 # Run as a file, Python puts this file's folder first into the path; its modules are to be found as ttt_dist.* only.
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from ttt_dist.util.console import main_guard, print_rank0
 from ttt_dist.util.errors import UserError
@@ -181,5 +182,10 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The entry point `ttt-train`."""
     main_guard(main)
+
+
+if __name__ == "__main__":
+    command()

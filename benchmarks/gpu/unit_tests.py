@@ -23,7 +23,7 @@ def measurements(setting: Setting) -> Iterator[Measurement]:
 def run_tests(name: str) -> Figures:
     """How many passed, failed, were skipped; which failed. Their messages are in the log."""
     # --noconftest: the tests' own set-up hides the GPU from them.
-    options = ["--noconftest", "-q", "-ra", "-p", "no:cacheprovider"]
+    options = ["--noconftest", "-q", "-ra", "-p", "no:cacheprovider", "-p", "tests.properties"]
     command = [sys.executable, "-m", "pytest", *options, f"tests/unit/{name}.py"]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     print(done.stdout)

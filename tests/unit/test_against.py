@@ -56,6 +56,7 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "inputs"
 
 
+@pytest.mark.slow
 def test_both_revisions_are_measured_and_the_worktree_goes(repository: Path, inputs: Path) -> None:
     with worktree(repository, "HEAD~1") as other:
         assert "SPEED, MEGABYTES = 2" in (other / "toy.py").read_text()

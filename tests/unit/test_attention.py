@@ -51,14 +51,14 @@ def check(batch: Batch, num_heads: int, num_kv_heads: int) -> None:
         torch.testing.assert_close(mine, reference, rtol=0, atol=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(packs(LAYOUT), st.sampled_from(OBJECTIVES), st.integers(0, 9), st.sampled_from([(2, 2), (4, 2), (3, 1)]))
 def test_buckets_equal_the_dense_mask(rows: list, objective: Objective, padding: int, heads: tuple[int, int]) -> None:
     seq_len = max(1, *(sum(map(len, row)) for row in rows)) + padding
     check(collate(rows, LAYOUT, objective, 0, [0] * len(rows), seq_len), *heads)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(packs(LAYOUT), st.sampled_from(OBJECTIVES))
 def test_long_samples_in_slices_of_queries(rows: list, objective: Objective) -> None:
     """With a slice shorter than most samples, as a long sample meets the real one."""
@@ -89,7 +89,7 @@ def test_causal_samples_need_no_mask_and_rows_end_samples() -> None:
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=60))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_grouping_takes_each_sample_once_and_costs_no_more_than_the_plain_ways(lengths: list[int]) -> None:
     array = np.array(lengths)
     groups = padded._group(array)

@@ -48,6 +48,7 @@ def tone(path: Path, seconds: float) -> None:
     soundfile.write(path, 0.3 * np.sin(2 * np.pi * 300 * t * (1 + t)), RATE)
 
 
+@pytest.mark.slow
 def test_bad_lines_and_audio_in_the_middle(tmp_path: Path) -> None:
     folder = tmp_path / "corpus"
     folder.mkdir()
@@ -81,6 +82,7 @@ def test_bad_lines_and_audio_in_the_middle(tmp_path: Path) -> None:
     assert len(indexed_dataset().IndexedDataset(str(out / "part-00000"))) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", range(4))
 def test_a_full_disk_stops_each_step_and_leaves_nothing(tmp_path: Path, step: int) -> None:
     corpus, out = tmp_path / "corpus", tmp_path / "out"

@@ -51,7 +51,6 @@ def read(order: Order, step: int) -> list[SampleIndex]:
 
 
 @given(order=blends())
-@settings(deadline=None)
 def test_every_slot_is_a_pack_and_an_epoch_holds_each_pack_once(order: BlendOrder) -> None:
     found: dict[tuple[str, int], Counter[int]] = defaultdict(Counter)
     for step in range(40):
@@ -65,7 +64,6 @@ def test_every_slot_is_a_pack_and_an_epoch_holds_each_pack_once(order: BlendOrde
 
 
 @given(order=blends(), step=st.integers(0, 60))
-@settings(deadline=None)
 def test_counts_are_what_was_read(order: BlendOrder, step: int) -> None:
     found = Counter(place.source for earlier in range(step) for place in read(order, earlier))
     assert {name: count for name, count in order.counts(step).items() if count} == found
@@ -92,7 +90,6 @@ def test_the_readings_of_a_source_are_numbered_in_turn(weights: dict[str, Fracti
 
 
 @given(order=blends(), step=st.integers(0, 10**9), data=st.data())
-@settings(deadline=None)
 def test_a_step_does_not_depend_on_the_steps_before_it(order: BlendOrder, step: int, data: st.DataObject) -> None:
     sizes = {name: packs.num_packs for name, packs in order.packs.items()}
     fresh = BlendOrder(sizes, order.stages, order.seed, order.global_batch)
@@ -102,7 +99,6 @@ def test_a_step_does_not_depend_on_the_steps_before_it(order: BlendOrder, step: 
 
 
 @given(order=blends(), weights=weightings, later=st.integers(1, 20))
-@settings(deadline=None)
 def test_a_stage_changes_nothing_before_it(order: BlendOrder, weights: dict[str, Fraction], later: int) -> None:
     sizes = {name: packs.num_packs for name, packs in order.packs.items()}
     from_step = order.stages[-1].from_step + later
@@ -113,7 +109,6 @@ def test_a_stage_changes_nothing_before_it(order: BlendOrder, weights: dict[str,
 
 
 @given(weights=weightings, factor=st.integers(1, 999), seed=st.integers(0, 99), data=st.data())
-@settings(deadline=None)
 def test_the_scale_of_weights_and_the_order_of_names_change_nothing(
     weights: dict[str, Fraction], factor: int, seed: int, data: st.DataObject
 ) -> None:
@@ -167,6 +162,7 @@ def golden_places() -> list[str]:
     return [" ".join(map(str, order.sample_at(step, slot))) for step, slot in where]
 
 
+@pytest.mark.slow
 def test_the_order_is_the_same_in_every_process() -> None:
     """Golden figures: a change of the order would make resumed runs read other data."""
     assert golden_places() == GOLDEN
@@ -233,7 +229,7 @@ def rows(loaders: list[PackLoader], step: int) -> list[bytes]:
 
 
 @given(step=st.integers(0, 30), micro=st.sampled_from([1, 2, 4, 8]), size=st.sampled_from([1, 2, 4]))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_batches_do_not_depend_on_ranks_and_micro_batches(shards: Path, step: int, micro: int, size: int) -> None:
     assume(8 % (micro * size) == 0)
     stages = [StageConfig(9, {"text": 1, "asr": 0.5})]
@@ -269,7 +265,7 @@ def test_packs_are_the_sources_own_with_the_noise_of_its_epoch(shards: Path, mon
 
 
 @given(epochs=st.fixed_dictionaries({name: st.integers(0, 4) for name in SIZES}))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_epochs_are_used_up_together(shards: Path, epochs: dict[str, int]) -> None:
     assume(any(epochs.values()))
     sources = Sources.open(DataConfig(blend=blend_of(shards, "epochs", **epochs)))

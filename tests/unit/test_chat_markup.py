@@ -215,7 +215,6 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> ChatTemplate:
     return template_of(make(tmp_path_factory.mktemp("llama"), LLAMA))
 
 
-@settings(deadline=None)
 @given(sly=sly_texts.map("".join))
 def test_plain_text_never_becomes_markup(llama: ChatTemplate, sly: str) -> None:
     tokenizer = llama.tokenizer
@@ -241,7 +240,7 @@ def test_the_first_text_is_plain_too(tmp_path: Path) -> None:
 
 
 @needs_shared
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(sly=sly_texts.map("".join))
 def test_a_published_tokenizer_gives_the_ids_of_transformers(sly: str) -> None:
     tokenizer = published()

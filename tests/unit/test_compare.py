@@ -123,6 +123,7 @@ def start(monkeypatch: pytest.MonkeyPatch, out: Path, commands: Commands, *more:
     tool.main()
 
 
+@pytest.mark.slow
 def test_a_comparison_goes_on_where_it_was_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,6 +146,7 @@ def test_a_comparison_goes_on_where_it_was_interrupted(
     assert page.count("<svg") == 1 and "Learning curves" in page
 
 
+@pytest.mark.slow
 def test_own_speech_by_forwards_stands_in_table_picture_and_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

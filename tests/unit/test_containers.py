@@ -50,7 +50,7 @@ def write_arrow(path: Path, cells: list[Any], rows: int, stream: bool) -> None:
         writer.write_table(table, max_chunksize=rows)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.data())
 def test_every_container_gives_the_samples_that_went_in(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -208,6 +208,7 @@ def test_export_of_either_form(dtype: torch.dtype, run: Path, tmp_path: Path) ->
     assert (tmp_path / "one" / "tokenizer.model").is_file()
 
 
+@pytest.mark.slow
 def test_export_wants_the_tokenizer(copy: Path, run: Path, tmp_path: Path) -> None:
     metadata = json.loads((copy / METADATA).read_text())
     metadata["config"]["data"]["train"] = str(tmp_path / "gone" / "train")

@@ -165,6 +165,7 @@ def test_a_text_to_talk_model_comes_back_byte_for_byte(tokenizer: TextTokenizer,
         import_hf(tmp_path / "out", tmp_path / "other", words, codebook=21)
 
 
+@pytest.mark.slow
 @needs_shared
 def test_the_tokenizer_beside_the_model_is_taken_along(tmp_path: Path) -> None:
     """A real byte-level BPE: the imported folder has it, and so has the exported one, where transformers looks for it."""
@@ -320,6 +321,7 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_command_line(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     publish(tmp_path / "hf", 320)
     source = ["--source", tmp_path / "hf", "--tokenizer", tokenizer.files[0].parent, "--codebook", 20]
@@ -382,6 +384,7 @@ print(json.dumps(peaks))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_memory_stays_below_a_shard(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     """Nine files of 40 MB pass through; the embedding alone fills one, and extending it must not double it."""

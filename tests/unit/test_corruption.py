@@ -127,7 +127,7 @@ def loss_of(batch: Batch, logits: torch.Tensor) -> float:
     return -float((ar * batch.ar_weights + nar * batch.nar_weights).sum()) / max(batch.count, 1)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(packs(LAYOUT), objectives, st.integers(0, 2**31))
 def test_loss_equals_brute_force(rows: list, objective: Objective, seed: int) -> None:
     seq_len = max(1, *(sum(map(len, row)) for row in rows)) + 2
@@ -140,7 +140,7 @@ def test_loss_equals_brute_force(rows: list, objective: Objective, seed: int) ->
     assert loss_of(batch, logits) == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(packs(LAYOUT), objectives, st.integers(0, 2**31))
 def test_bins_of_p_stand_at_masked_positions(rows: list, objective: Objective, seed: int) -> None:
     """Bin b of 1..5 holds p in [(b - 1) / 5, b / 5); whatever has no NAR target is in bin 0."""
@@ -158,7 +158,7 @@ def test_p_of_1_is_in_the_last_bin() -> None:
     assert [p_bin(p) for p in (0.001, 0.19, 0.2, 0.99, 1.0)] == [1, 1, 2, 5, 5]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(packs(LAYOUT), objectives, st.integers(0, 2**31))
 def test_visible_pairs_are_those_of_the_mask(rows: list, objective: Objective, seed: int) -> None:
     seq_len = max(1, *(sum(map(len, row)) for row in rows)) + 2
@@ -167,7 +167,7 @@ def test_visible_pairs_are_those_of_the_mask(rows: list, objective: Objective, s
     assert batch.visible_pairs == int(mask.sum())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(samples(LAYOUT), min_size=2, max_size=4), st.integers(0, 99))
 def test_noise_follows_the_sample_not_its_place(group: list, seed: int) -> None:
     """The same sample alone, in another pack and another order: same inputs, targets, weights; other epochs differ."""

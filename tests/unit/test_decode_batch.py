@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.plain_decoding import differing, draw_settings
@@ -20,6 +20,7 @@ from ttt_dist.model.products import linear
 from ttt_dist.sequence.visibility import visible_end, visible_end_of_spans
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", range(12))
 def test_fixed_shapes_give_the_tokens_of_the_plain_loop(case: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a GPU would record and replay, run as it is: padded slots, rows and keys, one buffer of tokens per shape."""
@@ -117,7 +118,6 @@ def test_what_a_request_leaves_in_the_cache_does_not_depend_on_batch_mates() -> 
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=30))
-@settings(deadline=None)
 def test_ends_in_numpy_are_those_of_visibility(spans: list[int]) -> None:
     ids = np.sort(np.array(spans))
     rows = torch.from_numpy(ids)

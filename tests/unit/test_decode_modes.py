@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
@@ -221,7 +221,6 @@ def test_what_waits_for_an_unsure_mask_is_not_sure() -> None:
 
 
 @given(st.integers(1, 60), st.integers(1, 70), st.sampled_from([0.1, 0.5, 1.0, 2.0, 3.7, 10.0]))
-@settings(deadline=None)
 def test_shares_follow_their_power_and_a_block_ends_in_time(block: int, steps: int, power: float) -> None:
     chosen = DecodeSettings(block, steps, commit_power=power)
     left = block

@@ -322,7 +322,7 @@ def test_windows_bound_what_is_in_memory(corpus: Path, tmp_path: Path, monkeypat
 
 
 @given(st.lists(st.integers(0, 9), max_size=30), st.integers(1, 12), st.integers(1, 4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_reading_ahead_keeps_the_order_and_its_bound(sizes: list[int], most: int, threads: int) -> None:
     lock = threading.Lock()
     held = [0]

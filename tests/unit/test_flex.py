@@ -59,7 +59,7 @@ def dense_maths() -> Iterator[None]:
         yield
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(packs(LAYOUT), st.sampled_from(OBJECTIVES), st.integers(0, 20), st.sampled_from(SIZES))
 def test_mask_and_blocks_equal_the_dense_mask(rows: list, objective: Objective, padding: int, size: int) -> None:
     """Pair by pair, and block by block: full blocks are wholly visible, blocks that are not listed wholly invisible."""
@@ -85,7 +85,7 @@ def test_mask_and_blocks_equal_the_dense_mask(rows: list, objective: Objective, 
     np.testing.assert_array_equal(listed(block_mask.q_num_blocks, block_mask.q_indices), (some & ~every).T)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(packs(LAYOUT), st.sampled_from(OBJECTIVES), st.integers(0, 9), st.sampled_from([(2, 2), (4, 2), (3, 1)]))
 def test_output_equals_the_dense_mask(rows: list, objective: Objective, padding: int, heads: tuple[int, int]) -> None:
     seq_len = max(1, *(sum(map(len, row)) for row in rows)) + padding

@@ -73,6 +73,7 @@ def fp8_blocks() -> list[Block]:
     return [Block(CONFIG, factory, f"blocks.{index}") for index in range(CONFIG.num_layers)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_blocks_in_fp8(monkeypatch: pytest.MonkeyPatch, checkpointing: str, compiled: bool) -> None:

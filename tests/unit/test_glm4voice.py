@@ -230,7 +230,7 @@ def _points(codec: Glm4Voice, wave: Tensor) -> Tensor:
     return codec.model.points(codec.features([wave]), torch.tensor([len(wave) // 320]))[0]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.integers(1, 30000), min_size=2, max_size=5))
 def test_codes_do_not_depend_on_batch_mates(codec: Codec, lengths: list[int]) -> None:
     waves = [noise(length, seed) * 10.0 ** (seed % 3) for seed, length in enumerate(lengths)]

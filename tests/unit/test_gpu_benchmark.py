@@ -59,6 +59,7 @@ SKIPPED = {
 }
 
 
+@pytest.mark.slow
 def test_every_phase_runs_on_the_cpu(tmp_path: Path) -> None:
     """A phase that rots is seen here; what needs a GPU is skipped by name."""
     command = ["bash", "benchmarks/gpu.sh", "--device", "cpu", "--out", str(tmp_path)]
@@ -87,6 +88,7 @@ def test_every_phase_runs_on_the_cpu(tmp_path: Path) -> None:
     assert all(f"## {name}: " in page.read_text() for name in PHASES)
 
 
+@pytest.mark.slow
 def test_a_measurement_that_fails_costs_no_other(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

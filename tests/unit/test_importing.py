@@ -107,6 +107,7 @@ def test_bad_records_are_named_and_the_rest_kept(
         run(tokenizer, tmp_path / "other", "--source", str(tmp_path / "none.jsonl"))
 
 
+@pytest.mark.slow
 @needs_shared
 def test_the_released_samples_by_the_command(tmp_path: Path) -> None:
     """Ids of codes and delimiters as the release has them, text as its tokenizer has it (here GPT-2's stands in)."""

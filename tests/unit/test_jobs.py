@@ -66,8 +66,9 @@ def sum_of(folder: Path, size: int) -> int:
     return sum(part["counts"]["sum"] for _, part in find_parts(folder, "square"))
 
 
+@pytest.mark.slow
 @given(size=st.integers(0, 12), tasks=st.integers(1, 5), data=st.data())
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_tasks_share_all_parts(
     tmp_path_factory: pytest.TempPathFactory, size: int, tasks: int, data: st.DataObject
 ) -> None:
@@ -104,6 +105,7 @@ class Fails(Squares):
         return super().make(number, tick)
 
 
+@pytest.mark.slow
 def test_what_a_worker_raises_is_raised(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="two is even"):
         run_parts(Fails(tmp_path, 3), TaskShard(workers=2), Problems(told=0))
@@ -150,6 +152,7 @@ def test_a_held_part_is_left_and_told(tmp_path: Path) -> None:
     assert run_parts(Squares(tmp_path, 3), TaskShard(), Problems(told=0)).kept == 2
 
 
+@pytest.mark.slow
 def test_no_worker_outlives_a_killed_job(tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom ttt_dist.jobs.runner import Share, run_parts\n"
@@ -201,7 +204,6 @@ def test_shares_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     size=st.integers(1, 7),
     chunk=st.integers(1, 9),
 )
-@settings(deadline=None)
 def test_lines_are_cut_without_loss(
     tmp_path_factory: pytest.TempPathFactory, lines: list[str], last: bool, size: int, chunk: int
 ) -> None:

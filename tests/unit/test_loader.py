@@ -57,7 +57,7 @@ def rows(batches: list[Batch]) -> list[tuple]:
 
 
 @given(step=st.integers(0, 30), micro=st.sampled_from([1, 2, 4, 8]), size=st.sampled_from([1, 2, 4]))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_step_is_the_same_however_it_is_cut(reader: ShardReader, step: int, micro: int, size: int) -> None:
     if 8 % (micro * size):
         return

@@ -41,7 +41,7 @@ def naive(hidden: Tensor, weight: Tensor, batch: Batch) -> tuple[Tensor, Tensor,
     return ar + nar, ar, nar, by_p
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     packs(LAYOUT), st.sampled_from(["recommended", "released"]), st.integers(0, 3), st.sampled_from([1, 200, 1 << 20])
 )

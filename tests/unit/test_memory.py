@@ -56,6 +56,7 @@ def live_after_forward(model: Transformer, batch: Batch) -> int:
     return sum(event.nbytes() for event in events if event.name() == "[memory]")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 # Not both: of compiled norms of heads this test keeps one copy more than the compiler's own code, which fuses it away.
@@ -115,6 +116,7 @@ def peak_config(checkpointing: str) -> Config:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["none", "full"])
 def test_the_total_is_what_a_process_takes(checkpointing: str) -> None:
     """A fixed threshold makes malloc give freed tensors back at once; by itself it would keep some of them."""

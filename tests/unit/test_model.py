@@ -89,7 +89,7 @@ def test_text_logits_equal_hugging_face(config: ModelConfig) -> None:
     assert (mine[..., LAYOUT.vocab_size :] == -torch.inf).all()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(packs(LAYOUT), st.sampled_from(list(VARIANTS.values())))
 def test_packs_equal_hugging_face_with_a_dense_mask(rows: list, config: ModelConfig) -> None:
     """Positions restart, spans see both ways, samples do not see each other; loss and gradients follow."""
@@ -119,7 +119,7 @@ def test_packs_equal_hugging_face_with_a_dense_mask(rows: list, config: ModelCon
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(packs(LAYOUT), st.sampled_from(["ttt", "ar", "nar"]), st.sampled_from(["bidirectional", "causal"]), st.data())
 def test_a_changed_token_changes_no_logit_that_may_not_see_it(
     rows: list, kind: str, prompt_audio: str, data: st.DataObject

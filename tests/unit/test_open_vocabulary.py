@@ -6,6 +6,8 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+import pytest
+
 from benchmarks.open_vocabulary.__main__ import VARIANTS, table, word_errors
 from benchmarks.open_vocabulary.grammar import plural, sentences
 from tests.real_judge import make_real_whisper
@@ -37,6 +39,7 @@ def test_word_errors_by_hand() -> None:
     assert word_errors([("two red foxes", "2 red boxes"), ("the end", "the the the the the the")], "spelt-en") == 0.8
 
 
+@pytest.mark.slow
 def test_all_steps_as_a_toy(tmp_path: Path) -> None:
     judge, out = make_real_whisper(tmp_path / "judge"), tmp_path / "result.md"
     steps = {"prepare": [], "run": [], "hear": ["--judge", str(judge), "--out", str(out)]}

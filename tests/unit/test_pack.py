@@ -51,7 +51,6 @@ def packed(lengths: np.ndarray, seq_len: int, seed: int = 0, window: int = 100_0
     seed=st.integers(0, 9),
     window=st.integers(1, 100),
 )
-@settings(deadline=None)
 def test_every_sample_that_fits_is_packed_once(lengths: list[int], seq_len: int, seed: int, window: int) -> None:
     array = np.array(lengths, dtype=np.int64)
     packs = packed(array, seq_len, seed, window)
@@ -60,7 +59,6 @@ def test_every_sample_that_fits_is_packed_once(lengths: list[int], seq_len: int,
 
 
 @given(lengths=st.lists(st.integers(1, 20), max_size=12))
-@settings(deadline=None)
 def test_best_fit_decreasing_against_the_plain_rule(lengths: list[int]) -> None:
     """Brute force: longest first, into the fullest pack that still holds it."""
     spaces: list[int] = []
@@ -213,7 +211,7 @@ def document_sample(layout: TokenLayout, spans: list[tuple[int, int]], prompt: i
     prompt=st.integers(0, 9),
     seq_len=st.integers(4, 40),
 )
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_cuts_tear_no_span_and_lose_nothing_of_a_document(
     spans: list[tuple[int, int]], prompt: int, seq_len: int
 ) -> None:

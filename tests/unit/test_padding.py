@@ -65,8 +65,9 @@ def test_who_pads(name: str) -> None:
     assert codec.in_steps == (name == "mimi")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PADS)
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(
     lengths=st.lists(st.integers(1, 45 * 80), min_size=1, max_size=9), seed=st.integers(0, 99), step=st.integers(1, 40)
 )

@@ -19,6 +19,8 @@ from ttt_dist.evaluation.metrics.normalise import normaliser
 from ttt_dist.evaluation.recognisers import Whisper
 from ttt_dist.util.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 SPEECH = Path(__file__).resolve().parents[2] / "demo_speech"
 DIGITS = {"one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "eight": "8", "nine": "9"}
 

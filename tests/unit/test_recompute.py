@@ -67,6 +67,7 @@ def run_compiled(monkeypatch: pytest.MonkeyPatch, checkpointing: str, kind: str)
     return graphs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PLANS)
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 def test_all_blocks_and_batches_are_one_graph(monkeypatch: pytest.MonkeyPatch, checkpointing: str, kind: str) -> None:
@@ -76,6 +77,7 @@ def test_all_blocks_and_batches_are_one_graph(monkeypatch: pytest.MonkeyPatch, c
     assert not counters["graph_break"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PLANS)
 @pytest.mark.parametrize(
     ("checkpointing", "products", "attentions"),
@@ -97,6 +99,7 @@ def widths_kept(graph: torch.fx.GraphModule) -> list[int]:
     return sorted(node.meta["val"].numel() // NUM_TOKENS for node in made)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "log_sums"), [("buckets", []), ("flex", [CONFIG.num_heads])])
 def test_selective_keeps_attention_and_what_widens(
     monkeypatch: pytest.MonkeyPatch, kind: str, log_sums: list[int]
@@ -107,6 +110,7 @@ def test_selective_keeps_attention_and_what_widens(
     assert widths_kept(forward) == sorted([projection, attended, gate_up, *log_sums])
 
 
+@pytest.mark.slow
 def test_full_keeps_the_input_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     (forward,) = run_compiled(monkeypatch, "full", "flex").forward
     assert widths_kept(forward) == []
@@ -122,6 +126,7 @@ def test_a_partial_is_compiled_by_nobody(monkeypatch: pytest.MonkeyPatch) -> Non
     assert COMPILER.num_graphs == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("checkpointing", "forwards"), [("none", 1), ("selective", 2), ("full", 2)])
 def test_eager_checkpointing_does_not_see_a_compiled_kernel(
     monkeypatch: pytest.MonkeyPatch, checkpointing: str, forwards: int

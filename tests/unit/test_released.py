@@ -163,6 +163,7 @@ SAMPLES = [sample for row in PACKS for sample in row]
 CASES = {"noise": ("released", 1), "text loss alone (BANOM)": ("released", 2), "paper": ("paper", 1)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "seed"), CASES.values(), ids=CASES.keys())
 def test_loss_and_gradients_equal_dense_rows_and_full_logits(preset: str, seed: int) -> None:
     objective = Objective(preset=preset, mix_unit="micro_batch")

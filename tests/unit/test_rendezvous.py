@@ -55,6 +55,7 @@ def test_a_late_first_rank_is_waited_for() -> None:
     assert all(isinstance(store, dist.Store) for store in early + late), early + late
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "said"),
     [

@@ -139,6 +139,7 @@ def test_a_codec_without_decoder_stays_silent(app: App, port: int, monkeypatch: 
     assert spoken and all(line["speech"] is None and line["length"] > 0 for line in spoken)
 
 
+@pytest.mark.slow
 def test_a_picture_of_any_length(app: App, folder: ModelFolder) -> None:
     ids = np.full(20_000, folder.layout.first_code, dtype=np.int32)
     assert app.studio.attention(ids[:5], ids)[:4] == b"\x89PNG"
@@ -169,6 +170,7 @@ def test_a_language_chooses_among_the_texts_of_a_template(app: App, folder: Mode
     ]
 
 
+@pytest.mark.slow
 def test_twenty_at_once_each_get_what_they_would_alone(port: int, folder: ModelFolder) -> None:
     tasks = ["speak", "transcribe", "chat"]
     questions = [(tasks[number % 3], "one two three"[: 3 + number], number) for number in range(20)]
@@ -346,6 +348,7 @@ def test_only_loopback_unless_told_otherwise() -> None:
             listen(host, number)
 
 
+@pytest.mark.slow
 def test_the_command_listens_on_loopback_and_ends_on_a_signal(model: Path) -> None:
     with served(model) as (url, process):
         port = int(re.fullmatch(r"http://127\.0\.0\.1:(\d+)/", url)[1])  # type: ignore[index]

@@ -61,7 +61,7 @@ def same(a: Sample, b: Sample) -> bool:
 
 
 @given(documents=packs(LAYOUT))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_written_packs_are_read_back(documents: list[list[Sample]], tmp_path: Path) -> None:
     documents = [document for document in documents if document] or [[sample(1)]]
     with ShardWriter(tmp_path / "any", {"layout": LAYOUT.to_dict(), "seq_len": 4096}) as writer:
@@ -105,7 +105,7 @@ def test_equal_input_gives_equal_bytes(prefix: Path, tmp_path: Path) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_changed_byte_is_found(data: st.DataObject, prefix: Path) -> None:
     name = data.draw(st.sampled_from(["train.bin", "train.idx", "train.json", "tokenizer/tokenizer.model"]))
     path = prefix.parent / name
@@ -331,7 +331,7 @@ def test_an_index_of_another_kind_is_refused(prefix: Path, place: int, value: in
 
 @pytest.mark.parametrize("multimodal", [False, True])
 @given(documents=st.lists(st.lists(st.lists(st.integers(0, 2**31 - 1), max_size=4), max_size=3), max_size=4))
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_files_are_those_of_megatrons_builder(
     tmp_path: Path, multimodal: bool, documents: list[list[list[int]]]
 ) -> None:

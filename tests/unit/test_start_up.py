@@ -49,6 +49,7 @@ def test_help_of_the_tools(name: str) -> None:
     assert not heavy_imports(f"tools/{name}", "--help") & HEAVY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_of_data_prep(command: str) -> None:
     assert not heavy_imports("-m", "data_prep", *command.split(), "--help") & HEAVY
@@ -59,6 +60,7 @@ def test_shards_are_read_without_torch(command: str, status: int, config: Path) 
     assert not heavy_imports("-m", "data_prep", command, config.parent / "shards" / "train", status=status) & HEAVY
 
 
+@pytest.mark.slow
 def test_a_pack_is_shown_with_torch_and_its_tokenizer_alone(config: Path) -> None:
     found = heavy_imports("-m", "data_prep", "show", config.parent / "shards" / "train") & HEAVY
     assert found <= {"torch", "sentencepiece"}

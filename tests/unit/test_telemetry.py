@@ -40,6 +40,7 @@ def test_records_of_steps_to_be_done_again_are_dropped_and_all_are_json(tmp_path
     assert records(tmp_path)[0]["grad_norm"] is None
 
 
+@pytest.mark.slow
 def test_all_starts_of_a_run_folder_are_one_wandb_run(tmp_path: Path) -> None:
     for run, start in ((tmp_path / "a", 0), (tmp_path / "a", 2), (tmp_path / "b", 0)):
         run.mkdir(exist_ok=True)
@@ -82,6 +83,7 @@ def work(config: Config, rank: int, start_step: int = 0) -> list[str]:
     return sorted(path.name for path in (Path(config.run_dir) / "profile").glob("*"))
 
 
+@pytest.mark.slow
 def test_the_window_holds_its_steps_and_no_other(tmp_path: Path) -> None:
     names = work(profile_config(tmp_path, profile_start=3, profile_steps=2), 0)
     assert names == ["steps-3-4-rank-00000.json.gz", "steps-3-4-rank-00000.txt"]
@@ -110,6 +112,7 @@ def test_windows_at_the_ends_of_a_run(
     assert [name for name in found if name.endswith(".txt")] == [f"{name}-rank-{rank:05d}.txt" for name in names]
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_within_the_window_leaves_what_there_is_and_exits_as_it_would(tmp_path: Path) -> None:
     """In a process of its own: torch crashes at the exit of one whose profiler still runs."""
     program = """

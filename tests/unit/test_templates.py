@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from data_prep.assets import render_template
@@ -110,7 +110,6 @@ def check(sample: Sample, layout: TokenLayout, whole: str, targets: str) -> None
     assert not list(check_document(to_document([sample]), layout, None))
 
 
-@settings(deadline=None)
 @given(layout=layouts, choice=all_settings, text=words, codes=codes_of_clip, speaker=st.sampled_from([None, "", "ann"]))
 def test_asr_and_tts(
     layout: TokenLayout, choice: TemplateSettings, text: str, codes: np.ndarray, speaker: str | None
@@ -127,7 +126,6 @@ def test_asr_and_tts(
     np.testing.assert_array_equal(template.tts(text, codes, speaker).ids, template.sample("tts", entry, [codes]).ids)
 
 
-@settings(deadline=None)
 @given(
     layout=layouts,
     choice=all_settings,
@@ -183,7 +181,6 @@ def chat_turns(turns: list[dict[str, Any]], codes: list[np.ndarray], choice: Tem
     return found
 
 
-@settings(deadline=None)
 @given(layout=layouts, choice=all_settings, chat=chats())
 def test_chats_of_several_turns(layout: TokenLayout, choice: TemplateSettings, chat: tuple[list, list]) -> None:
     turns, codes = chat
@@ -207,7 +204,6 @@ def test_chats_of_several_turns(layout: TokenLayout, choice: TemplateSettings, c
             check(template.sample("text_chat", entry, codes), layout, *conversation(*texts))
 
 
-@settings(deadline=None)
 @given(layout=layouts, choice=all_settings, parts=st.lists(st.tuples(words, codes_of_clip), min_size=1, max_size=5))
 def test_segments_are_followed_by_their_speech(
     layout: TokenLayout, choice: TemplateSettings, parts: list[tuple]
@@ -220,7 +216,6 @@ def test_segments_are_followed_by_their_speech(
     check(template.sample("interleaved", entry, [codes for _, codes in parts]), layout, document, document)
 
 
-@settings(deadline=None)
 @given(layout=layouts, choice=all_settings, chat=chats(), text=words, clip=codes_of_clip)
 def test_a_prompt_is_how_the_sample_begins(
     layout: TokenLayout, choice: TemplateSettings, chat: tuple[list, list], text: str, clip: np.ndarray
@@ -251,7 +246,6 @@ def test_a_prompt_is_how_the_sample_begins(
                 assert sample.is_target[len(prompt) :].all()
 
 
-@settings(deadline=None)
 @given(layout=layouts, choice=all_settings, chat=chats())
 def test_what_is_written_can_be_parsed(layout: TokenLayout, choice: TemplateSettings, chat: tuple[list, list]) -> None:
     """The released strings of a sample, imported, give the sample."""
@@ -474,7 +468,6 @@ def test_a_file_is_read_over_the_usual_settings_and_its_faults_are_named(tmp_pat
             load_template_settings(path)
 
 
-@settings(deadline=None)
 @given(choice=all_settings)
 def test_settings_survive_template_json(tmp_path_factory: pytest.TempPathFactory, choice: TemplateSettings) -> None:
     path = tmp_path_factory.mktemp("t") / "template.json"

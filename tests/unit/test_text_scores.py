@@ -70,7 +70,7 @@ def test_bleu_by_hand() -> None:
 
 
 @given(ITEMS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_sum_of_items_has_the_bleu_of_the_corpus(items: list[tuple[str, list[str]]]) -> None:
     hypotheses = [hypothesis for hypothesis, _ in items]
     streams = [[refs[n] if n < len(refs) else None for _, refs in items] for n in range(3)]
@@ -124,7 +124,7 @@ def brute_force_cider_d(items: list[tuple[str, list[str]]]) -> list[float]:
 
 
 @given(ITEMS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_cider_d_is_that_of_brute_force(items: list[tuple[str, list[str]]]) -> None:
     found = cider_d(*zip(*items, strict=True), [BASIC] * len(items))
     assert found == pytest.approx(brute_force_cider_d(items), abs=1e-9)

@@ -33,7 +33,7 @@ def brute_force(row: list, prompt_audio: str, seq_len: int) -> np.ndarray:
     return seen
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(packs(LAYOUT), st.sampled_from(["bidirectional", "causal"]))
 def test_mask_and_its_interval_form(rows: list, prompt_audio: str) -> None:
     seq_len = max(1, *(sum(map(len, row)) for row in rows)) + 3
@@ -51,7 +51,7 @@ def test_mask_and_its_interval_form(rows: list, prompt_audio: str) -> None:
     np.testing.assert_array_equal(interval.numpy(), mask)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(packs(LAYOUT))
 def test_noise_does_not_move_the_mask(rows: list) -> None:
     """The mask token is audio class: noised and clean inputs have the same spans."""
@@ -63,7 +63,7 @@ def test_noise_does_not_move_the_mask(rows: list) -> None:
     assert torch.equal(clean.position_ids, noised.position_ids)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(packs(LAYOUT))
 def test_baselines(rows: list) -> None:
     """`ar` is plainly causal; in `nar` every response sees itself whole."""

@@ -41,7 +41,7 @@ ALPHABET = st.sampled_from(
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(text=st.lists(ALPHABET, max_size=30).map("".join) | st.text(max_size=30))
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 def test_ids_are_the_tokenizers(kind: str, text: str) -> None:
     backend = KINDS[kind]
 
