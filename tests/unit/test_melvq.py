@@ -178,3 +178,13 @@ def test_kmeans_finds_clusters_and_fills_empty_ones() -> None:
     brute = torch.cdist(points.double(), centroids.double())
     chosen = brute.gather(1, owners[:, None])[:, 0]
     torch.testing.assert_close(chosen, brute.min(dim=1).values, atol=1e-3, rtol=1e-3)
+
+
+def test_kmeans_gives_rare_sounds_centroids_of_their_own() -> None:
+    generator = torch.Generator().manual_seed(0)
+    silence = 0.1 * torch.randn(1000, 8, generator=generator)
+    rare = torch.randn(30, 8, generator=generator) * 10
+    sounds = (rare[:, None] + 0.1 * torch.randn(30, 40, 8, generator=generator)).flatten(0, 1)
+    points = torch.cat([silence, sounds])
+    centroids = learn_centroids(points, 40, seed=0)
+    assert (points - centroids[nearest(points, centroids)]).norm(dim=1).max() < 1
