@@ -22,7 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ttt_dist.config.run import Config, load_config
+from ttt_dist.config.loader import load_config
+from ttt_dist.config.run import Config
 from ttt_dist.launch.process_group import choose_accelerator
 from ttt_dist.util.console import main_guard
 from ttt_dist.util.errors import UserError

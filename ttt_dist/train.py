@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Settle everything that can be wrong; then train, or say what would be trained."""
     arguments = parse_arguments()
-    from ttt_dist.config.run import load_config
+    from ttt_dist.config.loader import load_config
     from ttt_dist.launch.process_group import choose_accelerator, current_dist_info
     from ttt_dist.training.dry_run import describe
     from ttt_dist.training.plan import prepare
@@ -80,7 +80,7 @@ def set_up(job: "TrainPlan", dist_info: "DistInfo") -> "Trainer":
     """Everything that the loop works with: the process group, the engine with its weights, the logs; collective."""
     # DeepSpeed takes seconds to import and looks for its accelerator while at it: after choose_accelerator, after the checks.
     from ttt_dist.checkpoint import manager
-    from ttt_dist.config.run import save_config, to_dict
+    from ttt_dist.config.loader import save_config, to_dict
     from ttt_dist.launch.process_group import init_process_group, log_to_files
     from ttt_dist.parallel import groups
     from ttt_dist.telemetry.events import Events

@@ -23,7 +23,7 @@ from tests.distributed.small_run import (
     timeless,
 )
 from ttt_dist.checkpoint import manager
-from ttt_dist.config.run import load_config
+from ttt_dist.config.loader import load_config
 from ttt_dist.data.shards import ShardReader, ShardWriter
 from ttt_dist.model.hf.folder import load_folder
 from ttt_dist.sequence.tokens import TokenLayout

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.cases import ROOT
-from ttt_dist.config.run import check_run, load_config, read_deepspeed, save_config, zero_stage
+from ttt_dist.config.checks import check_run
+from ttt_dist.config.deepspeed import read_deepspeed, zero_stage
+from ttt_dist.config.loader import load_config, save_config
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.training.engine import deepspeed_config
 from ttt_dist.training.schedule import learning_rate

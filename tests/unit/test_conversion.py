@@ -19,9 +19,12 @@ from ttt_dist.checkpoint.manifest import MANIFEST, require_checksums, require_wh
 from ttt_dist.checkpoint.saved_state import KINDS
 from ttt_dist.checkpoint.torch_io import read_state, write_state
 from ttt_dist.checkpoint.universal import UniversalCheckpoint, write_universal
+from ttt_dist.config.data import DataConfig
 from ttt_dist.config.decode import DecodeSettings, folder_settings
+from ttt_dist.config.loader import to_dict
 from ttt_dist.config.model import ModelConfig
-from ttt_dist.config.run import Config, DataConfig, EvaluationConfig, to_dict
+from ttt_dist.config.pipeline import EvaluationConfig
+from ttt_dist.config.run import Config
 from ttt_dist.model.hf.families import read_model_config
 from ttt_dist.model.hf.folder import FolderWeights
 from ttt_dist.model.structure import parameter_shapes

@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from tests.distributed.cases import ROOT
+from ttt_dist.config.loader import load_config
 from ttt_dist.config.model import ModelConfig, RopeScaling
-from ttt_dist.config.run import load_config
 from ttt_dist.model.attention.plan import attention_plan
 from ttt_dist.model.hf.families import family_of, read_model_config, require_same_model
 from ttt_dist.model.hf.folder import FolderWeights, expected_tensors

@@ -13,8 +13,8 @@ import pytest
 
 from tests.distributed import random_packs
 from tests.structures import tiny_layout
+from ttt_dist.config.loader import load_config, save_config, to_dict
 from ttt_dist.config.objective import Objective, ObjectiveStage
-from ttt_dist.config.run import load_config, save_config, to_dict
 from ttt_dist.sequence.batch import collate
 from ttt_dist.sequence.corruption import Corrupted, Draw, corrupt, draw
 from ttt_dist.sequence.sample import Sample, Segment
