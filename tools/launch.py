@@ -77,8 +77,9 @@ def run_config(arguments: argparse.Namespace) -> tuple[str, Config]:
         )
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--config", required=True)
+    parser.add_argument("--resume")
     known, others = parser.parse_known_args(arguments.user_args)
-    return known.config, load_config(known.config, [word for word in others if "=" in word and word[0] != "-"])
+    return known.config, load_config(known.config, [word.removeprefix("--") for word in others if "=" in word])
 
 
 def chosen_hosts(arguments: argparse.Namespace) -> Hosts | None:

@@ -61,6 +61,7 @@ def test_a_run_that_compiles_nothing_says_so(work: Path, tmp_path: Path, monkeyp
         f"deepspeed={ROOT}/ds_configs/zero1.json",
         f"run_dir={tmp_path}/run",
         "train.steps=1",
+        "train.warmup=0",
     )
     assert done.returncode == 0, done.stderr
     assert "warning: train.compile=true, but nothing was compiled" in done.stderr

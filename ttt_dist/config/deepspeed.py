@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval
 
 from ttt_dist.config.section import NonNegativeInt, PositiveInt, Section, require
 from ttt_dist.util.errors import UserError
@@ -39,7 +41,7 @@ class OffloadParamConfig(OffloadConfig):
 class ZeroConfig(Section):
     """What is partitioned, and in pieces of how many elements."""
 
-    stage: Literal[0, 1, 2, 3] = 0
+    stage: Annotated[int, Interval(ge=0, le=3)] = 0
     contiguous_gradients: bool = True
     reduce_scatter: bool = True
     reduce_bucket_size: PositiveInt = 500_000_000
@@ -164,7 +166,7 @@ def read_deepspeed(path: str | Path) -> dict[str, Any]:
 
     Raises UserError where it is missing or broken, holds a key that is not known, or sets what the config sets.
     """
-    from ttt_dist.config.reading import build
+    from ttt_dist.config.reading import as_typed, build
 
     where = f"deepspeed={path}"
     values = _read_json(path, where)
@@ -173,7 +175,7 @@ def read_deepspeed(path: str | Path) -> dict[str, Any]:
             raise UserError(f"{where}: remove `{name}`; the run's config sets it ({knob})")
     _require_tested(values, (), where)
     build(DeepSpeedFile, values, where)
-    return values
+    return as_typed(values, DeepSpeedFile)  # type: ignore[no-any-return]
 
 
 def zero_stage(path: str | Path) -> int:

@@ -133,7 +133,7 @@ def as_typed(value: Any, hint: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [as_typed(item, within(hint, number)) for number, item in enumerate(value)]
     value = _as_scalar(value, options) if isinstance(value, str) else value
-    if value is None and any(map(_is_mapping, options)):
+    if value is None and type(None) not in options and any(map(_is_mapping, options)):
         return {}  # `train:` with nothing below it
     if any(typing.get_origin(option) is list for option in options):
         return [] if value is None else [as_typed(value, within(hint, 0))]
