@@ -175,7 +175,7 @@ def read_deepspeed(path: str | Path) -> dict[str, Any]:
             raise UserError(f"{where}: remove `{name}`; the run's config sets it ({knob})")
     _require_tested(values, (), where)
     build(DeepSpeedFile, values, where)
-    return as_typed(values, DeepSpeedFile)  # type: ignore[no-any-return]
+    return as_typed(values, DeepSpeedFile)
 
 
 def zero_stage(path: str | Path) -> int:

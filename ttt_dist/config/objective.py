@@ -24,7 +24,7 @@ MATTERS = {
     "nar": ("masking", "prompt_audio", "normalisation"),
 }
 """Besides the kind, and `released`, the others of a preset being these."""
-FORMER_PRESETS: dict[str, tuple[Masking, float]] = {"corrected": "paper"}
+FORMER_PRESETS = {"corrected": "paper"}
 
 
 @dataclass

@@ -52,7 +52,8 @@ def build(
     loc, told = next(_unprintable(typed), ((), ""))
     if not told:
         try:
-            return typing.cast(S, _adapter(cls).validate_json(json.dumps(typed)))
+            section: S = _adapter(typing.cast(Any, cls)).validate_json(json.dumps(typed))
+            return section
         except ValidationError as error:
             errors = error.errors(include_url=False)
             first = next((item for item in errors if item["type"] == "unexpected_keyword_argument"), errors[0])
@@ -72,8 +73,7 @@ def require_valid(section: Section, key: str = "", named: Callable[[str], str] =
 def require_fitting(section: Section, key: str = "") -> None:
     """Raise UserError where values of a section, or of those in it, do not fit each other."""
     section.check(key)
-    for name in hints_of(type(section)):
-        inner = getattr(section, name)
+    for name, inner in vars(section).items():
         if isinstance(inner, Section):
             require_fitting(inner, f"{key}.{name}" if key else name)
 

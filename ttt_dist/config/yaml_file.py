@@ -108,7 +108,7 @@ def _refused(problem: str, node: yaml.Node) -> yaml.YAMLError:
 class _CoreLoader(yaml.SafeLoader):
     """Mappings, lists and text; of tags those of the core schema alone, and `<<` still merges."""
 
-    yaml_implicit_resolvers = {"<": [("tag:yaml.org,2002:merge", re.compile("<<"))]}  # type: ignore[misc] # noqa: RUF012
+    yaml_implicit_resolvers = {"<": [("tag:yaml.org,2002:merge", re.compile("<<"))]}  # noqa: RUF012
     yaml_constructors: ClassVar[dict[Any, Any]] = {}
 
     def construct_scalar(self, node: Any) -> Any:
