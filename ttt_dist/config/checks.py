@@ -5,6 +5,7 @@ All of it is checked before any process group exists; nothing is touched.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ttt_dist.config.deepspeed import zero_stage
@@ -47,9 +48,9 @@ def check_run(config: Recipe, world_size: int) -> None:
 
 def _check_run_dir(run_dir: Path) -> None:
     """Refuse what cannot become a folder."""
-    above = next((path for path in (run_dir, *run_dir.parents) if path.exists()), None)
+    above = next((path for path in (run_dir, *run_dir.parents) if os.path.exists(path)), None)
     require(
-        above is None or above.is_dir(),
+        above is None or os.path.isdir(above),
         f"run_dir={run_dir}: {above} is a file, and a run is a folder; choose another run_dir",
     )
 
@@ -64,7 +65,7 @@ def _check_steps(config: Config) -> None:
     )
     if train.eval_every and not data.valid:
         warn(f"train.eval_every={train.eval_every}: data.valid names no shard, so there is nothing to evaluate on")
-    if data.valid and data.valid in data.prefixes().values():
+    if data.valid and os.path.realpath(data.valid) in map(os.path.realpath, data.prefixes().values()):
         warn(f"data.valid={data.valid} is trained on too: its loss tells what is learnt by heart; hold some data out")
 
 

@@ -50,7 +50,7 @@ def build(
 
     typed = as_typed({} if values is None else values, cls)
     loc, told = next(_unprintable(typed), ((), ""))
-    if not told:
+    if told == "":
         try:
             section: S = _adapter(typing.cast(Any, cls)).validate_json(json.dumps(typed))
             return section
@@ -59,7 +59,7 @@ def build(
             first = next((item for item in errors if item["type"] == "unexpected_keyword_argument"), errors[0])
             loc, told = _problem(first, cls)
     name = key_text((*filter(None, [key]), *loc))
-    told = unknown_key(name, known_keys(cls, key)) if told == "unknown" else f"{named(name)} {told}".strip()
+    told = unknown_key(name, known_keys(cls, key)) if told is None else f"{named(name)} {told}".strip()
     place = where if isinstance(where, str) else where(loc)
     raise UserError(f"{place}: {told}" if place else told)
 
@@ -163,12 +163,12 @@ def _as_scalar(text: str, options: tuple[Any, ...]) -> Any:
     return value if is_plain and is_untyped else str(text)
 
 
-def _problem(error: ErrorDetails, cls: type) -> tuple[Key, str]:
-    """Which key is wrong, and what is said behind it; `unknown` where there is no such key."""
+def _problem(error: ErrorDetails, cls: type) -> tuple[Key, str | None]:
+    """Which key is wrong, and what is said behind it; None where there is no such key."""
     kind, value = error["type"], error["input"]
     loc = tuple(part for part in error["loc"] if part != "[key]")
     if kind == "unexpected_keyword_argument":
-        return loc, "unknown"
+        return loc, None
     if kind == "missing":
         loc = loc[:-1]  # one of two values
     if kind in ("value_error", "assertion_error"):
@@ -245,7 +245,7 @@ def _known_keys(hint: Any, prefix: str) -> Iterator[str]:
             yield from _known_keys(typing.get_args(option)[-1], f"{prefix}*.")
 
 
-def _unprintable(value: Any, loc: Key = ()) -> Iterator[tuple[Key, str]]:
+def _unprintable(value: Any, loc: Key = ()) -> Iterator[tuple[Key, str | None]]:
     """Texts and names with characters that no folder, name or console takes."""
     if isinstance(value, dict):
         for name, item in value.items():
