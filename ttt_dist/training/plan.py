@@ -76,5 +76,5 @@ def find_candidates(config: Recipe, resume: Path | None) -> list[Path]:
     """Checkpoints of this run, newest first, or, where it has none yet, those that --resume names."""
     own = manager.list_checkpoints(Path(config.run_dir) / "checkpoints")
     if own and not config.checkpoint.resume:
-        raise UserError(f"{own[0]}: run_dir holds a run already; set manager.resume=true or choose another run_dir")
+        raise UserError(f"{own[0]}: run_dir holds a run already; set checkpoint.resume=true or choose another run_dir")
     return own or ([] if resume is None else manager.resolve_resume_path(resume))
