@@ -190,7 +190,8 @@ def require_accepted(path: str | Path) -> None:
     try:
         DeepSpeedConfig(read_deepspeed(path) | {"train_batch_size": 1})
     except (AssertionError, TypeError, ValueError) as error:  # pydantic's and DeepSpeed's own are ValueErrors
-        raise UserError(f"deepspeed={path}: DeepSpeed refuses it ({' '.join(str(error).split())[:300]})") from None
+        reason = " ".join(str(error).partition(" [type=")[0].split())
+        raise UserError(f"deepspeed={path}: DeepSpeed refuses it ({reason[:300]})") from None
 
 
 def _read_json(path: str | Path, where: str) -> dict[str, Any]:
