@@ -178,21 +178,16 @@ def parse_arguments() -> argparse.Namespace:
         "overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the file"
     )
     arguments, others = parser.parse_known_intermixed_args()
+    wrong = next((word for word in others if not word.startswith("--") or "=" not in word), None)
+    if wrong is not None:
+        name = wrong.lstrip("-")
+        parser.error(f"{wrong}: no such option; settings are one word without dashes, as in {name}=VALUE")
+    # Megatron and torchtitan would take `--train.lr=1e-4`. In order: the last of two is what holds.
     settings = {*arguments.overrides, *others}
-    arguments.overrides = [
-        override_of(word) for word in sys.argv[1:] if word in settings
-    ]  # the last of two is what holds
+    arguments.overrides = [word.removeprefix("--") for word in sys.argv[1:] if word in settings]
     if arguments.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
     return arguments
-
-
-def override_of(word: str) -> str:
-    """`train.lr=1e-4`, also of `--train.lr=1e-4`, which Megatron and torchtitan would take. Raises UserError."""
-    if word.startswith("-") and (not word.startswith("--") or "=" not in word):
-        name = word.lstrip("-")
-        raise UserError(f"{word}: settings are section.key=value, without dashes and in one word: {name}=VALUE")
-    return word.removeprefix("--")
 
 
 if __name__ == "__main__":
