@@ -178,7 +178,7 @@ def parse_arguments() -> argparse.Namespace:
         "overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the file"
     )
     arguments, others = parser.parse_known_intermixed_args()
-    wrong = next((word for word in others if not word.startswith("--") or "=" not in word), None)
+    wrong = next((word for word in others if word.startswith("-") and "=" not in word), None)
     if wrong is not None:
         name = wrong.lstrip("-")
         parser.error(f"{wrong}: no such option; settings are one word without dashes, as in {name}=VALUE")
