@@ -23,7 +23,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools import decoding_sweep, pipeline
-from ttt_dist.config.run import Config, load_config, to_dict
+from ttt_dist.config.loader import load_config, to_dict
+from ttt_dist.config.pipeline import Recipe
 from ttt_dist.evaluation import report
 from ttt_dist.evaluation.args import OWN
 from ttt_dist.telemetry import curves
@@ -150,12 +151,12 @@ def run_folder(out: Path, name: str, seed: int) -> Path:
     return out / "runs" / f"{name}-{seed}"
 
 
-def prep_settings(config: Config, source: Path) -> Settings:
+def prep_settings(config: Recipe, source: Path) -> Settings:
     """What decides the data."""
     return {"source": str(source.resolve()), **flat(to_dict(config), ("seed", "prep"))}
 
 
-def run_settings(config: Config) -> Settings:
+def run_settings(config: Recipe) -> Settings:
     """What decides a run's figures besides the data."""
     return flat(to_dict(config), ("seed", "model", "objective", "train", "evaluation"))
 
@@ -190,13 +191,13 @@ def once(record: Path, settings: Settings, make: Callable[[], Figures]) -> Figur
     return kept["figures"]
 
 
-def prepare(config: Config, source: Path, data: Path) -> Figures:
+def prepare(config: Recipe, source: Path, data: Path) -> Figures:
     """The data of all runs."""
     pipeline.prepare(config, source, data)
     return {}
 
 
-def train_and_score(args: argparse.Namespace, overrides: Sequence[str], config: Config, folder: Path) -> Figures:
+def train_and_score(args: argparse.Namespace, overrides: Sequence[str], config: Recipe, folder: Path) -> Figures:
     """One run: word error rates of its transcripts and of its own speech, and minutes that training took."""
     data, start = args.out / "data", time.monotonic()
     pipeline.train(args.config, overrides, data, folder, args.processes)

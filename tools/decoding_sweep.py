@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tools import pipeline
 from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.config.objective import Objective
-from ttt_dist.config.run import Config
+from ttt_dist.config.pipeline import Recipe
 from ttt_dist.evaluation.args import OWN
 from ttt_dist.telemetry.curves import COLOURS, GREY
 from ttt_dist.util.console import warn
@@ -50,7 +50,7 @@ def ways(objective: Objective, settings: DecodeSettings) -> list[tuple[str, Deco
     return found
 
 
-def sweep(config: Config, source: Path, data: Path, run: Path, judges: Sequence[str]) -> dict[str, Any]:
+def sweep(config: Recipe, source: Path, data: Path, run: Path, judges: Sequence[str]) -> dict[str, Any]:
     """Own speech of a scored run in all ways: the points, as plain values. The ceilings are those of its scores."""
     points = []
     scored = json.loads((run / "figures.json").read_text("utf8"))["figures"]

@@ -22,7 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ttt_dist.config.run import Config, load_config
+from ttt_dist.config.loader import load_config
+from ttt_dist.config.run import Config
 from ttt_dist.launch.process_group import choose_accelerator
 from ttt_dist.util.console import main_guard
 from ttt_dist.util.errors import UserError
@@ -76,8 +77,9 @@ def run_config(arguments: argparse.Namespace) -> tuple[str, Config]:
         )
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--config", required=True)
+    parser.add_argument("--resume")
     known, others = parser.parse_known_args(arguments.user_args)
-    return known.config, load_config(known.config, [word for word in others if "=" in word and word[0] != "-"])
+    return known.config, load_config(known.config, [word.removeprefix("--") for word in others if "=" in word])
 
 
 def chosen_hosts(arguments: argparse.Namespace) -> Hosts | None:

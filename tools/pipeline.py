@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from ttt_dist.config.decode import DecodeSettings
-from ttt_dist.config.run import Config, load_config
+from ttt_dist.config.loader import load_config
+from ttt_dist.config.pipeline import Recipe
 from ttt_dist.evaluation.args import JUDGES, OWN, labels, parse
 from ttt_dist.inference.flags import as_flags
 from ttt_dist.launch.process_group import has_gpu
@@ -59,13 +60,13 @@ def main() -> None:
     print_json(figures | {"report": str(args.out / "report.html")})
 
 
-def prepare(config: Config, source: Path, data: Path) -> None:
+def prepare(config: Recipe, source: Path, data: Path) -> None:
     """Recordings -> manifests of joined utterances -> shards; held-out recordings apart all the way."""
     join_words(config, source, data)
     make_shards(config, source, data)
 
 
-def join_words(config: Config, source: Path, data: Path) -> None:
+def join_words(config: Recipe, source: Path, data: Path) -> None:
     """Recordings of single words -> manifests `train`, `valid` and `test` of strings of them."""
     prep = config.prep
     words = {
@@ -83,7 +84,7 @@ def join_words(config: Config, source: Path, data: Path) -> None:
         data_prep("utterances", "--manifest", words[split], "--out", out, "--count", count, *length, "--seed", seed)
 
 
-def make_shards(config: Config, source: Path, data: Path) -> None:
+def make_shards(config: Recipe, source: Path, data: Path) -> None:
     """The manifests `train` and `valid` -> codec, tokenizer, codes -> samples -> shards."""
     prep = config.prep
     codec, tokenizer = data / "codec", data / "tokenizer"
@@ -139,7 +140,7 @@ def judges_of(args: argparse.Namespace) -> list[str]:
     return [OWN, *given]
 
 
-def evaluate(config: Config, source: Path, data: Path, out: Path, judges: Sequence[str]) -> dict[str, float]:
+def evaluate(config: Recipe, source: Path, data: Path, out: Path, judges: Sequence[str]) -> dict[str, float]:
     """Scores on utterances of held-out recordings: WER of transcripts, and of generated speech transcribed again.
 
     Of each judge beside its ceiling; `tts_wer` is what the model hears in its own speech.
@@ -152,7 +153,7 @@ def evaluate(config: Config, source: Path, data: Path, out: Path, judges: Sequen
 
 
 def evaluate_task(
-    config: Config, task: str, source: Path, data: Path, run_folder: Path, judges: Sequence[str], out: Path,
+    config: Recipe, task: str, source: Path, data: Path, run_folder: Path, judges: Sequence[str], out: Path,
     decode: DecodeSettings, *flags: str,
 ) -> dict[str, Any]:  # fmt: skip
     """The summary of one task, in `out`, by the export of a run; with further flags of evaluate.py."""

@@ -19,13 +19,13 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 # Run as a file, Python puts this file's folder first into the path; its modules are to be found as ttt_dist.* only.
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ttt_dist.config.objective import CHOICES
+from ttt_dist.config.objective import Masking
 from ttt_dist.evaluation.args import FORMS, JUDGES, OWN, EvalArgs, is_shards
 from ttt_dist.evaluation.metrics.normalise import NAMES
 from ttt_dist.inference.flags import add_decoding_flags, settings_from_flags
@@ -146,7 +146,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--draws", type=int, default=8, help="likelihood: draws of noise per sample (default 8)")
     parser.add_argument(
         "--estimator",
-        choices=CHOICES["masking"],
+        choices=get_args(Masking),
         default="exact_count",
         help="likelihood: what is drawn of a bound's noise, a count of masks or each mask (default exact_count)",
     )

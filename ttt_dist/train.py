@@ -5,7 +5,7 @@
 
 Everything about the run ends up in its run_dir. Started again with the same run_dir, it goes on from the newest complete
 checkpoint, on as many processes in whatever layout; a new run_dir may start from a checkpoint of another one with --resume.
-Any setting of ttt_dist/config/run.py can be given as section.key=value behind the config file.
+Any setting of ttt_dist/config/ can be given as section.key=value behind the config file.
 
 Exit status: 0 finished, 75 stopped as asked (saved; start again), 76 a process was lost (start again), 77 diverged, 1 a
 mistake that one line explains, 2 bad usage.
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Settle everything that can be wrong; then train, or say what would be trained."""
     arguments = parse_arguments()
-    from ttt_dist.config.run import read_config
+    from ttt_dist.config.loader import read_config
     from ttt_dist.launch.process_group import choose_accelerator, current_dist_info
     from ttt_dist.training.dry_run import describe
     from ttt_dist.training.plan import prepare
@@ -81,7 +81,8 @@ def set_up(job: "TrainPlan", dist_info: "DistInfo") -> "Trainer":
     """Everything that the loop works with: the process group, the engine with its weights, the logs; collective."""
     # DeepSpeed takes seconds to import and looks for its accelerator while at it: after choose_accelerator, after the checks.
     from ttt_dist.checkpoint import manager
-    from ttt_dist.config.run import save_config, to_dict
+    from ttt_dist.config.deepspeed import require_accepted
+    from ttt_dist.config.loader import save_config, to_dict
     from ttt_dist.launch.process_group import init_process_group, log_to_files
     from ttt_dist.parallel import groups
     from ttt_dist.telemetry.events import Events
@@ -99,6 +100,7 @@ def set_up(job: "TrainPlan", dist_info: "DistInfo") -> "Trainer":
     stop = SignalHandler(60 * config.guard.stop_after)
     if mesh.tensor > 1:  # Megatron overlaps sums with products only where the device runs its queues in order
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    require_accepted(config.deepspeed)
     init_process_group(dist_info, config.guard.start_timeout)
     log_to_files(run_dir / "logs", dist_info.rank)
     events = Events(run_dir)
@@ -176,7 +178,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the file"
     )
-    arguments = parser.parse_intermixed_args()
+    arguments, others = parser.parse_known_intermixed_args()
+    wrong = next((word for word in others if word.startswith("-") and "=" not in word), None)
+    if wrong is not None:
+        name = wrong.lstrip("-")
+        parser.error(f"{wrong}: no such option; settings are one word without dashes, as in {name}=VALUE")
+    # Megatron and torchtitan would take `--train.lr=1e-4`. In order: the last of two is what holds.
+    settings = {*arguments.overrides, *others}
+    arguments.overrides = [word.removeprefix("--") for word in sys.argv[1:] if word in settings]
     if arguments.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
     return arguments

@@ -27,7 +27,8 @@ from benchmarks.result_file import head
 from tools import compare_objectives, pipeline
 from ttt_dist.audio import load_codec, read_audio
 from ttt_dist.audio.io import UtteranceReader, resample
-from ttt_dist.config.run import Config, load_config
+from ttt_dist.config.loader import load_config
+from ttt_dist.config.pipeline import Recipe
 from ttt_dist.evaluation.args import OWN
 from ttt_dist.evaluation.ears import MOST
 from ttt_dist.evaluation.metrics.error_rates import Score
@@ -97,7 +98,7 @@ def main() -> None:
         print_json(figures)
 
 
-def prepare(config: Config, source: Path, work: Path) -> None:
+def prepare(config: Recipe, source: Path, work: Path) -> None:
     """Texts, speech, manifests, codes and shards. Speech that is there is kept."""
     data, prep, python = work / "data", config.prep, work / "voice" / "bin" / "python"
     data.mkdir(parents=True, exist_ok=True)
@@ -132,7 +133,7 @@ def train_and_score(name: str, overrides: Sequence[str], source: Path, work: Pat
     return pipeline.evaluate(load_config(RECIPE, settings), source, data, out, [OWN]) | seconds
 
 
-def hear(folder: Path, config: Config, source: Path, work: Path) -> dict[str, Figures]:
+def hear(folder: Path, config: Recipe, source: Path, work: Path) -> dict[str, Figures]:
     """WER by the judge, of recordings, of these through the codec and of each variant's speech; and its own figures of `run`."""
     judge, codec = Whisper(folder), load_codec(work / "data" / "codec")
     lines = (work / "data" / "test.jsonl").read_text(encoding="utf8").splitlines()

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from tests.distributed.random_packs import LAYOUT, SEQ_LEN, global_batches
 from ttt_dist.config.model import ModelConfig
-from ttt_dist.config.objective import Objective, ObjectiveStage
+from ttt_dist.config.objective import Normalisation, Objective, ObjectiveStage, Preset
 from ttt_dist.config.run import CheckpointConfig, Config, GuardConfig, ParallelConfig, TrainConfig
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.batch import Batch, collate
@@ -41,8 +41,8 @@ class Layout:
     compile: bool = False
     precision: Literal["bf16", "fp32"] = "fp32"
     fp8: bool = False
-    normalisation: str = "sample"
-    preset: str = "recommended"
+    normalisation: Normalisation = "sample"
+    preset: Preset = "recommended"
     staged: bool = False
     """Learns autoregressively before step `BORDER`."""
     tied: bool = False

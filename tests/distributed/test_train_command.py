@@ -23,7 +23,7 @@ from tests.distributed.small_run import (
     timeless,
 )
 from ttt_dist.checkpoint import manager
-from ttt_dist.config.run import load_config
+from ttt_dist.config.loader import load_config
 from ttt_dist.data.shards import ShardReader, ShardWriter
 from ttt_dist.model.hf.folder import load_folder
 from ttt_dist.sequence.tokens import TokenLayout
@@ -61,6 +61,7 @@ def test_a_run_that_compiles_nothing_says_so(work: Path, tmp_path: Path, monkeyp
         f"deepspeed={ROOT}/ds_configs/zero1.json",
         f"run_dir={tmp_path}/run",
         "train.steps=1",
+        "train.warmup=0",
     )
     assert done.returncode == 0, done.stderr
     assert "warning: train.compile=true, but nothing was compiled" in done.stderr

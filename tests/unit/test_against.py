@@ -8,8 +8,8 @@ import yaml
 from benchmarks import against
 from benchmarks.against import THIS, Run, Workload, choose, measure, ratios, worktree
 from benchmarks.workloads import train_step
+from ttt_dist.config.loader import load_config
 from ttt_dist.config.objective import Objective
-from ttt_dist.config.run import load_config
 from ttt_dist.util.errors import UserError
 
 TOY = """

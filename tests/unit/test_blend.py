@@ -18,8 +18,9 @@ from tests.structures import tiny_layout
 from ttt_dist.checkpoint import manager
 from ttt_dist.checkpoint.export import assets_folder, require_assets
 from ttt_dist.config.data import DataConfig, SourceConfig, StageConfig
+from ttt_dist.config.loader import to_dict
 from ttt_dist.config.objective import Objective
-from ttt_dist.config.run import Config, to_dict
+from ttt_dist.config.run import Config
 from ttt_dist.data.blend import BlendOrder, Order, SampleIndex, SingleSource, Stage, exact
 from ttt_dist.data.loader import PackLoader
 from ttt_dist.data.sampler import PackOrder

@@ -10,7 +10,8 @@ import pytest
 from tools import compare_objectives as tool
 from tools import pipeline
 from tools.decoding_sweep import ways
-from ttt_dist.config.run import check_run, load_config
+from ttt_dist.config.checks import check_run
+from ttt_dist.config.loader import load_config
 from ttt_dist.util.errors import UserError
 
 ONE_STAGE: dict = {"objective.stages": []}

@@ -19,9 +19,11 @@ from ttt_dist.checkpoint.manifest import MANIFEST, require_checksums, require_wh
 from ttt_dist.checkpoint.saved_state import KINDS
 from ttt_dist.checkpoint.torch_io import read_state, write_state
 from ttt_dist.checkpoint.universal import UniversalCheckpoint, write_universal
+from ttt_dist.config.data import DataConfig
 from ttt_dist.config.decode import DecodeSettings, folder_settings
+from ttt_dist.config.loader import to_dict
 from ttt_dist.config.model import ModelConfig
-from ttt_dist.config.run import Config, DataConfig, EvaluationConfig, to_dict
+from ttt_dist.config.pipeline import EvaluationConfig, Recipe
 from ttt_dist.model.hf.families import read_model_config
 from ttt_dist.model.hf.folder import FolderWeights
 from ttt_dist.model.structure import parameter_shapes
@@ -60,7 +62,7 @@ def save(folder: Path, tokenizer: TextTokenizer, shards: Path) -> None:
     folder.mkdir(parents=True)
     write_state({"module": drawn["weights"], "optimizer": optimizer}, folder / "mp_rank_00_model_states.pt")
     evaluation = EvaluationConfig(decode=DECODING)
-    config = Config(model=MODEL, data=DataConfig(train=str(shards / "train")), evaluation=evaluation)
+    config = Recipe(model=MODEL, data=DataConfig(train=str(shards / "train")), evaluation=evaluation)
     metadata = {
         "step": STEP, "form": "native", "layout": layout.to_dict(), "world_size": 1, "zero_stage": 0,
         "config": to_dict(config), "counters": {"skipped": 2, "norms": [1.0]},

@@ -253,4 +253,4 @@ def test_short_spans_are_not_cut() -> None:
 @pytest.mark.parametrize("change", [{"kind": "both"}, {"p_mix": 1.5}, {"normalisation": "batch"}])
 def test_impossible_objectives_are_refused(change: dict) -> None:
     with pytest.raises(UserError, match=f"objective.{next(iter(change))}"):
-        Objective(**change).check()
+        Objective(**change).require_valid("objective")

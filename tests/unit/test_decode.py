@@ -283,7 +283,7 @@ def test_ties_of_confidence_go_to_the_earlier() -> None:
 )
 def test_settings_out_of_range_are_named(values: dict, flag: str) -> None:
     with pytest.raises(UserError, match=flag):
-        DecodeSettings(**values)
+        DecodeSettings().changed(**values)
 
 
 @pytest.mark.parametrize("ids", [[], [LAYOUT.vocab_size], [-1]])

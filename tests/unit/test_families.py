@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from tests.distributed.cases import ROOT
+from ttt_dist.config.loader import load_config
 from ttt_dist.config.model import ModelConfig, RopeScaling
-from ttt_dist.config.run import load_config
 from ttt_dist.model.attention.plan import attention_plan
 from ttt_dist.model.hf.families import family_of, read_model_config, require_same_model
 from ttt_dist.model.hf.folder import FolderWeights, expected_tensors
@@ -286,14 +286,14 @@ def test_missing_keys_mean_what_transformers_takes_them_for(tmp_path: Path) -> N
 
 def test_family_and_traits_must_agree() -> None:
     with pytest.raises(UserError, match=r"model\.family=llama needs"):
-        ModelConfig(family="llama").check()
+        ModelConfig(family="llama").require_valid("model")
     with pytest.raises(UserError, match=r"set model\.qkv_bias=false"):
-        ModelConfig(qk_norm=True).check()
+        ModelConfig(qk_norm=True).require_valid("model")
     with pytest.raises(UserError, match=r"rope_scaling\.factor must be positive"):
-        ModelConfig(rope_scaling=RopeScaling("llama3", factor=0.0)).check()
+        ModelConfig(rope_scaling=RopeScaling("llama3", factor=0.0)).require_valid("model")
     for traits, name in {(True, False): "qwen2", (False, True): "qwen3", (False, False): "llama"}.items():
         config = ModelConfig(qkv_bias=traits[0], qk_norm=traits[1])
-        config.check()
+        config.require_valid("model")
         assert family_of(config) == name
     assert family_of(dataclasses.replace(ModelConfig(qkv_bias=False), family="mistral")) == "mistral"
 

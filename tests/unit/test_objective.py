@@ -13,8 +13,9 @@ import pytest
 
 from tests.distributed import random_packs
 from tests.structures import tiny_layout
+from ttt_dist.config.loader import load_config, save_config, to_dict
 from ttt_dist.config.objective import Objective, ObjectiveStage
-from ttt_dist.config.run import load_config, save_config, to_dict
+from ttt_dist.config.reading import build
 from ttt_dist.sequence.batch import collate
 from ttt_dist.sequence.corruption import Corrupted, Draw, corrupt, draw
 from ttt_dist.sequence.sample import Sample, Segment
@@ -59,7 +60,8 @@ def digest(objective: Objective) -> str:
 def test_the_former_presets_are_what_they_were(preset: str, kind: str, normalisation: str) -> None:
     known = GOLDEN[preset, kind, normalisation]
     for name in (preset, "corrected") if preset == "paper" else (preset,):
-        assert digest(Objective(name, kind=kind, normalisation=normalisation)) == known
+        read = build(Objective, {"preset": name, "kind": kind, "normalisation": normalisation})
+        assert digest(read) == known
     changed = digest(Objective("recommended", kind=kind, normalisation=normalisation))
     assert (changed == known) == (kind == "ar")
 
@@ -191,9 +193,12 @@ def test_a_step_has_the_settings_of_its_stage() -> None:
     [
         ("[{from_step: 1}]", r"objective.stages.0.from_step=1: the first stage begins at step 0"),
         ("[{}, {from_step: 0}]", r"objective.stages.1.from_step=0 must be above 0"),
-        ("[{}, {from_step: 5, p_mix: 2}]", r"objective.stages.1.p_mix=2.0: a probability lies in 0..1"),
-        ("[{kind: both}]", r"objective.stages.0.kind='both': choose one of ttt, ar, nar"),
-        ("[{preset: best}]", r"objective.stages.0.preset='best': choose one of recommended, paper, released"),
+        ("[{}, {from_step: 5, p_mix: 2}]", r"objective.stages.1.p_mix must lie in \[0, 1\], not 2"),
+        ("[{kind: both}]", r"objective.stages.0.kind must be one of ttt, ar, nar or null, not 'both'"),
+        (
+            "[{preset: best}]",
+            r"objective.stages.0.preset must be one of recommended, paper, released or null, not 'best'",
+        ),
         ("[{p_mixed: 0.1}]", r"unknown key `objective.stages.0.p_mixed`; did you mean `objective.stages.0.p_mix`"),
         ("[{stages: []}]", r"unknown key `objective.stages.0.stages`; did you mean `objective.stages"),
     ],
@@ -239,7 +244,9 @@ def test_the_past_is_what_the_steps_before_were_trained_by() -> None:
     assert ar.past(9) == Objective("released", kind="ar", p_mix=0.7, prompt_audio="causal").past(9)
     in_two = stages(ObjectiveStage(0), ObjectiveStage(4, kind="ttt"), p_mix=0.1)
     assert in_two.past(9) == Objective(p_mix=0.1).past(9)
-    assert Objective("corrected").past(9) == Objective("paper", masking="bernoulli", audio_ar=0.0).past(9)
+    assert build(Objective, {"preset": "corrected"}).past(9) == Objective(
+        "paper", masking="bernoulli", audio_ar=0.0
+    ).past(9)
 
 
 def test_a_dry_run_names_the_stages_that_begin() -> None:

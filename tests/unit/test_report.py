@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tools import report
-from ttt_dist.config.run import Config, save_config
+from ttt_dist.config.loader import save_config
+from ttt_dist.config.run import Config
 from ttt_dist.telemetry import curves
 from ttt_dist.telemetry.curves import Marks
 from ttt_dist.telemetry.events import EventKind, Events, read_events, with_silent_ends

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ttt_dist.config.run import Config, TelemetryConfig, TrainConfig, load_config
+from ttt_dist.config.loader import load_config
+from ttt_dist.config.run import Config, TelemetryConfig, TrainConfig
 from ttt_dist.telemetry.events import EVENTS, Events, read_events
 from ttt_dist.telemetry.metrics import open_metrics
 from ttt_dist.telemetry.profiler import ProfileWindow

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ttt_dist.checkpoint.manager import on_first_rank
+from ttt_dist.config.pipeline import Recipe
 from ttt_dist.config.run import Config
 from ttt_dist.data.metadata import ASSETS
 from ttt_dist.parallel.mesh import Mesh
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def export_model(
-    engine: "deepspeed.DeepSpeedEngine", mesh: Mesh, config: Config, layout: TokenLayout, folder: Path, done: int
+    engine: "deepspeed.DeepSpeedEngine", mesh: Mesh, config: Recipe, layout: TokenLayout, folder: Path, done: int
 ) -> None:
     """Write the model folder from the engine's weights and what lies beside a training shard; collective.
 

@@ -26,9 +26,11 @@ from ttt_dist.checkpoint.manifest import (
     require_whole,
     write_manifest,
 )
+from ttt_dist.config.deepspeed import zero_stage
+from ttt_dist.config.loader import complete_record, to_dict
 from ttt_dist.config.objective import Objective
-from ttt_dist.config.run import CheckpointConfig, Config, complete_record, to_dict, zero_stage
-from ttt_dist.config.typed_yaml import build
+from ttt_dist.config.reading import build
+from ttt_dist.config.run import CheckpointConfig, Config
 from ttt_dist.data.blend import past
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.util.atomic_files import atomic_write, fsync_folder, remove_leftovers, writing
@@ -182,7 +184,7 @@ def _warn_of_another_order(saved: dict[str, Any], here: dict[str, Any], step: in
     before, now = (
         {
             **{key: _pick(config, key) for key in ORDER_SETTINGS},
-            **build(Objective, config["objective"], where, "objective.").past(step),
+            **build(Objective, config["objective"], where, "objective").past(step),
             **past(config["data"], step),
         }
         for config in (saved, here)

@@ -5,8 +5,8 @@ from pathlib import Path
 from torch import Tensor
 
 from ttt_dist.checkpoint.manager import METADATA, read_metadata
-from ttt_dist.config.run import Config
-from ttt_dist.config.typed_yaml import build
+from ttt_dist.config.pipeline import Recipe
+from ttt_dist.config.reading import build
 from ttt_dist.model.structure import parameter_shapes
 from ttt_dist.sequence.tokens import TokenLayout
 
@@ -23,7 +23,7 @@ class SavedState:
         self.folder = Path(folder)
         self.metadata = read_metadata(self.folder)
         where = str(self.folder / METADATA)
-        self.config: Config = build(Config, self.metadata["config"], where)
+        self.config = build(Recipe, self.metadata["config"], where)
         self.layout = TokenLayout.from_dict(self.metadata["layout"], where)
         self.shapes = parameter_shapes(self.config.model, self.layout.padded_vocab_size)
         """Whole shapes by our names, see `Transformer`; a tied head is the embedding."""

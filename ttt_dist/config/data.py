@@ -6,50 +6,47 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from ttt_dist.config.typed_yaml import require
+from ttt_dist.config.section import NonNegativeFloat, NonNegativeInt, Section, brief, require
 
 
 @dataclass
-class SourceConfig:
+class SourceConfig(Section):
     """One source of a blend: a packed shard, and how much of the training it is."""
 
     shard: str = ""
     """Prefix of the source's shard."""
-    weight: float | None = None
+    weight: NonNegativeFloat | None = None
     """Share of the packs, relative to the weights of the other sources; 0: only stages read it."""
-    epochs: float | None = None
+    epochs: NonNegativeFloat | None = None
     """How often the source is read, relative to its size: in place of weight, for all sources of a blend or for none."""
 
     def check(self, key: str) -> None:
         """Raise UserError naming what is wrong below `key`."""
         require(bool(self.shard), f"{key}.shard names no shard; give its prefix, e.g. {key}.shard=shards/train")
-        given = {name: getattr(self, name) for name in ("weight", "epochs") if getattr(self, name) is not None}
-        require(len(given) == 1, f"{key}: give one of {key}.weight and {key}.epochs, not {'both' if given else 'none'}")
-        for name, value in given.items():
-            require(value >= 0, f"{key}.{name} must not be negative, but is {value}")
+        given = (self.weight is not None) + (self.epochs is not None)
+        require(given == 1, f"{key}: give one of {key}.weight and {key}.epochs, not {'both' if given else 'none'}")
 
 
 @dataclass
-class StageConfig:
+class StageConfig(Section):
     """Other weights from a step on, until the next stage."""
 
-    from_step: int = 0
+    from_step: NonNegativeInt = 0
     """The first step of the stage, from 1 on."""
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, NonNegativeFloat] = field(default_factory=dict)
     """Weight of each source by name; those left out are not read."""
 
-    def check(self, key: str, earlier: int, sources: Collection[str]) -> None:
+    def check_after(self, key: str, earlier: int, sources: Collection[str]) -> None:
         """Raise UserError naming what is wrong below `key`, for a stage that follows one at step `earlier`."""
         after = f"the stage before it begins at {earlier}" if earlier else "data.blend holds from step 0"
         require(self.from_step > earlier, f"{key}.from_step={self.from_step} must be above {earlier}: {after}")
-        for name, weight in self.weights.items():
+        for name in self.weights:
             require(name in sources, f"{key}.weights.{name}: no such source; data.blend names {', '.join(sources)}")
-            require(weight >= 0, f"{key}.weights.{name} must not be negative, but is {weight}")
         require(any(self.weights.values()), f"{key}.weights: all are zero; give a source a weight above 0")
 
 
 @dataclass
-class DataConfig:
+class DataConfig(Section):
     """Where the packed shards are, and which of them training reads when."""
 
     train: str = ""
@@ -60,27 +57,26 @@ class DataConfig:
     """Changes of the blend's weights, in order of their steps."""
     valid: str | None = None
     """Prefix of the held-out shard; null: no evaluation loss."""
-    prefetch: int = 1
+    prefetch: NonNegativeInt = 1
     """Steps whose batches a background thread prepares ahead; 0: prepared when the step begins."""
 
     def prefixes(self) -> dict[str, str]:
         """Prefix of each training shard by the name of its source, in order of the names; `train` where there is no blend."""
         return {name: self.blend[name].shard for name in sorted(self.blend)} or {"train": self.train}
 
-    def check(self) -> None:
-        """Raise UserError for a value outside its range, or a blend that says nothing or two things."""
-        require(self.prefetch >= 0, f"data.prefetch must not be negative, but is {self.prefetch}")
+    def check(self, key: str) -> None:
+        """Raise UserError for a blend that says nothing or two things."""
         for name, source in self.blend.items():
             require(
-                re.fullmatch(r"[\w-]+", name) is not None,
-                f"data.blend: the name {name!r} of a source must be of letters, digits, - and _",
+                re.fullmatch(r"[\w-]{1,100}", name) is not None,
+                f"data.blend: the name {brief(name)} of a source must be of letters, digits, - and _, at most 100",
             )
             source.check(f"data.blend.{name}")
         self._check_shards()
         self._check_amounts()
         require(bool(self.blend) or not self.stages, "data.stages are changes of data.blend, which names no source")
         for number, (stage, before) in enumerate(zip(self.stages, [StageConfig(), *self.stages], strict=False)):
-            stage.check(f"data.stages.{number}", before.from_step, self.blend)
+            stage.check_after(f"data.stages.{number}", before.from_step, self.blend)
 
     def _check_shards(self) -> None:
         """No shard is two sources: each would be read in an order of its own, and its packs twice."""
@@ -89,7 +85,7 @@ class DataConfig:
             other = names.setdefault(source.shard, name)
             require(
                 other == name,
-                f"data.blend.{other}.shard and data.blend.{name}.shard are both {source.shard}; keep one and raise its weight",
+                f"data.blend.{other}.shard and data.blend.{name}.shard are both {brief(source.shard)}; keep one and raise its weight",
             )
 
     def _check_amounts(self) -> None:

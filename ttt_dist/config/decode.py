@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from ttt_dist.config.typed_yaml import build, require
+from annotated_types import Interval
+
+from ttt_dist.config.section import NonNegativeFloat, NonNegativeInt, PositiveInt, Probability, Section, require
 from ttt_dist.util.errors import UserError
 
 GENERATION = "generation_config.json"
@@ -14,45 +16,43 @@ KEY = "ttt_decoding"
 """Of generation_config.json, whose other keys are those of transformers."""
 BY_TASK = ("stop_at_last_span",)
 """What a task decides, and neither a model folder nor a flag."""
-AT_LEAST_ONE = ("block", "steps", "span_limit", "max_text", "max_codes")
-NOT_NEGATIVE = ("temperature", "top_k", "code_temperature", "cfg")
 
 
 @dataclass(frozen=True)
-class DecodeSettings:
+class DecodeSettings(Section):
     """Decoding of one request. Defaults: greedy, the paper's block and steps per block."""
 
-    block: int = 32
+    block: PositiveInt = 32
     """Mask tokens that are appended to an open span at a time."""
-    steps: int = 10
+    steps: PositiveInt = 10
     """Most forward passes that denoise one block; each commits its share of it, at least."""
-    threshold: float = 0.0
+    threshold: Probability = 0.0
     """Commit beyond the share whatever the model gives this probability, so that fewer forwards do; 0: never."""
     remasking: Literal["low_confidence", "margin", "entropy", "random"] = "low_confidence"
     """Which positions stay masked: those the model is least sure of, or any. Sure is a high probability of the chosen
     token, a wide margin between the two likeliest, or a low entropy of all."""
-    position_decay: float = 0.0
+    position_decay: Annotated[float, Interval(ge=0, le=1000)] = 0.0
     """How much sooner masks nearer to the start are committed: what is sure counts exp(-position_decay) times as much with
     each place further on (PC-Sampler, arXiv 2508.13021). 0: the place does not matter; 100: from left to right."""
     block_cache: Literal["exact", "block_causal"] = "exact"
     """exact: an open span is recomputed in every forward, as training saw it. block_causal: its finished blocks are kept
     and no longer see later ones; an approximation that makes long spans cheaper."""
-    cfg: float = 0.0
+    cfg: NonNegativeFloat = 0.0
     """Classifier-free guidance s of spans: u + (1 + s)(c - u), u with all context masked. Above 0 each forward of a span
     takes two. Not trained for."""
-    span_limit: int = 640
+    span_limit: PositiveInt = 640
     """Longest span, in tokens."""
-    max_text: int = 512
+    max_text: PositiveInt = 512
     """Most text tokens of a response, delimiters included."""
-    max_codes: int = 3000
+    max_codes: PositiveInt = 3000
     """Most audio tokens of a response, ends of spans included."""
-    temperature: float = 0.0
+    temperature: NonNegativeFloat = 0.0
     """Of text; 0 is greedy."""
-    top_k: int = 0
+    top_k: NonNegativeInt = 0
     """Sample text among the k likeliest tokens; 0: all."""
-    top_p: float = 1.0
+    top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
     """Sample text among the likeliest tokens that together reach this probability."""
-    code_temperature: float = 0.0
+    code_temperature: NonNegativeFloat = 0.0
     """Of audio codes; 0 takes the likeliest."""
     stop_at_last_span: bool = False
     """Stop where the last span would open: all text is out by then (transcription)."""
@@ -60,31 +60,17 @@ class DecodeSettings:
     """How a `ttt` model writes audio. diffusion: blocks of masks are denoised. ar: one code per forward, left to right;
     for models that were trained so, too. verified: what `ar` writes, in fewer forwards: a denoised block is a draft, of which
     one causal forward accepts all that `ar` would have written. TiDAR (arXiv 2511.08923) does so with blocks of text."""
-    commit_power: float = 1.0
+    commit_power: Annotated[float, Interval(ge=0.1, le=10)] = 1.0
     """Shares of a block: (s / steps) ** commit_power of it is committed after s forwards. 1: even; above 1: few at first."""
     ends: Literal["leftmost", "any", "causal"] = "leftmost"
     """Where an end of the span may be committed: where no mask is left before it, or at any mask. causal: blocks are
     denoised without ends, and one more forward reads each from left to right and says where the span ends."""
 
-    def __post_init__(self) -> None:
-        for name in AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} (--{flag(name)}) must be at least 1, not {getattr(self, name)}")
-        for name in NOT_NEGATIVE:
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name} (--{flag(name)}) must not be negative, but is {getattr(self, name)}")
-        for name, low in (("threshold", "0 (never)"), ("top_p", "above 0")):
-            value = getattr(self, name)
-            if not 0 <= value <= 1 or (name == "top_p" and value == 0):
-                raise UserError(f"{name} (--{flag(name)}) is a probability from {low} to 1, not {value}")
-        if not 0 <= self.position_decay <= 1000:
-            raise UserError(f"position_decay (--position-decay) lies in 0..1000, and is {self.position_decay}")
-        if not 0.1 <= self.commit_power <= 10:
-            raise UserError(f"commit_power (--commit-power) lies in 0.1..10, and is {self.commit_power}")
-        for field in fields(self):
-            known, value = get_args(field.type), getattr(self, field.name)
-            if known and value not in known:
-                raise UserError(f"{field.name} (--{flag(field.name)}) is {value!r}; choose {' or '.join(known)}")
+    def changed(self, **values: Any) -> "DecodeSettings":
+        """With other values for some settings. Raises UserError that names the flag of one out of its range."""
+        other = replace(self, **values)
+        other.require_valid(named=lambda name: f"{name} (--{flag(name)})")
+        return other
 
     def require_mode(self, kind: str, learns_audio_ar: bool) -> None:
         """Raise UserError where a model of objective.kind and Objective.learns_audio_ar was not trained for this audio_mode."""
@@ -127,6 +113,8 @@ def folder_settings(folder: Path) -> DecodeSettings:
     try:
         values = json.loads(path.read_text(encoding="utf8"))
         own = values.get(KEY, {}) if isinstance(values, dict) else None
+        from ttt_dist.config.reading import build
+
         require(isinstance(own, dict), f"{KEY} must hold settings, not {own!r}; export the model again")
         for name in BY_TASK:
             require(name not in (own or ()), f"{KEY}.{name} is decided by the task; take it away")

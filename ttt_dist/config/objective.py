@@ -2,20 +2,21 @@
 
 from bisect import bisect_right
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from ttt_dist.util.errors import UserError
+from ttt_dist.config.section import NonNegativeInt, Probability, Section, require
 
-CHOICES = {
-    "preset": ("recommended", "paper", "released"),
-    "kind": ("ttt", "ar", "nar"),
-    "masking": ("exact_count", "bernoulli"),
-    "mix_unit": ("sample", "micro_batch"),
-    "prompt_audio": ("bidirectional", "causal"),
-    "normalisation": ("sample", "token"),
+Preset = Literal["recommended", "paper", "released"]
+Kind = Literal["ttt", "ar", "nar"]
+Masking = Literal["exact_count", "bernoulli"]
+MixUnit = Literal["sample", "micro_batch"]
+PromptAudio = Literal["bidirectional", "causal"]
+Normalisation = Literal["sample", "token"]
+PRESETS: dict[str, tuple[Masking, float]] = {
+    "recommended": ("exact_count", 1.0),
+    "paper": ("bernoulli", 0.0),
+    "released": ("bernoulli", 0.0),
 }
-PROBABILITIES = ("p_mix", "p_prefix", "p_trunc", "audio_ar")
-PRESETS = {"recommended": ("exact_count", 1.0), "paper": ("bernoulli", 0.0), "released": ("bernoulli", 0.0)}
 """What `masking` and `audio_ar` are where they are left open."""
 MATTERS = {
     "ttt": ("masking", "audio_ar", "p_mix", "p_prefix", "p_trunc", "mix_unit", "prompt_audio", "normalisation"),
@@ -23,27 +24,29 @@ MATTERS = {
     "nar": ("masking", "prompt_audio", "normalisation"),
 }
 """Besides the kind, and `released`, the others of a preset being these."""
-DEFAULT_PRESET = "recommended"
-FORMER_NAMES = {"corrected": "paper"}
+DEFAULT_PRESET: Preset = "recommended"
+FORMER_PRESETS = {"corrected": "paper"}
 
 
 @dataclass
-class ObjectiveStage:
+class ObjectiveStage(Section):
     """Settings from a step on, until the next stage; null: as in the objective itself."""
 
-    from_step: int = 0
+    from_step: NonNegativeInt = 0
     """The first step of the stage; 0 for the first one."""
-    preset: str | None = None
+    preset: Preset | None = None
     """With it, masking and audio_ar are the preset's where the stage does not give them."""
-    kind: str | None = None
-    masking: str | None = None
-    audio_ar: float | None = None
-    p_mix: float | None = None
-    p_prefix: float | None = None
-    p_trunc: float | None = None
-    mix_unit: str | None = None
-    prompt_audio: str | None = None
-    normalisation: str | None = None
+    kind: Kind | None = None
+    masking: Masking | None = None
+    audio_ar: Probability | None = None
+    p_mix: Probability | None = None
+    p_prefix: Probability | None = None
+    p_trunc: Probability | None = None
+    mix_unit: MixUnit | None = None
+    prompt_audio: PromptAudio | None = None
+    normalisation: Normalisation | None = None
+
+    FORMER_VALUES: ClassVar = {"preset": FORMER_PRESETS}
 
     @property
     def given(self) -> dict[str, Any]:
@@ -53,56 +56,50 @@ class ObjectiveStage:
 
 
 @dataclass
-class Objective:
+class Objective(Section):
     """Unified AR + absorbing-diffusion objective of arXiv 2509.20072, section 3; probabilities are the paper's."""
 
-    preset: str | None = None
+    preset: Preset | None = None
     """recommended | paper | released: `released` keeps the AR target of masked positions and draws the mix per micro-batch;
     null: recommended, and in a run that goes on what it began with."""
-    kind: str = "ttt"
+    kind: Kind = "ttt"
     """ttt | ar | nar: the paper's objective and its two baselines."""
-    masking: str | None = None
+    masking: Masking | None = None
     """exact_count | bernoulli: how many tokens are masked is drawn, or each token by itself; null: as the preset says."""
-    audio_ar: float | None = None
+    audio_ar: Probability | None = None
     """Probability that a sample in which BANOM noises nothing has causal response spans, whose codes are AR targets too;
     null: as the preset says."""
-    p_mix: float = 0.3
+    p_mix: Probability = 0.3
     """BANOM: probability that nothing is noised and only the AR loss counts."""
-    p_prefix: float = 0.3
+    p_prefix: Probability = 0.3
     """PPM: probability that the audio before one chosen span stays clean and leaves the NAR loss."""
-    p_trunc: float = 0.5
+    p_trunc: Probability = 0.5
     """SST: probability that the last span of the response is cut."""
-    mix_unit: str = "sample"
+    mix_unit: MixUnit = "sample"
     """sample | micro_batch: what draws BANOM's choice together."""
-    prompt_audio: str = "bidirectional"
+    prompt_audio: PromptAudio = "bidirectional"
     """bidirectional | causal: attention inside audio that the user gives."""
-    normalisation: str = "sample"
+    normalisation: Normalisation = "sample"
     """sample | token: mean over samples of per-sample means, or over all targets of the global batch."""
     stages: list[ObjectiveStage] = field(default_factory=list)
     """Other settings for some steps of training, in order; the held-out loss is always that of the settings above."""
 
-    def __post_init__(self) -> None:
-        if self.preset is not None:
-            self.preset = FORMER_NAMES.get(self.preset, self.preset)
+    FORMER_VALUES: ClassVar = {"preset": FORMER_PRESETS}
 
-    def check(self, key: str = "objective") -> None:
-        """Raise UserError naming the first setting below `key` that cannot be."""
-        for name, choices in CHOICES.items():
-            value = getattr(self, name)
-            if value is not None and value not in choices:
-                raise UserError(f"{key}.{name}={value!r}: choose one of {', '.join(choices)}")
-        for name in PROBABILITIES:
-            value = getattr(self, name)
-            if value is not None and not 0.0 <= value <= 1.0:
-                raise UserError(f"{key}.{name}={value}: a probability lies in 0..1")
+    def check(self, key: str) -> None:
+        """Raise UserError unless stages begin at 0 and then rise."""
         earlier = -1
         for number, stage in enumerate(self.stages):
-            _check_start(stage.from_step, earlier, f"{key}.stages.{number}.from_step={stage.from_step}")
-            replace(self, stages=[], **stage.given).check(f"{key}.stages.{number}")
+            where = f"{key}.stages.{number}.from_step={stage.from_step}"
+            require(
+                earlier >= 0 or stage.from_step == 0,
+                f"{where}: the first stage begins at step 0; set it, or put a stage before this one",
+            )
+            require(stage.from_step > earlier, f"{where} must be above {earlier}, where the stage before it begins")
             earlier = stage.from_step
 
     @property
-    def mask_rule(self) -> str:
+    def mask_rule(self) -> Masking:
         """`masking`, or what the preset says."""
         return self.masking or PRESETS[self.preset or DEFAULT_PRESET][0]
 
@@ -166,11 +163,3 @@ class Objective:
         values = self.plain()
         parts = [f"preset {self.preset}"] if self.preset == "released" and self.kind == "ttt" else []
         return ", ".join([self.kind, *parts, *(f"{name} {values[name]}" for name in MATTERS[self.kind])])
-
-
-def _check_start(step: int, earlier: int, where: str) -> None:
-    """Raise UserError unless stages begin at 0 (`earlier` -1: none is before) and then rise."""
-    if earlier < 0 and step != 0:
-        raise UserError(f"{where}: the first stage begins at step 0; set it, or put a stage before this one")
-    if step <= earlier:
-        raise UserError(f"{where} must be above {earlier}, where the stage before it begins")

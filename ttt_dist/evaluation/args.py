@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ttt_dist.config.decode import DecodeSettings
+from ttt_dist.config.objective import Masking
 from ttt_dist.data import metadata
 from ttt_dist.data.metadata import with_suffix
 from ttt_dist.util.atomic_files import sha256_file, sha256_folder
@@ -59,7 +60,7 @@ class EvalArgs:
     """Own speech: whether recordings, and these through the codec, are judged as well."""
     draws: int = 8
     """Of noise, per sample of the likelihood."""
-    estimator: str = "exact_count"
+    estimator: Masking = "exact_count"
     """How that noise is drawn: objective.masking."""
     limit: int | None = None
     part_size: int = 128

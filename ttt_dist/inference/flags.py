@@ -1,10 +1,10 @@
 """The command-line flags of decoding, whose defaults a model folder says."""
 
 import argparse
-from dataclasses import fields, replace
-from typing import get_args
+from dataclasses import fields
 
 from ttt_dist.config.decode import DecodeSettings, flag, folder_settings
+from ttt_dist.config.reading import choices
 
 HELP = {
     "audio_mode": "how audio is written: blocks of masks are denoised, or codes one by one, or what that gives by drafts",
@@ -35,7 +35,7 @@ def add_decoding_flags(parser: argparse.ArgumentParser) -> None:
         group.add_argument(
             f"--{flag(name)}",
             type=type(known[name].default),
-            choices=get_args(known[name].type) or None,
+            choices=choices(DecodeSettings, name) or None,
             help=f"{about} ({known[name].default})",
         )
 
@@ -46,7 +46,7 @@ def settings_from_flags(arguments: argparse.Namespace) -> DecodeSettings:
     Raises UserError naming a flag out of its range, or the folder's file and what is wrong in it.
     """
     given = {name: getattr(arguments, name) for name in HELP if getattr(arguments, name) is not None}
-    return replace(folder_settings(arguments.model), **given)
+    return folder_settings(arguments.model).changed(**given)
 
 
 def as_flags(settings: DecodeSettings) -> list[str]:

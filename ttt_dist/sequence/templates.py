@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ttt_dist.config.typed_yaml import build, read_yaml
+from ttt_dist.config.reading import as_typed, build
+from ttt_dist.config.section import Section
+from ttt_dist.config.yaml_file import read_yaml
 from ttt_dist.sequence import template_form
 from ttt_dist.sequence.chat_markup import ChatML, OwnTemplate, end_of_turn
 from ttt_dist.sequence.id_bytes import WIDTH, to_array
@@ -25,7 +27,7 @@ from ttt_dist.util.errors import UserError
 
 
 @dataclass
-class TemplateSettings:
+class TemplateSettings(Section):
     """Saved with the samples and the exported model: a prompt must read as it did in training."""
 
     text_ratio: int = 13
@@ -79,7 +81,7 @@ def load_template_settings(path: Path) -> TemplateSettings:
     Raises UserError naming the file and the key.
     """
     values = read_yaml(path)
-    templates = values.pop("templates", None) or {}
+    templates = as_typed(values.pop("templates", None) or {}, Any)
     if not isinstance(templates, dict):
         raise UserError(f"{path}: templates is {templates!r}; write names with a list of turns below each")
     try:

@@ -86,7 +86,7 @@ class RequestBuilder:
         if speaker and not self.folder.template.name_speaker:
             raise UserError("speaker: this model was trained without speakers' names; leave it empty")
         changed = {name: _number(form, name, getattr(self.settings, name)) for name in CHOICES}
-        settings = replace(self.settings, **changed, stop_at_last_span=task == "transcribe")
+        settings = self.settings.changed(**changed, stop_at_last_span=task == "transcribe")
         seed = _number(form, "seed", 0)
         if not 0 <= seed <= MAX_SEED:
             raise UserError(f"seed is {seed}; give a whole number from 0 to {MAX_SEED}")

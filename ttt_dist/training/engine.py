@@ -14,7 +14,8 @@ from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import nn
 
 from ttt_dist.checkpoint.engine import ChecksummingEngine
-from ttt_dist.config.run import Config, TrainConfig, read_deepspeed, zero_stage
+from ttt_dist.config.deepspeed import read_deepspeed, zero_stage
+from ttt_dist.config.run import Config, TrainConfig
 from ttt_dist.model.layers import WeightSource
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.parallel.activation_checkpoint import prepare_blocks

@@ -9,8 +9,9 @@ from dataclasses import astuple, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
+from ttt_dist.config.deepspeed import read_deepspeed
 from ttt_dist.config.model import ModelConfig
-from ttt_dist.config.run import Config, read_deepspeed
+from ttt_dist.config.run import Config
 from ttt_dist.model.loss_chunks import CHUNK_ROWS, TILE_ELEMENTS
 from ttt_dist.model.structure import head_dim
 from ttt_dist.parallel.mesh import Mesh

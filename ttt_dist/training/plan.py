@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ttt_dist.checkpoint import manager
 from ttt_dist.checkpoint.export import require_assets
-from ttt_dist.config.run import Config, check_run
+from ttt_dist.config.checks import check_run
+from ttt_dist.config.pipeline import Recipe
 from ttt_dist.data.loader import PackLoader, ValidationLoader
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.data.sources import Sources
@@ -22,7 +23,7 @@ from ttt_dist.util.errors import UserError
 class TrainPlan:
     """A run whose settings, files and checkpoint fit together."""
 
-    config: Config
+    config: Recipe
     mesh: Mesh
     loader: PackLoader
     held_out: ValidationLoader | None
@@ -36,7 +37,7 @@ class TrainPlan:
         return next(iter(self.candidates), None)
 
 
-def prepare(config: Config, dist_info: DistInfo, resume: Path | None = None) -> TrainPlan:
+def prepare(config: Recipe, dist_info: DistInfo, resume: Path | None = None) -> TrainPlan:
     """Open what the run needs and check that it fits, before any process group exists. Raises UserError.
 
     Fills in what `config` leaves open.
@@ -75,9 +76,9 @@ def prepare(config: Config, dist_info: DistInfo, resume: Path | None = None) -> 
     return TrainPlan(config, mesh, loader, held_out, metadata, candidates)
 
 
-def find_candidates(config: Config, resume: Path | None) -> list[Path]:
+def find_candidates(config: Recipe, resume: Path | None) -> list[Path]:
     """Checkpoints of this run, newest first, or, where it has none yet, those that --resume names."""
     own = manager.list_checkpoints(Path(config.run_dir) / "checkpoints")
     if own and not config.checkpoint.resume:
-        raise UserError(f"{own[0]}: run_dir holds a run already; set manager.resume=true or choose another run_dir")
+        raise UserError(f"{own[0]}: run_dir holds a run already; set checkpoint.resume=true or choose another run_dir")
     return own or ([] if resume is None else manager.resolve_resume_path(resume))

@@ -83,7 +83,7 @@ def model_config(values: dict[str, Any], path: Path) -> ModelConfig:
         family=family,  # type: ignore[arg-type]  # one of FAMILIES, which are the Literal's
     )
     try:
-        config.check()
+        config.require_valid("model")
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return config

@@ -1,0 +1,135 @@
+"""Whether the settings of a run fit each other, its processes and the files that they name.
+
+All of it is checked before any process group exists; nothing is touched.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ttt_dist.config.deepspeed import zero_stage
+from ttt_dist.config.pipeline import Recipe
+from ttt_dist.config.run import Config
+from ttt_dist.config.section import require
+from ttt_dist.util.console import warn
+
+
+def check_run(config: Recipe, world_size: int) -> None:
+    """Cross-checks that need the number of processes; raises UserError, touches nothing.
+
+    The shards have their own checks, made when they are opened.
+    """
+    _check_run_dir(Path(config.run_dir))
+    _check_steps(config)
+    one, blend = bool(config.data.train), bool(config.data.blend)
+    require(one or blend, "neither data.train nor data.blend names a shard; give one, e.g. data.train=shards/train")
+    require(
+        not (one and blend), "data.train and data.blend are both set; take one away: data.train= or data.blend=null"
+    )
+    last = config.objective.at(config.train.steps - 1)  # which the export is a model of
+    config.evaluation.decode.require_mode(last.kind, last.learns_audio_ar)
+    stage = zero_stage(config.deepspeed)
+    _check_parallel(config, stage)
+    train, parallel = config.train, config.parallel
+    model_size = parallel.tensor * parallel.pipeline * parallel.ulysses
+    require(
+        world_size % model_size == 0,
+        f"{world_size} process(es) cannot be split into groups of {model_size} = parallel.tensor={parallel.tensor} x "
+        f"parallel.pipeline={parallel.pipeline} x parallel.ulysses={parallel.ulysses}: start a multiple of {model_size}",
+    )
+    dp = world_size // model_size
+    require(
+        train.global_batch % (train.micro_batch * dp) == 0,
+        f"train.global_batch={train.global_batch} cannot be split over {dp} data-parallel process(es) in micro-batches of "
+        f"train.micro_batch={train.micro_batch}: it must be a multiple of {train.micro_batch * dp}",
+    )
+
+
+def _check_run_dir(run_dir: Path) -> None:
+    """Refuse what cannot become a folder."""
+    above = next((path for path in (run_dir, *run_dir.parents) if os.path.exists(path)), None)
+    require(
+        above is None or os.path.isdir(above),
+        f"run_dir={run_dir}: {above} is a file, and a run is a folder; choose another run_dir",
+    )
+
+
+def _check_steps(config: Config) -> None:
+    """Warn of a warm-up without end, and of evaluations that say nothing."""
+    train, data = config.train, config.data
+    if train.warmup > train.steps:
+        warn(
+            f"train.warmup={train.warmup} is beyond train.steps={train.steps}, so train.lr={train.lr:g} is never reached; set "
+            f"train.warmup={train.steps // 10} or so"
+        )
+    if train.eval_every and not data.valid:
+        warn(f"train.eval_every={train.eval_every}: data.valid names no shard, so there is nothing to evaluate on")
+    if data.valid and os.path.realpath(data.valid) in map(os.path.realpath, data.prefixes().values()):
+        warn(f"data.valid={data.valid} is trained on too: its loss tells what is learnt by heart; hold some data out")
+
+
+def _check_parallel(config: Config, stage: int) -> None:
+    """Refuse what cannot be split as the config asks."""
+    model, parallel = config.model, config.parallel
+    tensor, pipeline, ulysses = parallel.tensor, parallel.pipeline, parallel.ulysses
+    require(
+        pipeline == 1 or stage < 2,
+        f"parallel.pipeline={pipeline} goes with ZeRO 0 or 1 only, but deepspeed={config.deepspeed} asks for ZeRO {stage}: "
+        "DeepSpeed's pipeline keeps whole gradients; use ds_configs/zero1.json, or parallel.pipeline=1",
+    )
+    require(
+        pipeline == 1 or ulysses == 1,
+        f"parallel.ulysses={ulysses} does not go with parallel.pipeline={pipeline}; set one of them to 1",
+    )
+    require(
+        pipeline <= model.num_layers,
+        f"parallel.pipeline={pipeline} has more stages than model.num_layers={model.num_layers}; use fewer",
+    )
+    require(
+        tensor > 1 or not parallel.sequence_parallel,
+        "parallel.sequence_parallel=true is a part of tensor parallelism; set parallel.tensor above 1, or use parallel.ulysses",
+    )
+    require(
+        not (config.train.compile and (stage == 3 or tensor * pipeline * ulysses > 1)),
+        f"train.compile=true goes with ZeRO 0 to 2 and data parallelism only, not with ZeRO {stage} and parallel.tensor={tensor}, "
+        f"pipeline={pipeline}, ulysses={ulysses}: what they do between layers is not safe to compile; set train.compile=false",
+    )
+    if config.train.fp8:
+        _check_fp8(config)
+    require(
+        not (tensor > 1 and stage == 0 and config.train.precision == "bf16"),
+        f"parallel.tensor={tensor} in bf16 without ZeRO: DeepSpeed then takes the gradient norm of one process's slices; "
+        "use ds_configs/zero1.json",
+    )
+    for name, value in (("num_heads", model.num_heads), ("ffn_hidden_size", model.ffn_hidden_size)):
+        require(
+            value % tensor == 0, f"parallel.tensor={tensor} does not divide model.{name}={value}; use one that does"
+        )
+    groups = model.num_kv_heads
+    require(
+        groups % tensor == 0 or tensor % groups == 0,
+        f"parallel.tensor={tensor} and model.num_kv_heads={groups}: one must be a multiple of the other; change parallel.tensor",
+    )
+    require(
+        model.num_heads // tensor % ulysses == 0,
+        f"parallel.ulysses={ulysses} does not divide the {model.num_heads // tensor} query heads of a process "
+        f"(model.num_heads={model.num_heads} / parallel.tensor={tensor}); use one that does",
+    )
+
+
+def _check_fp8(config: Config) -> None:
+    """Refuse what cannot multiply in fp8."""
+    require(
+        config.train.precision == "bf16",
+        f"train.fp8=true rounds to 8 bits what train.precision={config.train.precision} asks to keep; "
+        "set train.precision=bf16 or train.fp8=false",
+    )
+    require(
+        config.parallel.tensor == 1,
+        f"train.fp8=true goes with whole layers only, not with parallel.tensor={config.parallel.tensor}; "
+        "set parallel.tensor=1 or train.fp8=false",
+    )
+    for name in ("hidden_size", "ffn_hidden_size"):
+        size = getattr(config.model, name)
+        require(size % 16 == 0, f"train.fp8=true needs model.{name}={size} to be a multiple of 16; set train.fp8=false")

@@ -1,0 +1,102 @@
+"""What a key or value that is not ours was probably meant to be: by how it is spelt, and by what other trainers call it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+_THEIRS = {
+    "seed": "random_seed manual_seed",
+    "run_dir": "output_dir save_dir dump_folder save checkpoint_dir out_dir default_root_dir logging_dir",
+    "train.steps": "num_train_steps max_steps train_iters training_steps num_steps max_iters",
+    "train.steps, or epochs of each source of data.blend": "num_train_epochs num_epochs epochs max_epochs",
+    "train.global_batch": "global_batch_size train_batch_size total_batch_size",
+    "train.micro_batch": "micro_batch_size per_device_train_batch_size local_batch_size train_micro_batch_size_per_gpu",
+    "train.global_batch (packs of a step) or train.micro_batch (packs of a forward pass)": "batch_size",
+    "nothing: accumulation steps are train.global_batch / (train.micro_batch x data-parallel processes)": (
+        "gradient_accumulation_steps grad_accum_steps grad_acc_steps accumulate_grad_batches"
+    ),
+    "train.lr": "learning_rate peak_lr max_lr base_lr",
+    "train.min_lr_ratio (a share of train.lr)": "min_lr lr_min end_lr final_lr min_lr_factor",
+    "train.warmup": "warmup_steps num_warmup_steps lr_warmup_steps lr_warmup_iters warmup_iters",
+    "train.warmup (steps, no share of them)": "warmup_ratio lr_warmup_fraction",
+    "train.weight_decay": "wd weightdecay",
+    "train.clip": "max_grad_norm clip_grad grad_clip gradient_clipping gradient_clip_val max_norm",
+    "train.betas=[0.9, 0.95]": "adam_beta1 adam_beta2 beta1 beta2 adam_betas",
+    "train.eps": "adam_epsilon adam_eps epsilon",
+    "train.lr, train.betas, train.eps and train.weight_decay: the optimizer is always AdamW": "optimizer optimiser optim",
+    "train.warmup and train.min_lr_ratio: the schedule is always a linear warm-up and a cosine": (
+        "schedule scheduler lr_scheduler lr_scheduler_type lr_decay_style lr_schedule"
+    ),
+    "train.precision=bf16": "bf16 mixed_precision mixed_precision_param dtype torch_dtype",
+    "train.precision=bf16: fp16 with a scaled loss is not offered": "fp16",
+    "nothing: no dropout is applied": "dropout attention_dropout hidden_dropout",
+    "train.activation_checkpointing": (
+        "gradient_checkpointing recompute_granularity recompute_activations activation_checkpoint"
+    ),
+    "train.compile": "torch_compile compile_model",
+    "train.eval_every": "eval_steps eval_interval val_check_interval",
+    "train.eval_packs": "eval_iters max_eval_samples limit_val_batches",
+    "train.init_from": "model_name_or_path pretrained_model_name_or_path pretrained finetune_from",
+    "data.train": "train_data train_file train_files data_path dataset",
+    "data.valid": "valid_data validation_file eval_data val_data",
+    "data.prefetch": "num_workers dataloader_num_workers prefetch_factor",
+    "telemetry.log_every": "logging_steps log_interval log_freq log_every_n_steps",
+    "telemetry.wandb=online or telemetry.tensorboard=true": "report_to use_wandb enable_wandb",
+    "checkpoint.save_every": "save_steps save_interval checkpoint_interval ckpt_every",
+    "checkpoint.keep_last": "save_total_limit keep_latest_k",
+    "--resume PATH, or the run_dir of the run to go on with": "resume_from_checkpoint load",
+    "parallel.tensor": "tensor_model_parallel_size tensor_parallel_degree tensor_parallel_size tp",
+    "parallel.pipeline": "pipeline_model_parallel_size pipeline_parallel_degree pipeline_parallel_size pp",
+    "parallel.ulysses": "context_parallel_size context_parallel_degree sequence_parallel_size cp sp",
+    "nothing: data parallelism is the processes that are started / (parallel.tensor x pipeline x ulysses)": (
+        "data_parallel_size data_parallel_replicate_degree dp world_size num_gpus"
+    ),
+    "deepspeed=ds_configs/zeroN.json": "zero_stage zero_optimization zero fsdp deepspeed_config",
+    "deepspeed=ds_configs/zero3_offload.json": "cpu_offload offload",
+    "model.hidden_size": "hidden_dim d_model dim n_embd embed_dim",
+    "model.num_layers": "num_hidden_layers n_layers n_layer depth",
+    "model.num_heads": "num_attention_heads n_heads n_head heads",
+    "model.num_kv_heads": "num_key_value_heads n_kv_heads num_query_groups",
+    "model.ffn_hidden_size": "intermediate_size ffn_dim mlp_dim d_ff",
+    "model.rms_norm_eps": "norm_eps layernorm_epsilon layer_norm_eps",
+    "model.tie_embeddings": "tie_word_embeddings weight_tying",
+    "model.init_std": "initializer_range init_method_std",
+    "model.rope_theta": "rotary_base theta rope_base",
+    "nothing: the vocabulary comes from the token layout of the shards": "vocab_size padded_vocab_size",
+    "nothing: the length of packs comes from the shards (data_prep pack --seq-len)": (
+        "seq_length max_seq_len max_position_embeddings sequence_length max_length block_size seq_len"
+    ),
+    "objective.kind or objective.preset": "loss",
+}
+"""Our key, or what to do where there is none, and what other trainers call it."""
+OTHER_NAMES = {theirs: ours for ours, names in _THEIRS.items() for theirs in names.split()}
+VALUES = {
+    "telemetry.wandb": "online sends records to the service, offline keeps them on this machine",
+    "train.precision": "bf16 has the speed of fp16 and the range of fp32",
+}
+"""What the choices of a key mean, for those who wrote another one."""
+
+
+def unknown_key(key: str, known: Sequence[str]) -> str:
+    """The message for a key that is none of `known`, in which `*` stands for what users choose."""
+    named = [_named_like(name, key) for name in known]
+    last = key.rpartition(".")[2]
+    meant = OTHER_NAMES.get(last.lower().replace("-", "_")) if "train.lr" in known else None
+    if meant is None:
+        same = [name for name in named if name.rpartition(".")[2] == last]
+        close = difflib.get_close_matches(key, named, n=1, cutoff=0.5)
+        # A bare name is rather one of a section than a section's own, which it may look like.
+        meant = next(iter(close + same if "." in key else same + close), None)
+    if meant is None:
+        return f"unknown key `{key}`; known sections: {', '.join(name for name in named if '.' not in name)}"
+    if meant.startswith("nothing: "):
+        return f"unknown key `{key}`; there is none: {meant.removeprefix('nothing: ')}"
+    return f"unknown key `{key}`; did you mean `{meant}`?" if " " not in meant else f"unknown key `{key}`; use {meant}"
+
+
+def _named_like(pattern: str, key: str) -> str:
+    """A known key whose `*` (a name or number of the user's choice) is what `key` has in its place."""
+    theirs = key.split(".")
+    parts = enumerate(pattern.split("."))
+    return ".".join(theirs[i] if part == "*" and i < len(theirs) else part for i, part in parts)
