@@ -123,7 +123,7 @@ def figure(found: Mapping[str, Sequence[Point]]) -> "Figure":
     ceilings = [point.ceiling[label] for point in points if label in point.ceiling]
     if ceilings:
         axis.axhline(100 * mean(ceilings), color=GREY, linestyle="--", linewidth=1, label="codec and back (ceiling)")
-    axis.set_xscale("log")
+    axis.set_xscale("log", base=2)  # its ticks are then the numbers of forwards that one tries
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("forwards per second of sound")
