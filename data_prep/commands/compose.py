@@ -5,23 +5,19 @@ settings go beside them. A part that is there already and was made from the same
 """
 
 import argparse
-import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.assets import copy_codec, render_template, save_tokenizer, write_once
-from data_prep.codes import CodesPart, find_copies
-from data_prep.packing.sample_parts import SampleWriter, finished_samples
-from data_prep.token_layout_args import add_layout_argument, open_template
+from data_prep.codes import CodesPart
+from data_prep.jobs.compose import ComposeJob
+from data_prep.token_layout_args import add_layout_argument
 from data_prep.train_codec_tokenizer import learn_tokenizer
-from ttt_dist.jobs.parts import find_parts, part_prefix, require_no_others
-from ttt_dist.jobs.runner import Outcome, PartJob, ProgressCallback, add_arguments, run_parts, task_shard_of, tell
+from ttt_dist.jobs.parts import find_parts, require_no_others
+from ttt_dist.jobs.runner import add_arguments, run_parts, task_shard_of, tell
 from ttt_dist.manifest.problems import Problems
-from ttt_dist.sequence.templates import ChatTemplate, TemplateSettings, load_template_settings
-from ttt_dist.util.atomic_files import remove_leftovers
+from ttt_dist.sequence.templates import TemplateSettings, load_template_settings
 from ttt_dist.util.errors import UserError
-from ttt_dist.util.file_lock import lease
 
 EXAMPLES = """examples:
   python -m data_prep compose --codes codes/train --template asr,tts --tokenizer Qwen2.5/ --out samples/train
@@ -107,87 +103,3 @@ def run(args: argparse.Namespace) -> None:
             f"{args.out}: {problems.count} utterances could not be composed (--max-errors {args.max_errors}); "
             "the others are there: mend the lines named above, or raise --max-errors"
         )
-
-
-@dataclass
-class ComposeJob(PartJob):
-    """The parts of codes, and how samples are made of them."""
-
-    parts: list[CodesPart]
-    names: tuple[str, ...]
-    settings: TemplateSettings
-    tokenizer: Path
-    codec: Path
-    out: Path
-    deduplicate: bool
-    layout: str = "own"
-    label = "composing"
-    unit = "utterance"
-
-    @property
-    def num_parts(self) -> int:
-        return len(self.parts)
-
-    def prefix(self, number: int) -> Path:
-        return part_prefix(self.out, number)
-
-    def amount(self, number: int) -> float:
-        return self.parts[number].num_utterances
-
-    def open(self) -> None:
-        """Load the tokenizer, make the token layout, and put what belongs to the samples beside them."""
-        from ttt_dist.audio import describe_codec
-
-        num_codes = describe_codec(self.codec).codebook_size
-        self.template = open_template(self.tokenizer, num_codes, self.layout, self.settings)
-        write_assets(self.template, self.out, self.codec)
-        self.copies = find_copies(self.parts) if self.deduplicate else [frozenset()] * len(self.parts)
-
-    def finished(self, number: int) -> Outcome | None:
-        return finished_samples(self.prefix(number), self._made_from(number))
-
-    def _made_from(self, number: int) -> dict[str, Any]:
-        """All that decides what a part will hold: its codes, by their JSON with its checksums, and the settings."""
-        copies = repr(sorted(self.copies[number])).encode()
-        return {
-            "codes": self.parts[number].meta["checksum"],
-            "manifest": self.parts[number].meta["manifest"],
-            "codec": self.parts[number].meta["codec"],
-            "templates": list(self.names),
-            "settings": self.settings.to_dict(),
-            "tokenizer_hash": self.template.tokenizer.hash,
-            "layout": self.layout,
-            "left_out_sha256": hashlib.sha256(copies).hexdigest() if self.deduplicate else None,
-        }
-
-    def make(self, number: int, tick: ProgressCallback) -> Outcome:
-        """Write the part."""
-        part = self.parts[number]
-        part.check()
-        writer = SampleWriter(
-            self.prefix(number), number, self.num_parts, self.template.layout, self._made_from(number)
-        )
-        with writer:
-            for line, entry, codes in part.utterances(self.template.audio):
-                tick(1)
-                if line in self.copies[number]:
-                    writer.counts["copies"] += 1
-                    continue
-                try:
-                    for sample in self.template.samples(self.names, entry, codes):
-                        writer.add(sample)
-                except UserError as error:
-                    writer.problems.append(
-                        f"{part.manifest}:{line}: {entry.get('id', 'utterance without id')}: {error}"
-                    )
-        return writer.outcome()
-
-
-def write_assets(template: ChatTemplate, out: Path, codec: Path | None) -> None:
-    """Tokenizer, codec and template.json into the folder of the samples. Raises UserError where others lie there."""
-    with lease(out / "tokenizer", wait=True):
-        remove_leftovers(out / "tokenizer", out / "saved-tokenizer", out / "codec", out / "template.json")
-        save_tokenizer(template.tokenizer, out / "tokenizer")
-        if codec is not None:
-            copy_codec(codec, out / "codec")
-        write_once(out / "template.json", render_template(template.settings))
