@@ -28,8 +28,8 @@ from tools import compare_objectives, pipeline
 from ttt_dist.audio import load_codec, read_audio
 from ttt_dist.audio.io import UtteranceReader, resample
 from ttt_dist.config.run import Config, load_config
-from ttt_dist.evaluation.args import OWN
 from ttt_dist.evaluation.ears import MOST
+from ttt_dist.evaluation.judge_registry import OWN
 from ttt_dist.evaluation.metrics.error_rates import Score
 from ttt_dist.evaluation.metrics.normalise import normaliser
 from ttt_dist.evaluation.recognisers import Whisper

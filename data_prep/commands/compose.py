@@ -24,7 +24,7 @@ EXAMPLES = """examples:
   python -m data_prep compose --codes codes/train --template asr --train-tokenizer --vocab-size 400 --out samples/train
   python -m data_prep compose --codes codes/test --template asr --tokenizer samples/train/tokenizer --out samples/test
   python -m data_prep compose --codes codes/emotion --template emotion --settings my-templates.yaml \\
-      --tokenizer Qwen2.5/ --task $SLURM_ARRAY_TASK_ID --tasks 16 --out samples/emotion
+      --tokenizer Qwen2.5/ --array-index $SLURM_ARRAY_TASK_ID --array-size 16 --out samples/emotion
 """
 
 
@@ -79,7 +79,7 @@ def settings_of(args: argparse.Namespace) -> TemplateSettings:
 
 def run(args: argparse.Namespace) -> None:
     """The command. Raises UserError where more utterances than --max-errors could not be used; the others are kept."""
-    share = task_shard_of(args)
+    shard = task_shard_of(args)
     parts = [CodesPart(*found) for found in find_parts(args.codes, "encode")]
     require_no_others(args.out, len(parts))
     settings = settings_of(args)
@@ -93,11 +93,11 @@ def run(args: argparse.Namespace) -> None:
     job = ComposeJob(
         parts, args.template, settings, tokenizer, args.codes / "codec", args.out, args.deduplicate, args.layout
     )
-    totals = run_parts(job, share, problems)
+    totals = run_parts(job, shard, problems)
     counts = {name: int(totals.counts.get(name, 0)) for name in ("samples", "tokens", "audio_tokens", "copies")}
     what = f"{counts['samples']:,} samples, {counts['tokens']:,} tokens, {counts['audio_tokens']:,} of them audio"
     copies = f"; {counts['copies']:,} copies of earlier recordings were left out" if args.deduplicate else ""
-    tell(args.out, totals, what + copies, share, job.num_parts)
+    tell(args.out, totals, what + copies, shard, job.num_parts)
     if problems.count > args.max_errors:
         raise UserError(
             f"{args.out}: {problems.count} utterances could not be composed (--max-errors {args.max_errors}); "

@@ -23,7 +23,7 @@ EXAMPLES = """examples:
       --codec melvq:work/codec --out work/codes-valid
   # a published codec, as one of 64 array tasks with four processes each
   python -m data_prep encode --manifest train.jsonl --audio-root /corpora --codec glm4voice:/models/glm-4-voice-tokenizer \\
-      --task $SLURM_ARRAY_TASK_ID --tasks 64 --workers 4 --out codes
+      --array-index $SLURM_ARRAY_TASK_ID --array-size 64 --workers 4 --out codes
   mpirun -n 16 python -m data_prep encode ...
 
 Unreadable audio and bad lines are reported and left out, the rest is encoded. With more bad ones than --max-errors
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     """Learn the codec where asked to, then encode this task's parts."""
     if args.part_size < 1:
         args.fail(f"--part-size {args.part_size}: at least 1 line is needed")
-    share = task_shard_of(args)
+    shard = task_shard_of(args)
     spec = args.codec
     if args.train_codec:
         learnable = [name for name, row in CODECS.items() if row.is_learnt]
@@ -47,15 +47,15 @@ def run(args: argparse.Namespace) -> None:
     ranges = cut_lines(args.manifest, args.part_size)
     require_no_others(args.out, len(ranges))
     job = EncodeJob(ranges, spec, args.codebooks, args.out, args.audio_root, args.retry, args.codec_dtype)
-    totals = run_parts(job, share, problems)
+    totals = run_parts(job, shard, problems)
     counts = totals.counts
     num_utterances = int(counts.get("utterances", 0))
     if totals.parts and not num_utterances:
-        for number in share.of(job.num_parts):
+        for number in shard.of(job.num_parts):
             remove_part(job.prefix(number))
         raise UserError(f"{args.manifest}: none of its utterances could be encoded ({problems.count} bad)")
     hours, codes = counts.get("seconds", 0) / 3600, int(counts.get("codes", 0))
-    tell(args.out, totals, f"{num_utterances:,} utterances, {hours:.2f} hours, {codes:,} codes", share, job.num_parts)
+    tell(args.out, totals, f"{num_utterances:,} utterances, {hours:.2f} hours, {codes:,} codes", shard, job.num_parts)
     problems.raise_if_over_limit(f"the other {num_utterances:,} utterances were encoded")
 
 

@@ -30,7 +30,7 @@ EXAMPLES = """examples:
 
 def run(args: argparse.Namespace) -> None:
     """The command. Raises UserError where more records than --max-errors could not be used; the others are kept."""
-    share = task_shard_of(args)
+    shard = task_shard_of(args)
     pieces: list[LineRange | Path] = []
     for source in args.source:
         pieces += cut_lines(source, args.part_size) if source.suffix == ".jsonl" else [source]
@@ -39,10 +39,10 @@ def run(args: argparse.Namespace) -> None:
     num_codes = args.num_codes or _keep(args.codec, args.out)
     job = ImportJob(pieces, args.tokenizer, settings, num_codes, args.layout, args.out)
     problems = Problems(args.max_errors)
-    totals = run_parts(job, share, problems)
+    totals = run_parts(job, shard, problems)
     counts = {name: int(totals.counts.get(name, 0)) for name in ("samples", "tokens", "audio_tokens")}
     what = f"{counts['samples']:,} samples, {counts['tokens']:,} tokens, {counts['audio_tokens']:,} of them audio"
-    tell(args.out, totals, what, share, job.num_parts)
+    tell(args.out, totals, what, shard, job.num_parts)
     problems.raise_if_over_limit(f"the other {counts['samples']:,} samples are there")
 
 

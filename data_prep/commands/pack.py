@@ -21,7 +21,7 @@ SHARD_SAMPLES = 1_000_000
 EXAMPLES = """examples:
   python -m data_prep pack --samples samples/train --seq-len 4096 --out shards/train
   python -m data_prep pack --samples samples/books --seq-len 2048 --too-long cut --out shards/books
-  python -m data_prep pack --samples samples/train --seq-len 4096 --task $SLURM_ARRAY_TASK_ID --tasks 8 --out shards/train
+  python -m data_prep pack --samples samples/train --seq-len 4096 --array-index $SLURM_ARRAY_TASK_ID --array-size 8 --out shards/train
 """
 
 
@@ -60,21 +60,21 @@ def run(args: argparse.Namespace) -> None:
     for name in ("seq_len", "shard_samples"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be 1 or more")
-    share = task_shard_of(args)
+    shard = task_shard_of(args)
     source = SampleSource(find_parts(args.samples, "compose"))
     source.require_alike()
     job = PackJob(source, args.samples, args.out, args.seq_len, args.seed, args.too_long, args.shard_samples)
     try:
         job.plan()
         job.refuse_too_long()
-        totals = run_parts(job, share, Problems())
+        totals = run_parts(job, shard, Problems())
         finish(job)
     finally:
         source.forget()
     counts = {name: int(totals.counts.get(name, 0)) for name in ("packs", "samples", "tokens")}
     fill = counts["tokens"] / max(counts["packs"] * args.seq_len, 1)
     what = f"{counts['packs']:,} packs of {args.seq_len}, {counts['samples']:,} samples, fill {fill:.2%}"
-    tell(args.out, totals, what, share, job.num_parts)
+    tell(args.out, totals, what, shard, job.num_parts)
     dropped = job.too_long["dropped"]
     if dropped > args.max_errors:
         raise UserError(

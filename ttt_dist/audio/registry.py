@@ -15,7 +15,7 @@ from typing import Any
 from ttt_dist.audio.codec import CLASS, DESCRIPTION, Codec, CodecInfo
 from ttt_dist.audio.codecs.transformers_kinds import KINDS
 from ttt_dist.util.errors import UserError
-from ttt_dist.util.plugins import load_class, split_spec
+from ttt_dist.util.plugins import call_with, load_class, split_spec
 
 FLAG = "--codec"
 CHOICES = {"codebooks": "one codebook", "dtype": "one precision, float32"}
@@ -146,9 +146,10 @@ def _load_saved(name: str, folder: Path, chosen: Mapping[str, Any], device: str 
     known = {key: stored[key] for key in CHOICES if key in stored}
     codec = _open(saved, weights or folder, {**chosen, **known}, device, f"{path}: codec")
     if codec.hash != stored.get("hash"):
+        what, remedy = ("of weights ", "restore the weights") if weights else ("", "take the package that made it")
         raise UserError(
-            f"{path}: was saved with hash {str(stored.get('hash'))[:12]}, but {weights or saved} now has "
-            f"{codec.hash[:12]}; restore it, or encode anew with {saved}{f':{weights}' if weights else ''}"
+            f"{path}: was saved {what}with hash {str(stored.get('hash'))[:12]}, but {weights or saved} now has "
+            f"{codec.hash[:12]}; {remedy}, or encode anew with {saved}{f':{weights}' if weights else ''}"
         )
     return codec
 
@@ -177,13 +178,8 @@ def _open(name: str, folder: Path | None, chosen: Mapping[str, Any], device: str
         if key not in takes and value not in (None, 1):
             raise UserError(f"{key} {value}: {name} has {CHOICES[key]}; leave the choice out")
     told = {key: value for key, value in chosen.items() if key in takes and value is not None}
-    on_device = {"device": device} if "device" in takes else {}
     arguments = () if folder is None else (folder,)
-    try:
-        inspect.signature(kind.load).bind(*arguments, **told, **on_device, **row.arguments)
-    except TypeError as error:
-        raise UserError(f"{flag} {name}: its load cannot be called so ({error}); write {name}:FOLDER") from error
-    codec = kind.load(*arguments, **told, **on_device, **row.arguments)
+    codec: Codec = call_with(kind.load, f"{flag} {name}", *arguments, **told, device=device, **row.arguments)
     codec.loaded_with = told
     missing = [key for key in CodecInfo.__dataclass_fields__ if not hasattr(codec, key)]
     if missing:

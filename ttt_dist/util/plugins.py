@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,5 +67,26 @@ class Lazy:
     spec: str
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.load()(*args, **kwargs)
+
+    def load(self) -> Callable[..., Any]:
+        """The function itself."""
         module, _, name = self.spec.partition(":")
-        return getattr(importlib.import_module(module), name)(*args, **kwargs)
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        return found
+
+
+def call_with(function: Callable[..., Any], told_as: str, *given: Any, **available: Any) -> Any:
+    """What the function makes of `given` and of those of `available` that are parameters of its own.
+
+    Raises UserError, which begins with `told_as`, where it asks for something else.
+    """
+    function = function.load() if isinstance(function, Lazy) else function
+    signature = inspect.signature(function)
+    named = {name: value for name, value in available.items() if name in signature.parameters}
+    try:
+        signature.bind(*given, **named)
+    except TypeError as error:
+        what = f"{len(given)} argument(s) and {', '.join(available)} by name"
+        raise UserError(f"{told_as}: cannot be called so ({error}); it is given {what}") from error
+    return function(*given, **named)
