@@ -36,8 +36,6 @@ from ttt_dist.util.file_lock import lease
 
 T = TypeVar("T")
 
-ASSETS = ASSETS
-"""What a model folder takes over from that of a shard."""
 LAYOUT = "token_layout.json"
 
 # Parts of a block, ours and Hugging Face's; qkv and gate_up are split apart from these.
