@@ -91,7 +91,14 @@ def run(args: argparse.Namespace) -> None:
         learn_tokenizer(parts, settings, args.template, args.vocab_size, tokenizer)
     problems = Problems(args.max_errors)
     job = ComposeJob(
-        parts, args.template, settings, tokenizer, args.codes / "codec", args.out, args.deduplicate, args.layout
+        parts=parts,
+        names=args.template,
+        settings=settings,
+        tokenizer=tokenizer,
+        codec=args.codes / "codec",
+        out=args.out,
+        deduplicate=args.deduplicate,
+        layout=args.layout,
     )
     totals = run_parts(job, shard, problems)
     counts = {name: int(totals.counts.get(name, 0)) for name in ("samples", "tokens", "audio_tokens", "copies")}

@@ -46,7 +46,15 @@ def run(args: argparse.Namespace) -> None:
     problems = Problems(args.max_errors)
     ranges = cut_lines(args.manifest, args.part_size)
     require_no_others(args.out, len(ranges))
-    job = EncodeJob(ranges, spec, args.codebooks, args.out, args.audio_root, args.retry, args.codec_dtype)
+    job = EncodeJob(
+        ranges=ranges,
+        codec=spec,
+        codebooks=args.codebooks,
+        dtype=args.codec_dtype,
+        out=args.out,
+        audio_root=args.audio_root,
+        retry=args.retry,
+    )
     totals = run_parts(job, shard, problems)
     counts = totals.counts
     num_utterances = int(counts.get("utterances", 0))

@@ -37,7 +37,14 @@ def run(args: argparse.Namespace) -> None:
     require_no_others(args.out, len(pieces))
     settings = load_template_settings(args.settings) if args.settings else TemplateSettings()
     num_codes = args.num_codes or _keep(args.codec, args.out)
-    job = ImportJob(pieces, args.tokenizer, settings, num_codes, args.layout, args.out)
+    job = ImportJob(
+        pieces=pieces,
+        tokenizer=args.tokenizer,
+        settings=settings,
+        num_codes=num_codes,
+        layout=args.layout,
+        out=args.out,
+    )
     problems = Problems(args.max_errors)
     totals = run_parts(job, shard, problems)
     counts = {name: int(totals.counts.get(name, 0)) for name in ("samples", "tokens", "audio_tokens")}

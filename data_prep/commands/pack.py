@@ -63,7 +63,15 @@ def run(args: argparse.Namespace) -> None:
     shard = task_shard_of(args)
     source = SampleSource(find_parts(args.samples, "compose"))
     source.require_alike()
-    job = PackJob(source, args.samples, args.out, args.seq_len, args.seed, args.too_long, args.shard_samples)
+    job = PackJob(
+        source=source,
+        samples=args.samples,
+        out=args.out,
+        seq_len=args.seq_len,
+        seed=args.seed,
+        policy=args.too_long,
+        shard_samples=args.shard_samples,
+    )
     try:
         job.plan()
         job.refuse_too_long()

@@ -15,7 +15,7 @@ from ttt_dist.sequence.templates import TemplateSettings
 from ttt_dist.util.errors import UserError
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ComposeJob(PartJob):
     """The parts of codes, and how samples are made of them."""
 

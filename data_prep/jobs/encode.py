@@ -53,7 +53,7 @@ class Line:
     """Of each of its clips: where the codes lie aside, and their number."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EncodeJob(PartJob):
     """The parts of a manifest, and what they are encoded with."""
 

@@ -20,7 +20,7 @@ from ttt_dist.util.atomic_files import sha256_file
 from ttt_dist.util.errors import UserError
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ImportJob(PartJob):
     """Stretches of JSONL files, and whole files of other kinds."""
 

@@ -20,7 +20,7 @@ from ttt_dist.util.errors import UserError
 from ttt_dist.util.file_lock import lease
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PackJob(PartJob):
     """The shards of all samples: each is a run of windows of the one random order."""
 

@@ -286,7 +286,7 @@ def test_durations_decide_the_batches_alone(
 
 
 def test_rows_of_a_table_are_read_in_their_order(corpus: Path) -> None:
-    job = EncodeJob([], "", None, corpus, None)
+    job = EncodeJob(ranges=[], codec="", codebooks=None, out=corpus, audio_root=None)
     lines = [
         Line("a", {"audio": "x.wav", "duration": 2.0}),
         Line("b", {"audio": "t.parquet", "member": {"row": 1, "column": "audio"}, "duration": 1.0}),

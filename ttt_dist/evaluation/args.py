@@ -14,7 +14,7 @@ from ttt_dist.util.atomic_files import sha256_file, sha256_folder
 FORMAT = "ttt_dist evaluation 2"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvalArgs:
     """The command line, checked."""
 

@@ -52,7 +52,7 @@ class Speech:
         return {"wav": self.wav, "codes": len(self.result.codes), "finish": self.result.finish}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EvalContext:
     """Opened once per process."""
 
@@ -86,7 +86,15 @@ class EvalContext:
             label: load_judge(spec, decoder, codec, template, args.decoding)
             for label, spec in (labels(args.judges) if is_judged else {}).items()
         }
-        return cls(args, folder, decoder, codec, template, judges, Quality() if args.quality else None)
+        return cls(
+            args=args,
+            folder=folder,
+            decoder=decoder,
+            codec=codec,
+            template=template,
+            judges=judges,
+            quality=Quality() if args.quality else None,
+        )
 
     def encode_audio(self, items: Sequence[Item], item_errors: ItemErrors) -> list[tuple[Item, list[np.ndarray]]]:
         """The codes of each item's recordings, in the order of its clips."""

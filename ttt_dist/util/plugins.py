@@ -57,7 +57,7 @@ def load_function(spec: str, flag: str, signature: str) -> Callable[..., Any]:
     found = load_named(spec, flag)
     if not callable(found) or isinstance(found, type):
         raise UserError(f"{flag} {spec}: is no function; write {signature}")
-    return found  # type: ignore[no-any-return]  # what a module holds has no type here
+    return found
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The task `speech_chat`: spoken chats of one or more questions, answered one after the other.
 
-What the answers are worth say the benchmarks' own judges, which read what `layouts.py` writes.
+What the answers are worth say the benchmarks' own judges, which read what `submission_formats` writes.
 """
 
 from collections.abc import Sequence
