@@ -99,11 +99,9 @@ class Codec(ABC):
         A codec that keeps files of its own beside codec.json writes them here, and has no `folder`: `load` is then given
         the one that it was saved in.
         """
-        kind = type(self)
         where = {} if self.folder is None else {"weights": str(self.folder.resolve())}
-        own = {} if kind.__module__.startswith(OURS) else {CLASS: f"{kind.__module__}:{kind.__qualname__}"}
         with atomic_write(Path(folder) / DESCRIPTION) as file:
-            json.dump({**asdict(self.info), **own, **where, **self.choices()}, file, indent=2)
+            json.dump({**asdict(self.info), **self._class(), **where, **self.choices()}, file, indent=2)
             file.write("\n")
 
     @property
@@ -113,4 +111,9 @@ class Codec(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Plain values that say what made the codes, for the record."""
-        return asdict(self.info)
+        return {**asdict(self.info), **self._class()}
+
+    def _class(self) -> dict[str, str]:
+        """Of a codec that is not ours, where its class is."""
+        kind = type(self)
+        return {} if kind.__module__.startswith(OURS) else {CLASS: f"{kind.__module__}:{kind.__qualname__}"}
