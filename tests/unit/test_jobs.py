@@ -108,7 +108,7 @@ def test_what_a_worker_raises_is_raised(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="two is even"):
         run_parts(Fails(tmp_path, 3), TaskShard(workers=2), Problems(told=0))
     with pytest.raises(UserError, match="a worker process ended"):
-        run_parts(Fails(tmp_path, 5), TaskShard(task=1, tasks=2, workers=2), Problems(told=0))
+        run_parts(Fails(tmp_path, 5), TaskShard(index=1, size=2, workers=2), Problems(told=0))
 
 
 def test_a_lease_is_held_by_one_and_ends_with_its_process(tmp_path: Path) -> None:
@@ -152,9 +152,9 @@ def test_a_held_part_is_left_and_told(tmp_path: Path) -> None:
 
 def test_no_worker_outlives_a_killed_job(tmp_path: Path) -> None:
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom ttt_dist.jobs.runner import Share, run_parts\n"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom ttt_dist.jobs.runner import TaskShard, run_parts\n"
         "from ttt_dist.manifest.problems import Problems\nfrom tests.unit.test_jobs import Squares\n"
-        f"if __name__ == '__main__':\n    run_parts(Squares(Path({str(tmp_path)!r}), 2, 120.0), Share(workers=2), Problems())"
+        f"if __name__ == '__main__':\n    run_parts(Squares(Path({str(tmp_path)!r}), 2, 120.0), TaskShard(workers=2), Problems())"
     )
     script = tmp_path / "job.py"
     script.write_text(code)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from data_prep.commands import manifest
 from data_prep.readers import READERS, load_reader
 from data_prep.readers.long_recordings import punctuated
 from tests.corpora import SECONDS, assert_sounds_like, encoded, errors, listed, put, record, tone, write
 from ttt_dist.audio import UtteranceReader
+from ttt_dist.manifest import reading
 from ttt_dist.manifest.json_stream import stream_array
 from ttt_dist.util.errors import UserError
 
@@ -417,7 +417,7 @@ def test_a_file_that_cannot_be_read_is_reported_and_the_rest_goes_on(
             raise PermissionError(13, "Permission denied", str(path))
         return open(path, mode)
 
-    monkeypatch.setattr(manifest, "open", refuse, raising=False)
+    monkeypatch.setattr(reading, "open", refuse, raising=False)
     found, problems = listed("librispeech", tmp_path / "clean")
     assert [entry["id"] for entry in found] == ["3-4-0"]
     refused = tmp_path / "clean/1/2/1-2.trans.txt"

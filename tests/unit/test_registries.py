@@ -190,7 +190,7 @@ def test_a_codec_of_ones_own_goes_the_whole_way(manifest: Path, own: Path, tmp_p
     assert part["codec"]["hash"] == part["made_from"]["codec_hash"] == describe_codec(codes / "codec").hash
     tokenizer = ["--train-tokenizer", "--vocab-size", "290"]
     data_prep(["compose", "--codes", str(codes), "--template", "asr,tts", *tokenizer, "--out", str(samples)])
-    data_prep(["pack", "--samples", str(samples), "--seq-len", "64", "--out", str(shards / "train")])
+    data_prep(["pack", "--samples", str(samples), "--seq-len", "512", "--out", str(shards / "train")])
     stored = json.loads((shards / "codec" / "codec.json").read_text())
     assert (stored["class"], stored["name"]) == ("lab_extras.codec:Loudness", "loudness")
     again = load_codec(shards / "codec")

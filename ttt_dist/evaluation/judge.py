@@ -50,13 +50,13 @@ def load_judge(
     kind, place = parse(spec)
     row = find_judge(kind)
     given = {"decoder": decoder, "codec": codec, "template": template, "settings": settings, "device": device}
-    judge = call_with(
+    judge: Judge = call_with(
         row.make, f"{FLAG} {spec}", *([Path(place) if row.is_folder else place] if place else []), **given
     )
     missing = [name for name in ("name", "sample_rate", "transcribe") if not hasattr(judge, name)]
     if missing:
         raise UserError(f"{FLAG} {spec}: lacks {', '.join(missing)}; a judge has all of {Judge.__module__}.Judge")
-    return judge  # type: ignore[no-any-return]  # a row may be of anybody's module
+    return judge
 
 
 class ModelJudge:

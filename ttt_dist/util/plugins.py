@@ -8,11 +8,9 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from ttt_dist.util.errors import UserError
-
-T = TypeVar("T")
 
 _SPEC = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)(?::(.*))?", re.DOTALL)
 
@@ -41,7 +39,7 @@ def load_named(spec: str, flag: str) -> Any:
     return getattr(module, name)
 
 
-def load_class(spec: str, flag: str, base: type[T]) -> type[T]:
+def load_class(spec: str, flag: str, base: type) -> type[Any]:
     """The class that a spec names. Raises UserError unless it is a subclass of `base`, with nothing left to be written."""
     found = load_named(spec, flag)
     if not isinstance(found, type) or not issubclass(found, base):
