@@ -15,7 +15,7 @@ from typing import Any
 from ttt_dist.audio.codec import CLASS, DESCRIPTION, Codec, CodecInfo
 from ttt_dist.audio.codecs.transformers_kinds import KINDS
 from ttt_dist.util.errors import UserError
-from ttt_dist.util.plugins import call_with, load_class, split_spec
+from ttt_dist.util.plugins import call_with, is_there, load_class, split_spec
 
 FLAG = "--codec"
 CHOICES = {"codebooks": "one codebook", "dtype": "one precision, float32"}
@@ -86,12 +86,13 @@ def parse_spec(spec: str) -> tuple[str, Path | None]:
     if colon and name in CODECS:
         return name, Path(place)
     own = split_spec(spec)
-    if own and not Path(spec).exists():
+    if own and is_there(own[0]) and not Path(spec).exists():
         return own[0], None if own[1] is None else Path(own[1])
     if not colon or Path(spec).exists():
         return "", Path(spec)
     raise UserError(
-        f"{spec}: codec {name!r} is not known; known are {', '.join(sorted(CODECS))}, and package.module:Class of your own"
+        f"{spec}: codec {name!r} is not known; known are {', '.join(sorted(CODECS))}, and package.module:Class "
+        "of your own, of a package that is installed or on PYTHONPATH"
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ttt_dist.util.errors import UserError
-from ttt_dist.util.plugins import Lazy, load_named, split_spec
+from ttt_dist.util.plugins import Lazy, is_there, load_named, split_spec
 
 FLAG = "--judge"
 OWN = "model"
@@ -35,7 +35,7 @@ JUDGES = {
     "command": JudgeRow(Lazy("ttt_dist.evaluation.judge:CommandJudge"), "'PROGRAM {wav} {text}'"),
 }
 KINDS = ", ".join(f"{kind}:{row.place}" if row.place else kind for kind, row in JUDGES.items())
-HELP = f"{KINDS} or package.module:Class of your own"
+HELP = f"{KINDS} or package.module:Class of your own, of a package that is installed or on PYTHONPATH"
 
 
 def parse(spec: str) -> tuple[str, str]:
@@ -44,7 +44,7 @@ def parse(spec: str) -> tuple[str, str]:
     if kind in JUDGES and bool(place) == bool(JUDGES[kind].place):
         return kind, place
     own = None if kind in JUDGES else split_spec(spec)
-    if own is None:
+    if own is None or not is_there(own[0]):
         raise UserError(f"{FLAG} {spec}: is no judge; write {HELP}")
     return own[0], own[1] or ""
 

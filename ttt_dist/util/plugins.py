@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import inspect
 import re
 from collections.abc import Callable
@@ -19,6 +20,11 @@ def split_spec(text: str) -> tuple[str, str | None] | None:
     """`package.module:Name[:ARGUMENT]` as (`package.module:Name`, ARGUMENT or None); None where the text is no such thing."""
     match = _SPEC.fullmatch(text)
     return (match[1], match[2]) if match else None
+
+
+def is_there(spec: str) -> bool:
+    """Whether the package of a spec can be found, so that it is no slip of the pen in a name of ours."""
+    return importlib.util.find_spec(re.split("[.:]", spec)[0]) is not None
 
 
 def load_named(spec: str, flag: str) -> Any:
