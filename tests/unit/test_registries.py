@@ -283,7 +283,7 @@ def test_a_judge_and_a_normaliser_of_ones_own(own: Path, workplace: Path, tmp_pa
 
 def test_the_entry_points_find_them_on_pythonpath(own: Path, workplace: Path, tmp_path: Path) -> None:
     """As a user starts them: in a process of its own."""
-    data = write_lines(tmp_path / "one.jsonl", [line(0, audio=str(workplace / "0.wav"))])
+    data = write_lines(workplace / "one.jsonl", [line(0)])
     where = ["--model", workplace / "model", "--data", data, "--out", tmp_path / "out"]
     command = ["ttt_dist/evaluate.py", *where, "--task", "lab_extras.evaluation:LENGTH", *FEW]
     root = Path(__file__).resolve().parents[2]
