@@ -1,4 +1,4 @@
-"""What a template says of one entry of a manifest, as ids: its turns, and what stands within each (method: tokens, samples).
+"""What a template says of one entry of a manifest, as ids: its turns, and what stands within each (docs/method.md#tokens-and-layouts).
 
 `Form` is a template made ready, `EntryWriter` fills one entry in, `ContentWriter` knows the ids of what it is filled with:
 text, recordings that are heard, speech interleaved with its text.
@@ -83,7 +83,7 @@ class ContentWriter:
         return self._begin + _require(audio_ids) + self._end
 
     def spoken(self, text_ids: bytes, audio_ids: bytes | None) -> bytes:
-        """T_1 A_1 ... T_M A_M: `text_ratio` ids of text and `audio_ratio` codes in turn (method: tokens).
+        """T_1 A_1 ... T_M A_M: `text_ratio` ids of text and `audio_ratio` codes in turn (docs/method.md#tokens-and-layouts).
 
         Text that outlasts the codes comes before the last span, which is of the last kind and holds all codes that remain;
         with `chunks` they fill spans of `audio_ratio`, of which only the last is of the last kind.
