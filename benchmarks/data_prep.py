@@ -32,7 +32,7 @@ import numpy as np
 from benchmarks.released_way import ReleasedWay
 from benchmarks.result_file import head
 from data_prep.__main__ import main as data_prep
-from data_prep.commands.encode import PartWriter
+from data_prep.jobs.codes_writer import PartWriter
 from data_prep.packing.sample_parts import SampleWriter
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.jobs.parts import part_prefix

@@ -122,7 +122,14 @@ class Numbers(TextTokenizer):
 def random_folder(config: ModelConfig, layout: TokenLayout, dtype: torch.dtype, device: str) -> ModelFolder:
     """A model with random weights and all that a decoder asks for beside it."""
     model = Transformer.for_layout(config, layout, LocalLayerFactory(dtype=dtype)).eval().requires_grad_(False)
-    return ModelFolder(model.to(device), layout, Numbers(), TemplateSettings(), Objective(), Path())
+    return ModelFolder(
+        model=model.to(device),
+        layout=layout,
+        tokenizer=Numbers(),
+        template=TemplateSettings(),
+        objective=Objective(),
+        codec=Path(),
+    )
 
 
 def draw_prompts(layout: TokenLayout, number: int) -> list[Request]:

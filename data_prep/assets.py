@@ -1,14 +1,21 @@
 """What travels beside samples and shards: tokenizer/, codec/ and template.json."""
 
+from __future__ import annotations
+
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ttt_dist.data.metadata import ASSETS, codec_hash
-from ttt_dist.sequence.templates import TemplateSettings
+from ttt_dist.sequence.templates import ChatTemplate, TemplateSettings
 from ttt_dist.sequence.text_tokenizer import TextTokenizer, load_tokenizer
-from ttt_dist.util.atomic_files import atomic_write, copy_folder, temporary_name
+from ttt_dist.util.atomic_files import atomic_write, copy_folder, remove_leftovers, temporary_name
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.file_lock import lease
+
+if TYPE_CHECKING:
+    from ttt_dist.audio import Codec
 
 
 def copy_assets(source: Path, target: Path) -> None:
@@ -57,3 +64,25 @@ def save_tokenizer(tokenizer: TextTokenizer, target: Path) -> None:
 def render_template(settings: TemplateSettings) -> str:
     """The text of template.json."""
     return json.dumps(settings.to_dict(), indent=1, ensure_ascii=False) + "\n"
+
+
+def write_assets(template: ChatTemplate, out: Path, codec: Path | None) -> None:
+    """Tokenizer, codec and template.json into the folder of the samples. Raises UserError where others lie there."""
+    with lease(out / "tokenizer", wait=True):
+        remove_leftovers(out / "tokenizer", out / "saved-tokenizer", out / "codec", out / "template.json")
+        save_tokenizer(template.tokenizer, out / "tokenizer")
+        if codec is not None:
+            copy_codec(codec, out / "codec")
+        write_once(out / "template.json", render_template(template.settings))
+
+
+def keep_codec(codec: Codec, folder: Path) -> None:
+    """Save the codec beside its codes; UserError where another one lies there."""
+    from ttt_dist.audio import describe_codec
+
+    with lease(folder, wait=True):
+        if not (folder / "codec.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # half of one, left by a job that was killed
+            codec.save(folder)
+        elif describe_codec(folder).hash != codec.hash:
+            raise UserError(f"{folder}: holds another codec than the one asked for; remove it or choose another --out")

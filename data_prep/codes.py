@@ -16,7 +16,7 @@ from ttt_dist.data.indexed import open_indexed
 from ttt_dist.data.metadata import with_suffix
 from ttt_dist.manifest.entry import Entry
 from ttt_dist.sequence.id_bytes import WIDTH
-from ttt_dist.sequence.template_content import Codes
+from ttt_dist.sequence.template_writer import Codes
 from ttt_dist.util.atomic_files import sha256_file
 from ttt_dist.util.errors import UserError
 

@@ -26,7 +26,7 @@ from tools import decoding_sweep, pipeline
 from ttt_dist.config.loader import load_config, to_dict
 from ttt_dist.config.pipeline import Recipe
 from ttt_dist.evaluation import report
-from ttt_dist.evaluation.args import OWN
+from ttt_dist.evaluation.judge_registry import OWN
 from ttt_dist.telemetry import curves
 from ttt_dist.telemetry.run_folder import environment
 from ttt_dist.util.atomic_files import atomic_write
@@ -250,13 +250,11 @@ def write_comparison(out: Path, rows: Mapping[str, Figures]) -> None:
         decoding_sweep.figure(swept).savefig(out / "comparison.png", dpi=150)
     with atomic_write(out / "comparison.md") as file:
         file.write("\n".join(lines) + "\n")
-    html = [[report.plain(cell) for cell in row] for row in cells]
-    sections = [report.section("Word error rates", note, report.table(header, html))]
+    sections = [report.section("Word error rates", note, report.table(header, cells))]
     if swept:
         header, cells = decoding_sweep.table(swept)
         picture = report.svg(decoding_sweep.figure(swept))
-        html = [[report.plain(cell) for cell in row] for row in cells]
-        sections.append(report.section("Own speech by forwards", SWEEP_NOTE, picture + report.table(header, html)))
+        sections.append(report.section("Own speech by forwards", SWEEP_NOTE, picture + report.table(header, cells)))
     figure = curves.compared({row["title"]: mean_records(out, name, row["seeds"]) for name, row in rows.items()})
     if figure is not None:
         sections.append(report.section("Learning curves", CURVES_NOTE, report.svg(figure)))

@@ -11,7 +11,7 @@ from tools import pipeline
 from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.config.objective import Objective
 from ttt_dist.config.pipeline import Recipe
-from ttt_dist.evaluation.args import OWN
+from ttt_dist.evaluation.judge_registry import OWN
 from ttt_dist.telemetry.curves import COLOURS, GREY
 from ttt_dist.util.console import warn
 

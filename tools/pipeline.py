@@ -23,7 +23,8 @@ from typing import Any
 from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.config.loader import load_config
 from ttt_dist.config.pipeline import Recipe
-from ttt_dist.evaluation.args import JUDGES, OWN, labels, parse
+from ttt_dist.evaluation import judge_registry
+from ttt_dist.evaluation.judge_registry import OWN, labels, parse
 from ttt_dist.inference.flags import as_flags
 from ttt_dist.launch.process_group import has_gpu
 from ttt_dist.util.console import main_guard, print_json, print_rank0
@@ -127,7 +128,7 @@ def train(recipe: str, overrides: Sequence[str], data: Path, out: Path, processe
 
 def add_judges(parser: argparse.ArgumentParser) -> None:
     """The flag that names further judges of speech."""
-    about = f"who else transcribes own speech, may be given again: {JUDGES}"
+    about = f"who else transcribes own speech, may be given again: {judge_registry.HELP}"
     parser.add_argument("--judge", action="append", metavar="JUDGE", default=[], help=about)
 
 

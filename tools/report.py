@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttt_dist.evaluation import report
-from ttt_dist.evaluation.args import OWN
+from ttt_dist.evaluation.judge_registry import OWN
 from ttt_dist.telemetry import curves
 from ttt_dist.telemetry.events import read_events, with_silent_ends
 from ttt_dist.util.atomic_files import atomic_write
@@ -116,7 +116,7 @@ def sections(args: argparse.Namespace) -> Iterator[str]:
     if profiles:
         note = "The heaviest operations of the profiled steps; the traces beside them open in ui.perfetto.dev."
         tables = (report.folded(path.stem, report.text(path.read_text(encoding="utf8"))) for path in profiles)
-        yield report.section("Profile", note, "".join(tables))
+        yield report.section("Profile", note, report.joined(tables))
     if (run / "config.yaml").is_file():
         yield report.section(
             "Configuration", "As resolved at the start.", report.text((run / "config.yaml").read_text())
@@ -187,7 +187,7 @@ def events_table(events: list[Record]) -> str:
         details = ", ".join(f"{key}: {value}" for key, value in fields.items())
         cells = [str(event["time"] or "").partition(".")[0].replace("T", " "), f"{event['step']:,}"]
         cells += [event["event"].replace("_", " "), shortened(details)]
-        rows.append([report.plain(cell, is_bad=event["event"] == "fault") for cell in cells])
+        rows.append(list(map(report.bad, cells)) if event["event"] == "fault" else cells)
     hidden = len(shown) - len(rows)
     more = f"{hidden:,} earlier ones are in events.jsonl" if hidden else ""
     return report.table(["time (UTC)", "step", "event", ""], rows) + report.note(more)
@@ -227,7 +227,7 @@ def transcripts(records: list[Record], originals: Originals) -> str:
     for record in worst_first[:half] + worst_first[len(worst_first) // 2 :][:half]:
         known = record["id"] in originals.entries and originals.codec is not None
         heard = report.marked(record["reference"], record["hypothesis"])
-        said = [report.plain(record.get("speaker", "")), report.plain(record["reference"])]
+        said = [record.get("speaker", ""), record["reference"]]
         rows.append([originals.player(record["id"]) if known else "", *said, heard])
     return report.table(["recording", "speaker", "said", "heard by the model"], rows)
 
@@ -257,7 +257,7 @@ def speech(run: Path, records: list[Record], originals: Originals) -> str:
         columns.append(report.captioned("the model", heard, report.spectrogram(wave, rate), report.player(path)))
         who = f" ({record['speaker']})" if "speaker" in record else ""
         rows.append(report.row(f"{record['reference']}{who}", columns))
-    return "".join(rows)
+    return report.joined(rows)
 
 
 def read_json(path: Path) -> Record:

@@ -6,7 +6,7 @@
     python ttt_dist/evaluate.py --model runs/glm/export --task tts --data test.jsonl --out results/ \\
         --decoder-command "python glm_decode.py {codes} {wav}"
     python ttt_dist/evaluate.py --model runs/big/export --task audio_qa --data web_questions.csv --audio-root audios/ \\
-        --out results/ --share 3 --shares 16
+        --out results/ --array-index 3 --array-size 16
     python ttt_dist/evaluate.py --model runs/demo/export --task likelihood --data shards/valid --out results/
     mpirun -n 4 python ttt_dist/evaluate.py ...
 
@@ -18,6 +18,8 @@ than --max-errors of them: exit status 1. Interrupted, the same command goes on 
 import argparse
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -26,84 +28,72 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from ttt_dist.config.objective import Masking
-from ttt_dist.evaluation.args import FORMS, JUDGES, OWN, EvalArgs, is_shards
-from ttt_dist.evaluation.metrics.normalise import NAMES
+from ttt_dist.evaluation import judge_registry
+from ttt_dist.evaluation.args import EvalArgs, is_shards
+from ttt_dist.evaluation.metrics.normalise import FLAG, NORMALISERS, own_normaliser
+from ttt_dist.evaluation.tasks.registry import TASK_FLAGS, TASKS, find_task, is_task, tasks_with
 from ttt_dist.inference.flags import add_decoding_flags, settings_from_flags
 from ttt_dist.jobs import runner
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.util.console import main_guard, print_json, print_rank0
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.plugins import split_spec
 
 # What works with the model is imported where it is used: --help and mistakes of the command line wait for nothing.
 if TYPE_CHECKING:
     from ttt_dist.evaluation.items import Item
 
-SHARE = ("share", "shares")  # --task is what to measure
-
 
 def main() -> None:
-    """Make this share's parts; where all are there, score them and write the results."""
+    """Make this process's parts; where all are there, score them and write the results."""
     arguments = parse_arguments()
-    share, plan = runner.task_shard_of(arguments, SHARE), plan_of(arguments)
-    if not plan.model.is_dir():
-        raise UserError(f"{plan.model}: no such model folder; name the export/ folder of a run")
+    shard, args = runner.task_shard_of(arguments), args_of(arguments)
+    if not args.model.is_dir():
+        raise UserError(f"{args.model}: no such model folder; name the export/ folder of a run")
     from ttt_dist.evaluation.job import EvaluationJob
     from ttt_dist.evaluation.results import write_results
 
-    lines = lines_of(plan)
+    lines = lines_of(args)
     if not lines:
-        raise UserError(f"{plan.data}: holds no item; name a data file with at least one line")
-    job = EvaluationJob(plan, lines, plan.fingerprint(), arguments.retry)
+        raise UserError(f"{args.data}: holds no item; name a data file with at least one line")
+    job = EvaluationJob(args, lines, args.fingerprint(), arguments.retry)
     job.require_own_parts()
 
     start, problems = time.monotonic(), Problems(arguments.max_errors)
-    totals = runner.run_parts(job, share, problems)
+    totals = runner.run_parts(job, shard, problems)
     seconds = time.monotonic() - start
     summary = write_results(job)
     runner.tell(
-        plan.out, totals, f"{int(totals.counts.get('records', 0)):,} records in {seconds:.1f} s", share, job.num_parts
+        args.out, totals, f"{int(totals.counts.get('records', 0)):,} records in {seconds:.1f} s", shard, job.num_parts
     )
     if summary is None:
-        print_rank0(f"{plan.out}: the results follow when all {job.num_parts} parts are there")
+        print_rank0(f"{args.out}: the results follow when all {job.num_parts} parts are there")
         return
-    print_rank0(f"{plan.out}: scores in {plan.task}_summary.md, the worst items in {plan.task}.html")
+    name = args.row.name
+    print_rank0(f"{args.out}: scores in {name}_summary.md, the worst items in {name}.html")
     print_json(summary)
     if summary["errors"] > arguments.max_errors or not summary["items"]:
         raise UserError(
-            f"{plan.data}: {summary['errors']} line(s) could not be used, {summary['items']} were; correct them "
-            f"(named above and in {plan.parts}), or allow more by --max-errors {summary['errors']}"
+            f"{args.data}: {summary['errors']} line(s) could not be used, {summary['items']} were; correct them "
+            f"(named above and in {args.parts}), or allow more by --max-errors {summary['errors']}"
         )
 
 
-def lines_of(plan: EvalArgs) -> "list[Item | str]":
+def lines_of(args: EvalArgs) -> "list[Item | str]":
     """The items of the data, and messages about those that cannot be used."""
     from ttt_dist.evaluation.items import read_items
-    from ttt_dist.evaluation.tasks.likelihood import packs_as_items
-    from ttt_dist.evaluation.tasks.registry import TASKS
 
-    if plan.task == "likelihood" and is_shards(plan.data):
-        return packs_as_items(plan)
-    return read_items(plan.data, TASKS[plan.task].prepare, plan.limit)
+    if args.row.packs and is_shards(args.data):
+        return args.row.packs(args)
+    return read_items(args.data, args.row.prepare, args.limit)
 
 
-def plan_of(arguments: argparse.Namespace) -> EvalArgs:
+def args_of(arguments: argparse.Namespace) -> EvalArgs:
     """What the command line asks for. Raises UserError where a decoding setting is out of its range."""
-    same = (
-        "task",
-        "model",
-        "data",
-        "out",
-        "audio_root",
-        "decoder_command",
-        "normaliser",
-        "text_only",
-        "quality",
-        "ceiling",
-    )
-    more = ("draws", "estimator", "limit", "part_size", "batch", "workers", "seed")
-    values = {name: getattr(arguments, name) for name in (*same, *more)}
-    template = arguments.template or FORMS[arguments.task].template or ""
-    judges = tuple(arguments.judge or [OWN])
+    given = {"template", "decoding", "judges"}
+    values = {field.name: getattr(arguments, field.name) for field in fields(EvalArgs) if field.name not in given}
+    template = arguments.template or find_task(arguments.task).template or ""
+    judges = tuple(arguments.judge or [judge_registry.OWN])
     return EvalArgs(template=template, decoding=settings_from_flags(arguments), judges=judges, **values)
 
 
@@ -114,7 +104,7 @@ def parse_arguments() -> argparse.Namespace:
         description=summary, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", required=True, type=Path, help="exported model folder")
-    parser.add_argument("--task", required=True, choices=sorted(FORMS), help="what to measure")
+    parser.add_argument("--task", required=True, help=f"what to measure: {', '.join(TASKS)}, or package.module:NAME")
     parser.add_argument(
         "--data",
         required=True,
@@ -128,9 +118,12 @@ def parse_arguments() -> argparse.Namespace:
         "--judge",
         action="append",
         metavar="JUDGE",
-        help=f"who transcribes speech, may be given again: {JUDGES} (model)",
+        help=f"who transcribes speech, may be given again: {judge_registry.HELP} (model)",
     )
-    parser.add_argument("--normaliser", choices=NAMES, help="of texts before they are compared (default: by `lang`)")
+    parser.add_argument(
+        "--normaliser",
+        help=f"of texts before they are compared: {', '.join(NORMALISERS)}, or package.module:function (default: by `lang`)",
+    )
     parser.add_argument(
         "--decoder-command",
         metavar="COMMAND",
@@ -156,25 +149,40 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-errors", type=int, default=0, help="items that may be unusable (default 0)")
     parser.add_argument("--retry", action="store_true", help="make parts again in which an item could not be used")
     parser.add_argument("--seed", type=int, default=0, help="of what is sampled, and of the likelihood's noise")
-    runner.add_arguments(parser, SHARE)
+    runner.add_arguments(parser, ("--share", "--shares"))
     add_decoding_flags(parser)
     arguments = parser.parse_args()
+    check(parser, arguments)
+    return arguments
+
+
+def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse what does not go together. Raises UserError where something of one's own is not there."""
     for name in ("draws", "part_size", "batch", "limit"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if arguments.seed < 0:
         parser.error("--seed must be at least 0")
-    if FORMS[arguments.task].template is None and arguments.template is None and not is_shards(arguments.data):
+    if not is_task(arguments.task):
+        parser.error(f"--task {arguments.task}: choose {', '.join(TASKS)}, or package.module:NAME of your own")
+    task = find_task(arguments.task)
+    if task.template is None and arguments.template is None and not (task.packs and is_shards(arguments.data)):
         parser.error(f"--task {arguments.task} on items: give --template, which makes samples of them")
-    if arguments.decoder_command is not None and not FORMS[arguments.task].speaks:
-        parser.error("--decoder-command makes speech: it goes with --task tts, audio_qa or speech_chat")
-    if arguments.text_only and arguments.task not in ("audio_qa", "speech_chat"):
-        parser.error("--text-only goes with --task audio_qa or speech_chat")
-    if arguments.quality and arguments.task != "tts":
-        parser.error("--quality goes with --task tts")
-    if not arguments.ceiling and arguments.task != "tts":
-        parser.error("--no-ceiling goes with --task tts")
-    return arguments
+    if arguments.decoder_command is not None and not task.speaks:
+        speaking = [name for name, task in TASKS.items() if task.speaks]
+        parser.error(f"--decoder-command makes speech: it goes with --task {joined(speaking)}")
+    for name, flag in TASK_FLAGS.items():
+        if getattr(arguments, name) != parser.get_default(name) and name not in task.takes:
+            parser.error(f"{flag} goes with --task {joined(tasks_with(name))}")
+    if arguments.normaliser not in (None, *NORMALISERS):
+        if split_spec(arguments.normaliser) is None:
+            parser.error(f"{FLAG} {arguments.normaliser}: choose {', '.join(NORMALISERS)}, or package.module:function")
+        own_normaliser(arguments.normaliser)
+
+
+def joined(names: Sequence[str]) -> str:
+    """`a, b or c`."""
+    return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def command() -> None:

@@ -111,22 +111,21 @@ def answer_chats(arguments: argparse.Namespace, settings: DecodeSettings) -> Non
     from ttt_dist.evaluation.tasks.chats import speech_chat
     from ttt_dist.evaluation.tasks.item_adapters import chat
 
-    task, template = "speech_chat", "audio_chat"
-    plan = EvalArgs(
-        task, arguments.model, arguments.chats, arguments.out, template, settings,
-        decoder_command=arguments.decoder_command, seed=arguments.seed,
+    args = EvalArgs(
+        task="speech_chat", model=arguments.model, data=arguments.chats, out=arguments.out, template="audio_chat",
+        decoding=settings, decoder_command=arguments.decoder_command, seed=arguments.seed,
     )  # fmt: skip
-    lines = read_items(plan.data, chat)
+    lines = read_items(args.data, chat)
     item_errors = ItemErrors()
     items = [line for line in lines if isinstance(line, Item)]
-    records = speech_chat(EvalContext.open(plan, speaks=True, is_judged=False), items, item_errors)
-    write_jsonl(plan.out / "answers.jsonl", records)
+    records = speech_chat(EvalContext.open(args, speaks=True, is_judged=False), items, item_errors)
+    write_jsonl(args.out / "answers.jsonl", records)
     problems = [line for line in lines if isinstance(line, str)] + item_errors.problems
     for problem in problems:
         warn(problem)
-    print_rank0(f"{plan.out / 'answers.jsonl'}: {len(records)} chats answered, {len(problems)} not")
+    print_rank0(f"{args.out / 'answers.jsonl'}: {len(records)} chats answered, {len(problems)} not")
     if problems or not records:
-        raise UserError(f"{plan.data}: {len(problems)} chat(s) could not be answered; correct them (named above)")
+        raise UserError(f"{args.data}: {len(problems)} chat(s) could not be answered; correct them (named above)")
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -29,8 +29,8 @@ from ttt_dist.audio import load_codec, read_audio
 from ttt_dist.audio.io import UtteranceReader, resample
 from ttt_dist.config.loader import load_config
 from ttt_dist.config.pipeline import Recipe
-from ttt_dist.evaluation.args import OWN
 from ttt_dist.evaluation.ears import MOST
+from ttt_dist.evaluation.judge_registry import OWN
 from ttt_dist.evaluation.metrics.error_rates import Score
 from ttt_dist.evaluation.metrics.normalise import normaliser
 from ttt_dist.evaluation.recognisers import Whisper

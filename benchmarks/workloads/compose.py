@@ -32,7 +32,7 @@ def texts_of(seconds: np.ndarray, num_words: int, rng: np.random.Generator) -> l
 def prepare(folder: Path, num_words: int) -> None:
     """Codes and a tokenizer."""
     from benchmarks.released_way import train_tokenizer
-    from data_prep.commands.encode import PartWriter
+    from data_prep.jobs.codes_writer import PartWriter
     from ttt_dist.jobs.parts import part_prefix
 
     rng = np.random.default_rng(0)

@@ -5,30 +5,26 @@ settings go beside them. A part that is there already and was made from the same
 """
 
 import argparse
-import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.assets import copy_codec, render_template, save_tokenizer, write_once
-from data_prep.codes import CodesPart, find_copies
-from data_prep.packing.sample_parts import SampleWriter, finished_samples
-from data_prep.token_layout_args import add_layout_argument, open_template
+from data_prep.codes import CodesPart
+from data_prep.jobs.compose import ComposeJob
+from data_prep.token_layout_args import add_layout_argument
 from data_prep.train_codec_tokenizer import learn_tokenizer
-from ttt_dist.jobs.parts import find_parts, part_prefix, require_no_others
-from ttt_dist.jobs.runner import Outcome, PartJob, ProgressCallback, add_arguments, run_parts, task_shard_of, tell
+from ttt_dist.jobs.parts import find_parts, require_no_others
+from ttt_dist.jobs.runner import add_arguments, run_parts, task_shard_of, tell
 from ttt_dist.manifest.problems import Problems
-from ttt_dist.sequence.templates import ChatTemplate, TemplateSettings, load_template_settings
-from ttt_dist.util.atomic_files import remove_leftovers
+from ttt_dist.sequence.templates import TemplateSettings, load_template_settings
 from ttt_dist.util.errors import UserError
-from ttt_dist.util.file_lock import lease
 
 EXAMPLES = """examples:
   python -m data_prep compose --codes codes/train --template asr,tts --tokenizer Qwen2.5/ --out samples/train
   python -m data_prep compose --codes codes/train --template asr --train-tokenizer --vocab-size 400 --out samples/train
   python -m data_prep compose --codes codes/test --template asr --tokenizer samples/train/tokenizer --out samples/test
   python -m data_prep compose --codes codes/emotion --template emotion --settings my-templates.yaml \\
-      --tokenizer Qwen2.5/ --task $SLURM_ARRAY_TASK_ID --tasks 16 --out samples/emotion
+      --tokenizer Qwen2.5/ --array-index $SLURM_ARRAY_TASK_ID --array-size 16 --out samples/emotion
 """
 
 
@@ -83,7 +79,7 @@ def settings_of(args: argparse.Namespace) -> TemplateSettings:
 
 def run(args: argparse.Namespace) -> None:
     """The command. Raises UserError where more utterances than --max-errors could not be used; the others are kept."""
-    share = task_shard_of(args)
+    shard = task_shard_of(args)
     parts = [CodesPart(*found) for found in find_parts(args.codes, "encode")]
     require_no_others(args.out, len(parts))
     settings = settings_of(args)
@@ -95,99 +91,22 @@ def run(args: argparse.Namespace) -> None:
         learn_tokenizer(parts, settings, args.template, args.vocab_size, tokenizer)
     problems = Problems(args.max_errors)
     job = ComposeJob(
-        parts, args.template, settings, tokenizer, args.codes / "codec", args.out, args.deduplicate, args.layout
+        parts=parts,
+        names=args.template,
+        settings=settings,
+        tokenizer=tokenizer,
+        codec=args.codes / "codec",
+        out=args.out,
+        deduplicate=args.deduplicate,
+        layout=args.layout,
     )
-    totals = run_parts(job, share, problems)
+    totals = run_parts(job, shard, problems)
     counts = {name: int(totals.counts.get(name, 0)) for name in ("samples", "tokens", "audio_tokens", "copies")}
     what = f"{counts['samples']:,} samples, {counts['tokens']:,} tokens, {counts['audio_tokens']:,} of them audio"
     copies = f"; {counts['copies']:,} copies of earlier recordings were left out" if args.deduplicate else ""
-    tell(args.out, totals, what + copies, share, job.num_parts)
+    tell(args.out, totals, what + copies, shard, job.num_parts)
     if problems.count > args.max_errors:
         raise UserError(
             f"{args.out}: {problems.count} utterances could not be composed (--max-errors {args.max_errors}); "
             "the others are there: mend the lines named above, or raise --max-errors"
         )
-
-
-@dataclass
-class ComposeJob(PartJob):
-    """The parts of codes, and how samples are made of them."""
-
-    parts: list[CodesPart]
-    names: tuple[str, ...]
-    settings: TemplateSettings
-    tokenizer: Path
-    codec: Path
-    out: Path
-    deduplicate: bool
-    layout: str = "own"
-    label = "composing"
-    unit = "utterance"
-
-    @property
-    def num_parts(self) -> int:
-        return len(self.parts)
-
-    def prefix(self, number: int) -> Path:
-        return part_prefix(self.out, number)
-
-    def amount(self, number: int) -> float:
-        return self.parts[number].num_utterances
-
-    def open(self) -> None:
-        """Load the tokenizer, make the token layout, and put what belongs to the samples beside them."""
-        from ttt_dist.audio import describe_codec
-
-        num_codes = describe_codec(self.codec).codebook_size
-        self.template = open_template(self.tokenizer, num_codes, self.layout, self.settings)
-        write_assets(self.template, self.out, self.codec)
-        self.copies = find_copies(self.parts) if self.deduplicate else [frozenset()] * len(self.parts)
-
-    def finished(self, number: int) -> Outcome | None:
-        return finished_samples(self.prefix(number), self._made_from(number))
-
-    def _made_from(self, number: int) -> dict[str, Any]:
-        """All that decides what a part will hold: its codes, by their JSON with its checksums, and the settings."""
-        copies = repr(sorted(self.copies[number])).encode()
-        return {
-            "codes": self.parts[number].meta["checksum"],
-            "manifest": self.parts[number].meta["manifest"],
-            "codec": self.parts[number].meta["codec"],
-            "templates": list(self.names),
-            "settings": self.settings.to_dict(),
-            "tokenizer_hash": self.template.tokenizer.hash,
-            "layout": self.layout,
-            "left_out_sha256": hashlib.sha256(copies).hexdigest() if self.deduplicate else None,
-        }
-
-    def make(self, number: int, tick: ProgressCallback) -> Outcome:
-        """Write the part."""
-        part = self.parts[number]
-        part.check()
-        writer = SampleWriter(
-            self.prefix(number), number, self.num_parts, self.template.layout, self._made_from(number)
-        )
-        with writer:
-            for line, entry, codes in part.utterances(self.template.audio):
-                tick(1)
-                if line in self.copies[number]:
-                    writer.counts["copies"] += 1
-                    continue
-                try:
-                    for sample in self.template.samples(self.names, entry, codes):
-                        writer.add(sample)
-                except UserError as error:
-                    writer.problems.append(
-                        f"{part.manifest}:{line}: {entry.get('id', 'utterance without id')}: {error}"
-                    )
-        return writer.outcome()
-
-
-def write_assets(template: ChatTemplate, out: Path, codec: Path | None) -> None:
-    """Tokenizer, codec and template.json into the folder of the samples. Raises UserError where others lie there."""
-    with lease(out / "tokenizer", wait=True):
-        remove_leftovers(out / "tokenizer", out / "saved-tokenizer", out / "codec", out / "template.json")
-        save_tokenizer(template.tokenizer, out / "tokenizer")
-        if codec is not None:
-            copy_codec(codec, out / "codec")
-        write_once(out / "template.json", render_template(template.settings))

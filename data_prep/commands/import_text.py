@@ -7,23 +7,17 @@ many lines, every other file is one part. The result is what compose writes, and
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.commands.compose import write_assets
-from data_prep.commands.encode import PART_SIZE, keep_codec
-from data_prep.packing.sample_parts import SampleWriter, finished_samples
-from data_prep.released import read_released, released_sample
-from data_prep.token_layout_args import add_layout_argument, open_template
-from ttt_dist.jobs.parts import LineRange, cut_lines, part_prefix, require_no_others
-from ttt_dist.jobs.runner import Outcome, PartJob, ProgressCallback, add_arguments, run_parts, task_shard_of, tell
-from ttt_dist.manifest.problems import Collected, Problems
+from data_prep.assets import keep_codec
+from data_prep.jobs.encode import PART_SIZE
+from data_prep.jobs.import_text import ImportJob
+from data_prep.token_layout_args import add_layout_argument
+from ttt_dist.jobs.parts import LineRange, cut_lines, require_no_others
+from ttt_dist.jobs.runner import add_arguments, run_parts, task_shard_of, tell
+from ttt_dist.manifest.problems import Problems
 from ttt_dist.sequence.templates import TemplateSettings, load_template_settings
-from ttt_dist.util.atomic_files import sha256_file
-from ttt_dist.util.errors import UserError
 
 EXAMPLES = """examples:
   # the authors' data, for their checkpoints
@@ -34,95 +28,28 @@ EXAMPLES = """examples:
 """
 
 
-@dataclass
-class ImportJob(PartJob):
-    """Stretches of JSONL files, and whole files of other kinds."""
-
-    pieces: list[LineRange | Path]
-    tokenizer: Path
-    settings: TemplateSettings
-    num_codes: int
-    layout: str
-    out: Path
-    label = "importing"
-    unit = "part"
-
-    @property
-    def num_parts(self) -> int:
-        return len(self.pieces)
-
-    def prefix(self, number: int) -> Path:
-        return part_prefix(self.out, number)
-
-    def amount(self, number: int) -> float:
-        return 1
-
-    def open(self) -> None:
-        """Load the tokenizer and make the token layout. Raises UserError where they do not fit."""
-        self.template = open_template(self.tokenizer, self.num_codes, self.layout, self.settings)
-        write_assets(self.template, self.out, None)
-
-    def finished(self, number: int) -> Outcome | None:
-        return finished_samples(self.prefix(number), self._made_from(number))
-
-    def _made_from(self, number: int) -> dict[str, Any]:
-        piece = self.pieces[number]
-        if isinstance(piece, LineRange):
-            of_piece = {"source": piece.path.name, "first_line": piece.first, "lines_sha256": piece.sha256()}
-        else:
-            of_piece = {"source": piece.name, "first_line": 1, "lines_sha256": sha256_file(piece)}
-        return {
-            **of_piece,
-            "layout": self.layout,
-            "settings": self.settings.to_dict(),
-            "tokenizer_hash": self.template.tokenizer.hash,
-        }
-
-    def make(self, number: int, tick: ProgressCallback) -> Outcome:
-        writer = SampleWriter(
-            self.prefix(number), number, self.num_parts, self.template.layout, self._made_from(number)
-        )
-        with writer:
-            for place, record in self._records(number, writer.problems):
-                try:
-                    writer.add(released_sample(self.template, record))
-                except UserError as error:
-                    writer.problems.append(f"{place}: {error}")
-        tick(1)
-        return writer.outcome()
-
-    def _records(self, number: int, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        piece = self.pieces[number]
-        if isinstance(piece, Path):
-            yield from read_released(piece, Collected(problems))
-            return
-        for place, line in piece.lines():
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                problems.append(f"{place}: is not JSON in UTF-8 ({error}); write one JSON object per line")
-                continue
-            if isinstance(record, dict):
-                yield place, record
-            else:
-                problems.append(f"{place}: is {type(record).__name__}, not an object; write messages or text")
-
-
 def run(args: argparse.Namespace) -> None:
     """The command. Raises UserError where more records than --max-errors could not be used; the others are kept."""
-    share = task_shard_of(args)
+    shard = task_shard_of(args)
     pieces: list[LineRange | Path] = []
     for source in args.source:
         pieces += cut_lines(source, args.part_size) if source.suffix == ".jsonl" else [source]
     require_no_others(args.out, len(pieces))
     settings = load_template_settings(args.settings) if args.settings else TemplateSettings()
     num_codes = args.num_codes or _keep(args.codec, args.out)
-    job = ImportJob(pieces, args.tokenizer, settings, num_codes, args.layout, args.out)
+    job = ImportJob(
+        pieces=pieces,
+        tokenizer=args.tokenizer,
+        settings=settings,
+        num_codes=num_codes,
+        layout=args.layout,
+        out=args.out,
+    )
     problems = Problems(args.max_errors)
-    totals = run_parts(job, share, problems)
+    totals = run_parts(job, shard, problems)
     counts = {name: int(totals.counts.get(name, 0)) for name in ("samples", "tokens", "audio_tokens")}
     what = f"{counts['samples']:,} samples, {counts['tokens']:,} tokens, {counts['audio_tokens']:,} of them audio"
-    tell(args.out, totals, what, share, job.num_parts)
+    tell(args.out, totals, what, shard, job.num_parts)
     problems.raise_if_over_limit(f"the other {counts['samples']:,} samples are there")
 
 

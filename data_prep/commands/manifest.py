@@ -10,19 +10,13 @@ from typing import Any
 
 from data_prep.corpus_report import report_of
 from data_prep.manifest_files import ManifestFile, writing_manifests
-from data_prep.readers import READERS, ReaderOptions, load_reader
+from data_prep.readers import FLAGS, READERS, ReaderOptions, find_reader, load_reader
 from ttt_dist.manifest.entry import Entry
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.manifest.reading import SeenIds
 from ttt_dist.util.console import Progress, print_rank0
 from ttt_dist.util.errors import UserError
-
-ONLY_FOR = {
-    "pattern": ("pattern",),
-    "subset": ("gigaspeech", "wenetspeech"),
-    "columns": ("captions", "hf", "table"),
-    "split": tuple(name for name in READERS if name != "emilia"),  # which has none
-}
+from ttt_dist.util.plugins import split_spec
 
 EXAMPLES = """examples:
   python -m data_prep manifest --reader librispeech --source LibriSpeech/train-clean-100 --out work/train.jsonl
@@ -88,9 +82,10 @@ def run(args: argparse.Namespace) -> None:
         args.fail(f"--holdout-every {args.holdout_every}: at least 2 is needed")
     if args.reader == "pattern" and not args.pattern:
         args.fail("--pattern: reader pattern needs one, e.g. '{text}_{speaker}_{index}.wav'")
-    for name, readers in ONLY_FOR.items():
-        if getattr(args, name) and args.reader not in readers:
-            args.fail(f"--{name}: is for reader {', '.join(readers)}, not {args.reader}")
+    takes = find_reader(args.reader).takes
+    for name in FLAGS:
+        if getattr(args, name) and name not in takes:
+            args.fail(f"--{name}: is for reader {', '.join(readers_with(name))}, not {args.reader}")
     holdout = Holdout(args.holdout_every, args.holdout_field) if args.holdout_every else None
     problems = Problems(args.max_errors)
     options = ReaderOptions(
@@ -113,10 +108,22 @@ def run(args: argparse.Namespace) -> None:
     problems.raise_if_over_limit(f"the {lines:,} good ones were written")
 
 
+def readers_with(flag: str) -> list[str]:
+    """The readers that take one of FLAGS."""
+    return [name for name, reader in READERS.items() if flag in reader.takes]
+
+
 def _counted(entries: Iterable[Entry], progress: Progress) -> Iterator[Entry]:
     for entry in entries:
         progress.advance()
         yield entry
+
+
+def reader_name(text: str) -> str:
+    """A name of READERS, or what may be a function of one's own."""
+    if text not in READERS and split_spec(text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(READERS)}, and no package.module:function")
+    return text
 
 
 def columns(text: str) -> dict[str, str]:
@@ -136,17 +143,23 @@ def add_parser(subparsers: Any) -> None:
         epilog=EXAMPLES + "\nreaders:\n" + "\n".join(f"  {name:<12} {reader.help}" for name, reader in READERS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--reader", required=True, choices=sorted(READERS), metavar="NAME", help="layout: see below")
+    parser.add_argument(
+        "--reader",
+        required=True,
+        type=reader_name,
+        metavar="NAME",
+        help="layout: see below, or package.module:function of your own (docs/extending.md)",
+    )
     parser.add_argument("--source", required=True, help="folder or file of the corpus")
     parser.add_argument("--pattern", help="for reader pattern: file names, e.g. '{text}_{speaker}_{index}.wav'")
     parser.add_argument("--lang", help="language code to note in every entry, e.g. en")
     parser.add_argument("--split", help="keep this split of the corpus only, e.g. train")
-    parser.add_argument("--subset", help="for wenetspeech, gigaspeech: keep this subset only, e.g. M")
+    parser.add_argument("--subset", help=f"for {', '.join(readers_with('subset'))}: keep this subset only, e.g. M")
     parser.add_argument(
         "--columns",
         type=columns,
         metavar="FIELD=COLUMN,...",
-        help="for table, captions, hf: e.g. text=sentence,lang=code",
+        help=f"for {', '.join(readers_with('columns'))}: e.g. text=sentence,lang=code",
     )
     parser.add_argument("--out", required=True, type=Path, help="manifest to write")
     parser.add_argument("--holdout-every", type=int, metavar="N", help="hold out every N-th: numbers N-1, 2N-1, ...")

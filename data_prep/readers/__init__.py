@@ -7,13 +7,13 @@ there is checked. Only the module of the reader that was asked for is imported.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ttt_dist.manifest.entry import Entry
 from ttt_dist.manifest.problems import Problems
+from ttt_dist.util.plugins import load_function
 
 
 @dataclass(frozen=True)
@@ -36,37 +36,81 @@ class ReaderOptions:
 
 
 Reader = Callable[[ReaderOptions, Problems], Iterator[Entry]]
+SIGNATURE = "def read(options: ReaderOptions, problems: Problems) -> Iterator[Entry]"
+FLAGS = ("pattern", "split", "subset", "columns")
+"""Of `data_prep manifest`: those that a reader may take or not."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A module of this package, whose function `read_NAME` reads the layout, and a line of help."""
+class ReaderRow:
+    """A corpus layout by name."""
 
-    module: str
+    target: str
+    """package.module:function of the reader."""
     help: str
+    takes: tuple[str, ...] = ("split",)
+    """Of FLAGS."""
 
 
 READERS = {
-    "aishell1": Layout("aishell", "folder with wav/ and transcript/"),
-    "aishell2": Layout("aishell", "folder; below it wav.scp, trans.txt and wav/"),
-    "aishell3": Layout("aishell", "folder with {train,test}/content.txt and wav/"),
-    "captions": Layout(
-        "captions", "CSV, or folder of CSVs: file_name and caption or caption_1, ... (Clotho, AudioCaps)"
+    "aishell1": ReaderRow("data_prep.readers.aishell:read_aishell1", "folder with wav/ and transcript/"),
+    "aishell2": ReaderRow("data_prep.readers.aishell:read_aishell2", "folder; below it wav.scp, trans.txt and wav/"),
+    "aishell3": ReaderRow("data_prep.readers.aishell:read_aishell3", "folder with {train,test}/content.txt and wav/"),
+    "captions": ReaderRow(
+        "data_prep.readers.captions:read_captions",
+        "CSV, or folder of CSVs: file_name and caption or caption_1, ... (Clotho, AudioCaps)",
+        ("split", "columns"),
     ),
-    "commonvoice": Layout("commonvoice", "folder with train.tsv, ... and clips/, or folder of such folders"),
-    "emilia": Layout("emilia", "folder or file: tars, JSONL with mp3, or JSON beside mp3"),
-    "gigaspeech": Layout("long_recordings", "GigaSpeech.json or its folder; --subset XL, L, M, S or XS"),
-    "hf": Layout("huggingface", "data set folder of Hugging Face: save_to_disk, Parquet, or metadata.csv with files"),
-    "jsonl": Layout("own", "JSONL of manifest lines, paths relative to the file"),
-    "librispeech": Layout("librispeech", "folder: SPEAKER/CHAPTER/*.trans.txt and .flac"),
-    "mls": Layout("librispeech", "folder with {train,dev,test}/transcripts.txt and audio/ (Multilingual LibriSpeech)"),
-    "pattern": Layout("own", "folder of files whose names say all; see --pattern"),
-    "table": Layout("tables", "TSV, CSV, JSONL or Parquet file; see --columns"),
-    "wenetspeech": Layout("long_recordings", "WenetSpeech.json or its folder; --subset L, M or S"),
+    "commonvoice": ReaderRow(
+        "data_prep.readers.commonvoice:read_commonvoice",
+        "folder with train.tsv, ... and clips/, or folder of such folders",
+    ),
+    "emilia": ReaderRow(
+        "data_prep.readers.emilia:read_emilia", "folder or file: tars, JSONL with mp3, or JSON beside mp3", ()
+    ),
+    "gigaspeech": ReaderRow(
+        "data_prep.readers.long_recordings:read_gigaspeech",
+        "GigaSpeech.json or its folder; --subset XL, L, M, S or XS",
+        ("split", "subset"),
+    ),
+    "hf": ReaderRow(
+        "data_prep.readers.huggingface:read_hf",
+        "data set folder of Hugging Face: save_to_disk, Parquet, or metadata.csv with files",
+        ("split", "columns"),
+    ),
+    "jsonl": ReaderRow("data_prep.readers.own:read_jsonl", "JSONL of manifest lines, paths relative to the file"),
+    "librispeech": ReaderRow(
+        "data_prep.readers.librispeech:read_librispeech", "folder: SPEAKER/CHAPTER/*.trans.txt and .flac"
+    ),
+    "mls": ReaderRow(
+        "data_prep.readers.librispeech:read_mls",
+        "folder with {train,dev,test}/transcripts.txt and audio/ (Multilingual LibriSpeech)",
+    ),
+    "pattern": ReaderRow(
+        "data_prep.readers.own:read_pattern", "folder of files whose names say all; see --pattern", ("split", "pattern")
+    ),
+    "table": ReaderRow(
+        "data_prep.readers.tables:read_table", "TSV, CSV, JSONL or Parquet file; see --columns", ("split", "columns")
+    ),
+    "wenetspeech": ReaderRow(
+        "data_prep.readers.long_recordings:read_wenetspeech",
+        "WenetSpeech.json or its folder; --subset L, M or S",
+        ("split", "subset"),
+    ),
 }
 
 
+def find_reader(name: str) -> ReaderRow:
+    """The row of a name of READERS, or of `package.module:function`, which takes all flags unless its `takes` names some.
+
+    Raises UserError where there is no such function.
+    """
+    if name in READERS:
+        return READERS[name]
+    function = load_function(name, "--reader", SIGNATURE)
+    return ReaderRow(name, "", tuple(getattr(function, "takes", FLAGS)))
+
+
 def load_reader(name: str) -> Reader:
-    """The function of a reader of READERS."""
-    reader: Reader = getattr(importlib.import_module(f"{__name__}.{READERS[name].module}"), f"read_{name}")
-    return reader
+    """The function of a reader, as `find_reader` knows it."""
+    return load_function(find_reader(name).target, "--reader", SIGNATURE)

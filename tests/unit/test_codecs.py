@@ -24,7 +24,7 @@ from ttt_dist.audio.codecs.codebooks import flatten, unflatten
 from ttt_dist.audio.codecs.external import ExternalDecoder
 from ttt_dist.audio.codecs.melvq import MelVQ, MelVQSettings
 from ttt_dist.audio.codecs.transformers import Pretrained
-from ttt_dist.audio.registry import PRETRAINED
+from ttt_dist.audio.codecs.transformers_kinds import KINDS
 from ttt_dist.data.metadata import asset_checksums, codec_hash
 from ttt_dist.data.shards import ShardReader, ShardWriter
 from ttt_dist.data.verify import verify_assets
@@ -183,7 +183,7 @@ def codecs(folders: dict[str, Path]) -> dict[str, Pretrained]:
     return {name: codec for name, codec in loaded.items() if isinstance(codec, Pretrained)}
 
 
-@pytest.mark.parametrize("name", PRETRAINED)
+@pytest.mark.parametrize("name", KINDS)
 def test_rates_and_counts(codecs: dict[str, Pretrained], name: str) -> None:
     codec = codecs[name]
     rate, hop, k, size = RATES[name]
@@ -200,7 +200,7 @@ def test_rates_and_counts(codecs: dict[str, Pretrained], name: str) -> None:
     assert described["model_type"] == codec.model.config.model_type
 
 
-@pytest.mark.parametrize("name", PRETRAINED)
+@pytest.mark.parametrize("name", KINDS)
 def test_codes_are_those_of_transformers(codecs: dict[str, Pretrained], folders: dict[str, Path], name: str) -> None:
     rate, hop, k, size = RATES[name]
     wave = sound(40 * hop)
@@ -227,7 +227,7 @@ def test_xcodec2_fills_up_the_last_frame_as_published(codecs: dict[str, Pretrain
     assert codecs["xcodec2"].encode([wave])[0].tolist() == wanted.tolist()
 
 
-@pytest.mark.parametrize("name", PRETRAINED)
+@pytest.mark.parametrize("name", KINDS)
 def test_codes_do_not_depend_on_batch_mates(codecs: dict[str, Pretrained], name: str) -> None:
     codec, hop = codecs[name], RATES[name][1]
     waves = [sound(length, seed) for seed, length in enumerate([9 * hop, 5 * hop - 3, 5 * hop, 31 * hop + 1, 5 * hop])]
@@ -235,7 +235,7 @@ def test_codes_do_not_depend_on_batch_mates(codecs: dict[str, Pretrained], name:
         assert (codec.encode([wave])[0] == codes).all()
 
 
-@pytest.mark.parametrize("name", PRETRAINED)
+@pytest.mark.parametrize("name", KINDS)
 def test_speech_comes_back_in_full_length(codecs: dict[str, Pretrained], name: str) -> None:
     codec, (_, hop, k, size) = codecs[name], RATES[name]
     (codes,) = codec.encode([sound(12 * hop)])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_prep.commands import compose
-from data_prep.commands.encode import PartWriter
+from data_prep.jobs.codes_writer import PartWriter
 from tests.megatron_files import indexed_dataset
 from tests.structures import SHARED, needs_shared
 from ttt_dist.data.shards import ShardReader

@@ -61,7 +61,10 @@ def folder(
     """A model of random weights; what decoding does not read of a folder is left out."""
     model = Transformer.for_layout(CONFIG, LAYOUT, LocalLayerFactory(RandomWeights(seed))).requires_grad_(False)
     objective = Objective(kind=kind, prompt_audio=prompt_audio, audio_ar=0.5)
-    return ModelFolder(model, LAYOUT, Letters(), TemplateSettings(), objective, Path("none"), max_length)
+    return ModelFolder(
+        model=model, layout=LAYOUT, tokenizer=Letters(), template=TemplateSettings(), objective=objective, codec=Path("none"),
+        max_length=max_length,
+    )  # fmt: skip
 
 
 def decoder(seed: int = 0, batch_size: int = 32) -> Decoder:

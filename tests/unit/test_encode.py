@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from data_prep.__main__ import main
-from data_prep.commands import encode
+from data_prep.jobs import codes_writer, encode
+from data_prep.jobs.encode import EncodeJob, Line
 from data_prep.read_ahead import read_ahead
 from data_prep.train_codec_tokenizer import total_seconds
 from tests.megatron_files import indexed_dataset
@@ -173,7 +174,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(corpus: Path, tmp_path: Path, m
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(encode, "write_entry", full)
+    monkeypatch.setattr(codes_writer, "write_entry", full)
     with pytest.raises(UserError, match=r"part-00000\.jsonl: no space left"):
         run(corpus, tmp_path / "codes", "--codec", str(tmp_path / "first" / "codec"))
     assert not list((tmp_path / "codes").glob("*part*"))
@@ -285,15 +286,15 @@ def test_durations_decide_the_batches_alone(
 
 
 def test_rows_of_a_table_are_read_in_their_order(corpus: Path) -> None:
-    job = encode.EncodeJob([], "", None, corpus, None)
+    job = EncodeJob(ranges=[], codec="", codebooks=None, out=corpus, audio_root=None)
     lines = [
-        encode.Line("a", {"audio": "x.wav", "duration": 2.0}),
-        encode.Line("b", {"audio": "t.parquet", "member": {"row": 1, "column": "audio"}, "duration": 1.0}),
-        encode.Line("c", {"audio": "x.wav", "duration": 3.0}),
-        encode.Line("d", {"audio": "t.parquet", "member": {"row": 2, "column": "audio"}, "duration": 5.0}),
-        encode.Line("e", {"audio": "x.tar", "member": {"offset": 0, "size": 9}, "duration": 4.0}),
-        encode.Line("f", {"audio": "x.tar", "member": {"offset": 0, "size": 9}}),
-        encode.Line("g", {"segments": [{"audio": "x.wav", "duration": 1.0}, {"audio": "y.wav", "duration": 2.5}]}),
+        Line("a", {"audio": "x.wav", "duration": 2.0}),
+        Line("b", {"audio": "t.parquet", "member": {"row": 1, "column": "audio"}, "duration": 1.0}),
+        Line("c", {"audio": "x.wav", "duration": 3.0}),
+        Line("d", {"audio": "t.parquet", "member": {"row": 2, "column": "audio"}, "duration": 5.0}),
+        Line("e", {"audio": "x.tar", "member": {"offset": 0, "size": 9}, "duration": 4.0}),
+        Line("f", {"audio": "x.tar", "member": {"offset": 0, "size": 9}}),
+        Line("g", {"segments": [{"audio": "x.wav", "duration": 1.0}, {"audio": "y.wav", "duration": 2.5}]}),
     ]
     assert [line.place for line in sorted(lines, key=job._turn)] == ["b", "d", "e", "c", "g", "a", "f"]
 

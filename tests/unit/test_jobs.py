@@ -78,12 +78,12 @@ def test_tasks_share_all_parts(
     for task in order:
         problems = Problems(told=0)
         totals = run_parts(Squares(folder, size), TaskShard(task, tasks), problems)
-        assert totals.kept == 0
+        assert totals.num_cached == 0
         total += totals.counts.get("sum", 0)
         odd += problems.count
     assert (total, odd) == (sum(n * n for n in range(size)), size // 2)
     again = run_parts(Squares(folder, size), TaskShard(), Problems(told=0))
-    assert (again.kept, again.counts.get("sum", 0), again.num_problems) == (size, total, size // 2)
+    assert (again.num_cached, again.counts.get("sum", 0), again.num_problems) == (size, total, size // 2)
 
 
 def test_workers_make_the_parts_and_count(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_what_a_worker_raises_is_raised(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="two is even"):
         run_parts(Fails(tmp_path, 3), TaskShard(workers=2), Problems(told=0))
     with pytest.raises(UserError, match="a worker process ended"):
-        run_parts(Fails(tmp_path, 5), TaskShard(task=1, tasks=2, workers=2), Problems(told=0))
+        run_parts(Fails(tmp_path, 5), TaskShard(index=1, size=2, workers=2), Problems(told=0))
 
 
 def test_a_lease_is_held_by_one_and_ends_with_its_process(tmp_path: Path) -> None:
@@ -149,15 +149,15 @@ def test_a_held_part_is_left_and_told(tmp_path: Path) -> None:
     ):
         run_parts(Squares(tmp_path, 3), TaskShard(), Problems(told=0))
     assert [path.name for path in sorted(tmp_path.glob("part-*"))] == ["part-00000.json", "part-00002.json"]
-    assert run_parts(Squares(tmp_path, 3), TaskShard(), Problems(told=0)).kept == 2
+    assert run_parts(Squares(tmp_path, 3), TaskShard(), Problems(told=0)).num_cached == 2
 
 
 @pytest.mark.slow
 def test_no_worker_outlives_a_killed_job(tmp_path: Path) -> None:
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom ttt_dist.jobs.runner import Share, run_parts\n"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom ttt_dist.jobs.runner import TaskShard, run_parts\n"
         "from ttt_dist.manifest.problems import Problems\nfrom tests.unit.test_jobs import Squares\n"
-        f"if __name__ == '__main__':\n    run_parts(Squares(Path({str(tmp_path)!r}), 2, 120.0), Share(workers=2), Problems())"
+        f"if __name__ == '__main__':\n    run_parts(Squares(Path({str(tmp_path)!r}), 2, 120.0), TaskShard(workers=2), Problems())"
     )
     script = tmp_path / "job.py"
     script.write_text(code)
@@ -172,7 +172,7 @@ def test_no_worker_outlives_a_killed_job(tmp_path: Path) -> None:
         with lease(part_prefix(tmp_path, number), wait=True) as ours:
             assert ours
     totals = run_parts(Squares(tmp_path, 2), TaskShard(), Problems(told=0))
-    assert totals.kept == 0
+    assert totals.num_cached == 0
 
 
 def arguments(*given: str) -> argparse.Namespace:
@@ -181,21 +181,29 @@ def arguments(*given: str) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
-def test_shares_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def parser_help() -> str:
+    parser = argparse.ArgumentParser()
+    runner.add_arguments(parser)
+    return parser.format_help()
+
+
+def test_shards_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMPI_COMM_WORLD_SIZE", raising=False)
     assert task_shard_of(arguments()) == TaskShard(0, 1, 1)
-    assert task_shard_of(arguments("--task", "2", "--tasks", "3", "--workers", "4")) == TaskShard(2, 3, 4)
+    assert task_shard_of(arguments("--array-index", "2", "--array-size", "3", "--workers", "4")) == TaskShard(2, 3, 4)
+    assert task_shard_of(arguments("--task", "2", "--tasks", "3")) == TaskShard(2, 3)  # the names before
+    assert "--tasks" not in parser_help()
     for given_flags, message in (
-        (["--task", "1"], "give both"),
-        (["--task", "3", "--tasks", "3"], r"numbered 0\.\.2"),
-        (["--task", "-1", "--tasks", "3"], r"numbered 0\.\.2"),
+        (["--array-index", "1"], "give both"),
+        (["--array-index", "3", "--array-size", "3"], r"numbered 0\.\.2"),
+        (["--array-index", "-1", "--array-size", "3"], r"numbered 0\.\.2"),
         (["--workers", "0"], "at least 1"),
     ):
         with pytest.raises(UserError, match=message):
             task_shard_of(arguments(*given_flags))
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     with pytest.raises(UserError, match="under mpirun"):
-        task_shard_of(arguments("--task", "1", "--tasks", "3"))
+        task_shard_of(arguments("--array-index", "1", "--array-size", "3"))
 
 
 @given(

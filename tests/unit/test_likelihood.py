@@ -46,7 +46,8 @@ def sample(folder: ModelFolder) -> Sample:
 
 
 def plan(**values: Any) -> EvalArgs:
-    return EvalArgs("likelihood", Path("m"), Path("d"), Path("o"), "", DecodeSettings(), **values)
+    paths = {name: Path(name) for name in ("model", "data", "out")}
+    return EvalArgs(task="likelihood", template="", decoding=DecodeSettings(), **paths, **values)
 
 
 def nats(folder: ModelFolder, ids: np.ndarray, place: int, target: int) -> float:

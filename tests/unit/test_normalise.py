@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttt_dist.evaluation.metrics.normalise import NAMES, normaliser
+from ttt_dist.evaluation.metrics.normalise import NORMALISERS, normaliser
 from ttt_dist.util.errors import UserError
 
 BARE = "whisper-en (no spelling table)"
@@ -80,4 +80,4 @@ def test_once_is_enough(text: str, name: str) -> None:
 
 
 def test_names_are_those_of_the_flag() -> None:
-    assert all(normaliser(name).name.startswith(name) for name in NAMES)
+    assert all(normaliser(name).name.startswith(name) for name in NORMALISERS)

@@ -21,7 +21,7 @@ from tests.unit.test_codecs import RATES, sound, tiny_model
 from ttt_dist.audio.batches import MOST_PADDED, Sharing, batches
 from ttt_dist.audio.codecs.codebooks import unflatten
 from ttt_dist.audio.codecs.transformers import Pretrained, max_batch_samples
-from ttt_dist.audio.registry import PRETRAINED
+from ttt_dist.audio.codecs.transformers_kinds import KINDS
 
 CPU = torch.device("cpu")
 PADS = {"mimi": 0, "encodec": 80 * 9, "dac": 0}
@@ -58,7 +58,7 @@ def published(codec: Pretrained, wave: Tensor) -> np.ndarray:
     return np.asarray(found.flatten(0, -3)[0])
 
 
-@pytest.mark.parametrize("name", PRETRAINED)
+@pytest.mark.parametrize("name", KINDS)
 def test_who_pads(name: str) -> None:
     codec = codec_of(name, tiny_model(name))
     assert codec.pads_from == PADS.get(name)

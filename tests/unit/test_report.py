@@ -10,6 +10,7 @@ import pytest
 from tools import report
 from ttt_dist.config.loader import save_config
 from ttt_dist.config.run import Config
+from ttt_dist.evaluation import report as pieces
 from ttt_dist.telemetry import curves
 from ttt_dist.telemetry.curves import Marks
 from ttt_dist.telemetry.events import EventKind, Events, read_events, with_silent_ends
@@ -130,3 +131,16 @@ def test_areas_add_up_to_the_step_and_long_runs_are_thinned() -> None:
     top = axis.collections[-1].get_paths()[0].vertices[:, 1].max()
     assert top == pytest.approx(1.0)
     assert len(axis.lines[0].get_xdata()) <= curves.MOST_AREAS
+
+
+def test_text_is_escaped_and_pieces_are_not() -> None:
+    cells = [
+        ["<b>one</b>", pieces.bad("a & b")],
+        [pieces.lines(["<i>", "two"]), pieces.marked("one <two>", "one 'three'")],
+    ]
+    made = str(pieces.section("A > B", "what's seen", pieces.table(["<x>", ""], cells)))
+    assert "<h2>A &gt; B</h2><p class=note>what&#39;s seen</p>" in made
+    assert "<td>&lt;b&gt;one&lt;/b&gt;</td><td><span class=bad>a &amp; b</span></td>" in made
+    assert "<td>&lt;i&gt;<br>two</td>" in made
+    assert "<span class=ok>one</span> <del>&lt;two&gt;</del> <ins>&#39;three&#39;</ins>" in made
+    assert pieces.page("<t>", "", [made]).count("<h2>") == 0  # a string is no piece

@@ -352,7 +352,12 @@ def test_only_loopback_unless_told_otherwise() -> None:
 def test_the_command_listens_on_loopback_and_ends_on_a_signal(model: Path) -> None:
     with served(model) as (url, process):
         port = int(re.fullmatch(r"http://127\.0\.0\.1:(\d+)/", url)[1])  # type: ignore[index]
-        assert json.loads(call(port, "GET", "/model")[1])["settings"]["block"] == SETTINGS.block
+        about = json.loads(call(port, "GET", "/model")[1])
+        assert about["settings"]["block"] == SETTINGS.block
+        assert about["fields"].keys() == about["settings"].keys()
+        assert about["fields"]["code_temperature"] == {
+            "label": "Code temperature", "title": "Of audio codes; 0 takes the likeliest.", "min": 0, "step": 0.05
+        }  # fmt: skip
         with pytest.raises(UserError, match=rf"--port {port}: .* in use; choose another --port"):
             listen("127.0.0.1", port)
         process.send_signal(signal.SIGTERM)

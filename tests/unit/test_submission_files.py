@@ -13,7 +13,7 @@ from ttt_dist.evaluation.args import EvalArgs
 from ttt_dist.evaluation.item_errors import ItemErrors
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.metrics.scores import Normalisers, wavs
-from ttt_dist.evaluation.submission_formats import write_layouts
+from ttt_dist.evaluation.submission_formats import alpaca_eval, voicebench_and_uro_bench
 from ttt_dist.evaluation.summary import table
 from ttt_dist.evaluation.tasks.answers import score_answers
 from ttt_dist.evaluation.tasks.captioning_classification import score_captions, score_labels
@@ -21,11 +21,18 @@ from ttt_dist.evaluation.tasks.chats import Chat
 from ttt_dist.inference.detokenizer import Result
 from ttt_dist.util.errors import UserError
 
-ENGLISH = Normalisers("english")
+ENGLISH = Normalisers("basic")
 
 
-def plan(out: Path, task: str) -> EvalArgs:
-    return EvalArgs(task, Path("runs/export"), Path("data/questions.jsonl"), out, "audio_chat", DecodeSettings())
+def args_of(out: Path, task: str) -> EvalArgs:
+    return EvalArgs(
+        task=task,
+        model=Path("runs/export"),
+        data=Path("data/questions.jsonl"),
+        out=out,
+        template="audio_chat",
+        decoding=DecodeSettings(),
+    )
 
 
 def lines(path: Path) -> list[Any]:
@@ -54,7 +61,7 @@ def test_questions_without_answers_become_lists_for_alpaca_eval(out: Path) -> No
         {"question": "how?", "answers": [], "text": "thus"},
         {"question": "who?", "answers": ["ada"], "text": "ada", "heard": "ada"},
     ]
-    paths = write_layouts(plan(out, "audio_qa"), records)
+    paths = alpaca_eval(args_of(out, "audio_qa"), records)
     assert [path.name for path in paths] == ["alpaca_eval_text.json", "alpaca_eval_speech.json"]
     about = {"generator": "runs/export"}
     assert json.loads(paths[0].read_text()) == [
@@ -62,13 +69,12 @@ def test_questions_without_answers_become_lists_for_alpaca_eval(out: Path) -> No
         {"dataset": "questions", "instruction": "how?", "output": "thus"} | about,
     ]
     assert [row["output"] for row in json.loads(paths[1].read_text())] == ["sew"]
-    assert write_layouts(plan(out, "asr"), records) == []
 
 
 def test_single_questions_keep_the_number_of_their_item(out: Path) -> None:
     """Item 2 could not be used: the third is number 0002 still. The fourth got no answer."""
     records = [chat(1, ["one"], prompt="say one"), chat(3, ["three"], target_text=["3", "three"]), chat(4, [])]
-    write_layouts(plan(out, "speech_chat"), records)
+    voicebench_and_uro_bench(args_of(out, "speech_chat"), records)
     folder = out / "uro_bench"
     assert lines(folder / "pred_text.jsonl") == [{"0000": "one"}, {"0002": "three"}, {"0003": ""}]
     assert lines(folder / "gt_text.jsonl") == [{"0000": "say one"}, {"0002": "3 / three"}, {"0003": ""}]
@@ -82,7 +88,7 @@ def test_single_questions_keep_the_number_of_their_item(out: Path) -> None:
 
 def test_dialogues_go_into_one_file(out: Path) -> None:
     rounds = [{"source_text": "one?"}, {"source_text": "two?"}, {"source_text": "three?"}]
-    write_layouts(plan(out, "speech_chat"), [chat(2, ["one", "two"], id="x", dialogue=rounds)])
+    voicebench_and_uro_bench(args_of(out, "speech_chat"), [chat(2, ["one", "two"], id="x", dialogue=rounds)])
     (told,) = lines(out / "uro_bench" / "output_with_text.jsonl")
     assert (told["id"], told["num_round"]) == ("x", 3)
     assert [turn["output_text"] for turn in told["dialogue"]] == ["one", "two", ""]

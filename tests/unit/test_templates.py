@@ -15,8 +15,8 @@ from ttt_dist.data.shards import to_document
 from ttt_dist.data.verify import check_document
 from ttt_dist.manifest.clips import clips
 from ttt_dist.sequence.sample import Sample, spans
-from ttt_dist.sequence.template_entry import sort_recordings
 from ttt_dist.sequence.template_form import read_template
+from ttt_dist.sequence.template_writer import sort_recordings
 from ttt_dist.sequence.templates import ChatTemplate, TemplateSettings, load_template_settings
 from ttt_dist.sequence.text_tokenizer import TextTokenizer, train_sentencepiece
 from ttt_dist.sequence.tokens import AUDIO_SPECIALS, PIECES, TEXT_SPECIALS, TokenLayout

@@ -9,7 +9,7 @@ import pytest
 from tests.structures import SHARED, needs_shared, tiny_layout
 from ttt_dist.sequence.id_bytes import to_array, to_bytes
 from ttt_dist.sequence.sample import spans
-from ttt_dist.sequence.template_content import ContentWriter
+from ttt_dist.sequence.template_writer import ContentWriter
 from ttt_dist.sequence.templates import ChatTemplate
 from ttt_dist.sequence.text_tokenizer import load_tokenizer, train_sentencepiece
 from ttt_dist.sequence.tokens import TokenLayout, extend, released

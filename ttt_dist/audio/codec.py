@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ttt_dist.util.atomic_files import atomic_write
 from ttt_dist.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 Codes = npt.NDArray[np.int32]
 
 DESCRIPTION = "codec.json"  # the file that makes a folder a saved codec
+CLASS = "class"  # key of a codec.json: package.module:Class of a codec that is not ours
+OURS = "ttt_dist.audio.codecs."
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,17 @@ class Codec(ABC):
     codebook_size: int  # of all codebooks together: codes are in 0..codebook_size-1
     hash: str  # hex SHA-256 over everything that decides its codes
     no_decoder: str | None = None  # why `decode` is refused, and the remedy; None where it works
+    folder: Path | None = None  # of its weights, which stay where they are
+    loaded_with: Mapping[str, Any] = {}  # what was chosen of codebooks and dtype
+
+    @classmethod
+    def load(cls, *folder: Any, **choices: Any) -> Codec:
+        """Open the codec of a folder; a codec without files needs none.
+
+        Those of `codebooks`, `dtype` and `device` that an implementation names as parameters are handed to it where the user
+        chooses them; what it does not name is refused. Raises UserError naming the file that is missing or wrong.
+        """
+        return cls()
 
     @property
     def hop(self) -> int:
@@ -74,9 +89,20 @@ class Codec(ABC):
         if self.no_decoder:
             raise UserError(self.no_decoder)
 
-    @abstractmethod
+    def choices(self) -> dict[str, Any]:
+        """The arguments of `load`, beside the folder, that give this codec again."""
+        return dict(self.loaded_with)
+
     def save(self, folder: str | Path) -> None:
-        """Write the codec as a folder that `load_codec` reads."""
+        """Write the codec as a folder that `load_codec` reads: codec.json says what it is, and where its weights lie.
+
+        A codec that keeps files of its own beside codec.json writes them here, and has no `folder`: `load` is then given
+        the one that it was saved in.
+        """
+        where = {} if self.folder is None else {"weights": str(self.folder.resolve())}
+        with atomic_write(Path(folder) / DESCRIPTION) as file:
+            json.dump({**asdict(self.info), **self._class(), **where, **self.choices()}, file, indent=2)
+            file.write("\n")
 
     @property
     def info(self) -> CodecInfo:
@@ -85,4 +111,9 @@ class Codec(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Plain values that say what made the codes, for the record."""
-        return asdict(self.info)
+        return {**asdict(self.info), **self._class()}
+
+    def _class(self) -> dict[str, str]:
+        """Of a codec that is not ours, where its class is."""
+        kind = type(self)
+        return {} if kind.__module__.startswith(OURS) else {CLASS: f"{kind.__module__}:{kind.__qualname__}"}

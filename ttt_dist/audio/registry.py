@@ -1,18 +1,54 @@
-"""Speech tokenizers by name: `load_codec` opens any of them, `describe_codec` reads what a saved one is without its weights."""
+"""Speech tokenizers by name: `load_codec` opens any of them, `describe_codec` reads what a saved one is without its weights.
+
+A codec of one's own is named as `package.module:Class[:FOLDER]`: a subclass of `Codec` (docs/extending.md).
+"""
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ttt_dist.audio.codec import DESCRIPTION, Codec, CodecInfo
+from ttt_dist.audio.codec import CLASS, DESCRIPTION, Codec, CodecInfo
+from ttt_dist.audio.codecs.transformers_kinds import KINDS
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.plugins import call_with, is_there, load_class, split_spec
 
-PRETRAINED = ("dac", "encodec", "higgs", "mimi", "neucodec", "xcodec", "xcodec2")  # read through transformers
-PUBLISHED = ("glm4voice", *PRETRAINED)  # codecs whose folders others published
-KNOWN = (*PUBLISHED, "melvq")
+FLAG = "--codec"
+CHOICES = {"codebooks": "one codebook", "dtype": "one precision, float32"}
+"""What the command line may choose, and what a codec has whose `load` does not take it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecRow:
+    """A codec by name."""
+
+    target: str
+    """package.module:Class of the codec. Its `load` says by its parameters which choices it takes."""
+    help: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """What `load` is told besides."""
+    is_learnt: bool = False
+    """`encode --train-codec` learns it; the folders of the others were published."""
+
+
+CODECS = {
+    "melvq": CodecRow(
+        target="ttt_dist.audio.codecs.melvq:MelVQ",
+        help="built in, learnt from your speech (--train-codec)",
+        is_learnt=True,
+    ),
+    "glm4voice": CodecRow(
+        target="ttt_dist.audio.codecs.glm4voice:Glm4Voice", help="tokenizer of GLM-4-Voice, no decoder"
+    ),
+    **{
+        name: CodecRow(target="ttt_dist.audio.codecs.transformers:Pretrained", help=kind.help, arguments={"name": name})
+        for name, kind in KINDS.items()
+    },
+}
 
 
 def load_codec(
@@ -22,21 +58,21 @@ def load_codec(
     device: str | None = None,
     dtype: str | None = None,
 ) -> Codec:
-    """Load `NAME:FOLDER` (a published codec), or a `FOLDER` that `save` wrote, whose codec.json says the name.
+    """Load `NAME:FOLDER` (a published codec), a `FOLDER` that `save` wrote, or `package.module:Class[:FOLDER]`.
 
     `codebooks` chooses the first so many of a codec that has several (default: all, or what the folder was saved
     with). `decoder_command` makes waveforms of codes in the codec's stead (`ttt_dist.audio.codecs.external`). `device` is
     where a network runs: by default CUDA where there is any. `dtype` is the precision of glm4voice's layers, by default
     the device's (or what the folder was saved with). Raises UserError where the folder holds no such codec.
     """
-    name, _, place = str(spec).rpartition(":")
-    folder = Path(place)
-    if (folder / DESCRIPTION).is_file():
-        codec = _load_saved(name, folder, codebooks, device, dtype)
-    elif name in PUBLISHED:
-        codec = _load_published(name, folder, codebooks, device, dtype)
+    name, folder = parse_spec(str(spec))
+    chosen = {"codebooks": codebooks, "dtype": dtype}
+    if folder is not None and (folder / DESCRIPTION).is_file():
+        codec = _load_saved(name, folder, chosen, device)
+    elif name and (name not in CODECS or not CODECS[name].is_learnt):
+        codec = _open(name, folder, chosen, device, FLAG)
     else:
-        raise _no_codec(name, folder)
+        raise _no_codec(folder or Path())
     if decoder_command is None:
         return codec
     from ttt_dist.audio.codecs.external import ExternalDecoder
@@ -44,11 +80,27 @@ def load_codec(
     return ExternalDecoder(codec, decoder_command)
 
 
+def parse_spec(spec: str) -> tuple[str, Path | None]:
+    """(name, folder) of a codec's spec: a name of CODECS, `package.module:Class`, or "". Raises UserError on another name."""
+    name, colon, place = spec.partition(":")
+    if colon and name in CODECS:
+        return name, Path(place)
+    own = split_spec(spec)
+    if own and is_there(own[0]) and not Path(spec).exists():
+        return own[0], None if own[1] is None else Path(own[1])
+    if not colon or Path(spec).exists():
+        return "", Path(spec)
+    raise UserError(
+        f"{spec}: codec {name!r} is not known; known are {', '.join(sorted(CODECS))}, and package.module:Class "
+        "of your own, of a package that is installed or on PYTHONPATH"
+    )
+
+
 def describe_codec(folder: str | Path) -> CodecInfo:
     """What a saved codec is, from its codec.json alone. Raises UserError where that cannot be read."""
     path = Path(folder) / DESCRIPTION
     if not path.is_file():
-        raise _no_codec("", Path(folder))
+        raise _no_codec(Path(folder))
     stored = read_description(Path(folder))
     try:
         return CodecInfo(
@@ -64,67 +116,80 @@ def describe_codec(folder: str | Path) -> CodecInfo:
 
 
 def read_description(folder: Path) -> Mapping[str, Any]:
-    """The contents of a codec.json, whose name is known. Raises UserError naming the file."""
+    """The contents of a codec.json, of a codec that is known or names its class. Raises UserError naming the file."""
     path = folder / DESCRIPTION
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         name = stored["name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is no codec description ({error}); save the codec again") from error
-    if name not in KNOWN:
-        raise UserError(f"{path}: codec {name!r} is not known; known are {', '.join(sorted(KNOWN))}")
+    if CLASS not in stored and name not in CODECS:
+        raise UserError(f"{path}: codec {name!r} is not known; known are {', '.join(sorted(CODECS))}")
     return dict(stored)
 
 
-def _load_saved(name: str, folder: Path, codebooks: int | None, device: str | None, dtype: str | None) -> Codec:
-    stored = read_description(folder)
-    if name and name != stored["name"]:
-        raise UserError(
-            f"{folder / DESCRIPTION}: holds codec {stored['name']!r}, but {name!r} was asked for; "
-            f"write {stored['name']}:{folder}"
-        )
-    if stored["name"] == "melvq":
-        from ttt_dist.audio.codecs.melvq import MelVQ
-
-        if codebooks not in (None, 1):
-            raise UserError(f"codebooks {codebooks}: melvq has one codebook; leave the choice out")
-        _require_no_choice("melvq", dtype)
-        return MelVQ.load(folder)
-    from ttt_dist.audio.codecs.published import saved_choice
-
-    weights, chosen = saved_choice(folder, stored, codebooks)
-    if dtype not in (None, stored.get("dtype")):
-        was = stored.get("dtype") or "the precision of the device"
-        raise UserError(f"{folder / DESCRIPTION}: was saved with {was}, not {dtype}; encode anew in another folder")
-    codec = _load_published(stored["name"], weights, chosen, device, stored.get("dtype"))
+def _load_saved(name: str, folder: Path, chosen: Mapping[str, Any], device: str | None) -> Codec:
+    """The codec of a folder that `save` wrote: as it was saved, with the weights that it names where these lie elsewhere."""
+    path, stored = folder / DESCRIPTION, read_description(folder)
+    saved = str(stored.get(CLASS, stored["name"]))
+    if name and name != saved:
+        raise UserError(f"{path}: holds codec {saved!r}, but {name!r} was asked for; write {saved}:{folder}")
+    weights = _weights_of(path, stored)
+    for key, value in chosen.items():
+        if "weights" in stored and value not in (None, stored.get(key)):
+            was = {
+                "codebooks": f"{stored.get(key)} codebooks",
+                "dtype": stored.get(key) or "the precision of the device",
+            }
+            raise UserError(
+                f"{path}: was saved with {was[key]}, not {value}; leave the choice out, or encode anew in another folder"
+            )
+    known = {key: stored[key] for key in CHOICES if key in stored}
+    codec = _open(saved, weights or folder, {**chosen, **known}, device, f"{path}: codec")
     if codec.hash != stored.get("hash"):
+        what, remedy = ("of weights ", "restore the weights") if weights else ("", "take the package that made it")
         raise UserError(
-            f"{folder / DESCRIPTION}: was saved of weights with hash {str(stored.get('hash'))[:12]}, but {weights} now has "
-            f"{codec.hash[:12]}; restore the weights, or encode anew with {stored['name']}:{weights}"
+            f"{path}: was saved {what}with hash {str(stored.get('hash'))[:12]}, but {weights or saved} now has "
+            f"{codec.hash[:12]}; {remedy}, or encode anew with {saved}{f':{weights}' if weights else ''}"
         )
     return codec
 
 
-def _load_published(name: str, folder: Path, codebooks: int | None, device: str | None, dtype: str | None) -> Codec:
-    if name == "glm4voice":
-        from ttt_dist.audio.codecs.glm4voice import Glm4Voice
+def _weights_of(path: Path, stored: Mapping[str, Any]) -> Path | None:
+    """Where a codec.json says that the weights lie; None where they are beside it. Raises UserError where they are gone."""
+    if "weights" not in stored:
+        if CLASS not in stored and not CODECS[stored["name"]].is_learnt:
+            raise UserError(f"{path}: does not name its weights; save the codec again")
+        return None
+    weights = Path(str(stored["weights"]))
+    if not weights.exists():
+        raise UserError(
+            f'{path}: the weights of {stored["name"]} are no longer in {weights}; put them back there, or correct "weights" '
+            "(the hash is checked)"
+        )
+    return weights
 
-        return Glm4Voice.load(folder, codebooks, device, dtype)
-    _require_no_choice(name, dtype)
-    from ttt_dist.audio.codecs.transformers import Pretrained
 
-    return Pretrained.load(name, folder, codebooks, device)
+def _open(name: str, folder: Path | None, chosen: Mapping[str, Any], device: str | None, flag: str) -> Codec:
+    """`load` of the codec's class, told what it takes of the choices. Raises UserError on one that it does not take."""
+    row = CODECS.get(name) or CodecRow(target=name, help="")
+    kind = load_class(row.target, flag, Codec)
+    takes = inspect.signature(kind.load).parameters
+    for key, value in chosen.items():
+        if key not in takes and value not in (None, 1):
+            raise UserError(f"{key} {value}: {name} has {CHOICES[key]}; leave the choice out")
+    told = {key: value for key, value in chosen.items() if key in takes and value is not None}
+    arguments = () if folder is None else (folder,)
+    codec: Codec = call_with(kind.load, f"{flag} {name}", *arguments, **told, device=device, **row.arguments)
+    codec.loaded_with = told
+    missing = [key for key in CodecInfo.__dataclass_fields__ if not hasattr(codec, key)]
+    if missing:
+        raise UserError(f"{flag} {name}: does not say its {', '.join(missing)}; a codec has all of Codec's attributes")
+    return codec
 
 
-def _require_no_choice(name: str, dtype: str | None) -> None:
-    if dtype is not None:
-        raise UserError(f"dtype {dtype}: {name} has one precision, float32; leave the choice out")
-
-
-def _no_codec(name: str, folder: Path) -> UserError:
-    if name and name not in KNOWN:
-        return UserError(f"{name}:{folder}: codec {name!r} is not known; known are {', '.join(sorted(KNOWN))}")
-    if not name and (folder / "config.json").is_file():
+def _no_codec(folder: Path) -> UserError:
+    if (folder / "config.json").is_file():
         return UserError(f"{folder}: looks like a published model; say which codec it is, such as mimi:{folder}")
     return UserError(
         f"{folder}: is no codec folder (codec.json is missing); name one that was saved, learn melvq with "

@@ -10,7 +10,8 @@ from ttt_dist.util.errors import UserError
 
 FORMAT = "ttt_dist shard 1"
 ASSETS = ("tokenizer", "codec", "template.json")
-"""What lies in the folder of a shard and belongs to it: folders and files, each with one checksum in the JSON."""
+"""What lies in the folder of a shard and belongs to it: folders and files, each with one checksum in the JSON. A model folder
+takes it over."""
 
 
 def with_suffix(prefix: str | Path, suffix: str) -> Path:
@@ -20,12 +21,12 @@ def with_suffix(prefix: str | Path, suffix: str) -> Path:
 
 
 def asset_checksum(path: Path) -> str:
-    """The SHA-256 of a file or folder of BESIDE."""
+    """The SHA-256 of a file or folder of ASSETS."""
     return sha256_folder(path) if path.is_dir() else sha256_file(path)
 
 
 def asset_checksums(folder: Path) -> dict[str, str]:
-    """The checksums of those of BESIDE that `folder` has."""
+    """The checksums of those of ASSETS that `folder` has."""
     return {name: asset_checksum(folder / name) for name in ASSETS if (folder / name).exists()}
 
 

@@ -17,11 +17,12 @@ from torch import Tensor
 from ttt_dist.audio import Codec, UtteranceReader, load_codec, read_audio, resample, write_wav
 from ttt_dist.audio.batches import choose_device
 from ttt_dist.config.decode import DecodeSettings
-from ttt_dist.evaluation.args import EvalArgs, labels
+from ttt_dist.evaluation.args import EvalArgs
 from ttt_dist.evaluation.ears import Heard, listen
 from ttt_dist.evaluation.item_errors import ItemErrors
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.judge import Judge, load_judge
+from ttt_dist.evaluation.judge_registry import labels
 from ttt_dist.evaluation.metrics.quality import Quality
 from ttt_dist.evaluation.sound_sources import Sound
 from ttt_dist.inference.decoder import SMALL, Decoder, Request, num_cores
@@ -51,11 +52,11 @@ class Speech:
         return {"wav": self.wav, "codes": len(self.result.codes), "finish": self.result.finish}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EvalContext:
     """Opened once per process."""
 
-    plan: EvalArgs
+    args: EvalArgs
     folder: ModelFolder
     decoder: Decoder
     codec: Codec
@@ -67,25 +68,33 @@ class EvalContext:
     """Of recordings, by sample rate in Hz."""
 
     @classmethod
-    def open(cls, plan: EvalArgs, speaks: bool, is_judged: bool) -> "EvalContext":
-        """Load what the plan names. Raises UserError where something is missing, or the codec cannot speak and must, or the model
-        cannot write as the plan says.
+    def open(cls, args: EvalArgs, speaks: bool, is_judged: bool) -> "EvalContext":
+        """Load what the args names. Raises UserError where something is missing, or the codec cannot speak and must, or the model
+        cannot write as the args says.
         """
-        folder = load_folder(plan.model, device=str(choose_device(None)))
-        take_cores(plan.workers, sum(weight.numel() for weight in folder.model.parameters()) < SMALL)
-        codec = load_codec(folder.codec, decoder_command=plan.decoder_command)
+        folder = load_folder(args.model, device=str(choose_device(None)))
+        take_cores(args.workers, sum(weight.numel() for weight in folder.model.parameters()) < SMALL)
+        codec = load_codec(folder.codec, decoder_command=args.decoder_command)
         if speaks:
             codec.require_decoder()
-        decoder = Decoder(folder, plan.batch)
-        decoder.require_mode(plan.decoding)
+        decoder = Decoder(folder, args.batch)
+        decoder.require_mode(args.decoding)
         template = ChatTemplate(folder.tokenizer, folder.layout, folder.template)
-        if plan.template:
-            template.require(plan.template)
+        if args.template:
+            template.require(args.template)
         judges = {
-            label: load_judge(spec, decoder, codec, template, plan.decoding)
-            for label, spec in (labels(plan.judges) if is_judged else {}).items()
+            label: load_judge(spec, decoder, codec, template, args.decoding)
+            for label, spec in (labels(args.judges) if is_judged else {}).items()
         }
-        return cls(plan, folder, decoder, codec, template, judges, Quality() if plan.quality else None)
+        return cls(
+            args=args,
+            folder=folder,
+            decoder=decoder,
+            codec=codec,
+            template=template,
+            judges=judges,
+            quality=Quality() if args.quality else None,
+        )
 
     def encode_audio(self, items: Sequence[Item], item_errors: ItemErrors) -> list[tuple[Item, list[np.ndarray]]]:
         """The codes of each item's recordings, in the order of its clips."""
@@ -97,12 +106,12 @@ class EvalContext:
         return [(item, [next(codes) for _ in recordings]) for item, recordings in waves]
 
     def request(self, item: Item, entry: Entry, codes: Sequence[np.ndarray], turn: int = 0) -> Request:
-        """The prompt of the plan's template, and a seed that depends on the plan's, the item and the turn alone.
+        """The prompt of the evaluation's template, and a seed that depends on its own, the item and the turn alone.
 
         Raises UserError where the prompt is empty or too long for the model.
         """
-        digest = blake2b(f"{self.plan.seed}/{item.id}/{turn}".encode(), digest_size=4).digest()
-        prompt = self.template.prompt(self.plan.template, entry, codes)
+        digest = blake2b(f"{self.args.seed}/{item.id}/{turn}".encode(), digest_size=4).digest()
+        prompt = self.template.prompt(self.args.template, entry, codes)
         request = Request(prompt, int.from_bytes(digest, "little"))
         self.decoder.require(request)
         return request
@@ -111,7 +120,7 @@ class EvalContext:
         self, rows: Sequence[tuple[Item, Request]], done: Callable[[], None], **changes: Any
     ) -> list[tuple[Item, Result]]:
         """Responses, with some decoding settings changed."""
-        settings: DecodeSettings = replace(self.plan.decoding, **changes)
+        settings: DecodeSettings = replace(self.args.decoding, **changes)
         results = self.decoder.generate([request for _, request in rows], settings, done)
         return [(item, result) for (item, _), result in zip(rows, results, strict=True)]
 
@@ -122,9 +131,9 @@ class EvalContext:
         # Two ids may differ in what no file name can hold.
         digest = blake2b(item.id.encode(), digest_size=4).hexdigest()
         stem = f"{re.sub(r'[^A-Za-z0-9_-]', '_', item.id)[:60]}-{digest}"
-        name = f"wav/{self.plan.task}/{stem}{f'-{turn}' if turn else ''}.wav"
-        with writing(self.plan.out / name):
-            write_wav(self.plan.out / name, self.codec.decode(result.codes), self.codec.sample_rate)
+        name = f"wav/{self.args.row.name}/{stem}{f'-{turn}' if turn else ''}.wav"
+        with writing(self.args.out / name):
+            write_wav(self.args.out / name, self.codec.decode(result.codes), self.codec.sample_rate)
         return name
 
     def seconds(self, result: Result) -> float:
@@ -143,7 +152,7 @@ class EvalContext:
 
     def spoken(self, said: Sequence[tuple[Item, Speech]]) -> list[tuple[Item, Sound]]:
         """What was written of it."""
-        return [(item, partial(read_audio, self.plan.out / one.wav)) for item, one in said if one.wav]
+        return [(item, partial(read_audio, self.args.out / one.wav)) for item, one in said if one.wav]
 
     def originals(self, items: Sequence[Item], item_errors: ItemErrors) -> dict[str, list[tuple[Item, Sound]]]:
         """`recording`: those of the items that have one; `codec`: the same through the codec and back."""
@@ -157,7 +166,7 @@ class EvalContext:
         }
 
     def _read(self, clip: Mapping[str, Any], sample_rate: int) -> Tensor:
-        folder, root = self.plan.data.parent, self.plan.audio_root
+        folder, root = self.args.data.parent, self.args.audio_root
         if sample_rate not in self.readers:
             self.readers[sample_rate] = UtteranceReader(folder, sample_rate, audio_root=root)
         return self.readers[sample_rate].read(locate(clip, folder, root))

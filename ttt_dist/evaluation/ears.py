@@ -7,10 +7,10 @@ codes can hardly be clearer than a recording that went through it.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ttt_dist.evaluation.args import OWN
 from ttt_dist.evaluation.item_errors import ItemErrors
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.judge import Judge
+from ttt_dist.evaluation.judge_registry import OWN
 from ttt_dist.evaluation.metrics.quality import score_quality
 from ttt_dist.evaluation.metrics.scores import Normalisers, Record, Scored, error_rates
 from ttt_dist.evaluation.sound_sources import SOURCES, Sound

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ttt_dist.data.metadata import with_suffix
-from ttt_dist.evaluation.args import FORMS, EvalArgs
+from ttt_dist.evaluation.args import EvalArgs
 from ttt_dist.evaluation.context import EvalContext
 from ttt_dist.evaluation.item_errors import ItemErrors
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.metrics.scores import Record, wavs
-from ttt_dist.evaluation.tasks.registry import TASKS
 from ttt_dist.jobs.parts import describe_file, has_files, part_prefix, read_part, write_part
 from ttt_dist.jobs.runner import Outcome, PartJob, ProgressCallback
 from ttt_dist.util.atomic_files import atomic_write, remove_leftovers
@@ -29,11 +28,11 @@ AGAIN = "evaluate again"
 class EvaluationJob(PartJob):
     """The parts of one task on one data file."""
 
-    plan: EvalArgs
+    args: EvalArgs
     lines: list[Item | str]
     """Items, and messages about lines that are none."""
     made_from: dict[str, Any]
-    """The plan's fingerprint."""
+    """The fingerprint of `args`."""
     retry: bool = False
     """Make parts again in which something could not be used."""
     label = "evaluating"
@@ -41,10 +40,10 @@ class EvaluationJob(PartJob):
 
     @property
     def num_parts(self) -> int:
-        return -(-len(self.lines) // self.plan.part_size)
+        return -(-len(self.lines) // self.args.part_size)
 
     def prefix(self, number: int) -> Path:
-        return part_prefix(self.plan.parts, number)
+        return part_prefix(self.args.parts, number)
 
     def amount(self, number: int) -> float:
         return len(self._lines_of(number))
@@ -56,19 +55,19 @@ class EvaluationJob(PartJob):
 
     @cached_property
     def context(self) -> EvalContext:
-        form, is_silent = FORMS[self.plan.task], self.plan.text_only
-        return EvalContext.open(self.plan, form.speaks and not is_silent, form.is_judged and not is_silent)
+        task, is_silent = self.args.row, self.args.text_only
+        return EvalContext.open(self.args, task.speaks and not is_silent, task.is_judged and not is_silent)
 
     def require_own_parts(self) -> None:
         """Raise UserError where a part that lies there was made from other things, naming the first difference."""
-        for path in sorted(self.plan.parts.glob("part-*.json")):
+        for path in sorted(self.args.parts.glob("part-*.json")):
             part = read_part(path.with_suffix(""), AGAIN) or {}
             theirs = part.get("made_from", {})
             for key, mine in self.made_from.items():
                 if theirs.get(key) != mine:
                     raise UserError(
                         f"{path}: made with another {key} ({_short(theirs.get(key))}, now {_short(mine)}); "
-                        f"choose another --out, or remove {self.plan.parts}"
+                        f"choose another --out, or remove {self.args.parts}"
                     )
 
     def finished(self, number: int) -> Outcome | None:
@@ -82,7 +81,7 @@ class EvaluationJob(PartJob):
         lines = self._lines_of(number)
         items = [line for line in lines if isinstance(line, Item)]
         item_errors = ItemErrors(tick)
-        records = TASKS[self.plan.task].run(self.context, items, item_errors) if items else []
+        records = self.args.row.run(self.context, items, item_errors) if items else []
         item_errors.advance(max(len(lines) - item_errors.num_done, 0))  # those that could not be used
         problems = [line for line in lines if isinstance(line, str)] + item_errors.problems
         path = with_suffix(self.prefix(number), ".jsonl")
@@ -100,7 +99,7 @@ class EvaluationJob(PartJob):
 
     def _is_whole(self, number: int, part: dict[str, Any]) -> bool:
         """Whether the records and the speech of a part are still there."""
-        spoken = all((self.plan.out / name).is_file() for name in part["wavs"])
+        spoken = all((self.args.out / name).is_file() for name in part["wavs"])
         return spoken and has_files(self.prefix(number), part)
 
     @property
@@ -108,7 +107,7 @@ class EvaluationJob(PartJob):
         return {label: judge.name for label, judge in self.context.judges.items()}
 
     def _lines_of(self, number: int) -> list[Item | str]:
-        return self.lines[number * self.plan.part_size : (number + 1) * self.plan.part_size]
+        return self.lines[number * self.args.part_size : (number + 1) * self.args.part_size]
 
     def collect(self) -> "Collection | None":
         """What all parts hold, in order; None where one is still to be made."""

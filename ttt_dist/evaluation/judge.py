@@ -15,11 +15,11 @@ from ttt_dist.audio import Codec, write_wav
 from ttt_dist.audio.codec import Codes
 from ttt_dist.audio.command import Command
 from ttt_dist.config.decode import DecodeSettings
-from ttt_dist.evaluation.args import JUDGE_FLAG, OWN, parse
-from ttt_dist.evaluation.recognisers import Ctc, Whisper
+from ttt_dist.evaluation.judge_registry import FLAG, find_judge, parse
 from ttt_dist.inference.decoder import Decoder, Request
 from ttt_dist.sequence.templates import ChatTemplate
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.plugins import call_with
 
 
 class Judge(Protocol):
@@ -28,10 +28,6 @@ class Judge(Protocol):
     name: str
     sample_rate: int
     """Hz, of the waveforms that it takes."""
-
-    @property
-    def folder(self) -> Path | None:
-        """Where its files are, if it has any; a Whisper folder has the spelling table of the English normaliser."""
 
     def transcribe(
         self, waves: Sequence[Tensor], langs: Sequence[str | None], on_done: Callable[[], None] = lambda: None
@@ -50,20 +46,23 @@ def load_judge(
     settings: DecodeSettings,
     device: str | None = None,
 ) -> Judge:
-    """One of JUDGES; all but `spec` and `device` serve the model itself. Raises UserError naming what is wrong."""
+    """One of JUDGES, or of one's own; it takes what it names of the arguments. Raises UserError naming what is wrong."""
     kind, place = parse(spec)
-    if kind == OWN:
-        return ModelJudge(decoder, codec, template, settings)
-    if kind == "command":
-        return CommandJudge(place)
-    return (Whisper if kind == "whisper" else Ctc)(Path(place), device)
+    row = find_judge(kind)
+    given = {"decoder": decoder, "codec": codec, "template": template, "settings": settings, "device": device}
+    judge: Judge = call_with(
+        row.make, f"{FLAG} {spec}", *([Path(place) if row.is_folder else place] if place else []), **given
+    )
+    missing = [name for name in ("name", "sample_rate", "transcribe") if not hasattr(judge, name)]
+    if missing:
+        raise UserError(f"{FLAG} {spec}: lacks {', '.join(missing)}; a judge has all of {Judge.__module__}.Judge")
+    return judge
 
 
 class ModelJudge:
     """Transcribes with the model's own ASR prompt, greedy text whatever the settings say about sampling."""
 
     name = "the model itself"
-    folder = None
 
     def __init__(self, decoder: Decoder, codec: Codec, template: ChatTemplate, settings: DecodeSettings) -> None:
         self.decoder = decoder
@@ -92,13 +91,12 @@ class CommandJudge:
     """
 
     sample_rate = 16000
-    folder = None
 
     def __init__(self, command: str) -> None:
         self.name = f"command:{command}"
         self.takes_all = "{wavs}" in command
         names = ("{wavs}", "{texts}") if self.takes_all else ("{wav}", "{text}")
-        self.command = Command(JUDGE_FLAG, command, names, f"command:python recognise.py {' '.join(names)}")
+        self.command = Command(FLAG, command, names, f"command:python recognise.py {' '.join(names)}")
 
     def transcribe(
         self, waves: Sequence[Tensor], langs: Sequence[str | None], on_done: Callable[[], None] = lambda: None
@@ -128,7 +126,7 @@ class CommandJudge:
         lines = self._read(texts).removesuffix("\n").split("\n")
         if len(lines) != len(wavs):
             raise UserError(
-                f"{JUDGE_FLAG}: {self.command.program} wrote {len(lines)} lines of text for {len(wavs)} of speech; "
+                f"{FLAG}: {self.command.program} wrote {len(lines)} lines of text for {len(wavs)} of speech; "
                 "let it write one each, empty where it hears nothing"
             )
         return [line.strip() for line in lines]
@@ -138,5 +136,5 @@ class CommandJudge:
             return path.read_text(encoding="utf8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"{JUDGE_FLAG}: {self.command.program} ended well, but wrote no text in UTF-8 ({error}); correct it"
+                f"{FLAG}: {self.command.program} ended well, but wrote no text in UTF-8 ({error}); correct it"
             ) from error

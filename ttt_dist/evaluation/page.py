@@ -11,9 +11,8 @@ from ttt_dist.audio import UtteranceReader
 from ttt_dist.evaluation import report
 from ttt_dist.evaluation.args import EvalArgs
 from ttt_dist.evaluation.context import locate
-from ttt_dist.evaluation.ears import EARS_NOTE, MOST, by_judge
+from ttt_dist.evaluation.ears import EARS_NOTE, by_judge
 from ttt_dist.evaluation.items import Item
-from ttt_dist.evaluation.metrics.error_rates import compared
 from ttt_dist.evaluation.metrics.quality import QUALITY_NOTE, as_table
 from ttt_dist.evaluation.metrics.scores import Normalisers, Record, wavs
 from ttt_dist.manifest.clips import clips
@@ -25,16 +24,16 @@ SAMPLE_RATE = 16000  # of recordings in the page
 
 
 def render(
-    plan: EvalArgs,
+    args: EvalArgs,
     summary: Mapping[str, Any],
     worst: Sequence[Record],
     items: Mapping[str, Item],
     normalisers: Normalisers,
 ) -> str:
     """The page. `worst` are scored records, the worst first."""
-    players = Players(plan)
+    players = Players(args)
     rows = [
-        {"item": report.plain(record["id"])} | players.of(record, items.get(record["id"])) | _cells(record, normalisers)
+        {"item": record["id"]} | players.of(record, items.get(record["id"])) | args.row.cells(record, normalisers)
         for record in worst[:NUM_ITEMS]
     ]
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -49,28 +48,28 @@ def render(
     if summary["errors"]:
         note = f"{summary['errors']} in all; the first of them."
         sections.append(report.section("Not usable", note, report.text("\n".join(summary["problems"]))))
-    return report.page(f"Evaluation: {plan.task}", f"{plan.model} on {plan.data}", sections)
+    return report.page(f"Evaluation: {args.row.name}", f"{args.model} on {args.data}", sections)
 
 
 class Players:
     """Players of what was heard and said, as long as the page has room."""
 
-    def __init__(self, plan: EvalArgs) -> None:
-        self.plan = plan
+    def __init__(self, args: EvalArgs) -> None:
+        self.args = args
         self._left = AUDIO_BYTES
-        self._reader = UtteranceReader(plan.data.parent, SAMPLE_RATE, audio_root=plan.audio_root, cache_bytes=0)
+        self._reader = UtteranceReader(args.data.parent, SAMPLE_RATE, audio_root=args.audio_root, cache_bytes=0)
 
     def of(self, record: Record, item: Item | None) -> dict[str, str]:
         """Columns of the item's recordings and of the model's speech, where there are any."""
-        said = [self._player((self.plan.out / name).read_bytes(), "wav") for name in wavs(record)]
+        said = [self._player((self.args.out / name).read_bytes(), "wav") for name in wavs(record)]
         given = [self._recording(clip) for clip in clips(item.entry)] if item is not None else []
-        columns = {"recording": "".join(given), "speech": "".join(said)}
+        columns = {"recording": report.joined(given), "speech": report.joined(said)}
         return {name: cell for name, cell in columns.items() if cell}
 
     def _recording(self, clip: Mapping[str, Any]) -> str:
         buffer = io.BytesIO()
         with suppress(UserError):  # it has gone since it was evaluated
-            wave = self._reader.read(locate(clip, self.plan.data.parent, self.plan.audio_root))
+            wave = self._reader.read(locate(clip, self.args.data.parent, self.args.audio_root))
             soundfile.write(buffer, wave.clamp(-1, 1).numpy(), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
         return self._player(buffer.getvalue(), "flac")
 
@@ -81,48 +80,6 @@ class Players:
         return report.player_of(content, kind)
 
 
-def _cells(record: Record, normalisers: Normalisers) -> dict[str, str]:
-    """Name of column -> cell, as HTML: what was wanted, and what came."""
-    if "reference" in record:
-        return {"wanted": report.plain(record["reference"])} | _transcripts(record, normalisers)
-    if "captions" in record:
-        wanted = "<br>".join(map(report.plain, record["captions"]))
-        return {"wanted": wanted, "got": report.plain(record["hypothesis"]), "CIDEr-D": f"{record['cider_d']:.2f}"}
-    if "label" in record:
-        got = report.plain(record["hypothesis"], not record["is_right"])
-        return {"wanted": report.plain(record["label"]), "got": got}
-    if "number" in record:
-        return {"chat": "<br>".join(_chat_lines(record))}
-    if "question" in record:
-        asked = {"question": record["question"], "accepted": "; ".join(record["answers"])}
-        given = {
-            name: report.plain(record[name], record.get(right) is False)
-            for name, right in (("text", "text_is_right"), ("heard", "speech_is_right"))
-            if name in record
-        }
-        return {name: report.plain(text) for name, text in asked.items()} | given
-    return {
-        f"{name}, nats per token": f"{sum(found['nats']) / len(found['nats']) / max(found['tokens'], 1):.3f}"
-        for name, found in record.items()
-        if name in ("text", "audio")
-    }
-
-
-def _transcripts(record: Record, normalisers: Normalisers) -> dict[str, str]:
-    """What was heard, with its errors marked: of speech by every judge, cut as it is scored."""
-    most = MOST if "heard" in record else None
-    others = list(record["heard"]["speech"].items())[1:] if "heard" in record else []
-    given = {"got": record["hypothesis"]} | {f"got by {label}": text for label, text in others}
-    norm = normalisers.of(record)
-    return {name: report.marked(*compared(record["reference"], text, norm, most)) for name, text in given.items()}
-
-
-def _chat_lines(record: Record) -> Iterator[str]:
-    for answer in record["answers"]:
-        yield f"<b>{report.plain(answer['question'] or '(spoken)')}</b>"
-        yield report.plain(answer["text"] or "(no text)", not answer["text"])
-
-
 def own_speech(summary: Mapping[str, Any]) -> Iterator[str]:
     """Sections of own speech beside its ceiling: as each judge hears it, and how it sounds; none of what is not known."""
     cut = f" {summary['cut'].capitalize()}." if "cut" in summary else ""
@@ -130,16 +87,14 @@ def own_speech(summary: Mapping[str, Any]) -> Iterator[str]:
     for title, (make, note) in kinds.items():
         table = make(summary)
         if table:
-            cells = [[report.plain(cell) for cell in row] for row in table[1:]]
-            yield report.section(title, f"{note} With 95 % intervals.", report.table(table[0], cells))
+            yield report.section(title, f"{note} With 95 % intervals.", report.table(table[0], table[1:]))
 
 
 def _scores(summary: Mapping[str, Any]) -> str:
     rows = []
     for name, score in summary["scores"].items():
         low, high = score["interval_95"] or (None, None)
-        cells = [name, *(_percent(name, value) for value in (score["value"], low, high)), score["by"]]
-        rows.append([report.plain(cell) for cell in cells])
+        rows.append([name, *(_percent(name, value) for value in (score["value"], low, high)), score["by"]])
     return report.table(["score", "value", "from", "to", "by"], rows)
 
 

@@ -10,10 +10,9 @@ from typing import Any
 from ttt_dist.evaluation import page
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.job import EvaluationJob, write_jsonl
+from ttt_dist.evaluation.judge_registry import find_judge, parse
 from ttt_dist.evaluation.metrics.scores import Normalisers
-from ttt_dist.evaluation.submission_formats import write_layouts
 from ttt_dist.evaluation.summary import as_markdown, summarise
-from ttt_dist.evaluation.tasks.registry import TASKS
 from ttt_dist.util.atomic_files import atomic_write, remove_leftovers
 from ttt_dist.util.file_lock import lease
 
@@ -23,23 +22,25 @@ def write_results(job: EvaluationJob) -> dict[str, Any] | None:
 
     None where parts are still to be made: whoever makes the last one writes the results.
     """
-    plan = job.plan
+    args = job.args
     collected = job.collect()
     if collected is None:
         return None
-    task = TASKS[plan.task]
-    normalisers = Normalisers(plan.normaliser, next(iter(plan.judge_folders), None))
+    task = args.row
+    folders = [Path(place) for kind, place in map(parse, args.judges) if find_judge(kind).is_folder]
+    normalisers = Normalisers(args.normaliser, next(iter(folders), None))
     scored = task.score(collected.records, normalisers)
-    summary = summarise(plan, job.made_from, collected, scored)
+    summary = summarise(args, job.made_from, collected, scored)
     worst = sorted(scored.records, key=task.worst, reverse=True)
     items = {line.id: line for line in job.lines if isinstance(line, Item)}
-    paths = [plan.out / f"{plan.task}{end}" for end in (".jsonl", "_summary.json", "_summary.md", ".html")]
+    paths = [args.out / f"{task.name}{end}" for end in (".jsonl", "_summary.json", "_summary.md", ".html")]
     with lease(paths[0], wait=True):
         remove_leftovers(*paths)
         write_jsonl(paths[0], scored.records)
         _write(paths[2], as_markdown(summary))
-        _write(paths[3], page.render(plan, summary, worst, items, normalisers))
-        write_layouts(plan, scored.records)
+        _write(paths[3], page.render(args, summary, worst, items, normalisers))
+        if task.submissions:
+            task.submissions(args, scored.records)
         _write(paths[1], json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     return summary
 

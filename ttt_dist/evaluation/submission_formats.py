@@ -18,42 +18,38 @@ from ttt_dist.util.atomic_files import atomic_write
 FILE_NAME = re.compile(r"[^A-Za-z0-9_-]")
 
 
-def write_layouts(plan: EvalArgs, records: Sequence[Record]) -> list[Path]:
-    """Write what the task's benchmarks want; the paths."""
-    if plan.task == "audio_qa":
-        return _alpaca_eval(plan, [record for record in records if not record["answers"]])
-    if plan.task == "speech_chat" and records:
-        return [*_voicebench(plan, records), _uro_bench(plan, records)]
-    return []
-
-
-def _alpaca_eval(plan: EvalArgs, records: Sequence[Record]) -> list[Path]:
+def alpaca_eval(args: EvalArgs, records: Sequence[Record]) -> list[Path]:
     """A list of {"dataset", "instruction", "output", "generator"} each for text and speech, of questions without answers."""
     written = []
     for name, key in (("text", "text"), ("speech", "heard")):
-        known = [record for record in records if key in record]
+        known = [record for record in records if key in record and not record["answers"]]
         if known:
             outputs = [
                 {
-                    "dataset": record.get("dataset", plan.data.stem),
+                    "dataset": record.get("dataset", args.data.stem),
                     "instruction": record["question"],
                     "output": record[key],
-                    "generator": str(plan.model),
+                    "generator": str(args.model),
                 }
                 for record in known
             ]
-            written.append(plan.out / f"alpaca_eval_{name}.json")
+            written.append(args.out / f"alpaca_eval_{name}.json")
             with atomic_write(written[-1]) as file:
                 file.write(json.dumps(outputs, indent=1, ensure_ascii=False) + "\n")
     return written
 
 
-def _voicebench(plan: EvalArgs, records: Sequence[Record]) -> list[Path]:
+def voicebench_and_uro_bench(args: EvalArgs, records: Sequence[Record]) -> list[Path]:
+    """What both want of chats."""
+    return [*_voicebench(args, records), _uro_bench(args, records)] if records else []
+
+
+def _voicebench(args: EvalArgs, records: Sequence[Record]) -> list[Path]:
     """Each item as the benchmark gave it, less its audio, with `prompt` and `response`: chats of one question only."""
     single = [record for record in records if len(record["answers"]) == 1 and "dialogue" not in record["given"]]
     if not single:
         return []
-    path = plan.out / "voicebench.jsonl"
+    path = args.out / "voicebench.jsonl"
     told = [{"prompt": _question(record), "response": record["answers"][0]["text"]} for record in single]
     write_jsonl(path, [record["given"] | more for record, more in zip(single, told, strict=True)])
     return [path]
@@ -64,14 +60,14 @@ def _question(record: Record) -> str:
     return question_text(record["given"]) or next((answer["question"] for answer in record["answers"]), "")
 
 
-def _uro_bench(plan: EvalArgs, records: Sequence[Record]) -> Path:
+def _uro_bench(args: EvalArgs, records: Sequence[Record]) -> Path:
     """OUT/uro_bench: of single questions the texts in three files and audio/NNNN.wav; of dialogues one file with all."""
-    folder = plan.out / "uro_bench"
+    folder = args.out / "uro_bench"
     with new_folder(folder) as place:
         if any("dialogue" in record["given"] for record in records):
-            write_jsonl(place / "output_with_text.jsonl", [_dialogue(plan.out, place, record) for record in records])
+            write_jsonl(place / "output_with_text.jsonl", [_dialogue(args.out, place, record) for record in records])
         else:
-            _single_round(plan.out, place, records)
+            _single_round(args.out, place, records)
     return folder
 
 

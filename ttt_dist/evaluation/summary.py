@@ -3,39 +3,40 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ttt_dist.evaluation.args import OWN, EvalArgs
+from ttt_dist.evaluation.args import EvalArgs
 from ttt_dist.evaluation.ears import by_judge, called
 from ttt_dist.evaluation.job import Collection
+from ttt_dist.evaluation.judge_registry import OWN
 from ttt_dist.evaluation.metrics.quality import as_table
 from ttt_dist.evaluation.metrics.scores import Scored
 
 TOLD = 20  # problems named in a summary; the parts name all
 
 
-def summarise(plan: EvalArgs, made_from: dict[str, Any], collected: Collection, scored: Scored) -> dict[str, Any]:
+def summarise(args: EvalArgs, made_from: dict[str, Any], collected: Collection, scored: Scored) -> dict[str, Any]:
     """Scores at the top level by name, and again with intervals and what they were made with; then all that made them."""
     about: dict[str, Any] = {
-        "task": plan.task,
+        "task": args.row.name,
         **{name: figure.to_dict()["value"] for name, figure in scored.figures.items()},
         **scored.details,
         "items": len(scored.records),
         "errors": len(collected.problems),
         "scores": {name: figure.to_dict() for name, figure in scored.figures.items()},
         "judge": next(iter(collected.judges.values()), None),
-        "model": str(plan.model),
+        "model": str(args.model),
         "model_sha256": made_from["model"],
         "device": made_from["device"],
-        "data": str(plan.data),
-        "template": plan.template,
+        "data": str(args.data),
+        "template": args.template,
     }
     for label, name in collected.judges.items():
         about.setdefault("judges", {}).setdefault(label, {}).update(judge=name, own_ears=label == OWN)
-    if plan.decoder_command is not None:
-        about["decoder_command"] = plan.decoder_command
-    if plan.task == "likelihood":
-        about["noise"] = {"estimator": plan.estimator, "draws": plan.draws, "seed": plan.seed}
+    if args.decoder_command is not None:
+        about["decoder_command"] = args.decoder_command
+    if "draws" in args.row.takes:
+        about["noise"] = {"estimator": args.estimator, "draws": args.draws, "seed": args.seed}
     else:
-        about["decoding"] = vars(plan.decoding) | {"seed": plan.seed}
+        about["decoding"] = vars(args.decoding) | {"seed": args.seed}
     return about | {"problems": collected.problems[:TOLD]}
 
 

@@ -38,7 +38,7 @@ class Outcome:
 
     counts: dict[str, float]
     problems: list[str] = field(default_factory=list)
-    kept: bool = False
+    was_cached: bool = False
     """It was finished before."""
 
 
@@ -78,14 +78,14 @@ class PartJob(ABC):
 class TaskShard:
     """Which parts this process looks after (task i of n takes parts i, i + n, ...), and with how many workers."""
 
-    task: int = 0
-    tasks: int = 1
+    index: int = 0
+    size: int = 1
     workers: int = 1
     mpi: bool = False
 
     def of(self, num_parts: int) -> range:
         """The numbers of this task's parts."""
-        return range(self.task, num_parts, self.tasks)
+        return range(self.index, num_parts, self.size)
 
 
 @dataclass
@@ -94,7 +94,7 @@ class Totals:
 
     counts: dict[str, float] = field(default_factory=dict)
     parts: int = 0
-    kept: int = 0
+    num_cached: int = 0
     num_problems: int = 0
     messages: list[str] = field(default_factory=list)
     """The first of the problems, as many as are told one by one."""
@@ -104,7 +104,7 @@ class Totals:
         for name, value in other.counts.items():
             self.counts[name] = self.counts.get(name, 0) + value
         self.parts += other.parts
-        self.kept += other.kept
+        self.num_cached += other.num_cached
         self.num_problems += other.num_problems
         self.messages += other.messages[: TOLD - len(self.messages)]
 
@@ -112,42 +112,40 @@ class Totals:
     def of(cls, outcome: Outcome) -> Totals:
         """Those of one part."""
         problems = outcome.problems
-        return cls(dict(outcome.counts), 1, int(outcome.kept), len(problems), problems[:TOLD])
+        return cls(dict(outcome.counts), 1, int(outcome.was_cached), len(problems), problems[:TOLD])
 
 
-FLAGS = ("task", "tasks")  # of a share, unless a command's own --task means something else
-
-
-def add_arguments(parser: argparse.ArgumentParser, flags: tuple[str, str] = FLAGS) -> None:
-    """`--task I --tasks N --workers W`; `flags` are the names of the first two."""
-    one, all_ = flags
+def add_arguments(parser: argparse.ArgumentParser, old_names: tuple[str, str] = ("--task", "--tasks")) -> None:
+    """`--array-index I --array-size N --workers W`; the first two also by the names that they had before."""
     group = parser.add_argument_group(
-        "sharing the work", f"under mpirun each rank is a task, without --{one} and --{all_}"
+        "sharing the work", "under mpirun each rank is a task of the array, without --array-index and --array-size"
     )
-    group.add_argument(f"--{one}", type=int, metavar="I", help="do the parts of task I, from 0 (SLURM_ARRAY_TASK_ID)")
-    group.add_argument(f"--{all_}", type=int, metavar="N", help="of N tasks (SLURM_ARRAY_TASK_COUNT)")
+    names = {"--array-index": "do the parts of task I, from 0 (SLURM_ARRAY_TASK_ID)", "--array-size": "of N tasks"}
+    for (name, told), old, metavar in zip(names.items(), old_names, "IN", strict=True):
+        dest = name.strip("-").replace("-", "_")
+        group.add_argument(name, type=int, metavar=metavar, help=told)
+        group.add_argument(old, type=int, dest=dest, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     group.add_argument("--workers", type=int, default=1, help="processes of this task (default 1)")
 
 
-def task_shard_of(args: argparse.Namespace, flags: tuple[str, str] = FLAGS) -> TaskShard:
-    """The share that command line or MPI give this process. Raises UserError where they contradict each other."""
+def task_shard_of(args: argparse.Namespace) -> TaskShard:
+    """The shard that command line or MPI give this process. Raises UserError where they contradict each other."""
     ranks = int(os.environ.get("OMPI_COMM_WORLD_SIZE") or os.environ.get("PMI_SIZE") or 1)
-    one, all_ = flags
-    task, tasks = getattr(args, one), getattr(args, all_)
-    if (task is None) != (tasks is None):
-        raise UserError(f"--{one} and --{all_}: give both, or neither")
+    index, size = args.array_index, args.array_size
+    if (index is None) != (size is None):
+        raise UserError("--array-index and --array-size: give both, or neither")
     if args.workers < 1:
         raise UserError(f"--workers {args.workers}: at least 1 is needed")
-    if tasks is None:
-        return _mpi_share(args.workers) if ranks > 1 else TaskShard(workers=args.workers)
+    if size is None:
+        return _mpi_shard(args.workers) if ranks > 1 else TaskShard(workers=args.workers)
     if ranks > 1:
-        raise UserError(f"--{all_} under mpirun: the ranks are the tasks; leave --{one} and --{all_} out")
-    if not 0 <= task < tasks:
-        raise UserError(f"--{one} {task} --{all_} {tasks}: tasks are numbered 0..{tasks - 1}")
-    return TaskShard(task, tasks, args.workers)
+        raise UserError("--array-size under mpirun: the ranks are the tasks; leave --array-index and --array-size out")
+    if not 0 <= index < size:
+        raise UserError(f"--array-index {index} --array-size {size}: tasks are numbered 0..{size - 1}")
+    return TaskShard(index, size, args.workers)
 
 
-def _mpi_share(workers: int) -> TaskShard:
+def _mpi_shard(workers: int) -> TaskShard:
     from mpi4py import MPI  # joins the others: only where mpirun has started several
 
     world = MPI.COMM_WORLD
@@ -156,25 +154,25 @@ def _mpi_share(workers: int) -> TaskShard:
     return TaskShard(world.rank, world.size, workers, mpi=True)
 
 
-def run_parts(job: PartJob, share: TaskShard, problems: Problems) -> Totals:
-    """Make this share's parts and add up. Problems are told as parts finish and counted in `problems`.
+def run_parts(job: PartJob, shard: TaskShard, problems: Problems) -> Totals:
+    """Make this shard's parts and add up. Problems are told as parts finish and counted in `problems`.
 
     Under MPI all ranks return what all of them came to, and fail where one did. Raises UserError where a part is being
     written by another job; the others are done even then.
     """
-    if not share.mpi:
-        return _run_share(job, share, problems)
-    return _together(lambda: _run_share(job, share, problems), problems)
+    if not shard.mpi:
+        return _run_shard(job, shard, problems)
+    return _together(lambda: _run_shard(job, shard, problems), problems)
 
 
-def _run_share(job: PartJob, share: TaskShard, problems: Problems) -> Totals:
-    numbers = share.of(job.num_parts)
+def _run_shard(job: PartJob, shard: TaskShard, problems: Problems) -> Totals:
+    numbers = shard.of(job.num_parts)
     totals = Totals()
     with Progress(sum(map(job.amount, numbers)), job.label, job.unit) as progress:
-        held = _make_all(job, share, numbers, progress, lambda outcome: _collect(outcome, totals, problems))
+        held = _make_all(job, shard, numbers, progress, lambda outcome: _collect(outcome, totals, problems))
         # Whoever held a part may have finished it meanwhile, or died.
         held = (
-            _make_all(job, share, held, progress, lambda outcome: _collect(outcome, totals, problems)) if held else []
+            _make_all(job, shard, held, progress, lambda outcome: _collect(outcome, totals, problems)) if held else []
         )
     if held:
         first = job.prefix(held[0])
@@ -191,12 +189,12 @@ def _collect(outcome: Outcome, totals: Totals, problems: Problems) -> None:
 
 
 def _make_all(
-    job: PartJob, share: TaskShard, numbers: Iterable[int], progress: Progress, settle: Callable[[Outcome], None]
+    job: PartJob, shard: TaskShard, numbers: Iterable[int], progress: Progress, collect: Callable[[Outcome], None]
 ) -> list[int]:
     """Make parts, here or by workers; returns those that another job holds."""
     numbers = list(numbers)
-    if min(share.workers, len(numbers)) > 1:
-        results = _by_workers(job, numbers, share.workers, progress)
+    if min(shard.workers, len(numbers)) > 1:
+        results = _by_workers(job, numbers, shard.workers, progress)
     else:
         results = _here(job, numbers, progress)
     held = []
@@ -204,8 +202,8 @@ def _make_all(
         if outcome is None:
             held.append(number)
         else:
-            settle(outcome)
-            if outcome.kept:
+            collect(outcome)
+            if outcome.was_cached:
                 progress.skip(job.amount(number))
     return held
 
@@ -227,7 +225,7 @@ def make_part(job: PartJob, number: int, tick: ProgressCallback) -> Outcome | No
             done = job.finished(number)  # its last holder may have finished it while we came
             if done is None:
                 return job.make(number, tick)
-    done.kept = True
+    done.was_cached = True
     return done
 
 
@@ -316,12 +314,12 @@ def _together(work: Callable[[], Totals], problems: Problems) -> Totals:
     return totals
 
 
-def tell(out: Path, totals: Totals, what: str, share: TaskShard, num_parts: int) -> None:
-    """The line that ends a job: what there is now, and whose share it was."""
-    kept = f"; {totals.kept} of {totals.parts} parts were there already" if totals.kept else ""
-    mine = f" (task {share.task} of {share.tasks}: {totals.parts} of {num_parts} parts)" if _is_array(share) else ""
-    print_rank0(f"{out}: {what}{kept}{mine}")
+def tell(out: Path, totals: Totals, what: str, shard: TaskShard, num_parts: int) -> None:
+    """The line that ends a job: what there is now, and whose shard it was."""
+    cached = f"; {totals.num_cached} of {totals.parts} parts were there already" if totals.num_cached else ""
+    mine = f" (task {shard.index} of {shard.size}: {totals.parts} of {num_parts} parts)" if _is_array(shard) else ""
+    print_rank0(f"{out}: {what}{cached}{mine}")
 
 
-def _is_array(share: TaskShard) -> bool:
-    return share.tasks > 1 and not share.mpi
+def _is_array(shard: TaskShard) -> bool:
+    return shard.size > 1 and not shard.mpi

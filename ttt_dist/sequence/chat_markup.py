@@ -1,17 +1,13 @@
 """Chat markup: the tokens around the turns of a conversation, by ChatML or by the tokenizer's own chat template.
 
-What stands around the contents depends on the roles alone. A `Frame` holds it as ids, made once per succession of roles:
-rendering a template and tokenising its markup for every sample would be slow.
+What stands around the contents depends on the roles alone. A `Frame` holds it as ids, made once per succession of roles
+(`ChatTemplate` keeps them): rendering a template and tokenising its markup for every sample would be slow.
 """
 
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 from ttt_dist.sequence.id_bytes import WIDTH, to_array, to_bytes
-from ttt_dist.sequence.sample import Sample
 from ttt_dist.sequence.template_form import ASSISTANT, USER
 from ttt_dist.sequence.text_tokenizer import TextTokenizer
 from ttt_dist.sequence.tokens import TokenLayout
@@ -29,52 +25,14 @@ class Frame(NamedTuple):
     """Which turn's content comes next (0..n-1, but a template may move a turn), and the ids after it."""
 
 
-class Markup(ABC):
-    """Puts contents into turns. All ids are bytes (`id_bytes`)."""
-
-    def __init__(self) -> None:
-        self._frame_of = lru_cache(maxsize=1024)(self._frame)
-
-    @abstractmethod
-    def _frame(self, roles: tuple[str, ...]) -> Frame:
-        """The markup of turns with these roles."""
-
-    def sample(self, roles: tuple[str, ...], contents: Sequence[bytes]) -> Sample:
-        """The conversation. Targets: the contents of the assistant, each with the token that ends its turn."""
-        start, steps = self._frame_of(roles)
-        parts = [start]
-        ends: list[tuple[int, bool]] = []
-        size, is_target = len(start), False
-        for index, after in steps:
-            content = contents[index]
-            parts += content, after
-            if is_target := roles[index] == ASSISTANT:
-                ends += (size // WIDTH, False), ((size + len(content)) // WIDTH + 1, True)
-            size += len(content) + len(after)
-        if not is_target:
-            ends.append((size // WIDTH, False))
-        # What follows the last end of turn would only take up room.
-        return Sample.cut(b"".join(parts)[: ends[-1][0] * WIDTH], ends)
-
-    def prompt(self, roles: tuple[str, ...], contents: Sequence[bytes]) -> bytes:
-        """Ids up to the content of the assistant's last turn, the last of `roles`; the start of such a sample."""
-        start, steps = self._frame_of(roles)
-        parts = [start]
-        for index, after in steps:
-            if index == len(roles) - 1:
-                break
-            parts += contents[index], after
-        return b"".join(parts)
-
-
-class ChatML(Markup):
+class ChatML:
     """`<|im_start|>ROLE`, a newline, the content, `<|im_end|>`, and a newline before the next turn."""
 
     def __init__(self, tokenizer: TextTokenizer, layout: TokenLayout) -> None:
-        super().__init__()
         self.tokenizer, self.layout = tokenizer, layout
 
-    def _frame(self, roles: tuple[str, ...]) -> Frame:
+    def frame(self, roles: tuple[str, ...]) -> Frame:
+        """The markup of turns with these roles."""
         start, end = [self.layout.im_start], [self.layout.im_end]
         headers = [start + self.tokenizer.encode(role + "\n") for role in roles]
         between = end + self.tokenizer.encode("\n")
@@ -82,7 +40,7 @@ class ChatML(Markup):
         return Frame(to_bytes(runs[0]), tuple(enumerate(map(to_bytes, runs[1:]))))
 
 
-class OwnTemplate(Markup):
+class OwnTemplate:
     """The tokenizer's own chat template: its markup with special tokens recognised, for the template is trusted.
 
     Contents are put in as ids, so plain text in them never becomes a special token. Raises UserError where the template
@@ -90,7 +48,6 @@ class OwnTemplate(Markup):
     """
 
     def __init__(self, tokenizer: TextTokenizer, layout: TokenLayout) -> None:
-        super().__init__()
         self.tokenizer, self.layout = tokenizer, layout
         found = end_of_turn(tokenizer)
         if found != layout.im_end:
@@ -99,7 +56,8 @@ class OwnTemplate(Markup):
                 f"{layout.im_end}; compose again with chat_template tokenizer, or set chatml"
             )
 
-    def _frame(self, roles: tuple[str, ...]) -> Frame:
+    def frame(self, roles: tuple[str, ...]) -> Frame:
+        """The markup of turns with these roles."""
         frame = _own_frame(self.tokenizer, roles)
         for index, after in frame.steps:
             if roles[index] == ASSISTANT and after[:WIDTH] != to_bytes([self.layout.im_end]):

@@ -6,6 +6,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +15,12 @@ import numpy as np
 from ttt_dist.config.reading import as_typed, build
 from ttt_dist.config.section import Section
 from ttt_dist.config.yaml_file import read_yaml
-from ttt_dist.sequence import template_form
+from ttt_dist.sequence import released_format, template_form
 from ttt_dist.sequence.chat_markup import ChatML, OwnTemplate, end_of_turn
 from ttt_dist.sequence.id_bytes import WIDTH, to_array
 from ttt_dist.sequence.sample import Sample, Segment
-from ttt_dist.sequence.template_content import Codes, ContentWriter
-from ttt_dist.sequence.template_entry import Entry, EntryWriter, Form
 from ttt_dist.sequence.template_form import ASSISTANT, CHAT_ROLES, Turn
+from ttt_dist.sequence.template_writer import Codes, ContentWriter, Entry, EntryWriter, Form
 from ttt_dist.sequence.text_tokenizer import TextTokenizer
 from ttt_dist.sequence.tokens import TokenLayout, extend
 from ttt_dist.util.errors import UserError
@@ -101,7 +101,8 @@ class ChatTemplate:
         self.settings = settings or TemplateSettings()
         ratios = self.settings.text_ratio, self.settings.audio_ratio
         self._writer = ContentWriter(tokenizer, layout, *ratios, self.settings.last_span)
-        self._markup = (ChatML if self.settings.chat_template == "chatml" else OwnTemplate)(tokenizer, layout)
+        markup = (ChatML if self.settings.chat_template == "chatml" else OwnTemplate)(tokenizer, layout)
+        self._frame_of = lru_cache(maxsize=1024)(markup.frame)  # of a succession of roles
         self._forms = {name: Form(turns) for name, turns in self.settings.forms().items()}
 
     @classmethod
@@ -145,7 +146,7 @@ class ChatTemplate:
             roles, contents = form.turns(entry)
             asked = len(roles) - (roles[-1] == ASSISTANT)
             written = [content(writer) for content in contents[:asked]]
-            return to_array(self._markup.prompt((*roles[:asked], ASSISTANT), written)).copy()
+            return to_array(self._opening((*roles[:asked], ASSISTANT), written)).copy()
         except UserError as error:
             raise UserError(f"{error} (template {name})") from None
 
@@ -167,8 +168,8 @@ class ChatTemplate:
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> Sample:
         """A conversation of {"role", "content"} in the released format; the turns of the assistant are targets."""
-        contents = [self._writer.parse(message["content"]) for message in messages]
-        return self._markup.sample(tuple(message["role"] for message in messages), contents)
+        contents = [self._parse(message["content"]) for message in messages]
+        return self._conversation(tuple(message["role"] for message in messages), contents)
 
     def document(self, content: str) -> Sample:
         """Text of the released format without turns; all of it is target."""
@@ -179,8 +180,11 @@ class ChatTemplate:
         return self._writer.audio(codes)
 
     def parse(self, content: str) -> np.ndarray:
-        """Ids (int32) of a string of the released format (`ContentWriter.parse`)."""
-        return to_array(self._writer.parse(content))
+        """Ids (int32) of a string of the released format (`released_format.parse`)."""
+        return to_array(self._parse(content))
+
+    def _parse(self, content: str) -> bytes:
+        return released_format.parse(content, self.layout, self._writer.encode)
 
     def _entry_writer(self, entry: Entry, codes: Sequence[Codes]) -> EntryWriter:
         return EntryWriter(self._writer, entry, codes, self.settings.name_speaker)
@@ -200,6 +204,33 @@ class ChatTemplate:
                 return Sample.cut(content := contents[0](writer), [(len(content) // WIDTH, True)])
             if ASSISTANT not in roles:
                 raise UserError("has no turn of the assistant, so there is nothing to learn: leave the entry out")
-            return self._markup.sample(roles, [content(writer) for content in contents])
+            return self._conversation(roles, [content(writer) for content in contents])
         except UserError as error:
             raise UserError(f"{error} (template {name})") from None
+
+    def _conversation(self, roles: tuple[str, ...], contents: Sequence[bytes]) -> Sample:
+        """Contents in their markup. Targets: those of the assistant, each with the token that ends its turn."""
+        start, steps = self._frame_of(roles)
+        parts = [start]
+        ends: list[tuple[int, bool]] = []
+        size, is_target = len(start), False
+        for index, after in steps:
+            content = contents[index]
+            parts += content, after
+            if is_target := roles[index] == ASSISTANT:
+                ends += (size // WIDTH, False), ((size + len(content)) // WIDTH + 1, True)
+            size += len(content) + len(after)
+        if not is_target:
+            ends.append((size // WIDTH, False))
+        # What follows the last end of turn would only take up room.
+        return Sample.cut(b"".join(parts)[: ends[-1][0] * WIDTH], ends)
+
+    def _opening(self, roles: tuple[str, ...], contents: Sequence[bytes]) -> bytes:
+        """Ids up to the content of the assistant's last turn, the last of `roles`; the start of such a sample."""
+        start, steps = self._frame_of(roles)
+        parts = [start]
+        for index, after in steps:
+            if index == len(roles) - 1:
+                break
+            parts += contents[index], after
+        return b"".join(parts)

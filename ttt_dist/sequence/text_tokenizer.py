@@ -6,6 +6,7 @@ Plain text never becomes a special token here, whatever it contains: specials ar
 import io
 import shutil
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -33,7 +34,7 @@ class TextTokenizer(ABC):
 
     def encode_to_bytes(self, text: str) -> bytes:
         """`encode`, as bytes (`id_bytes`)."""
-        return to_bytes(self.encode(text))
+        return array("i", self.encode(text)).tobytes()
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:

@@ -22,6 +22,7 @@ from ttt_dist.sequence.templates import ChatTemplate
 from ttt_dist.sequence.visibility import dense_mask
 from ttt_dist.telemetry.plots import draw_mask
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.field_docs import field_docs
 
 TASKS = {"speak": ("tts",), "transcribe": ("asr",), "chat": ("audio_chat", "text_chat")}
 """What the page offers, and the templates that it takes."""
@@ -70,6 +71,7 @@ class RequestBuilder:
             "languages": self._languages(),
             "tasks": {task: [name for name in names if name in known] for task, names in TASKS.items()},
             "settings": {name: getattr(self.settings, name) for name in CHOICES},
+            "fields": {name: _form_field(name, getattr(self.settings, name)) for name in CHOICES},
         }
 
     def _languages(self) -> list[str]:
@@ -151,6 +153,18 @@ def model_name(path: Path) -> str:
     """What to call the model of a folder: of RUN/export the run too."""
     path = path.resolve()
     return f"{path.parent.name}/{path.name}" if path.name == "export" else path.name
+
+
+def _form_field(name: str, value: float) -> dict[str, Any]:
+    """How the page asks for a setting."""
+    whole = isinstance(value, int)
+    about = field_docs(DecodeSettings)[name]
+    return {
+        "label": name.replace("_", " ").capitalize(),
+        "title": about,
+        "min": 1 if whole else 0,
+        "step": 1 if whole else 0.05,
+    }
 
 
 def _number(form: Mapping[str, str], name: str, default: Any) -> Any:

@@ -52,17 +52,9 @@ class Glm4Voice(PublishedCodec):
         self.codebook_size = model.config.quantize_vocab_size
 
     @classmethod
-    def load(
-        cls,
-        folder: str | Path,
-        codebooks: int | None = None,
-        device: str | None = None,
-        dtype: str | None = None,
-    ) -> Glm4Voice:
+    def load(cls, folder: str | Path, device: str | None = None, dtype: str | None = None) -> Glm4Voice:
         """Read a published folder. Raises UserError naming the setting, file or weight that is wrong or missing."""
         folder = Path(folder)
-        if codebooks not in (None, 1):
-            raise UserError(f"codebooks {codebooks}: glm4voice has one codebook; leave the choice out")
         if dtype not in (None, *DTYPES):
             raise UserError(f"dtype {dtype}: glm4voice runs in {' or '.join(DTYPES)}; choose one")
         place = choose_device(device)

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ttt_dist.audio.codec import DESCRIPTION, Codec
-from ttt_dist.util.atomic_files import atomic_write, sha256_file
+from ttt_dist.audio.codec import Codec
+from ttt_dist.util.atomic_files import sha256_file
 from ttt_dist.util.errors import UserError
 
 CONFIG = "config.json"
@@ -28,34 +26,9 @@ class PublishedCodec(Codec):
     num_codebooks: int
     chosen_dtype: str | None = None  # precision that was asked for, by those that have a choice
 
-    def save(self, folder: str | Path) -> None:
-        """Write codec.json; the weights stay in their folder, whose absolute path it names."""
-        stored = {
-            **asdict(self.info),
-            "weights": str(self.folder.resolve()),
-            "codebooks": self.num_codebooks,
-            **({"dtype": self.chosen_dtype} if self.chosen_dtype else {}),
-        }
-        with atomic_write(Path(folder) / DESCRIPTION) as file:
-            json.dump(stored, file, indent=2)
-            file.write("\n")
-
-
-def saved_choice(folder: Path, stored: Mapping[str, Any], codebooks: int | None) -> tuple[Path, int]:
-    """Folder of the weights and number of codebooks that a codec.json names; UserError where they cannot be had."""
-    path = folder / DESCRIPTION
-    try:
-        weights, chosen = Path(stored["weights"]), int(stored["codebooks"])
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: does not name its weights ({error!r}); save the codec again") from error
-    if codebooks not in (None, chosen):
-        raise UserError(f"{path}: was saved with {chosen} codebooks, not {codebooks}; leave the choice out")
-    if not weights.is_dir():
-        raise UserError(
-            f'{path}: the weights of {stored["name"]} are no longer in {weights}; put them back there, or correct "weights" '
-            "(the hash is checked)"
-        )
-    return weights, chosen
+    def choices(self) -> dict[str, Any]:
+        """Number of codebooks, and the precision that was asked for."""
+        return {"codebooks": self.num_codebooks, **({"dtype": self.chosen_dtype} if self.chosen_dtype else {})}
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -8,9 +8,8 @@ They run in fp32 on every device: residual quantisers find their later codes in 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ttt_dist.audio.codec import Codes
 from ttt_dist.audio.codecs.codebooks import flatten, unflatten
 from ttt_dist.audio.codecs.padding import causal_from, encode_in_steps, silenced
 from ttt_dist.audio.codecs.published import CONFIG, REMEDY, PublishedCodec, folder_hash, read_config, weight_files
+from ttt_dist.audio.codecs.transformers_kinds import KINDS, Kind
 from ttt_dist.audio.io import resample
 from ttt_dist.util.errors import UserError
 
@@ -36,76 +36,6 @@ STEPPED_SAMPLES = 16_000_000  # of a batch that is run in steps: its keys and va
 PIECE_S = 60  # longer speech is cut into pieces of so many seconds, each encoded by itself
 BROKEN = (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError)  # what a damaged folder raises
 TRAINING_ONLY = "masked_spec_embed"  # weight that published recognisers leave out
-
-
-@dataclass(frozen=True)
-class Kind:
-    """How `transformers` names a codec, its settings (attributes of its config), and how it is asked for codes."""
-
-    model_type: str
-    model_class: str
-    sample_rate: str
-    hop: str | None = "hop_length"  # None: by the frame rate
-    num_codebooks: str | None = None  # None: one, of all combinations of `quantization_levels`
-    options: Callable[[Any, int], dict[str, Any]] = lambda config, k: {}
-    """(config, k) -> what `encode` is told beside the waveforms, so as to give at least k codebooks."""
-    chunked: bool = False  # codes have a dimension of chunks in front, of which we have one
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    """Settings that must have this value, because with another one the codes alone would not say all."""
-    feature_extractor: str | None = None  # class that prepares what a semantic model beside the encoder hears
-    appended: int = 0  # samples that it adds before it fills up the last frame
-    causal: bool = False  # may be padded at the end, from `causal_from` samples on
-    silenced: bool = False  # may be padded at the end where its convolutions are `silenced` there
-    in_steps: bool = False  # takes a waveform piece by piece
-    output_rate: str | None = None  # of the decoder, where it is another
-
-
-KINDS = {
-    "dac": Kind(
-        "dac",
-        "DacModel",
-        "sampling_rate",
-        num_codebooks="n_codebooks",
-        options=lambda config, k: {"n_quantizers": k},
-        silenced=True,
-    ),
-    "encodec": Kind(
-        "encodec",
-        "EncodecModel",
-        "sampling_rate",
-        num_codebooks="num_quantizers",
-        options=lambda config, k: {"bandwidth": config.target_bandwidths[-1]},  # None would be the lowest
-        chunked=True,
-        fixed={"audio_channels": 1, "normalize": False, "chunk_length_s": None},
-        causal=True,
-    ),
-    "higgs": Kind(
-        "higgs_audio_v2_tokenizer", "HiggsAudioV2TokenizerModel", "sample_rate", num_codebooks="num_quantizers"
-    ),
-    "mimi": Kind(
-        "mimi",
-        "MimiModel",
-        "sampling_rate",
-        hop=None,
-        num_codebooks="num_quantizers",
-        options=lambda config, k: {"num_quantizers": k},
-        fixed={"audio_channels": 1},
-        causal=True,
-        in_steps=True,
-    ),
-    "neucodec": Kind(
-        "neucodec",
-        "NeuCodecModel",
-        "input_sampling_rate",
-        hop="encoder_hop_length",
-        feature_extractor="NeuCodecFeatureExtractor",  # adds a frame that its own features then lack
-        output_rate="output_sampling_rate",
-    ),
-    "xcodec": Kind("xcodec", "XcodecModel", "sample_rate", num_codebooks="num_quantizers"),
-    "xcodec2": Kind(
-        "xcodec2", "Xcodec2Model", "sampling_rate", feature_extractor="Xcodec2FeatureExtractor", appended=1
-    ),
-}
 
 
 class Pretrained(PublishedCodec):
@@ -127,7 +57,7 @@ class Pretrained(PublishedCodec):
         self.in_steps = self.kind.in_steps and self.pads_from == 0
 
     @classmethod
-    def load(cls, name: str, folder: str | Path, codebooks: int | None = None, device: str | None = None) -> Pretrained:
+    def load(cls, folder: str | Path, name: str, codebooks: int | None = None, device: str | None = None) -> Pretrained:
         """Read a published folder. Raises UserError naming the setting, file or weight that is wrong or missing."""
         folder, place = Path(folder), choose_device(device)
         _check_type(name, folder)

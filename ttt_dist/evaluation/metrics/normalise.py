@@ -7,18 +7,17 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from ttt_dist.evaluation.metrics.spelling import THOUSANDS, as_number, digit_by_digit, spelt
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.plugins import load_function, load_named
 
-NAMES = ("basic", "spelt-en", "whisper-en", "zh-char")
+FLAG = "--normaliser"
 SPELLING = "normalizer.json"  # beside the weights of a Whisper folder: British spellings and their American form
 
-ENGLISH = {"en", "eng", "english"}
-CHINESE = {"zh", "zho", "chi", "cmn", "yue", "chinese", "mandarin", "cantonese"}
 HAN = re.compile(
     "([\u2e80-\u2fdf\u3005\u3007\u3021-\u3029\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af])"
 )
@@ -56,16 +55,24 @@ class Normaliser:
 
 
 def normaliser(name_or_lang: str | None, folder: Path | None = None) -> Normaliser:
-    """The normaliser of one of NAMES, or of a language: `en...` Whisper's English one, `zh...` zh-char, else basic.
+    """The normaliser of one of NORMALISERS, or of a language: the row that has it, else basic.
 
     `folder` is where Whisper's spelling table is, if anywhere; without it the name says so.
     """
-    asked = re.split("[-_]", name_or_lang.lower())[0] if name_or_lang and name_or_lang not in NAMES else name_or_lang
-    if asked == "whisper-en" or asked in ENGLISH:
-        return _whisper_english(folder)
-    if asked == "spelt-en":
-        return SPELT_ENGLISH
-    return ZH_CHAR if asked == "zh-char" or asked in CHINESE else BASIC
+    if name_or_lang in NORMALISERS:
+        return NORMALISERS[name_or_lang].make(folder)
+    lang = re.split("[-_]", name_or_lang.lower())[0] if name_or_lang else None
+    row = next((row for row in NORMALISERS.values() if lang in row.langs), NORMALISERS["basic"])
+    return row.make(folder)
+
+
+@cache
+def own_normaliser(spec: str) -> Normaliser:
+    """`package.module:NAME`: a function of a text that gives its words, or a `Normaliser`. Raises UserError where it is neither."""
+    found = load_named(spec, FLAG)
+    if isinstance(found, Normaliser):
+        return replace(found, name=spec)
+    return Normaliser(spec, load_function(spec, FLAG, "def fold(text: str) -> str"))
 
 
 def basic(text: str) -> str:
@@ -117,3 +124,23 @@ def _spelling(path: Path) -> dict[str, str]:
         return {str(word): str(form) for word, form in json.loads(path.read_text(encoding="utf8")).items()}
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: is no table of spellings ({error}); copy it again, or remove it") from error
+
+
+@dataclass(frozen=True)
+class NormaliserRow:
+    """A normaliser by name."""
+
+    make: Callable[[Path | None], Normaliser]
+    """Of the folder where Whisper's spelling table may be."""
+    langs: frozenset[str] = frozenset()
+    """Languages that take it where nobody says otherwise."""
+
+
+NORMALISERS = {
+    "basic": NormaliserRow(lambda folder: BASIC),
+    "spelt-en": NormaliserRow(lambda folder: SPELT_ENGLISH),
+    "whisper-en": NormaliserRow(_whisper_english, frozenset({"en", "eng", "english"})),
+    "zh-char": NormaliserRow(
+        lambda folder: ZH_CHAR, frozenset({"zh", "zho", "chi", "cmn", "yue", "chinese", "mandarin", "cantonese"})
+    ),
+}

@@ -7,7 +7,7 @@ from typing import Any
 
 from ttt_dist.evaluation.metrics.error_rates import Score
 from ttt_dist.evaluation.metrics.intervals import Interval, confidence_interval, ratio, wilson_interval
-from ttt_dist.evaluation.metrics.normalise import Normaliser, normaliser
+from ttt_dist.evaluation.metrics.normalise import NORMALISERS, Normaliser, normaliser, own_normaliser
 
 Record = dict[str, Any]
 
@@ -51,6 +51,8 @@ class Normalisers:
     """Where Whisper's spelling table may be."""
 
     def of(self, record: Record) -> Normaliser:
+        if self.asked is not None and self.asked not in NORMALISERS:
+            return own_normaliser(self.asked)
         return normaliser(self.asked or record.get("lang"), self.folder)
 
     def names(self, records: Sequence[Record]) -> str:

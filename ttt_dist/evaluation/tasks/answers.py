@@ -15,7 +15,7 @@ def audio_qa(context: EvalContext, items: Sequence[Item], item_errors: ItemError
     requests = item_errors.each(
         context.encode_audio(items, item_errors), lambda item, codes: context.request(item, item.entry, codes)
     )
-    if context.plan.text_only:
+    if context.args.text_only:
         results = context.generate(requests, item_errors.done(1.0), stop_at_last_span=True)
         return [_asked(item) | {"text": result.text, "finish": result.finish} for item, result in results]
     said = context.synthesize_and_transcribe(
@@ -58,3 +58,8 @@ def _is_right(record: Record, normalisers: Normalisers) -> Record:
         for name, answer in given.items()
         if record["answers"] and answer is not None
     }
+
+
+def wrong_answers(record: Record) -> int:
+    """In how many ways a scored record is wrong: the text, the speech."""
+    return sum(record.get(name) is False for name in ("text_is_right", "speech_is_right"))

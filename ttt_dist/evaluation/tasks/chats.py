@@ -1,6 +1,6 @@
 """The task `speech_chat`: spoken chats of one or more questions, answered one after the other.
 
-What the answers are worth say the benchmarks' own judges, which read what `layouts.py` writes.
+What the answers are worth say the benchmarks' own judges, which read what `submission_formats` writes.
 """
 
 from collections.abc import Sequence
@@ -75,13 +75,13 @@ def _answer(context: EvalContext, chats: Sequence[Chat], item_errors: ItemErrors
         return chat, context.request(item, entry, chat.codes, turn=len(chat.answers))
 
     def tell(item: Item, chat: Chat, result: Result) -> Chat:
-        wav = None if context.plan.text_only else context.synthesize(item, result, turn=len(chat.answers))
+        wav = None if context.args.text_only else context.synthesize(item, result, turn=len(chat.answers))
         chat.tell(result, wav)
         return chat
 
     asked = item_errors.each(((chat.item, chat) for chat in chats), request)
     requests = [(item, request) for item, (_, request) in asked]
-    results = context.generate(requests, lambda: None, stop_at_last_span=context.plan.text_only)
+    results = context.generate(requests, lambda: None, stop_at_last_span=context.args.text_only)
     rows = ((item, chat, result) for (item, (chat, _)), (_, result) in zip(asked, results, strict=True))
     return [chat for _, chat in item_errors.each(rows, tell)]
 
@@ -94,3 +94,8 @@ def score_chats(records: Sequence[Record], normalisers: Normalisers) -> Scored:
         "with_speech": accuracy([answer["wav"] is not None for answer in answers], "answers"),
     }
     return Scored(list(records), figures, {"answers": len(answers)})
+
+
+def unanswered(record: Record) -> int:
+    """How many questions got no text, or no speech."""
+    return sum(not answer["text"].strip() or answer["wav"] is None for answer in record["answers"])

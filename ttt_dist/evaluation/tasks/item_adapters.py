@@ -71,7 +71,7 @@ def chat(entry: Entry) -> Entry:
     return {name: value for name, value in entry.items() if name not in (*AUDIO, *PLACE)} | {"turns": turns}
 
 
-def whole_sample(entry: Entry) -> Entry:
+def whole_entry(entry: Entry) -> Entry:
     """likelihood: whatever its template writes; what that lacks shows when it is rendered."""
     return entry
 

@@ -39,11 +39,11 @@ CLASSES = ("text", "audio", "audio_ar")
 LOGITS = 1 << 23  # held at a time on the CPU: 32 MB in fp32
 
 
-def packs_as_items(plan: EvalArgs) -> list[Item | str]:
+def packs_as_items(args: EvalArgs) -> list[Item | str]:
     """The packs of the shards that are the data, as items without an entry."""
-    reader = ShardReader(plan.data)
-    count = len(reader) if plan.limit is None else min(plan.limit, len(reader))
-    return [Item(str(pack), f"{plan.data}: pack {pack}", {"pack": pack}, pack + 1) for pack in range(count)]
+    reader = ShardReader(args.data)
+    count = len(reader) if args.limit is None else min(args.limit, len(reader))
+    return [Item(str(pack), f"{args.data}: pack {pack}", {"pack": pack}, pack + 1) for pack in range(count)]
 
 
 def likelihood(context: EvalContext, items: Sequence[Item], item_errors: ItemErrors) -> list[Record]:
@@ -53,7 +53,7 @@ def likelihood(context: EvalContext, items: Sequence[Item], item_errors: ItemErr
 
     def measured(row: tuple[Item, tuple[str, Sample]]) -> Record:
         item, (name, sample) = row
-        of_sample = measure(context.folder.model, context.folder.layout, context.folder.objective, sample, context.plan)
+        of_sample = measure(context.folder.model, context.folder.layout, context.folder.objective, sample, context.args)
         item_errors.advance(len(items) / len(rows))
         return item.record() | {"id": name} | of_sample
 
@@ -65,15 +65,15 @@ def _samples(
     context: EvalContext, items: Sequence[Item], item_errors: ItemErrors
 ) -> Iterator[tuple[Item, str, Sample]]:
     """(item, name, sample)."""
-    if not is_shards(context.plan.data):
+    if not is_shards(context.args.data):
         made = item_errors.each(
             context.encode_audio(items, item_errors),
-            lambda item, codes: context.template.sample(context.plan.template, item.entry, codes),
+            lambda item, codes: context.template.sample(context.args.template, item.entry, codes),
         )
         yield from ((item, item.id, sample) for item, sample in made)
         return
-    reader = ShardReader(context.plan.data)
-    reader.layout.require_same(context.folder.layout, f"{context.plan.data}.json (there), the model (here)")
+    reader = ShardReader(context.args.data)
+    reader.layout.require_same(context.folder.layout, f"{context.args.data}.json (there), the model (here)")
     for item in items:
         for number, sample in enumerate(reader[item.entry["pack"]]):
             yield item, f"{item.id}/{number}", sample
@@ -84,19 +84,19 @@ def _checked(context: EvalContext, name: str, sample: Sample) -> tuple[str, Samp
     return name, sample
 
 
-def measure(model: Transformer, layout: TokenLayout, objective: Objective, sample: Sample, plan: EvalArgs) -> Record:
+def measure(model: Transformer, layout: TokenLayout, objective: Objective, sample: Sample, args: EvalArgs) -> Record:
     """Tokens and nats of each class: one number where it is exact, one per draw of noise where it is bounded.
 
     `by_p`: cross-entropy of masked audio tokens, without weights, and their number, by equal bins of p.
     """
     plain = replace(
-        objective, preset="paper", masking=plan.estimator, audio_ar=0.0,
+        objective, preset="paper", masking=args.estimator, audio_ar=0.0,
         mix_unit="sample", normalisation="token", p_prefix=0.0, p_trunc=0.0,
     )  # fmt: skip
 
     def losses(num_draws: int, **changed: Any) -> TargetLosses:
         packs, epochs = [[sample]] * num_draws, list(range(num_draws))
-        batch = collate(packs, layout, replace(plain, **changed), plan.seed, epochs, len(sample))
+        batch = collate(packs, layout, replace(plain, **changed), args.seed, epochs, len(sample))
         return target_losses(model, layout, batch)
 
     found: Record = {}
@@ -106,10 +106,10 @@ def measure(model: Transformer, layout: TokenLayout, objective: Objective, sampl
         if objective.kind == "ar":
             found["audio"] = _exact(clean, is_audio=True)
     if objective.kind != "ar":
-        noised = losses(plan.draws, p_mix=0.0)
+        noised = losses(args.draws, p_mix=0.0)
         for name in ("text", "audio") if objective.kind == "nar" else ("audio",):
             tokens = int(((layout.is_audio[sample.ids] == (name == "audio")) & sample.is_target).sum())
-            found[name] = {"tokens": tokens, **_bound(noised, name == "audio", plan)}
+            found[name] = {"tokens": tokens, **_bound(noised, name == "audio", args)}
         found["by_p"] = by_p(noised)
     if objective.learns_audio_ar:
         found["audio_ar"] = _exact(losses(1, p_mix=1.0, audio_ar=1.0), is_audio=True)
@@ -134,11 +134,11 @@ def _exact(losses: TargetLosses, is_audio: bool) -> Record:
     return {"is_bound": False, "tokens": int(chosen.sum()), "nats": [round(float(losses.nats[chosen].sum()), 6)]}
 
 
-def _bound(losses: TargetLosses, is_audio: bool, plan: EvalArgs) -> Record:
+def _bound(losses: TargetLosses, is_audio: bool, args: EvalArgs) -> Record:
     """Of rows that are draws of noise."""
     chosen = (losses.bins > 0) & (losses.is_audio == is_audio)
-    sums = np.bincount(losses.rows[chosen], (losses.nats * losses.weights)[chosen], minlength=plan.draws)
-    return {"is_bound": True, "estimator": plan.estimator, "nats": sums.round(6).tolist()}
+    sums = np.bincount(losses.rows[chosen], (losses.nats * losses.weights)[chosen], minlength=args.draws)
+    return {"is_bound": True, "estimator": args.estimator, "nats": sums.round(6).tolist()}
 
 
 @torch.inference_mode()
@@ -201,3 +201,9 @@ def _per_token(records: Sequence[Record], name: str) -> tuple[Figure, float | No
 
 def _ratio(total: float, count: float) -> float | None:
     return round(total / count, 6) if count else None
+
+
+def audio_nats(record: Record) -> float:
+    """Nats per token of a record's audio, or of its text where it has none."""
+    found = record.get("audio") or record["text"]
+    return float(sum(found["nats"]) / max(found["tokens"], 1))

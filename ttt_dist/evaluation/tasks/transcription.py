@@ -33,7 +33,7 @@ def tts(context: EvalContext, items: Sequence[Item], item_errors: ItemErrors) ->
     done = item_errors.done(0.5 / len(context.judges) / len(SOURCES))
     said = context.synthesize_and_transcribe(context.generate(requests, item_errors.done(0.5)), item_errors, done)
     own = ItemErrors()
-    originals = context.originals([item for item, _ in said], own) if context.plan.ceiling else {}
+    originals = context.originals([item for item, _ in said], own) if context.args.ceiling else {}
     heard = {source: listen(context.judges, rows, own, done) for source, rows in originals.items()}
     for problem in own.problems:
         warn(f"{problem} (the item is scored, without a ceiling)")

@@ -27,28 +27,39 @@ SCALING_NUMBERS = ("factor", "low_freq_factor", "high_freq_factor", "original_ma
 ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *SCALING_NUMBERS}
 
 
+class Fixed(NamedTuple):
+    """The one value of a key of config.json that is implemented, and what to do about another one."""
+
+    value: Any
+    remedy: str
+
+
 class Family(NamedTuple):
-    """How transformers names and configures a family."""
+    """How transformers names and configures a family; its biases and norms stand in FAMILY_TRAITS."""
 
     architecture: str
-    fixed: dict[str, Any]
-    """Keys that change the computation, with the one value that is implemented; written into every config.json."""
+    fixed: dict[str, Fixed]
+    """Keys that change the computation; written into every config.json."""
     defaults: dict[str, Any]
     """What transformers takes a missing key for, where that is not None, False or as elsewhere."""
 
 
+NO_BIAS = Fixed(False, "this model cannot be trained here")
+NO_WINDOW = Fixed(False, "set it to false if no sample is longer than sliding_window")
+
 FAMILIES = {
-    "qwen2": Family("Qwen2ForCausalLM", {"use_sliding_window": False}, {}),
-    "qwen3": Family("Qwen3ForCausalLM", {"use_sliding_window": False, "attention_bias": False}, {"head_dim": 128}),
-    "llama": Family("LlamaForCausalLM", {"attention_bias": False, "mlp_bias": False}, {}),
-    "mistral": Family("MistralForCausalLM", {"sliding_window": None}, {"sliding_window": 4096}),
+    "qwen2": Family("Qwen2ForCausalLM", {"use_sliding_window": NO_WINDOW}, {}),
+    "qwen3": Family(
+        "Qwen3ForCausalLM", {"use_sliding_window": NO_WINDOW, "attention_bias": NO_BIAS}, {"head_dim": 128}
+    ),
+    "llama": Family("LlamaForCausalLM", {"attention_bias": NO_BIAS, "mlp_bias": NO_BIAS}, {}),
+    "mistral": Family(
+        "MistralForCausalLM",
+        {"sliding_window": Fixed(None, "set it to null if no sample is longer than that")},
+        {"sliding_window": 4096},
+    ),
 }
-REMEDIES = {
-    "use_sliding_window": "set it to false if no sample is longer than sliding_window",
-    "sliding_window": "set it to null if no sample is longer than that",
-    "attention_bias": "this model cannot be trained here",
-    "mlp_bias": "this model cannot be trained here",
-}
+assert FAMILIES.keys() == FAMILY_TRAITS.keys()
 
 
 def read_model_config(folder: str | Path) -> ModelConfig:
@@ -157,7 +168,7 @@ def config_json(
         "dtype": str(dtype).removeprefix("torch."),
         "mask_token": layout.mask,
         "audio_token_id_start": int(layout.is_audio.argmax()),
-        **FAMILIES[name].fixed,
+        **{key: fixed.value for key, fixed in FAMILIES[name].fixed.items()},
     }
     if objective is not None:
         values["objective"] = objective.plain()
@@ -191,10 +202,10 @@ def _family(values: dict[str, Any], path: Path) -> str:
 
 def _refuse_other_maths(values: dict[str, Any], family: str, path: Path) -> None:
     """What transformers would compute otherwise than our Transformer."""
-    for key, wanted in FAMILIES[family].fixed.items():
+    for key, (wanted, remedy) in FAMILIES[family].fixed.items():
         value = values.get(key, wanted)
         if (value or None) != (wanted or None):
-            raise UserError(f"{path}: {key} is {value}, which is not implemented; {REMEDIES[key]}")
+            raise UserError(f"{path}: {key} is {value}, which is not implemented; {remedy}")
     if values.get("hidden_act", "silu") not in ("silu", "swish"):
         raise UserError(f"{path}: hidden_act is {values['hidden_act']!r}; only silu is implemented")
     if any(kind != "full_attention" for kind in values.get("layer_types") or []):

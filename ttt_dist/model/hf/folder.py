@@ -36,8 +36,6 @@ from ttt_dist.util.file_lock import lease
 
 T = TypeVar("T")
 
-ASSETS = ASSETS
-"""What a model folder takes over from that of a shard."""
 LAYOUT = "token_layout.json"
 
 # Parts of a block, ours and Hugging Face's; qkv and gate_up are split apart from these.
@@ -57,7 +55,7 @@ OUTER_NAMES = {
 VOCABULARY_TENSORS = ("model.embed_tokens.weight", "lm_head.weight")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ModelFolder:
     """An exported model and everything that decoding needs beside it."""
 
@@ -179,13 +177,13 @@ def load_folder(folder: str | Path, dtype: torch.dtype | None = None, device: st
     # An export of before there were presets to choose from says kind and prompt_audio alone.
     template, objective = read_json(folder / "template.json"), {"preset": "paper", **values.get("objective", {})}
     return ModelFolder(
-        model.eval().requires_grad_(False).to(device),
-        layout,
-        tokenizer,
-        _build(TemplateSettings, template, folder / "template.json"),
-        _build(Objective, objective, folder / CONFIG),
-        folder / "codec",
-        int(values.get("max_position_embeddings") or MAX_POSITIONS),
+        model=model.eval().requires_grad_(False).to(device),
+        layout=layout,
+        tokenizer=tokenizer,
+        template=_build(TemplateSettings, template, folder / "template.json"),
+        objective=_build(Objective, objective, folder / CONFIG),
+        codec=folder / "codec",
+        max_length=int(values.get("max_position_embeddings") or MAX_POSITIONS),
     )
 
 

@@ -57,9 +57,17 @@ async function start() {
   find("template").replaceChildren(...model.tasks.chat.map((name) => new Option(TEMPLATES[name], name)));
   find("lang").replaceChildren(...model.languages.map((name) => new Option(name)));
   find("lang-label").hidden = !model.languages.length;
-  for (const [name, value] of Object.entries(model.settings)) find(name).value = value;
+  find("settings").replaceChildren(...Object.entries(model.settings).map(([name, value]) => setting(name, value, model.fields[name])));
   showTask();
   tell("Ready");
+}
+
+function setting(name, value, field) {
+  const label = document.createElement("label");
+  const input = Object.assign(document.createElement("input"), { id: name, type: "number", min: field.min, step: field.step, value });
+  label.title = field.title;
+  label.append(`${field.label} `, input);
+  return label;
 }
 
 async function reason(response) {
