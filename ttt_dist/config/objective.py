@@ -18,11 +18,23 @@ PROBABILITIES = ("p_mix", "p_prefix", "p_trunc", "audio_ar")
 PRESETS = {"recommended": ("exact_count", 1.0), "paper": ("bernoulli", 0.0), "released": ("bernoulli", 0.0)}
 """What `masking` and `audio_ar` are where they are left open."""
 MATTERS = {
-    "ttt": ("masking", "audio_ar", "p_mix", "p_prefix", "p_trunc", "mix_unit", "prompt_audio", "normalisation"),
+    "ttt": (
+        "masking",
+        "noise_schedule",
+        "audio_ar",
+        "p_mix",
+        "p_prefix",
+        "p_trunc",
+        "mix_unit",
+        "prompt_audio",
+        "normalisation",
+    ),
     "ar": ("normalisation",),
-    "nar": ("masking", "prompt_audio", "normalisation"),
+    "nar": ("masking", "noise_schedule", "prompt_audio", "normalisation"),
 }
 """Besides the kind, and `released`, the others of a preset being these."""
+SILENT = {"noise_schedule": "linear"}
+"""Settings that came later are not named where they are what was done before: checkpoints know their past by its words."""
 FORMER_NAMES = {"corrected": "paper"}
 
 
@@ -36,6 +48,7 @@ class ObjectiveStage:
     """With it, masking and audio_ar are the preset's where the stage does not give them."""
     kind: str | None = None
     masking: str | None = None
+    noise_schedule: str | None = None
     audio_ar: float | None = None
     p_mix: float | None = None
     p_prefix: float | None = None
@@ -61,6 +74,8 @@ class Objective:
     """ttt | ar | nar: the paper's method and its two baselines."""
     masking: str | None = None
     """exact_count | bernoulli: how many tokens are masked is drawn, or each token by itself; null: as the preset says."""
+    noise_schedule: str = "linear"
+    """linear | cosine | package.module:name: how often which share of the tokens is masked (sequence/noise_schedule.py)."""
     audio_ar: float | None = None
     """Probability that a sample in which BANOM noises nothing has causal response spans, whose codes are AR targets too;
     null: as the preset says."""
@@ -153,7 +168,8 @@ class Objective:
         """All that matters to what it does; stages are left out."""
         values = self.plain()
         parts = [f"preset {self.preset}"] if self.preset == "released" and self.kind == "ttt" else []
-        return ", ".join([self.kind, *parts, *(f"{name} {values[name]}" for name in MATTERS[self.kind])])
+        told = [name for name in MATTERS[self.kind] if values[name] != SILENT.get(name)]
+        return ", ".join([self.kind, *parts, *(f"{name} {values[name]}" for name in told)])
 
 
 def _check_start(step: int, earlier: int, where: str) -> None:

@@ -90,7 +90,7 @@ def measure(model: Transformer, layout: TokenLayout, objective: Objective, sampl
     `by_p`: cross-entropy of masked audio tokens, without weights, and their number, by equal bins of p.
     """
     plain = replace(
-        objective, preset="paper", masking=plan.estimator, audio_ar=0.0,
+        objective, preset="paper", masking=plan.estimator, noise_schedule="linear", audio_ar=0.0,
         mix_unit="sample", normalisation="token", p_prefix=0.0, p_trunc=0.0,
     )  # fmt: skip
 
