@@ -87,13 +87,13 @@ class Layout:
         return Mesh.of(self.config().parallel, dist.get_world_size(), dist.get_rank())
 
 
-def losses(layout: Layout, num_steps: int) -> list[tuple[float, float, float, float]]:
+def losses(layout: Layout, num_steps: int) -> list[tuple[float, ...]]:
     """(loss, AR loss, NAR loss, gradient norm) of each step."""
     with new_engine(layout) as engine:
         return [run_step(engine, layout, step) for step in range(num_steps)]
 
 
-def losses_and_graphs(layout: Layout, num_steps: int) -> tuple[list[tuple[float, float, float, float]], int]:
+def losses_and_graphs(layout: Layout, num_steps: int) -> tuple[list[tuple[float, ...]], int]:
     """`losses`, and how many graphs the blocks were compiled into for them."""
     from ttt_dist.parallel.activation_checkpoint import COMPILER
 
@@ -101,7 +101,7 @@ def losses_and_graphs(layout: Layout, num_steps: int) -> tuple[list[tuple[float,
     return losses(layout, num_steps), COMPILER.num_graphs - before
 
 
-def losses_of_local_counts(layout: Layout, num_steps: int) -> list[tuple[float, float, float, float]]:
+def losses_of_local_counts(layout: Layout, num_steps: int) -> list[tuple[float, ...]]:
     """`losses` with the mistake of dividing by this process's own count."""
     from ttt_dist.training import step as module
 
@@ -204,7 +204,7 @@ def all_weights(engine: Any, layout: Layout) -> dict[str, torch.Tensor]:
     return dict(full_state_dict(engine, layout.mesh(), layout.config().model, LAYOUT))
 
 
-def run_step(engine: Any, layout: Layout, step: int) -> tuple[float, float, float, float]:
+def run_step(engine: Any, layout: Layout, step: int) -> tuple[float, ...]:
     """One training step on this process's share of the step's packs."""
     from ttt_dist.training.step import train_step
 

@@ -44,11 +44,11 @@ def pack_batch(batch: Batch) -> Tensor:
 
 def unpack_batch(packed: Tensor) -> Batch:
     """The inverse of `pack_batch`; what is no tensor of [B, S] is lost."""
-    values = {name: packed[row] for row, name in enumerate(TENSORS)}
-    return Batch(
-        **{name: value.view(torch.float32) if "weights" in name else value.long() for name, value in values.items()},
-        num_loss_units=0.0,
-    )
+    values: dict[str, Any] = {
+        name: packed[row].view(torch.float32) if name.endswith("_weights") else packed[row].long()
+        for row, name in enumerate(TENSORS)
+    }
+    return Batch(**values, num_loss_units=0.0)
 
 
 class LossTotal:

@@ -6,7 +6,7 @@ torch is imported where the first batch is made: what reads settings and shards 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -75,7 +75,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on `device`; from pinned memory (`pinned`) without waiting for it."""
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()}
+        moved: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()}
         indices = None if self.target_indices is None else self.target_indices.to(device)
         return replace(self, **moved, target_indices=indices)
 
@@ -83,7 +83,7 @@ class Batch:
         """The same with its targets found, in memory that a GPU reads by itself. Pinning takes long: do so ahead, in another
         thread."""
         found = TargetIndices.of(self)
-        tensors = {name: tensor.pin_memory() for name, tensor in self.tensors().items()}
+        tensors: dict[str, Any] = {name: tensor.pin_memory() for name, tensor in self.tensors().items()}
         return replace(self, **tensors, target_indices=replace(found, on_device=found.on_device.pin_memory()))
 
     def tensors(self) -> dict[str, Tensor]:
@@ -154,8 +154,9 @@ def collate(
             raise ValueError(
                 f"loss targets must lie in 0..{layout.vocab_size - 1}, but span {used.min()}..{used.max()}"
             )
+    tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return Batch(
-        **{name: torch.from_numpy(array) for name, array in arrays.items()},
+        **tensors,
         num_loss_units=float(sum(part.loss_denominator for parts in rows for part in parts)),
         term_weights=term_weights(objective),
     )
