@@ -67,7 +67,7 @@ def measure_steps(name: str, side: Contestant, batches: list[Batch], steps: int,
 def train_step(label: str, side: Contestant, batches: list[Batch], optimizer: torch.optim.Optimizer) -> float:
     """Gradients of all micro-batches, then the update; the loss before it."""
     optimizer.zero_grad(set_to_none=True)
-    count = sum(batch.count for batch in batches)
+    count = sum(batch.num_loss_units for batch in batches)
     total = torch.zeros((), device=batches[0].input_ids.device)
     with Progress(len(batches), label, "micro-batch") as progress:
         for batch in batches:

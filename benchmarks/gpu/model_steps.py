@@ -81,7 +81,7 @@ def heaviest_kernels(side: Contestant, batch: Batch) -> dict[str, float]:
     """Milliseconds of each of the kernels that take most of a micro-batch's forward and backward."""
 
     def run() -> None:
-        (side.loss(batch) / batch.count).backward()
+        (side.loss(batch) / batch.num_loss_units).backward()
         torch.cuda.synchronize()
 
     run()

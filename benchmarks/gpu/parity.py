@@ -38,7 +38,7 @@ def loss_and_norm(setting: Setting, device: str, checkpointing: str, compiled: b
     """Of one micro-batch; weights and noise are the same on all devices."""
     model, batch = small_model(setting, device)
     prepare_blocks(model.blocks, model.config.hidden_size, checkpointing, compiled)
-    loss = model(batch).loss / batch.count
+    loss = model(batch).loss / batch.num_loss_units
     loss.backward()
     norms = [torch.linalg.vector_norm(parameter.grad, dtype=torch.float64) for parameter in model.parameters()]
     return {"loss": loss.item(), "grad_norm": torch.stack(norms).norm().item()}
@@ -48,7 +48,7 @@ def loss_and_norm(setting: Setting, device: str, checkpointing: str, compiled: b
 def inference_loss(setting: Setting) -> float:
     """As an evaluation computes it: with attention in buckets, whatever the shape."""
     model, batch = small_model(setting, setting.device)
-    return float(model(batch).loss / batch.count)
+    return float(model(batch).loss / batch.num_loss_units)
 
 
 def small_model(setting: Setting, device: str) -> tuple[Transformer, Batch]:

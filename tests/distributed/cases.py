@@ -43,6 +43,7 @@ class Layout:
     fp8: bool = False
     normalisation: Normalisation = "sample"
     preset: Preset = "recommended"
+    noise_schedule: str = "linear"
     staged: bool = False
     """Learns autoregressively before step `BORDER`."""
     tied: bool = False
@@ -61,7 +62,7 @@ class Layout:
     @property
     def reference(self) -> "Layout":
         """The one-process fp32 run of the same model and objective."""
-        same = ("normalisation", "preset", "staged", "tied", "kv_heads", "qk_norm")
+        same = ("normalisation", "preset", "noise_schedule", "staged", "tied", "kv_heads", "qk_norm")
         return Layout(**{name: getattr(self, name) for name in same})
 
     def config(self) -> Config:
@@ -74,7 +75,9 @@ class Layout:
         return Config(
             deepspeed=str(ROOT / f"ds_configs/zero{self.zero}.json"),
             model=ModelConfig(32, 2, 4, self.kv_heads, 64, qk_norm=self.qk_norm, tie_embeddings=self.tied),
-            objective=Objective(self.preset, normalisation=self.normalisation, stages=stages),
+            objective=Objective(
+                self.preset, normalisation=self.normalisation, noise_schedule=self.noise_schedule, stages=stages
+            ),
             train=train,
             parallel=ParallelConfig(self.tensor, self.pipeline, self.ulysses, self.sequence_parallel),
         )
@@ -84,13 +87,13 @@ class Layout:
         return Mesh.of(self.config().parallel, dist.get_world_size(), dist.get_rank())
 
 
-def losses(layout: Layout, num_steps: int) -> list[tuple[float, float, float, float]]:
+def losses(layout: Layout, num_steps: int) -> list[tuple[float, ...]]:
     """(loss, AR loss, NAR loss, gradient norm) of each step."""
     with new_engine(layout) as engine:
         return [run_step(engine, layout, step) for step in range(num_steps)]
 
 
-def losses_and_graphs(layout: Layout, num_steps: int) -> tuple[list[tuple[float, float, float, float]], int]:
+def losses_and_graphs(layout: Layout, num_steps: int) -> tuple[list[tuple[float, ...]], int]:
     """`losses`, and how many graphs the blocks were compiled into for them."""
     from ttt_dist.parallel.activation_checkpoint import COMPILER
 
@@ -98,13 +101,13 @@ def losses_and_graphs(layout: Layout, num_steps: int) -> tuple[list[tuple[float,
     return losses(layout, num_steps), COMPILER.num_graphs - before
 
 
-def losses_of_local_counts(layout: Layout, num_steps: int) -> list[tuple[float, float, float, float]]:
+def losses_of_local_counts(layout: Layout, num_steps: int) -> list[tuple[float, ...]]:
     """`losses` with the mistake of dividing by this process's own count."""
     from ttt_dist.training import step as module
 
     def local_counts(batches: list[Batch], mesh: Mesh, device: torch.device) -> Any:
-        part = sum(batch.count for batch in batches) * dist.get_world_size()
-        return module.Counts(part, 0.0, 0.0, 0.0, 0.0)
+        part = sum(batch.num_loss_units for batch in batches) * dist.get_world_size()
+        return module.Counts(num_loss_units=part, ar_tokens=0.0, nar_tokens=0.0, useful_tokens=0.0, visible_pairs=0.0)
 
     right, module.global_counts = module.global_counts, local_counts  # type: ignore[assignment]
     try:
@@ -201,7 +204,7 @@ def all_weights(engine: Any, layout: Layout) -> dict[str, torch.Tensor]:
     return dict(full_state_dict(engine, layout.mesh(), layout.config().model, LAYOUT))
 
 
-def run_step(engine: Any, layout: Layout, step: int) -> tuple[float, float, float, float]:
+def run_step(engine: Any, layout: Layout, step: int) -> tuple[float, ...]:
     """One training step on this process's share of the step's packs."""
     from ttt_dist.training.step import train_step
 
@@ -214,7 +217,7 @@ def run_step(engine: Any, layout: Layout, step: int) -> tuple[float, float, floa
         for first in firsts
     ]
     result = train_step(engine, mesh, batches, LR)
-    return result.loss, result.ar_loss, result.nar_loss, result.grad_norm
+    return result.loss, *result.losses.by_term.values(), result.grad_norm
 
 
 def deviation(rows: list[tuple[float, ...]], reference: list[tuple[float, ...]]) -> float:

@@ -1,6 +1,7 @@
 """A brute-force reading of docs/method.md#the-objective, and rule 2: noise is a pure function of (seed, sample, epoch)."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ objectives = st.builds(
     preset=st.sampled_from(["recommended", "paper", "released"]),
     kind=st.sampled_from(["ttt", "ttt", "ar", "nar"]),
     masking=st.sampled_from([None, "exact_count", "bernoulli"]),
+    noise_schedule=st.sampled_from(["linear", "cosine"]),
     audio_ar=st.sampled_from([None, 0.0, 0.5]),
     p_mix=probabilities,
     p_prefix=probabilities,
@@ -42,8 +44,9 @@ def is_audio(token: int) -> bool:
 
 def brute_force_sample(
     sample: Sample, objective: Objective, numbers: Draw, mixed: bool
-) -> tuple[list[int], dict[int, int], dict[int, int], float, int]:
-    """Inputs, AR targets {i: token}, NAR targets {i: token}, p and the number of maskable tokens, by docs/method.md."""
+) -> tuple[list[int], dict[int, int], dict[int, int], float, float, int]:
+    """Inputs, AR targets {i: token}, NAR targets {i: token}, p, a NAR target's weight and the number of maskable tokens, by
+    docs/method.md."""
     is_recommended = objective.preset == "recommended"
     ids, target = [int(i) for i in sample.ids], [bool(t) for t in sample.is_target]
     ttt = objective.kind == "ttt"
@@ -59,7 +62,10 @@ def brute_force_sample(
                 choices = list(range(max(math.floor(0.3 * n), 5), math.floor(0.9 * n) + 1))
                 keep = choices[int(numbers.keep * len(choices))]
                 ids, target = ids[: i + keep], target[: i + keep]
-    p = (1 - 1e-3) * numbers.t + 1e-3
+    share, rate = numbers.t, 1.0
+    if objective.noise_schedule == "cosine":
+        share, rate = math.cos(math.pi / 2 * (1 - numbers.t)), math.pi / 2 * math.sin(math.pi / 2 * (1 - numbers.t))
+    p = (1 - 1e-3) * share + 1e-3
     groups: list[list[int]] = []  # response spans
     for i, token in enumerate(ids):
         if target[i] and is_audio(token):
@@ -74,7 +80,7 @@ def brute_force_sample(
         first = int(numbers.first_span * len(groups)) if numbers.prefix < objective.p_prefix else 0  # PPM
         candidates = [i for group in groups[first:] for i in group]
     if candidates and (objective.masking or ("exact_count" if is_recommended else "bernoulli")) == "exact_count":
-        count = 1 + math.floor(numbers.t * len(candidates))
+        count = 1 + math.floor(share * len(candidates))
         chosen = sorted(candidates, key=lambda i: (numbers.tokens[i], i))[:count]
         p = count / len(candidates)
     else:
@@ -87,7 +93,7 @@ def brute_force_sample(
         wanted = all_ar or (ttt and not is_audio(ids[i + 1]))
         if target[i + 1] and wanted and (i not in nar or objective.preset == "released"):
             ar[i] = ids[i + 1]
-    return [LAYOUT.mask if i in nar else t for i, t in enumerate(ids)], ar, nar, p, len(candidates)
+    return [LAYOUT.mask if i in nar else t for i, t in enumerate(ids)], ar, nar, p, rate / p, len(candidates)
 
 
 def brute_force_loss(
@@ -105,9 +111,9 @@ def brute_force_loss(
         for sample in pack:
             numbers = draw(sample, seed, 0)
             mixed = numbers.mix < objective.p_mix if shared is None else shared
-            ids, ar, nar, p, num_maskable = brute_force_sample(sample, objective, numbers, mixed)
+            ids, ar, nar, _, weight, num_maskable = brute_force_sample(sample, objective, numbers, mixed)
             ar_terms = [-log_probs[row, offset + i, token].item() for i, token in ar.items()]
-            nar_terms = [-log_probs[row, offset + i, token].item() / p for i, token in nar.items()]
+            nar_terms = [-log_probs[row, offset + i, token].item() * weight for i, token in nar.items()]
             if objective.normalisation == "sample":
                 total += sum(ar_terms) / max(len(ar_terms), 1) + sum(nar_terms) / max(num_maskable, 1)
                 count += 1
@@ -124,7 +130,7 @@ def loss_of(batch: Batch, logits: torch.Tensor) -> float:
     log_probs = torch.log_softmax(logits.double(), -1)
     ar = log_probs.gather(-1, batch.ar_targets.unsqueeze(-1)).squeeze(-1)
     nar = log_probs.gather(-1, batch.nar_targets.unsqueeze(-1)).squeeze(-1)
-    return -float((ar * batch.ar_weights + nar * batch.nar_weights).sum()) / max(batch.count, 1)
+    return -float((ar * batch.ar_weights + nar * batch.nar_weights).sum()) / max(batch.num_loss_units, 1)
 
 
 @settings(max_examples=150)
@@ -184,7 +190,7 @@ def test_noise_follows_the_sample_not_its_place(group: list, seed: int) -> None:
                 getattr(together, name)[0, start : start + length], getattr(apart, name)[row, :length]
             ), name
         start += length
-    assert together.count == apart.count
+    assert together.num_loss_units == apart.num_loss_units
 
 
 def long_sample(num_codes: int = 60, target: bool = True) -> Sample:
@@ -233,7 +239,7 @@ def test_the_preserved_prefix_is_drawn_uniformly_and_stays_clean() -> None:
     objective = Objective(p_mix=0.0, p_trunc=0.0, p_prefix=1.0)
     first_noised = []
     for epoch in range(1500):
-        numbers = draw(sample, 0, epoch)._replace(t=1.0)  # p = 1: all that may be masked is
+        numbers = replace(draw(sample, 0, epoch), t=1.0)  # p = 1: all that may be masked is
         outcome = corrupt(sample, LAYOUT, objective, numbers)
         masked = outcome.input_ids == LAYOUT.mask
         first_noised.append(int(np.flatnonzero(masked)[0]))
@@ -245,7 +251,7 @@ def test_the_preserved_prefix_is_drawn_uniformly_and_stays_clean() -> None:
 
 
 def test_short_spans_are_not_cut() -> None:
-    cut = Draw(0, 0.0, 0.5, 0, 0, 0, np.zeros(99), 0)
+    cut = Draw(mix=0, truncate=0.0, keep=0.5, prefix=0, first_span=0, t=0, tokens=np.zeros(99), audio_ar=0)
     assert truncated_length(long_sample(10), LAYOUT, cut, 1.0) == len(long_sample(10))
     assert truncated_length(long_sample(11), LAYOUT, cut, 1.0) < len(long_sample(11))
 

@@ -22,6 +22,7 @@ from ttt_dist.evaluation.tasks.likelihood import measure, score_likelihood
 from ttt_dist.model.attention.plan import attention_plan
 from ttt_dist.model.hf.folder import ModelFolder, load_folder
 from ttt_dist.sequence.corruption import draw, p_bin
+from ttt_dist.sequence.noise_schedule import noise_schedule
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.sequence.templates import ChatTemplate
 from ttt_dist.util.errors import UserError
@@ -96,14 +97,15 @@ def test_a_model_that_knows_nothing_pays_the_logarithm_of_the_vocabulary(folder:
         folder.model.head.weight.copy_(known)
     each = math.log(folder.layout.vocab_size)
     assert found["text"]["nats"][0] == pytest.approx(4 * each, rel=1e-5)
-    masks = [draw(sample, 4, epoch) for epoch in range(6)]
-    counts = [int((one.tokens[5:7] < one.mask_prob).sum()) for one in masks]
-    wanted = [count * each / one.mask_prob for count, one in zip(counts, masks, strict=True)]
+    draws = [draw(sample, 4, epoch) for epoch in range(6)]
+    probs = [noise_schedule("linear").mask_prob(one.t) for one in draws]
+    counts = [int((one.tokens[5:7] < p).sum()) for one, p in zip(draws, probs, strict=True)]
+    wanted = [count * each / p for count, p in zip(counts, probs, strict=True)]
     assert found["audio"]["nats"] == pytest.approx(wanted, rel=1e-5)
     by_p, tokens = np.zeros(5), np.zeros(5)
-    for count, one in zip(counts, masks, strict=True):
-        by_p[p_bin(one.mask_prob) - 1] += count * each
-        tokens[p_bin(one.mask_prob) - 1] += count
+    for count, p in zip(counts, probs, strict=True):
+        by_p[p_bin(p) - 1] += count * each
+        tokens[p_bin(p) - 1] += count
     np.testing.assert_allclose(found["by_p"], [by_p, tokens], rtol=1e-5)
 
 

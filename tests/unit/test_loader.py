@@ -65,7 +65,9 @@ def test_a_step_is_the_same_however_it_is_cut(reader: ShardReader, step: int, mi
     ranks = [loader(reader, 8, micro, rank, size, prefetch=0).step(step) for rank in range(size)]
     assert {len(batches) for batches in ranks} == {8 // (micro * size)}
     assert sorted(row for batches in ranks for row in rows(batches)) == sorted(rows(whole))
-    assert sum(batch.count for batches in ranks for batch in batches) == sum(batch.count for batch in whole)
+    assert sum(batch.num_loss_units for batches in ranks for batch in batches) == sum(
+        batch.num_loss_units for batch in whole
+    )
 
 
 def test_prefetch_and_restart_change_nothing(reader: ShardReader) -> None:
@@ -129,5 +131,5 @@ def test_the_held_out_set_is_read_once(reader: ShardReader, micro: int, size: in
     assert {tuple(batch.input_ids.shape) for batch in batches} == {(micro, SEQ_LEN)}
     filled = [torch.any(row != 0) for batch in batches for row in batch.sample_ids]
     assert sum(map(int, filled)) == NUM_PACKS
-    assert sum(batch.count for batch in batches) == 2 * NUM_PACKS
+    assert sum(batch.num_loss_units for batch in batches) == 2 * NUM_PACKS
     assert [rows([batch]) for batch in ranks[0]] == [rows([batch]) for batch in ranks[0]]

@@ -13,7 +13,7 @@ from tests.structures import packs, tiny_layout
 from ttt_dist.config.objective import Objective
 from ttt_dist.model import cross_entropy
 from ttt_dist.model.cross_entropy import VocabularySlice, by_chunks, by_tiles
-from ttt_dist.model.loss import LossRows, linear_cross_entropy, loss_rows
+from ttt_dist.model.loss import LossRows, linear_cross_entropy, loss_rows, metric_names
 from ttt_dist.sequence.batch import Batch, collate
 from ttt_dist.sequence.corruption import NUM_P_BINS
 
@@ -21,7 +21,7 @@ LAYOUT = tiny_layout()
 NUM_TOKENS, NUM_ROWS = LAYOUT.vocab_size, LAYOUT.padded_vocab_size
 VOCABULARY = VocabularySlice(0, NUM_TOKENS)
 PART_ROWS = 7
-Entropy = Callable[..., tuple[Tensor, Tensor]]
+Entropy = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
 def naive(hidden: Tensor, weight: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -57,13 +57,16 @@ def test_loss_and_gradients_equal_those_of_full_logits(rows: list, preset: str, 
         patch.setattr(cross_entropy, "TILE_ROWS", 7)
         sums = linear_cross_entropy(hidden.flatten(0, 1).index_select(0, chosen.rows), weight, chosen, VOCABULARY)
     reference = naive(hidden, weight, batch)
-    for mine, theirs in zip(sums, reference, strict=True):
+    found = (sums.loss, *sums.terms.values(), sums.nar_by_p)
+    for mine, theirs in zip(found, reference, strict=True):
         torch.testing.assert_close(mine.double(), theirs, rtol=1e-10, atol=1e-12)
     mine_grads = torch.autograd.grad(sums.loss * 0.37, (hidden, weight))
     for mine, theirs in zip(mine_grads, torch.autograd.grad(reference[0] * 0.37, (hidden, weight)), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
     assert not mine_grads[1][NUM_TOKENS:].any()
-    torch.testing.assert_close(sums.figures(), torch.cat([*(x.view(1) for x in sums[1:3]), sums.nar_by_p.flatten()]))
+    named = dict(zip(metric_names(), sums.metric_sums().tolist(), strict=True))
+    assert (named["ar"], named["nar"]) == tuple(map(float, sums.terms.values()))
+    assert named["nar_tokens_p0.2-0.4"] == sums.nar_by_p[1, 1]
 
 
 def random_rows(num_rows: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, LossRows]:
@@ -71,7 +74,10 @@ def random_rows(num_rows: int, dtype: torch.dtype = torch.float64) -> tuple[Tens
     targets = torch.randint(0, NUM_TOKENS, (num_rows,), generator=generator)
     num_ar = num_rows // 2
     bins = torch.cat([torch.zeros(num_ar, dtype=torch.int64), torch.randint(1, NUM_P_BINS + 1, (num_rows - num_ar,))])
-    rows = LossRows(torch.arange(num_rows), targets, torch.rand(num_rows, generator=generator), bins, num_ar)
+    rows = LossRows(
+        rows=torch.arange(num_rows), targets=targets, weights=torch.rand(num_rows, generator=generator), bins=bins,
+        kinds={"ar": slice(0, num_ar), "nar": slice(num_ar, num_rows)}, term_weights={},
+    )  # fmt: skip
     hidden = torch.randn(num_rows, 5, dtype=torch.float64, generator=generator).to(dtype).requires_grad_()
     return hidden, torch.randn(NUM_ROWS, 5, generator=generator).to(dtype).requires_grad_(), rows
 
@@ -85,7 +91,7 @@ def test_no_rows_give_zero_loss_and_zero_gradients() -> None:
     hidden, weight, rows = random_rows(0)
     sums = linear_cross_entropy(hidden, weight, rows, VOCABULARY)
     sums.loss.backward()
-    assert sums.loss.item() == sums.ar_sum.item() == sums.nar_sum.item() == sums.nar_by_p.abs().sum() == 0
+    assert sums.loss.item() == sums.metric_sums().abs().sum() == 0
     assert weight.grad is not None
     assert not weight.grad.any()
 
@@ -136,7 +142,7 @@ def sliced(entropy: Entropy, hidden: Tensor, weight: Tensor, rows: LossRows, fir
         vocabulary = VocabularySlice(
             start, NUM_TOKENS, putting(largest.split(PART_ROWS)), putting(sums.split(PART_ROWS, dim=1))
         )
-        loss, losses = entropy(hidden, part, rows.targets, rows.weights, vocabulary)
+        loss, losses, _ = entropy(hidden, part, rows.targets, rows, vocabulary)
         grads += torch.autograd.grad(loss * 0.37, (hidden, weight))
     return [loss, losses, grads[0] + grads[2], grads[1] + grads[3]]
 

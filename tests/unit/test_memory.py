@@ -40,7 +40,10 @@ def full_batch(seq_len: int, num_samples: int) -> Batch:
     position, sample = (place % length).unsqueeze(0), (place // length + 1).unsqueeze(0)
     span = ((position > length // 4) & (position < length // 2)).long()
     ones = torch.ones(1, seq_len)
-    return Batch(ids, position, sample, span, ids, ones, ids, 0 * ones, 0 * ids, count=1.0)
+    return Batch(
+        input_ids=ids, position_ids=position, sample_ids=sample, span_ids=span, ar_targets=ids, ar_weights=ones,
+        nar_targets=ids, nar_weights=0 * ones, nar_bins=0 * ids, num_loss_units=1.0,
+    )  # fmt: skip
 
 
 def live_after_forward(model: Transformer, batch: Batch) -> int:
@@ -87,7 +90,7 @@ from tests.unit.test_memory import ONE, WIDE, full_batch, peak_config
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.model.layers import RandomWeights
 from ttt_dist.training.engine import build_engine, build_model
-from ttt_dist.launch.process_group import init_process_group, leave_process_group, prepare_process, current_dist_info
+from ttt_dist.launch.process_group import current_dist_info, init_process_group, leave_process_group, prepare_process
 from ttt_dist.training.step import train_step
 
 def resident(key):

@@ -8,11 +8,12 @@ import torch.distributed as dist
 
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.run import Config, TelemetryConfig
+from ttt_dist.model.loss import p_bin_name
 from ttt_dist.sequence.corruption import NUM_P_BINS
 from ttt_dist.training import step_metrics
 from ttt_dist.training.flops import ModelFlops
-from ttt_dist.training.step import Counts, PBin, StepResult
-from ttt_dist.training.step_metrics import MetricsAccumulator, p_bin_name, peak_tflops, slowest
+from ttt_dist.training.step import Counts, Losses, PBin, StepResult
+from ttt_dist.training.step_metrics import MetricsAccumulator, peak_tflops, slowest
 from ttt_dist.training.step_timing import StepTimes
 
 
@@ -32,10 +33,10 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
 
 def step(loss: float, bins: list[tuple[float, float]], own_s: float | None = 1.5) -> StepResult:
     times = {"data": 0.25, "forward": 0.5, "backward": 0.75, "communication": 0.25, "optimizer": 0.25}
+    counts = Counts(num_loss_units=8.0, ar_tokens=10.0, nar_tokens=20.0, useful_tokens=100.0, visible_pairs=1000.0)
     return StepResult(
-        loss=loss, ar_loss=loss / 2, nar_loss=loss / 2, grad_norm=3.0, own_sums=torch.zeros(2),
-        nar_by_p=[PBin(*pair) for pair in bins], counts=Counts(8.0, 10.0, 20.0, 100.0, 1000.0),
-        times=StepTimes(times, own_s),
+        losses=Losses({"ar": loss / 2, "nar": loss / 2}), grad_norm=3.0, own_sums=torch.zeros(2),
+        nar_by_p=[PBin(*pair) for pair in bins], counts=counts, times=StepTimes(times, own_s),
     )  # fmt: skip
 
 
@@ -43,7 +44,7 @@ NOTHING = [(0.0, 0.0)] * NUM_P_BINS
 
 
 def window(peak_flops: float | None = None) -> MetricsAccumulator:
-    return MetricsAccumulator(ModelFlops(per_token=2.0, per_target=3.0, per_pair=4.0), peak_flops)
+    return MetricsAccumulator(flops=ModelFlops(per_token=2.0, per_target=3.0, per_pair=4.0), peak_flops=peak_flops)
 
 
 def test_times_are_means_that_add_up(ranks: dict[int, float]) -> None:

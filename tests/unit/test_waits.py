@@ -15,7 +15,7 @@ from ttt_dist.model.cross_entropy import VocabularySlice, by_chunks
 from ttt_dist.model.layers import LocalLayerFactory
 from ttt_dist.model.loss import linear_cross_entropy, loss_rows
 from ttt_dist.parallel.pipeline import LastLayer, LossTotal, pack_batch
-from ttt_dist.sequence.batch import Batch, LossPlaces, collate
+from ttt_dist.sequence.batch import Batch, TargetIndices, collate
 from ttt_dist.sequence.corruption import Corrupted, corrupt
 from ttt_dist.sequence.sample import Sample
 
@@ -36,9 +36,9 @@ def batch_of(ids: list[int]) -> Batch:
     return collate([[sample]], LAYOUT, Objective(p_mix=1.0), 0, [0], len(ids) + 2)
 
 
-def test_the_loss_of_a_batch_with_places_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_of_a_batch_with_its_targets_found_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = batch_of([1, 2, 3, 4])
-    batch.places = LossPlaces.of(batch)
+    batch.target_indices = TargetIndices.of(batch)
     monkeypatch.setattr(loss, "by_tiles", by_chunks)  # what CUDA takes
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     hidden = torch.randn(batch.input_ids.numel(), 5, requires_grad=True)
@@ -46,7 +46,7 @@ def test_the_loss_of_a_batch_with_places_waits_for_nothing(monkeypatch: pytest.M
     with NoWait():
         rows = loss_rows(batch, slice(None))
         sums = linear_cross_entropy(hidden[rows.rows], weight, rows, VocabularySlice(0, LAYOUT.vocab_size))
-        sums.figures()
+        sums.metric_sums()
         sums.loss.backward()
     assert len(rows.rows)
     assert hidden.grad is not None
@@ -57,32 +57,34 @@ def test_the_last_stage_of_a_pipeline_looks_for_targets_on_the_host_alone(monkey
     batches = [batch_of([1, 2, 3, 4]), batch_of([4, 3])]
     expected = []
     for batch in batches:
-        batch.places = LossPlaces.of(batch)
+        batch.target_indices = TargetIndices.of(batch)
         expected.append(batch.ar_tokens)
-    monkeypatch.setattr(LossPlaces, "of", lambda batch: pytest.fail("a batch that came over the pipe was looked into"))
+    monkeypatch.setattr(
+        TargetIndices, "of", lambda batch: pytest.fail("a batch that came over the pipe was looked into")
+    )
     total, config = (
         LossTotal(),
         ModelConfig(hidden_size=4, num_layers=1, num_heads=1, num_kv_heads=1, ffn_hidden_size=4),
     )
     end = LastLayer(config, LAYOUT, LocalLayerFactory(), total)
     seen: list[int] = []
-    end.head.register_forward_pre_hook(lambda head, inputs: seen.append(inputs[1].num_ar))
+    end.head.register_forward_pre_hook(lambda head, inputs: seen.append(inputs[1].kinds["ar"].stop))
     total.begin(batches)
     for batch in batches:
         end((torch.randn(batch.input_ids.numel(), 4), pack_batch(batch)))
     assert seen == expected == [3, 1]
 
 
-def test_places_within_slices_are_all_places_once() -> None:
+def test_targets_within_slices_are_all_targets_once() -> None:
     batch = batch_of([1, 2, 3, 4, 5, 6])
     ar, nar = batch.ar_weights.flatten(), batch.nar_weights.flatten()
-    places = LossPlaces.of(batch)
+    indices = TargetIndices.of(batch)
     for size in (1, 3, 100):
         for start in range(0, len(ar), size):
             tokens = slice(start, start + size)
-            for found, weights in zip(places.within(tokens), (ar, nar), strict=True):
+            for found, weights in zip(indices.within(tokens).values(), (ar, nar), strict=True):
                 assert torch.equal(found, weights[tokens].nonzero().squeeze(1))
-    assert len(places.within(slice(None))[0]) == batch.ar_tokens > 1
+    assert len(indices.within(slice(None))["ar"]) == batch.ar_tokens > 1
 
 
 @pytest.mark.parametrize("target", [-1, LAYOUT.vocab_size])

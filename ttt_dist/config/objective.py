@@ -19,13 +19,25 @@ PRESETS: dict[str, tuple[Masking, float]] = {
 }
 """What `masking` and `audio_ar` are where they are left open."""
 MATTERS = {
-    "ttt": ("masking", "audio_ar", "p_mix", "p_prefix", "p_trunc", "mix_unit", "prompt_audio", "normalisation"),
+    "ttt": (
+        "masking",
+        "noise_schedule",
+        "audio_ar",
+        "p_mix",
+        "p_prefix",
+        "p_trunc",
+        "mix_unit",
+        "prompt_audio",
+        "normalisation",
+    ),
     "ar": ("normalisation",),
-    "nar": ("masking", "prompt_audio", "normalisation"),
+    "nar": ("masking", "noise_schedule", "prompt_audio", "normalisation"),
 }
 """Besides the kind, and `released`, the others of a preset being these."""
 DEFAULT_PRESET: Preset = "recommended"
 FORMER_PRESETS = {"corrected": "paper"}
+SILENT = {"noise_schedule": "linear"}
+"""Settings that came later are not named where they are what was done before: checkpoints know their past by its words."""
 
 
 @dataclass
@@ -38,6 +50,7 @@ class ObjectiveStage(Section):
     """With it, masking and audio_ar are the preset's where the stage does not give them."""
     kind: Kind | None = None
     masking: Masking | None = None
+    noise_schedule: str | None = None
     audio_ar: Probability | None = None
     p_mix: Probability | None = None
     p_prefix: Probability | None = None
@@ -66,6 +79,8 @@ class Objective(Section):
     """ttt | ar | nar: the paper's objective and its two baselines."""
     masking: Masking | None = None
     """exact_count | bernoulli: how many tokens are masked is drawn, or each token by itself; null: as the preset says."""
+    noise_schedule: str = "linear"
+    """linear | cosine | package.module:name: how often which share of the tokens is masked (sequence/noise_schedule.py)."""
     audio_ar: Probability | None = None
     """Probability that a sample in which BANOM noises nothing has causal response spans, whose codes are AR targets too;
     null: as the preset says."""
@@ -162,4 +177,5 @@ class Objective(Section):
         """All that matters to what it does; stages are left out."""
         values = self.plain()
         parts = [f"preset {self.preset}"] if self.preset == "released" and self.kind == "ttt" else []
-        return ", ".join([self.kind, *parts, *(f"{name} {values[name]}" for name in MATTERS[self.kind])])
+        told = [name for name in MATTERS[self.kind] if values[name] != SILENT.get(name)]
+        return ", ".join([self.kind, *parts, *(f"{name} {values[name]}" for name in told)])

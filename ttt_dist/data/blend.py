@@ -80,6 +80,10 @@ class Stage:
 
     def pick(self, slot: int) -> tuple[str, int]:
         """The source of a slot, counted from the beginning of the stage, and the slots that it had in the stage before."""
+        # Of the first n slots the first source has floor(n w / W): a slot is its own where that number rises behind it, and
+        # the number itself is how many it had before. No slot is gone through, so step 10^9 is found as fast as step 0.
+        # A slot that is not its own is renumbered among those that it left, and these are shared out among the others by
+        # what is left of the weights. The last source has w = W, and takes every slot that comes to it.
         total = sum(self.weights.values())
         for name, weight in self.weights.items():
             before = slot * weight // total
@@ -89,7 +93,7 @@ class Stage:
         raise AssertionError("the last source takes what is left")
 
     def counts(self, num_slots: int) -> dict[str, int]:
-        """How many of the first `num_slots` slots of the stage each source has."""
+        """How many of the first `num_slots` slots of the stage each source has: `pick`'s numbers without its question."""
         counts, total = {}, sum(self.weights.values())
         for name, weight in self.weights.items():
             counts[name] = num_slots * weight // total
@@ -115,7 +119,9 @@ class BlendOrder(Order):
         assert 0 <= slot < self.global_batch
         number = bisect_right(self._starts, step) - 1
         stage = self.stages[number]
+        # Permuted within the step alone: whose slots these are together, and with them `counts`, stays what it was.
         permuted = permute(slot, self.global_batch, permutation_keys("slots", self.seed, step))
+        # A source goes on where the stage before left it: stages change how often it is read, not its order nor its epochs.
         name, before = stage.pick((step - stage.from_step) * self.global_batch + permuted)
         return SampleIndex(name, *self.packs[name].nth(self._before[number][name] + before))
 

@@ -228,22 +228,27 @@ def _denoise(state: SequenceState, choice: Choice, context: DecodeContext) -> Se
     """Commit the most confident of the masked positions; a finished block closes the span or is followed by another."""
     start = state.span_start
     assert start is not None
+    # Positions count from the prompt's first token; `chosen` counts among the masked ones, as the choices do.
     masked = context.needed(state)
     chosen = _to_commit(state, choice, context)
     committed = state.ids.copy()
     committed[masked[chosen]] = choice.ids[chosen]
+    # Where ends wait (`ends: leftmost`) masks may be left after the last of the steps: then there is always one more.
     num_forwards, steps_left = state.num_forwards + 1, max(state.steps_left - 1, 1)
     state = replace(state, ids=committed, num_forwards=num_forwards, steps_left=steps_left)
 
     span = committed[start:]
     ends = np.flatnonzero(np.isin(span, context.ends))
     left = np.flatnonzero(span == context.layout.mask)
-    # What is still masked behind an end would be cut: committed tokens are final, so it can be cut now.
+    # The first end closes the span as soon as all before it is written. What is still masked behind it would be cut anyway:
+    # committed tokens are final, so nothing can come before this end any more, and the forwards for it are saved.
     is_over = len(ends) > 0 and (not len(left) or left[0] > ends[0])
     if len(left) and not is_over:
         return state
     end = start + int(ends[0]) + 1 if is_over else len(committed)
-    if context.is_verified:
+    if (
+        context.is_verified
+    ):  # a whole draft: causal like text (span 0), so that the next forward can say what AR would write
         return replace(_number_span(_cut(state, end), start, 0), is_drafted=True)
     if context.reads_ends:
         return replace(_number_span(state, context.bidirectional_from(state), 0), is_drafted=True)

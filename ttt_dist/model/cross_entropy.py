@@ -6,12 +6,18 @@ backward for the gradients. The logits are computed twice; in return each row of
 no logits ever go to memory: half of the time of chunks of rows.
 
 On CUDA products are what costs: gradients are made in the forward pass, from the logits of some thousand rows, by
-compiled kernels that read and write logits of the weight's own type and compute in fp32.
+compiled kernels that read and write logits of the weight's own type and compute in fp32. The forward pass is where they
+can be made, as the loss is a function of two numbers of each row, whose slopes are known as soon as the row's logits are;
+what comes after it only scales all of it.
+
+The two numbers are the cross-entropy `nats`, and `log_sums`, the logarithm of the sum of exponentials. With slopes u and v
+by them, the gradient of a row's logits is (u + v) * softmax - u * one_hot: of a cross-entropy alone, whose u is its weight
+and v is 0, the well-known weight * (softmax - one_hot).
 """
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -38,53 +44,70 @@ class VocabularySlice(NamedTuple):
         return weight[: max(self.num_tokens - self.first, 0)]
 
 
+class RowLoss(Protocol):
+    """The loss as a function of cross-entropies [N] and logarithms of the sums of exponentials [N], fp32 or fp64."""
+
+    def total(self, nats: Tensor, log_sums: Tensor) -> Tensor:
+        """The loss of all rows, fp64."""
+
+    def slopes(self, nats: Tensor, log_sums: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Its derivatives by both, whose values are given for rows `first`, `first` + 1, ...: [C] each."""
+
+
 def by_tiles(
-    hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, vocabulary: VocabularySlice
-) -> tuple[Tensor, Tensor]:
-    """Sum of `weights` * cross-entropy of hidden [N, H] @ weight [V, H].T at `targets`, and the entropies [N], detached."""
-    weighted, losses = _ByTiles.apply(hidden, weight, targets, weights, vocabulary)
-    return weighted, losses
+    hidden: Tensor, weight: Tensor, targets: Tensor, row_loss: RowLoss, vocabulary: VocabularySlice
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`row_loss` of hidden [N, H] @ weight [V, H].T at `targets`; and, detached, cross-entropies and logarithms of sums [N]."""
+    loss, nats, log_sums = _ByTiles.apply(hidden, weight, targets, row_loss, vocabulary)
+    return loss, nats, log_sums
 
 
 def by_chunks(
-    hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, vocabulary: VocabularySlice
-) -> tuple[Tensor, Tensor]:
+    hidden: Tensor, weight: Tensor, targets: Tensor, row_loss: RowLoss, vocabulary: VocabularySlice
+) -> tuple[Tensor, Tensor, Tensor]:
     """The same as `by_tiles`."""
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    weighted, losses = _ByChunks.apply(hidden, weight, targets, weights, vocabulary, needs_grad)
-    return weighted, losses
+    loss, nats, log_sums = _ByChunks.apply(hidden, weight, targets, row_loss, vocabulary, needs_grad)
+    return loss, nats, log_sums
 
 
 class _ByTiles(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, vocabulary: VocabularySlice
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, row_loss: RowLoss, vocabulary: VocabularySlice
+    ) -> tuple[Tensor, Tensor, Tensor]:
         exact = torch.promote_types(hidden.dtype, torch.float32)
-        log_sums, losses = torch.empty(2, len(hidden), dtype=exact)
+        log_sums, nats = torch.empty(2, len(hidden), dtype=exact)
         local, classes = targets - vocabulary.first, vocabulary.of(weight)
         for rows in _slices(len(hidden), TILE_ROWS):
-            log_sums[rows], losses[rows] = _entropy(hidden[rows], classes, local[rows], vocabulary)
-        ctx.save_for_backward(hidden, weight, local, weights, log_sums)
-        ctx.vocabulary = vocabulary
-        ctx.mark_non_differentiable(losses)
-        return (losses * weights.to(exact)).sum(dtype=torch.float64).to(exact), losses
+            log_sums[rows], nats[rows] = _entropy(hidden[rows], classes, local[rows], vocabulary)
+        ctx.save_for_backward(hidden, weight, local, nats, log_sums)
+        ctx.row_loss, ctx.vocabulary = row_loss, vocabulary
+        ctx.mark_non_differentiable(nats, log_sums)
+        return row_loss.total(nats, log_sums).to(exact), nats, log_sums
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, local, weights, log_sums = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, local, nats, log_sums = ctx.saved_tensors
         classes = ctx.vocabulary.of(weight)
-        scale = (weights.to(log_sums.dtype) * grad).unsqueeze(1)
+        of_nats, of_log_sums = ctx.row_loss.slopes(nats, log_sums, 0)
+        # The tile is softmax - ratio * one_hot, the ratio 1 where there are cross-entropies alone; the scale of a row
+        # multiplies the small factors of both products rather than the tile. Where the scale is 0 there is no softmax.
+        scale = (of_nats + of_log_sums) * grad
+        is_without = scale == 0
+        scale = torch.where(is_without, 1, scale)
+        ratio, log_sums = of_nats * grad / scale, torch.where(is_without, float("inf"), log_sums)
+        scale = scale.unsqueeze(1)
         grad_hidden = torch.zeros(hidden.shape, dtype=log_sums.dtype)
         grad_weight = torch.empty(weight.shape, dtype=log_sums.dtype)
         grad_weight[len(classes) if len(hidden) else 0 :] = 0
         for rows in _slices(len(hidden), TILE_ROWS):
-            # The scale of a row multiplies the small factors of both products rather than the tile.
             scaled = (hidden[rows] * scale[rows]).to(hidden.dtype)
             for tile, logits in _tiles(hidden[rows], classes):
-                errors = _errors_(logits, log_sums[rows], local[rows] - tile.start).to(hidden.dtype)
+                errors = _errors_(logits, log_sums[rows], local[rows] - tile.start, ratio[rows]).to(hidden.dtype)
                 part, total = product(errors, scaled.T), grad_weight[tile]
+                # The first rows write what was never cleared: each element goes to memory once where one pass is enough.
                 total.copy_(part) if rows.start == 0 else total.add_(part)
                 grad_hidden[rows] += product(errors.T, classes[tile].T)
         return grad_hidden.mul_(scale).to(hidden.dtype), grad_weight.to(weight.dtype), None, None, None
@@ -103,31 +126,32 @@ def _tiles(hidden: Tensor, classes: Tensor) -> Any:
 
 def _entropy(hidden: Tensor, classes: Tensor, local: Tensor, vocabulary: VocabularySlice) -> tuple[Tensor, Tensor]:
     """Logarithms of the sums of exponentials, and cross-entropies at `local`, classes counted from this slice's first."""
+    # One pass: what is summed so far is rescaled whenever a tile has a larger logit than all before it.
     largest = torch.full_like(local, float("-inf"), dtype=torch.promote_types(hidden.dtype, torch.float32))
     target_logit, sum_exp = sums = torch.zeros(2, len(local), dtype=largest.dtype)
     for tile, logits in _tiles(hidden, classes):
-        here, place = _inside(local - tile.start, len(logits))
-        target_logit[here] = logits[place, here]
+        here, target = _inside(local - tile.start, len(logits))
+        target_logit[here] = logits[target, here]
         before, largest = largest, torch.maximum(largest, logits.amax(0))
         sum_exp.mul_((before - largest).exp_()).add_(logits.sub_(largest).exp_().sum(0))
     before = largest.clone()
-    vocabulary.reduce_max(largest)
+    vocabulary.reduce_max(largest)  # slices of the vocabulary: the largest of all, then sums to its measure
     sum_exp.mul_((before - largest).exp_())
     vocabulary.reduce_sum(sums)
     log_sum = sum_exp.log().add_(largest)
     return log_sum, log_sum - target_logit
 
 
-def _errors_(logits: Tensor, log_sums: Tensor, local: Tensor) -> Tensor:
-    """Softmax minus one-hot of a tile [C, N], in place of its logits."""
+def _errors_(logits: Tensor, log_sums: Tensor, local: Tensor, ratio: Tensor) -> Tensor:
+    """Softmax minus `ratio` * one-hot of a tile [C, N], in place of its logits."""
     errors = logits.sub_(log_sums).exp_()
-    here, place = _inside(local, len(errors))
-    errors[place, here] -= 1
+    here, target = _inside(local, len(errors))
+    errors[target, here] -= ratio[here]
     return errors
 
 
 def _inside(local: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """Which rows have their class in a tile of `number` classes, and where there."""
+    """Which rows have their class in a tile of `number` classes, and which of these it is."""
     here = ((local >= 0) & (local < number)).nonzero().squeeze(1)
     return here, local[here]
 
@@ -139,34 +163,37 @@ class _ByChunks(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
-        weights: Tensor,
+        row_loss: RowLoss,
         vocabulary: VocabularySlice,
         needs_grad: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         exact = torch.promote_types(hidden.dtype, torch.float32)
-        losses = torch.empty(len(hidden), dtype=exact, device=hidden.device)
+        log_sums, nats = torch.empty(2, len(hidden), dtype=exact, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
         grad_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device) if needs_grad else None
-        local, classes, weights = targets - vocabulary.first, vocabulary.of(weight), weights.to(exact)
+        local, classes = targets - vocabulary.first, vocabulary.of(weight)
         for rows in _slices(len(hidden), CHUNK_ROWS):
+            # The logits of a chunk are the one large buffer: read three times by the kernels, written once by the product.
             logits = hidden[rows] @ classes.T
             largest = _kernel(_largest)(logits)
             vocabulary.reduce_max(largest)
             sums = _kernel(_sums)(logits, largest, local[rows])
             vocabulary.reduce_sum(sums)
-            losses[rows] = sums[1].log() - sums[0]
+            shifted = sums[1].log()
+            nats[rows], log_sums[rows] = shifted - sums[0], shifted + largest
             if grad_hidden is not None and grad_weight is not None:
-                errors = _kernel(_scaled_errors)(logits, largest, sums[1], local[rows], weights[rows])
+                slopes = row_loss.slopes(nats[rows], log_sums[rows], rows.start)
+                errors = _kernel(_errors)(logits, largest, sums[1], local[rows], *slopes)
                 torch.mm(errors, classes, out=grad_hidden[rows])
                 _add_product_(grad_weight[: len(classes)], errors.T, hidden[rows])
         if grad_hidden is not None and grad_weight is not None:
             ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
-        ctx.mark_non_differentiable(losses)
-        return (losses * weights).sum(dtype=torch.float64).to(exact), losses
+        ctx.mark_non_differentiable(nats, log_sums)
+        return row_loss.total(nats, log_sums).to(exact), nats, log_sums
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         of_hidden, of_weight = (saved * grad.to(saved.dtype) for saved in ctx.saved_tensors)
         return of_hidden, of_weight, None, None, None, None
 
@@ -190,11 +217,13 @@ def _sums(logits: Tensor, largest: Tensor, local: Tensor) -> Tensor:
     return torch.stack([targets, shifted.exp().sum(1)])
 
 
-def _scaled_errors(logits: Tensor, largest: Tensor, sum_exp: Tensor, local: Tensor, weights: Tensor) -> Tensor:
-    """(softmax - one-hot) * weight of each row, in the type of the logits."""
+def _errors(
+    logits: Tensor, largest: Tensor, sum_exp: Tensor, local: Tensor, of_nats: Tensor, of_log_sums: Tensor
+) -> Tensor:
+    """Gradient of the logits: (u + v) softmax - u one-hot with the slopes u, v of each row, in the type of the logits."""
     shifted = logits.to(_exact(logits)) - largest.unsqueeze(1)
-    softmax = shifted.exp() * (weights / sum_exp).unsqueeze(1)
-    return torch.where(_one_hot(logits, local), softmax - weights.unsqueeze(1), softmax).to(logits.dtype)
+    softmax = shifted.exp() * ((of_nats + of_log_sums) / sum_exp).unsqueeze(1)
+    return torch.where(_one_hot(logits, local), softmax - of_nats.unsqueeze(1), softmax).to(logits.dtype)
 
 
 def _one_hot(logits: Tensor, local: Tensor) -> Tensor:

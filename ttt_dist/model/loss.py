@@ -4,59 +4,121 @@ The head is one node of the graph (and one module call) whatever the number of p
 call the same modules equally often. What happens inside is `ttt_dist.model.cross_entropy`.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ttt_dist.model.cross_entropy import VocabularySlice, by_chunks, by_tiles
-from ttt_dist.sequence.batch import Batch, LossPlaces
+from ttt_dist.sequence.batch import Batch, TargetIndices
 from ttt_dist.sequence.corruption import NUM_P_BINS
-
-NUM_FIGURES = 2 + 2 * NUM_P_BINS  # of LossSums.figures
+from ttt_dist.sequence.loss_terms import MORE_TERMS, TargetKind, term_names
 
 
 class LossSums(NamedTuple):
-    """Weighted sums over a batch, not yet divided by any count."""
+    """Weighted sums over a batch, not yet divided by any number."""
 
     loss: Tensor
-    """AR + NAR, differentiable."""
-    ar_sum: Tensor
-    """AR alone, detached."""
-    nar_sum: Tensor
-    """NAR alone, detached."""
+    """The sum of the terms, differentiable."""
+    terms: dict[str, Tensor]
+    """Each term alone, by name, fp64, detached."""
     nar_by_p: Tensor
     """Cross-entropy of the NAR targets without weights, and their number, by bin of p: fp64 [2, NUM_P_BINS], detached."""
 
-    def figures(self) -> Tensor:
-        """All that is summed over batches and processes to be reported: AR, NAR, `nar_by_p`; fp64 [NUM_FIGURES]."""
-        return torch.cat([self.ar_sum.view(1), self.nar_sum.view(1), self.nar_by_p.flatten()])
+    def metric_sums(self) -> Tensor:
+        """All that is summed over batches and processes to be reported, in the order of `metric_names`: fp64."""
+        return torch.cat([torch.stack(list(self.terms.values())), self.nar_by_p.flatten()])
 
 
-class LossRows(NamedTuple):
-    """The positions of a batch that have a weight: AR ones first, then NAR ones (a position may be in both)."""
+def metric_names() -> list[str]:
+    """Names of `LossSums.metric_sums`: the terms come first."""
+    bins = [p_bin_name(number) for number in range(NUM_P_BINS)]
+    return [*term_names(), *(f"nar_nats_{name}" for name in bins), *(f"nar_tokens_{name}" for name in bins)]
+
+
+def p_bin_name(number: int) -> str:
+    """Name of the bin of p with this number, from 0: p0.0-0.2."""
+    return f"p{number / NUM_P_BINS:.1f}-{(number + 1) / NUM_P_BINS:.1f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossRows:
+    """The positions of a batch that have a weight, one kind of target after the other (a position may be of several)."""
 
     rows: Tensor
     """Indices into hidden states [T, H], int64 [N]."""
     targets: Tensor
     weights: Tensor
     bins: Tensor
-    """Bin of p, 1 to NUM_P_BINS, of NAR rows; 0 of AR rows."""
-    num_ar: int
+    """Bin of p, 1 to NUM_P_BINS, of NAR rows; 0 of others."""
+    kinds: dict[TargetKind, slice]
+    """Which rows are of a kind."""
+    term_weights: dict[str, float]
+    """See `Batch.term_weights`."""
+
+    def total(self, nats: Tensor, log_sums: Tensor) -> Tensor:
+        """The loss, fp64, of all rows' cross-entropies [N] and logarithms of the sums of exponentials [N]."""
+        whole = (nats * self.weights.to(nats.dtype)).sum(dtype=torch.float64)
+        return sum((values.sum(dtype=torch.float64) for _, values in self._more(nats, log_sums)), start=whole)
+
+    def terms(self, nats: Tensor, log_sums: Tensor) -> dict[str, Tensor]:
+        """The terms of that sum by name; those that do not count are 0."""
+        weighted = nats * self.weights.to(nats.dtype)
+        found = {name: nats.new_zeros((), dtype=torch.float64) for name in term_names()}
+        found |= {kind: weighted[rows].sum(dtype=torch.float64) for kind, rows in self.kinds.items()}
+        return found | {name: values.sum(dtype=torch.float64) for name, values in self._more(nats, log_sums)}
+
+    def slopes(self, nats: Tensor, log_sums: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Derivatives of the loss by both, which are those of rows `first`, `first` + 1, ...: [C] each.
+
+        They are constants, the weights and 0, but for the terms beside the cross-entropies.
+        """
+        weights = self.weights[first : first + len(nats)].to(nats.dtype)
+        if not self.term_weights:
+            return weights, torch.zeros_like(weights)
+        with torch.enable_grad():
+            leaves = nats.detach().requires_grad_(), log_sums.detach().requires_grad_()
+            more = torch.cat([values for _, values in self._more(*leaves, first)])
+            of_nats, of_log_sums = torch.autograd.grad(more.sum(), leaves, materialize_grads=True)
+        return weights + of_nats, of_log_sums
+
+    def _more(self, nats: Tensor, log_sums: Tensor, first: int = 0) -> Iterator[tuple[str, Tensor]]:
+        """Names and weighted values of the terms beside the cross-entropies, of those rows that are theirs."""
+        for name, weight in self.term_weights.items():
+            of_kind = self.kinds[MORE_TERMS[name].targets]
+            rows = slice(max(of_kind.start - first, 0), max(of_kind.stop - first, 0))
+            weights = self.weights[first : first + len(nats)][rows].to(nats.dtype) * weight
+            yield name, MORE_TERMS[name].value(nats[rows], log_sums[rows]) * weights
 
 
 def loss_rows(batch: Batch, tokens: slice) -> LossRows:
     """Positions with weights other than 0 among `tokens` of the flattened batch, their targets and weights."""
-    ar, nar = batch.ar_weights.flatten()[tokens], batch.nar_weights.flatten()[tokens]
-    ar_rows, nar_rows = (batch.places or LossPlaces.of(batch)).within(tokens)
-    targets = [batch.ar_targets.flatten()[tokens][ar_rows], batch.nar_targets.flatten()[tokens][nar_rows]]
-    bins = torch.cat([torch.zeros_like(ar_rows), batch.nar_bins.flatten()[tokens][nar_rows]])
-    weights = torch.cat([ar[ar_rows], nar[nar_rows]])
-    return LossRows(torch.cat([ar_rows, nar_rows]), torch.cat(targets), weights, bins, len(ar_rows))
+    found = (batch.target_indices or TargetIndices.of(batch)).within(tokens)
+
+    def of_kinds(name: str) -> Tensor:
+        """What the tensors `{kind}_{name}` of the batch have at the positions."""
+        return torch.cat([getattr(batch, f"{kind}_{name}").flatten()[tokens][rows] for kind, rows in found.items()])
+
+    ends = list(accumulate(map(len, found.values()), initial=0))
+    kinds = {kind: slice(*bounds) for kind, bounds in zip(found, pairwise(ends), strict=True)}
+    bins = [torch.zeros_like(rows) for rows in found.values()]
+    nar = list(found).index("nar")
+    bins[nar] = batch.nar_bins.flatten()[tokens][found["nar"]]
+    return LossRows(
+        rows=torch.cat(list(found.values())),
+        targets=of_kinds("targets"),
+        weights=of_kinds("weights"),
+        bins=torch.cat(bins),
+        kinds=kinds,
+        term_weights=batch.term_weights,
+    )
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, rows: LossRows, vocabulary: VocabularySlice) -> LossSums:
-    """Sum of weights * CE(hidden @ weight.T, targets) over hidden [N, H], with weight [V, H] or a slice of its rows.
+    """The loss at `rows` of hidden [N, H] @ weight.T, with weight [V, H] or a slice of its rows.
 
     The gradient of `hidden` is that of this slice: slices must sum it. Zero rows give zero loss and zero gradients.
     Raises ValueError where a target on the CPU is no class; what goes to a GPU was checked when it was collated, as a look
@@ -69,10 +131,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, rows: LossRows, vocabul
     if not targets.is_cuda and targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < num_tokens:
         raise ValueError(f"loss targets must lie in 0..{num_tokens - 1}, but span {targets.min()}..{targets.max()}")
     entropy = by_chunks if hidden.is_cuda else by_tiles
-    weighted, losses = entropy(hidden, weight, rows.targets, rows.weights, vocabulary)
-    sums = (losses * rows.weights.to(losses.dtype)).tensor_split([rows.num_ar])
-    ar_sum, nar_sum = (part.sum(dtype=torch.float64) for part in sums)
-    return LossSums(weighted, ar_sum, nar_sum, _by_bin(losses, rows.bins))
+    loss, nats, log_sums = entropy(hidden, weight, targets, rows, vocabulary)
+    return LossSums(loss, rows.terms(nats, log_sums), _by_bin(nats, rows.bins))
 
 
 def _by_bin(losses: Tensor, bins: Tensor) -> Tensor:

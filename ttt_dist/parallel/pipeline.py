@@ -9,7 +9,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -21,17 +20,16 @@ from torch import Tensor, nn
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.model.attention.plan import AttentionPlan, attention_plan
 from ttt_dist.model.layers import LayerFactory
-from ttt_dist.model.loss import NUM_FIGURES, loss_rows
+from ttt_dist.model.loss import loss_rows, metric_names
 from ttt_dist.model.structure import embedding, head, last_norm
 from ttt_dist.model.transformer import Block, rotary
 from ttt_dist.parallel.activation_checkpoint import prepare_blocks
 from ttt_dist.parallel.mesh import Mesh
-from ttt_dist.sequence.batch import Batch, LossPlaces
+from ttt_dist.sequence.batch import TENSORS, Batch, TargetIndices
 from ttt_dist.sequence.tokens import TokenLayout
 
 logger = logging.getLogger(__name__)
 
-TENSORS = [field.name for field in fields(Batch) if field.name not in ("count", "places")]
 TIED = "embed"
 UNUSED = "unused_"
 Handed = tuple[Tensor, Tensor]
@@ -45,13 +43,12 @@ def pack_batch(batch: Batch) -> Tensor:
 
 
 def unpack_batch(packed: Tensor) -> Batch:
-    """The inverse of `pack_batch`, without the count."""
-    values = {name: packed[row] for row, name in enumerate(TENSORS)}
-    return Batch(
-        **{name: value.view(torch.float32) if "weights" in name else value.long() for name, value in values.items()},
-        count=0.0,
-        places=None,
-    )
+    """The inverse of `pack_batch`; what is no tensor of [B, S] is lost."""
+    values: dict[str, Any] = {
+        name: packed[row].view(torch.float32) if name.endswith("_weights") else packed[row].long()
+        for row, name in enumerate(TENSORS)
+    }
+    return Batch(**values, num_loss_units=0.0)
 
 
 class LossTotal:
@@ -63,7 +60,7 @@ class LossTotal:
 
     def __init__(self) -> None:
         self.scale = 1.0
-        self.sums = torch.zeros(NUM_FIGURES, dtype=torch.float64)
+        self.sums = torch.zeros(len(metric_names()), dtype=torch.float64)
         self._coming: deque[Batch] = deque()
 
     def begin(self, batches: Sequence[Batch], scale: float = 1.0) -> None:
@@ -75,9 +72,10 @@ class LossTotal:
         """The scaled loss of one micro-batch; `end` has the head."""
         hidden, packed = handed
         batch, on_host = unpack_batch(packed), self._coming.popleft()
-        batch.places = (on_host.places or LossPlaces.of(on_host)).to(packed.device)
+        batch.target_indices = (on_host.target_indices or TargetIndices.of(on_host)).to(packed.device)
+        batch.term_weights = on_host.term_weights
         output = end.get_submodule("head")(hidden, loss_rows(batch, slice(None)))
-        self.sums = self.sums.to(hidden.device) + output.figures()
+        self.sums = self.sums.to(hidden.device) + output.metric_sums()
         loss: Tensor = output.loss * self.scale
         return loss
 
@@ -191,7 +189,7 @@ def train_pipeline(
 ) -> Tensor:
     """Accumulate the gradients of `scale` * loss over `batches` and update; collective.
 
-    Returns the sums of `LossSums.figures`, fp64 [NUM_FIGURES]: this process's share of them, 0 but on the last stage.
+    Returns this process's part of the sums of `LossSums.metric_sums`, fp64: 0 but on the last stage.
     `charge` hears when forward and backward passes, which take turns, have ended.
     """
     total: LossTotal = engine.module.total
@@ -218,11 +216,11 @@ def _before_update(engine: PipelineEngine, tell: Callable[[], None]) -> Iterator
 
 
 def evaluate_pipeline(engine: PipelineEngine, batches: Sequence[Batch]) -> Tensor:
-    """AR and NAR sums over `batches` without an update, fp64 [2], 0 but on the last stage; collective."""
+    """`LossSums.metric_sums` over `batches` without an update, 0 but on the last stage; collective."""
     total: LossTotal = engine.module.total
     total.begin(batches)
     engine.eval_batch(_micro_batches(batches), reduce_output=None, bcast_loss=False, num_micro_batches=len(batches))
-    return total.sums[:2].to(engine.device)
+    return total.sums.to(engine.device)
 
 
 def own_parameters(module: PipelineModule, num_layers: int) -> dict[str, nn.Parameter]:

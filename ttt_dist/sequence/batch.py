@@ -5,13 +5,14 @@ torch is imported where the first batch is made: what reads settings and shards 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ttt_dist.config.objective import Objective
 from ttt_dist.sequence.corruption import Corrupted, corrupt, draw
+from ttt_dist.sequence.loss_terms import TARGET_KINDS, TargetKind, term_weights
 from ttt_dist.sequence.sample import Sample
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.sequence.visibility import visible_end
@@ -21,13 +22,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Batch:
     """Packs side by side. Tensors are [B, S]; weights are 0 where a position has no such target.
 
     The loss of a global batch is the sum over its batches of ar_weights * CE(logits, ar_targets) +
-    nar_weights * CE(logits, nar_targets), divided by the sum of their `count`s. Targets stand at the position that
-    predicts them: the model shifts nothing.
+    nar_weights * CE(logits, nar_targets), and of what `term_weights` adds, divided by the sum of their `num_loss_units`.
+    Targets stand at the position that predicts them: the model shifts nothing.
     """
 
     input_ids: Tensor
@@ -43,10 +44,12 @@ class Batch:
     nar_weights: Tensor
     nar_bins: Tensor
     """Bin of the masking ratio p at NAR targets, 1 to NUM_P_BINS; 0 elsewhere."""
-    count: float
-    """This batch's part of the global count that the loss is divided by."""
-    places: LossPlaces | None = None
-    """Where the weights are not 0, found on the CPU; on a GPU counting them would wait for the device."""
+    num_loss_units: float
+    """This batch's part of the global number that the loss is divided by: samples, or targets (`objective.normalisation`)."""
+    term_weights: dict[str, float] = field(default_factory=dict)
+    """Of the terms of the loss beside the two cross-entropies, by name; those that are not there do not count."""
+    target_indices: TargetIndices | None = None
+    """Where the weights are not 0, found on the CPU; on a GPU looking for them would wait for the device."""
 
     @property
     def ar_tokens(self) -> int:
@@ -66,59 +69,62 @@ class Batch:
         """Pairs of a query and a key that it sees: what attention cannot do without."""
         import torch
 
-        place = torch.arange(self.input_ids.shape[-1], device=self.input_ids.device)
-        seen = visible_end(self.sample_ids, self.span_ids) - (place - self.position_ids)  # from its sample's start on
+        index = torch.arange(self.input_ids.shape[-1], device=self.input_ids.device)
+        seen = visible_end(self.sample_ids, self.span_ids) - (index - self.position_ids)  # from its sample's start on
         return int(seen[self.sample_ids != 0].sum())
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on `device`; from pinned memory (`pinned`) without waiting for it."""
-        places = None if self.places is None else self.places.to(device)
-        return Batch(
-            **{name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()},
-            count=self.count,
-            places=places,
-        )
+        moved: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()}
+        indices = None if self.target_indices is None else self.target_indices.to(device)
+        return replace(self, **moved, target_indices=indices)
 
     def pinned(self) -> Batch:
-        """The same with `places`, in memory that a GPU reads by itself. Pinning takes long: do so ahead, in another thread."""
-        places = LossPlaces.of(self)
-        tensors = {name: tensor.pin_memory() for name, tensor in self.tensors().items()}
-        return Batch(**tensors, count=self.count, places=LossPlaces(places.index.pin_memory(), places.ar, places.nar))
+        """The same with its targets found, in memory that a GPU reads by itself. Pinning takes long: do so ahead, in another
+        thread."""
+        found = TargetIndices.of(self)
+        tensors: dict[str, Any] = {name: tensor.pin_memory() for name, tensor in self.tensors().items()}
+        return replace(self, **tensors, target_indices=replace(found, on_device=found.on_device.pin_memory()))
 
     def tensors(self) -> dict[str, Tensor]:
         """Those of [B, S], by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("count", "places")}
+        return {name: getattr(self, name) for name in TENSORS}
+
+
+TENSORS = tuple(f.name for f in fields(Batch) if f.type == "Tensor")  # types are words here: nothing is evaluated
+"""Names of a batch's tensors [B, S]. Those that end in `_weights` are fp32, the others int64."""
 
 
 @dataclass
-class LossPlaces:
-    """Positions in a flattened batch that have a weight: AR ones first, then NAR ones, each in order."""
+class TargetIndices:
+    """Positions in a flattened batch that have a weight, by kind of target: AR ones first, then NAR ones, each in order."""
 
-    index: Tensor
+    on_device: Tensor
     """int64 [N], on the batch's device."""
-    ar: np.ndarray
-    """The AR part again, always on the CPU."""
-    nar: np.ndarray
+    on_host: dict[TargetKind, np.ndarray]
+    """The same by kind, always on the CPU."""
 
     @classmethod
-    def of(cls, batch: Batch) -> LossPlaces:
+    def of(cls, batch: Batch) -> TargetIndices:
         import torch
 
-        ar, nar = (np.flatnonzero(w.cpu().numpy()) for w in (batch.ar_weights, batch.nar_weights))
-        return cls(torch.from_numpy(np.concatenate([ar, nar])), ar, nar).to(batch.input_ids.device)
+        found = {kind: np.flatnonzero(getattr(batch, f"{kind}_weights").cpu().numpy()) for kind in TARGET_KINDS}
+        return cls(torch.from_numpy(np.concatenate(list(found.values()))), found).to(batch.input_ids.device)
 
-    def to(self, device: torch.device | str) -> LossPlaces:
-        return LossPlaces(self.index.to(device, non_blocking=True), self.ar, self.nar)
+    def to(self, device: torch.device | str) -> TargetIndices:
+        return TargetIndices(self.on_device.to(device, non_blocking=True), self.on_host)
 
-    def within(self, tokens: slice) -> tuple[Tensor, Tensor]:
-        """AR and NAR positions among `tokens` of the flattened batch, counted from the first of them."""
+    def within(self, tokens: slice) -> dict[TargetKind, Tensor]:
+        """Positions by kind among `tokens` of the flattened batch, counted from the first of them."""
         first = tokens.start or 0
         bounds = [first, (1 << 62) if tokens.stop is None else tokens.stop]
-        (ar_low, ar_high), (nar_low, nar_high) = (
-            np.searchsorted(part, bounds).tolist() for part in (self.ar, self.nar)
-        )
-        ar, nar = self.index.tensor_split([len(self.ar)])
-        return ar[ar_low:ar_high] - first, nar[nar_low:nar_high] - first
+        found: dict[TargetKind, Tensor] = {}
+        begin = 0
+        for kind, indices in self.on_host.items():
+            low, high = np.searchsorted(indices, bounds).tolist()
+            found[kind] = self.on_device[begin + low : begin + high] - first
+            begin += len(indices)
+        return found
 
 
 def collate(
@@ -135,22 +141,25 @@ def collate(
         [corrupt(sample, layout, objective, draw(sample, seed, epoch), mix) for sample in pack]
         for pack, epoch in zip(packs, epochs, strict=True)
     ]
-    integers = np.zeros((7, len(packs), seq_len), dtype=np.int64)
-    integers[0] = layout.pad
-    weights = np.zeros((2, len(packs), seq_len), dtype=np.float32)
+    arrays = {
+        name: np.zeros((len(packs), seq_len), dtype=np.float32 if name.endswith("_weights") else np.int64)
+        for name in TENSORS
+    }
+    arrays["input_ids"][:] = layout.pad
     for row, parts in enumerate(rows):
-        _fill_row(integers[:, row], weights[:, row], parts)
-    for targets, kind in ((integers[4], weights[0]), (integers[5], weights[1])):
-        used = targets[kind != 0]
+        _fill_row({name: array[row] for name, array in arrays.items()}, parts)
+    for kind in TARGET_KINDS:
+        used = arrays[f"{kind}_targets"][arrays[f"{kind}_weights"] != 0]
         if used.size and not 0 <= used.min() <= used.max() < layout.vocab_size:
             raise ValueError(
                 f"loss targets must lie in 0..{layout.vocab_size - 1}, but span {used.min()}..{used.max()}"
             )
-    names = ("input_ids", "position_ids", "sample_ids", "span_ids", "ar_targets", "nar_targets", "nar_bins")
-    tensors = {name: torch.from_numpy(array) for name, array in zip(names, integers, strict=True)}
-    tensors |= {"ar_weights": torch.from_numpy(weights[0]), "nar_weights": torch.from_numpy(weights[1])}
-    count = float(sum(part.loss_denominator for parts in rows for part in parts))
-    return Batch(**tensors, count=count, places=None)
+    tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return Batch(
+        **tensors,
+        num_loss_units=float(sum(part.loss_denominator for parts in rows for part in parts)),
+        term_weights=term_weights(objective),
+    )
 
 
 def _shared_mix(packs: list[list[Sample]], objective: Objective, seed: int, epochs: list[int]) -> bool | None:
@@ -161,21 +170,19 @@ def _shared_mix(packs: list[list[Sample]], objective: Objective, seed: int, epoc
     return first is not None and draw(first[0], seed, first[1]).mix < objective.p_mix
 
 
-def _fill_row(integers: np.ndarray, weights: np.ndarray, parts: list[Corrupted]) -> None:
-    """Write corrupted samples one after the other into integers [7, S] and weights [2, S]."""
+def _fill_row(row: dict[str, np.ndarray], parts: list[Corrupted]) -> None:
+    """Write corrupted samples one after the other into a row of each tensor, [S]."""
+    seq_len = len(row["input_ids"])
     start = num_spans = 0
     for number, part in enumerate(parts, start=1):
         end = start + len(part.input_ids)
-        if end > integers.shape[-1]:
-            raise ValueError(f"a pack of {end} tokens or more does not fit seq_len {integers.shape[-1]}")
-        integers[0, start:end] = part.input_ids
-        integers[1, start:end] = np.arange(end - start)
-        integers[2, start:end] = number
-        integers[3, start:end] = np.where(part.span_ids > 0, part.span_ids + num_spans, 0)
-        integers[4, start:end] = part.ar_targets
-        integers[5, start:end] = part.nar_targets
-        integers[6, start:end] = part.nar_bins
-        weights[0, start:end] = part.ar_weights
-        weights[1, start:end] = part.nar_weights
+        if end > seq_len:
+            raise ValueError(f"a pack of {end} tokens or more does not fit seq_len {seq_len}")
+        for name in row.keys() - {"position_ids", "sample_ids", "span_ids"}:
+            row[name][start:end] = getattr(part, name)
+        # What a sample cannot know by itself: where it lies, and which numbers of spans are taken.
+        row["position_ids"][start:end] = np.arange(end - start)
+        row["sample_ids"][start:end] = number
+        row["span_ids"][start:end] = np.where(part.span_ids > 0, part.span_ids + num_spans, 0)
         num_spans += int(part.span_ids.max(initial=0))
         start = end

@@ -4,19 +4,20 @@
 and weights. Nothing else in the project draws for the objective, so a sample meets the same noise in every layout.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
 from ttt_dist.config.objective import Objective
+from ttt_dist.sequence.noise_schedule import NoiseSchedule, noise_schedule
 from ttt_dist.sequence.sample import Sample, runs
 from ttt_dist.sequence.tokens import TokenLayout
 
-MIN_NOISE = 1e-3  # p = (1 - 1e-3) t + 1e-3, so that 1/p stays finite
 NUM_P_BINS = 5  # equal bins of p, by which the NAR loss is watched
 
 
-class Draw(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Draw:
     """Uniform numbers in [0, 1) of one sample and epoch; `tokens` has one per token of the uncut sample."""
 
     mix: float
@@ -25,13 +26,9 @@ class Draw(NamedTuple):
     prefix: float
     first_span: float
     t: float
+    """Time of the diffusion: the noise schedule says what it means."""
     tokens: np.ndarray
     audio_ar: float
-
-    @property
-    def mask_prob(self) -> float:
-        """Probability that a maskable token is masked (bernoulli)."""
-        return (1.0 - MIN_NOISE) * self.t + MIN_NOISE
 
 
 def draw(sample: Sample, seed: int, epoch: int) -> Draw:
@@ -39,16 +36,18 @@ def draw(sample: Sample, seed: int, epoch: int) -> Draw:
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, sample.key, epoch])))
     # A number that is new comes last: those before it, and with them the noise of older settings, stay what they are.
     numbers = rng.random(7 + len(sample))
-    mix, truncate, keep, prefix, first_span, t = (float(number) for number in numbers[:6])
-    return Draw(mix, truncate, keep, prefix, first_span, t, numbers[6:-1], float(numbers[-1]))
+    names = ("mix", "truncate", "keep", "prefix", "first_span", "t")
+    single = dict(zip(names, numbers[:6].tolist(), strict=True))
+    return Draw(**single, tokens=numbers[6:-1], audio_ar=float(numbers[-1]))
 
 
-class Corrupted(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Corrupted:
     """One sample as the model meets it; arrays [n] after truncation.
 
     Position i predicts ar_targets[i] (the next token) with ar_weights[i] and nar_targets[i] (itself, uncorrupted) with
     nar_weights[i]. span_ids count from 1 within the sample; 0 is causal. nar_bins[i] is the bin of p where there is a NAR
-    target, else 0. `loss_denominator` is the sample's share of the divisor.
+    target, else 0. `loss_denominator` is the sample's part of what the loss is divided by.
     """
 
     input_ids: np.ndarray
@@ -97,6 +96,8 @@ def corrupt(
 ) -> Corrupted:
     """Apply the objective to one sample. `mix` overrides the sample's own BANOM choice (mix_unit: micro_batch)."""
     is_ttt, only_ar = objective.kind == "ttt", objective.kind == "ar"
+    # SST comes first: what is cut is neither noised nor a target, and the counts that losses are divided by are those of
+    # what is left. The baselines have none of the three strategies.
     length = truncated_length(sample, layout, draw, objective.p_trunc) if is_ttt else len(sample)
     ids, is_target = sample.ids[:length], sample.is_target[:length]
     is_audio = layout.is_audio[ids]
@@ -108,11 +109,14 @@ def corrupt(
         may_mask = np.zeros(length, dtype=bool)
     else:
         may_mask = maskable(audio_spans, is_target, draw, objective.p_prefix) if is_ttt else is_target
-    masked, p = mask(may_mask, draw, objective.mask_rule)
+    # Schedules share one expected loss only if each target is weighted by s'(t) / p: `rate` times what would be 1/p.
+    schedule = noise_schedule(objective.noise_schedule)
+    masked, p = mask(may_mask, draw, objective.mask_rule, schedule)
     # Where nothing is noised a sample may teach to write its audio from left to right, as text is.
     audio_is_ar = only_ar and (not is_ttt or draw.audio_ar < objective.p_audio_ar)
     input_ids = np.where(masked, layout.mask, ids).astype(np.int32)
 
+    # An AR target stands at the position before it, a NAR target at its own: a position may have both, of the same logits.
     next_ids = np.append(ids[1:], 0).astype(np.int32)
     ar = np.append(is_target[1:], False)
     if objective.kind == "nar":
@@ -120,37 +124,43 @@ def corrupt(
     if not audio_is_ar:
         ar &= ~layout.is_audio[next_ids]
     if not objective.keeps_masked_ar:
-        ar &= ~masked
-    ar_weight, nar_weight, loss_denominator = _weights(int(ar.sum()), int(may_mask.sum()), p, objective)
+        ar &= ~masked  # logits of a masked position are asked for its own token alone, not for the next one too
+    ar_weight, nar_weight, loss_denominator = _weights(
+        int(ar.sum()), int(may_mask.sum()), p, schedule.rate(draw.t), objective
+    )
     return Corrupted(
-        input_ids,
-        _span_ids(audio_spans, is_target, objective, audio_is_ar),
-        np.where(ar, next_ids, 0),
-        ar * np.float32(ar_weight),
-        np.where(masked, ids, 0),
-        masked * np.float32(nar_weight),
-        masked * np.int32(p_bin(p)),
-        loss_denominator,
+        input_ids=input_ids,
+        span_ids=_span_ids(audio_spans, is_target, objective, audio_is_ar),
+        ar_targets=np.where(ar, next_ids, 0),
+        ar_weights=ar * np.float32(ar_weight),
+        nar_targets=np.where(masked, ids, 0),
+        nar_weights=masked * np.float32(nar_weight),
+        nar_bins=masked * np.int32(p_bin(p)),
+        loss_denominator=loss_denominator,
     )
 
 
-def mask(may_mask: np.ndarray, draw: Draw, rule: str) -> tuple[np.ndarray, float]:
+def mask(may_mask: np.ndarray, draw: Draw, rule: str, schedule: NoiseSchedule) -> tuple[np.ndarray, float]:
     """Which of the maskable tokens are masked, bool [n], and p, by which their loss is divided.
 
-    `bernoulli`: each with probability p, by itself. `exact_count`: of m maskable tokens k, uniform in 1..m, and p = k / m.
-    For token i and a set S of other masked tokens the first gives the integral over p of p^|S| (1 - p)^(m - 1 - |S|), the
-    second 1 / (m C(m - 1, |S|)): both are |S|! (m - 1 - |S|)! / m!, so the expected loss is one. The second has no 1/p
-    without bound, and no sample in which nothing happens to be masked.
+    With s = s(t) of the schedule, t uniform in 0..1: `bernoulli` masks each with probability p = s (but for MIN_NOISE), by
+    itself. `exact_count` masks, of m maskable tokens, k = 1 + floor(s m), and p = k / m; s is uniform with the linear
+    schedule, and so is k in 1..m. For token i and a set S of other masked tokens the first then gives the integral over p of
+    p^|S| (1 - p)^(m - 1 - |S|), the second 1 / (m C(m - 1, |S|)): both are |S|! (m - 1 - |S|)! / m!, so the expected loss is
+    one. With another schedule s'(t) in the weight makes up for how often s is drawn: its integral over the t of one k is 1/m
+    again. `exact_count` has no 1/p without bound, and no sample in which nothing happens to be masked.
     """
     if rule == "bernoulli":
-        return may_mask & (draw.tokens[: len(may_mask)] < draw.mask_prob), draw.mask_prob
-    places = np.flatnonzero(may_mask)
-    if not len(places):
+        p = schedule.mask_prob(draw.t)
+        return may_mask & (draw.tokens[: len(may_mask)] < p), p
+    indices = np.flatnonzero(may_mask)
+    if not len(indices):
         return may_mask, 1.0
-    num_masked = min(1 + int(draw.t * len(places)), len(places))
+    num_masked = min(1 + int(schedule.masked_share(draw.t) * len(indices)), len(indices))
+    # The k tokens of the smallest numbers: any set of k is as likely as any other, and a larger k adds to the set.
     masked = np.zeros_like(may_mask)
-    masked[places[np.argsort(draw.tokens[places], kind="stable")[:num_masked]]] = True
-    return masked, num_masked / len(places)
+    masked[indices[np.argsort(draw.tokens[indices], kind="stable")[:num_masked]]] = True
+    return masked, num_masked / len(indices)
 
 
 def p_bin(p: float) -> int:
@@ -181,8 +191,11 @@ def _span_ids(
     return span_ids
 
 
-def _weights(num_ar: int, num_maskable: int, p: float, objective: Objective) -> tuple[float, float, float]:
-    """Weight of one AR and one NAR target, and the sample's share of the divisor (docs/method.md#weights-and-normalisation)."""
+def _weights(num_ar: int, num_maskable: int, p: float, rate: float, objective: Objective) -> tuple[float, float, float]:
+    """Weight of one AR and one NAR target, and the sample's part of what the loss is divided by.
+
+    docs/method.md#weights-and-normalisation
+    """
     if objective.normalisation == "token":
-        return 1.0, 1.0 / p, float(num_ar + num_maskable)
-    return 1.0 / max(num_ar, 1), 1.0 / max(num_maskable, 1) / p, 1.0
+        return 1.0, rate / p, float(num_ar + num_maskable)
+    return 1.0 / max(num_ar, 1), rate / max(num_maskable, 1) / p, 1.0

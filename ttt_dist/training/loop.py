@@ -99,7 +99,7 @@ def fit(run: Trainer) -> None:
                 _skipped(run, done, result)
             reason = run.stop.should_stop(run.engine.device)
             collect.after(done)
-            progress.note = f"loss {result.loss:.3f} (ar {result.ar_loss:.3f}, nar {result.nar_loss:.3f})"
+            progress.note = result.losses.told(digits=3)
             if _due(done, run.config.telemetry.log_every, train.steps):
                 _log(run, done, {**window.record(lr), "skipped_steps": run.guard.skipped, **_stage(run, step)})
             if run.held_out is not None and _due(done, train.eval_every, train.steps):
@@ -189,8 +189,8 @@ class GarbageCollection:
 def _evaluate(run: Trainer, held_out: ValidationLoader, done: int) -> None:
     run.watchdog.mark(done, "evaluating", run.config.guard.start_timeout)
     losses = held_out_loss(run.engine, run.mesh, held_out)
-    _log(run, done, {f"eval_{name}": value for name, value in losses._asdict().items()})
-    print_rank0(f"step {done}: held-out loss {losses.loss:.4f} (ar {losses.ar_loss:.4f}, nar {losses.nar_loss:.4f})")
+    _log(run, done, losses.record("eval_"))
+    print_rank0(f"step {done}: held-out {losses.told(digits=4)}")
 
 
 def _log(run: Trainer, step: int, values: dict[str, float]) -> None:

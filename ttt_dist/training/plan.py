@@ -13,6 +13,7 @@ from ttt_dist.data.sources import Sources
 from ttt_dist.launch.launchers import DistInfo
 from ttt_dist.model.hf.families import require_same_model
 from ttt_dist.parallel.mesh import Mesh, require_divisible
+from ttt_dist.sequence.noise_schedule import require_noise_schedules
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.telemetry.metrics import require_sinks
 from ttt_dist.training.dry_run import count_parameters
@@ -47,6 +48,7 @@ def prepare(config: Recipe, dist_info: DistInfo, resume: Path | None = None) -> 
     check_run(config, dist_info.world_size)
     mesh = Mesh.of(config.parallel, dist_info.world_size, dist_info.rank)
     require_sinks(config.telemetry.wandb, config.telemetry.tensorboard)
+    require_noise_schedules(config.objective)
     sources = Sources.open(config.data)
     shard = sources.first
     require_assets(config)

@@ -5,27 +5,28 @@
 however the batch is split into micro-batches, accumulation steps and processes.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import deepspeed
 import torch
 import torch.distributed as dist
 
-from ttt_dist.model.loss import NUM_FIGURES
+from ttt_dist.model.loss import metric_names, p_bin_name
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.batch import Batch
 from ttt_dist.sequence.corruption import NUM_P_BINS
+from ttt_dist.sequence.loss_terms import term_names
 from ttt_dist.training.engine import reported_norm, set_learning_rate
 from ttt_dist.training.step_timing import StepClock, StepTimes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Sums over the global batch."""
+    """Sums over the global batch, of what a `Batch` has by the same names."""
 
-    count: float
+    num_loss_units: float
     """What the loss is divided by."""
     ar_tokens: float
     """Positions with an AR target."""
@@ -46,18 +47,45 @@ class PBin(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Losses:
+    """Losses of a global batch by term; their sum is what is trained by."""
+
+    by_term: dict[str, float]
+
+    @classmethod
+    def of_sums(cls, sums: Mapping[str, float], num_loss_units: float) -> "Losses":
+        """The terms among metric sums, over the global batch's units; 0 where it has none."""
+        return cls({name: sums[name] / num_loss_units if num_loss_units else 0.0 for name in term_names()})
+
+    @property
+    def loss(self) -> float:
+        return sum(self.by_term.values())
+
+    def record(self, prefix: str = "") -> dict[str, float]:
+        """As records have them: `loss`, `ar_loss`, `nar_loss`, ..."""
+        return {f"{prefix}loss": self.loss} | {f"{prefix}{name}_loss": value for name, value in self.by_term.items()}
+
+    def told(self, digits: int) -> str:
+        """As the console shows them: loss 3.214 (ar 1.002, nar 2.212)."""
+        terms = ", ".join(f"{name} {value:.{digits}f}" for name, value in self.by_term.items())
+        return f"loss {self.loss:.{digits}f} ({terms})"
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepResult:
     """What one step did; the losses are those before the update, of the global batch."""
 
-    loss: float
-    ar_loss: float
-    nar_loss: float
+    losses: Losses
     grad_norm: float
     own_sums: torch.Tensor
-    """This process's part of the AR and NAR sums, [2]: it tells whose loss was not finite."""
+    """This process's part of the sums of the terms, in their order: it tells whose loss was not finite."""
     nar_by_p: list[PBin]
     counts: Counts
     times: StepTimes
+
+    @property
+    def loss(self) -> float:
+        return self.losses.loss
 
 
 def train_step(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, batches: Sequence[Batch], lr: float) -> StepResult:
@@ -71,7 +99,7 @@ def train_step(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, batches: Sequence[
         counts = global_counts(batches, mesh, engine.device)
         clock.charge("data")
         # DeepSpeed averages gradients over the processes of different data or tokens: undo it.
-        scale = mesh.data * mesh.ulysses / counts.count if counts.count else 0.0
+        scale = mesh.data * mesh.ulysses / counts.num_loss_units if counts.num_loss_units else 0.0
         set_learning_rate(engine, lr)
         if mesh.pipeline > 1:
             from ttt_dist.parallel.pipeline import train_pipeline
@@ -81,19 +109,19 @@ def train_step(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, batches: Sequence[
             sums = _accumulate(engine, batches, scale, clock)
         if not mesh.is_loss_rank:
             sums.zero_()
-        own_sums = sums[:2].clone()
+        own_sums = sums[: len(term_names())].clone()
         dist.all_reduce(sums)
-        ar_sum, nar_sum, *by_p = sums.tolist()
-        ar_loss, nar_loss = (ar_sum / counts.count, nar_sum / counts.count) if counts.count else (0.0, 0.0)
+        metric_sums = dict(zip(metric_names(), sums.tolist(), strict=True))
         grad_norm = reported_norm(engine)
         clock.charge("optimizer")
     return StepResult(
-        loss=ar_loss + nar_loss,
-        ar_loss=ar_loss,
-        nar_loss=nar_loss,
+        losses=Losses.of_sums(metric_sums, counts.num_loss_units),
         grad_norm=grad_norm,
         own_sums=own_sums,
-        nar_by_p=[PBin(*pair) for pair in zip(by_p[:NUM_P_BINS], by_p[NUM_P_BINS:], strict=True)],
+        nar_by_p=[
+            PBin(metric_sums[f"nar_nats_{name}"], metric_sums[f"nar_tokens_{name}"])
+            for name in map(p_bin_name, range(NUM_P_BINS))
+        ],
         counts=counts,
         times=clock.times(),
     )
@@ -102,11 +130,11 @@ def train_step(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, batches: Sequence[
 def _accumulate(
     engine: deepspeed.DeepSpeedEngine, batches: Sequence[Batch], scale: float, clock: StepClock
 ) -> torch.Tensor:
-    """Gradients of `scale` * loss over `batches`, and the update; this process's `LossSums.figures`."""
-    sums = torch.zeros(NUM_FIGURES, dtype=torch.float64, device=engine.device)
+    """Gradients of `scale` * loss over `batches`, and the update; this process's `LossSums.metric_sums`."""
+    sums = torch.zeros(len(metric_names()), dtype=torch.float64, device=engine.device)
     for batch in batches:
         output = engine(batch.to(engine.device))
-        sums += output.figures()
+        sums += output.metric_sums()
         clock.charge("forward")
         # The division by accumulation steps is switched off: the global count has taken care of it.
         engine.backward(output.loss * scale, scale_wrt_gas=False)
@@ -118,9 +146,8 @@ def _accumulate(
 
 def global_counts(batches: Sequence[Batch], mesh: Mesh, device: torch.device) -> Counts:
     """Sum the counts of all processes' batches. Must precede the first backward pass: every gradient is divided by it."""
-    rows = [
-        (batch.count, batch.ar_tokens, batch.nar_tokens, batch.useful_tokens, batch.visible_pairs) for batch in batches
-    ]
+    names = [field.name for field in fields(Counts)]
+    rows = [[getattr(batch, name) for name in names] for batch in batches]
     total = torch.tensor(rows, dtype=torch.float64, device=device).sum(dim=0) * mesh.is_data_source_rank
     dist.all_reduce(total)
-    return Counts(*total.tolist())
+    return Counts(**dict(zip(names, total.tolist(), strict=True)))

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from ttt_dist.config.run import Config
-from ttt_dist.sequence.corruption import NUM_P_BINS
+from ttt_dist.model.loss import p_bin_name
 from ttt_dist.training.flops import ModelFlops, known_peak_tflops
 from ttt_dist.training.step import PBin, StepResult
 
@@ -17,7 +17,7 @@ PHASES = ("data", "forward", "backward", "forward_backward", "optimizer", "commu
 Record = dict[str, float]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class MetricsAccumulator:
     """The steps since the last record."""
 
@@ -35,7 +35,8 @@ class MetricsAccumulator:
         """An empty window of this run; needs a process group."""
         peak = peak_tflops(config.telemetry.peak_tflops)
         return cls(
-            ModelFlops.of(config.model, vocab_size), None if peak is None else peak * 1e12 * dist.get_world_size()
+            flops=ModelFlops.of(config.model, vocab_size),
+            peak_flops=None if peak is None else peak * 1e12 * dist.get_world_size(),
         )
 
     def add(self, result: StepResult, data_s: float, step_s: float) -> None:
@@ -78,9 +79,7 @@ class MetricsAccumulator:
 
 def _of_step(result: StepResult) -> Record:
     return {
-        "loss": result.loss,
-        "ar_loss": result.ar_loss,
-        "nar_loss": result.nar_loss,
+        **result.losses.record(),
         "ar_tokens": result.counts.ar_tokens,
         "nar_tokens": result.counts.nar_tokens,
         "grad_norm": result.grad_norm,
@@ -98,11 +97,6 @@ def _by_p(steps: list[StepResult]) -> Record:
             values[f"nar_loss_{name}"] = total.loss_sum / total.num_tokens
         values[f"nar_tokens_{name}"] = total.num_tokens
     return values
-
-
-def p_bin_name(number: int) -> str:
-    """Name of the bin of p with this number, from 0: p0.0-0.2."""
-    return f"p{number / NUM_P_BINS:.1f}-{(number + 1) / NUM_P_BINS:.1f}"
 
 
 def slowest(own_s: float | None) -> Record:

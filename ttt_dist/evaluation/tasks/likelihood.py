@@ -2,16 +2,16 @@
 
 What is learnt autoregressively has an exact likelihood. What is learnt by denoising has a bound
 (docs/method.md#likelihood): the cross-entropy of the masked tokens over p, whose mean over all noise is an upper bound of the negative
-log-likelihood. It is estimated by some draws of noise, masks of an exact count or Bernoulli ones, whatever the model was
-trained with: both have one mean, the first strays less from it. The strategies (BANOM, SST, PPM) are off. A model that
-learns to write its audio from left to right too has an exact likelihood of audio besides (`audio_ar`).
+log-likelihood. It is estimated by some draws of noise, masks of an exact count or Bernoulli ones, of the linear noise schedule,
+whatever the model was trained with: all have one mean, an exact count strays less from it. The strategies (BANOM, SST, PPM)
+are off. A model that learns to write its audio from left to right too has an exact likelihood of audio besides (`audio_ar`).
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,7 +90,7 @@ def measure(model: Transformer, layout: TokenLayout, objective: Objective, sampl
     `by_p`: cross-entropy of masked audio tokens, without weights, and their number, by equal bins of p.
     """
     plain = replace(
-        objective, preset="paper", masking=args.estimator, audio_ar=0.0,
+        objective, preset="paper", masking=args.estimator, noise_schedule="linear", audio_ar=0.0,
         mix_unit="sample", normalisation="token", p_prefix=0.0, p_trunc=0.0,
     )  # fmt: skip
 
@@ -116,7 +116,8 @@ def measure(model: Transformer, layout: TokenLayout, objective: Objective, sampl
     return found
 
 
-class TargetLosses(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class TargetLosses:
     """The targets of a batch that have a weight, arrays [N]."""
 
     nats: np.ndarray
@@ -152,8 +153,14 @@ def target_losses(model: Transformer, layout: TokenLayout, batch: Batch) -> Targ
     chunks = zip(rows.rows.split(size), rows.targets.split(size), strict=True)
     nats = [F.cross_entropy(model.logits(hidden[where]), targets, reduction="none") for where, targets in chunks]
     found = (torch.cat(nats).double(), rows.weights.double(), rows.targets, rows.bins, rows.rows)
-    losses, weights, targets, bins, places = (tensor.cpu().numpy() for tensor in found)
-    return TargetLosses(losses, weights, layout.is_audio[targets], bins, places // batch.input_ids.shape[-1])
+    losses, weights, targets, bins, positions = (tensor.cpu().numpy() for tensor in found)
+    return TargetLosses(
+        nats=losses,
+        weights=weights,
+        is_audio=layout.is_audio[targets],
+        bins=bins,
+        rows=positions // batch.input_ids.shape[-1],
+    )
 
 
 def by_p(losses: TargetLosses) -> list[list[float]]:

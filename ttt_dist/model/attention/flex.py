@@ -79,13 +79,18 @@ def interval_block_mask(starts: Tensor, ends: Tensor, block_size: int) -> BlockM
     num_tokens = len(starts)
     num_blocks = -(-num_tokens // block_size)
 
+    # What the kernel asks in partial blocks only. It is compiled into it; the two tensors are inputs of the compiled graph, so
+    # another batch of the same shape compiles nothing.
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
         return (kv >= starts[q]) & (kv < ends[q])
 
     fill = num_blocks * block_size - num_tokens  # the last block's missing queries are padding
     first = F.pad(starts, (0, fill), value=num_tokens).view(num_blocks, block_size)
     last = F.pad(ends, (0, fill), value=0).view(num_blocks, block_size)
-    # Blocks [low, high) are listed, of these [full_low, full_high) as full ones.
+    # A block is touched if any of its queries sees a key of it (from the least start to the greatest end, rounded outwards),
+    # and full if all of them see all its keys (from the greatest start to the least end, rounded inwards). So blocks
+    # [low, high) are listed, of these [full_low, full_high) as full ones; the maxima and minima below keep every range
+    # from being negative where there is nothing but padding (start T, end 0), or no full block.
     low = first.amin(1) // block_size
     high = torch.maximum(-(-last.amax(1) // block_size), low)
     full_low = torch.minimum(-(-first.amax(1) // block_size), high)
@@ -93,7 +98,9 @@ def interval_block_mask(starts: Tensor, ends: Tensor, block_size: int) -> BlockM
     num_full = full_high - full_low
     num_partial = high - low - num_full
 
-    # Row i of a list starts with the blocks of query block i, in order; what follows them is not read.
+    # Row i of a list starts with the blocks of query block i, in order; what follows them is not read, but must be a block
+    # that exists. The partial ones are low, low + 1, ... with a jump over the full ones, which lie in their midst. All is
+    # arithmetic on [blocks, blocks] numbers on the device: no size depends on a value, so nothing waits for one.
     rank = torch.arange(num_blocks, device=starts.device, dtype=starts.dtype)
     partial = low[:, None] + rank
     partial = torch.where(partial < full_low[:, None], partial, partial + num_full[:, None])
