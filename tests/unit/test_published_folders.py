@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ttt_dist.audio.codecs.published import CONFIG, INDEX, folder_hash, read_config, saved_choice, weight_files
+from ttt_dist.audio.codecs.published import CONFIG, INDEX, folder_hash, read_config, weight_files
 from ttt_dist.util.errors import UserError
 
 
@@ -61,14 +61,3 @@ def test_a_config_is_an_object_or_refused(folder: Path) -> None:
     (folder / CONFIG).unlink()
     with pytest.raises(UserError, match=r"config.json: missing; name the folder"):
         read_config(folder)
-
-
-def test_a_saved_codec_knows_where_its_weights_were(folder: Path) -> None:
-    stored = {"name": "mimi", "weights": str(folder), "codebooks": 4}
-    assert saved_choice(Path("codec"), stored, None) == (folder, 4) == saved_choice(Path("codec"), stored, 4)
-    with pytest.raises(UserError, match="was saved with 4 codebooks, not 8"):
-        saved_choice(Path("codec"), stored, 8)
-    with pytest.raises(UserError, match="the weights of mimi are no longer in /no/where"):
-        saved_choice(Path("codec"), stored | {"weights": "/no/where"}, None)
-    with pytest.raises(UserError, match="does not name its weights"):
-        saved_choice(Path("codec"), {"name": "mimi"}, None)
