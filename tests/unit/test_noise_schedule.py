@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from tests.unit.test_objective import LAYOUT, masked_places, noise, spoken
-from ttt_dist.config.objective import Objective, ObjectiveStage
 from ttt_dist.config.loader import load_config
+from ttt_dist.config.objective import Objective, ObjectiveStage
 from ttt_dist.sequence.corruption import corrupt, draw
 from ttt_dist.sequence.noise_schedule import (
     MIN_NOISE,
