@@ -11,7 +11,7 @@ import pytest
 from tests.distributed.cases import ROOT
 from ttt_dist.config.run import check_run, load_config, read_deepspeed, save_config, zero_stage
 from ttt_dist.parallel.mesh import Mesh
-from ttt_dist.training.engine import deepspeed_config
+from ttt_dist.parallel.zero import deepspeed_config
 from ttt_dist.training.schedule import learning_rate
 from ttt_dist.util.errors import UserError
 

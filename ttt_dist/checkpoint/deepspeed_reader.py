@@ -15,10 +15,9 @@ from torch import Tensor
 
 from ttt_dist.checkpoint.saved_state import WEIGHTS, SavedState
 from ttt_dist.checkpoint.torch_io import read_state
-from ttt_dist.config.model import ModelConfig
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.parallel.partition import Partition, partition_of, shard_shape
-from ttt_dist.parallel.stages import layer_sizes, stage_bounds
+from ttt_dist.parallel.stages import layer_and_key, layer_sizes, pipeline_name, stage_bounds
 from ttt_dist.util.errors import UserError
 
 # What a file that is not laid out as DeepSpeed does it makes its readers raise.
@@ -88,7 +87,7 @@ class DeepSpeedCheckpoint(SavedState):
 
     def stage_of(self, name: str) -> int:
         """The pipeline's stage that holds a weight; of a tied one, the first."""
-        layer = layer_and_key(name, self.config.model)[0]
+        layer = layer_and_key(name, self.config.model.num_layers)[0]
         return sum(bound <= layer for bound in self._stage_bounds[1:-1])
 
     def names_of(self, stage: int) -> list[str]:
@@ -138,7 +137,7 @@ class Unsharded:
             return [self.moments[self.index[name]][kind]]
         if self.module is not None:
             return [self.module[name]]
-        layer, key = layer_and_key(name, self.checkpoint.config.model)
+        layer, key = layer_and_key(name, self.checkpoint.config.model.num_layers)
         file = f"layer_{layer:02d}-model_{self.tensor_rank:02d}-model_states.pt"
         return [read_state(self.checkpoint.folder / file, mmap=True)[key]]
 
@@ -152,11 +151,8 @@ class Flattened:
         self.adam_step = _adam_step(self.states[0]["base_optimizer_state"]["state"].values())
 
     def pieces(self, name: str, kind: str) -> list[Tensor]:
-        model = self.checkpoint.config.model
         if self.checkpoint.mesh.pipeline > 1:
-            layer, key = layer_and_key(name, model)
-            is_tied = model.tie_embeddings and name == "embed.weight"
-            name = f"tied_modules.embed.{key}" if is_tied else f"{layer}.{key}"
+            name = pipeline_name(name, self.checkpoint.config.model)
         found = []
         for state in self.states:
             for group, places in enumerate(state["param_slice_mappings"]):
@@ -192,14 +188,6 @@ class Partitioned:
         return [flat.narrow(0, start, count) for flat in flats]
 
 
-def layer_and_key(name: str, config: ModelConfig) -> tuple[int, str]:
-    """Layer of the PipelineModule that a weight belongs to (a tied head is the embedding's), and its name there."""
-    part = name.split(".")
-    if part[0] == "blocks":
-        return int(part[1]) + 1, ".".join(["block", *part[2:]])
-    return {"embed": 0, "norm": config.num_layers + 1, "head": config.num_layers + 2}[part[0]], name
-
-
 def _fill(whole: Tensor, piece: Tensor, partition: Partition, rank: int, size: int) -> None:
     """Put the slice of tensor-parallel `rank` at its places in the whole weight: no third copy, as of `unshard`."""
     blocks = (tensor.chunk(partition.num_blocks, partition.axis) for tensor in (whole, piece))
@@ -221,7 +209,7 @@ def _optimizer_states(checkpoint: DeepSpeedCheckpoint, stage: int, tensor_rank: 
     """What the processes saved that ZeRO divides by: those of different data or tokens."""
     prefix = "bf16_" if checkpoint.config.train.precision == "bf16" else ""
     end = f"{_process(checkpoint, stage, tensor_rank)}_optim_states.pt"
-    files = (f"{prefix}zero_pp_rank_{rank}_{end}" for rank in range(checkpoint.mesh.data * checkpoint.mesh.ulysses))
+    files = (f"{prefix}zero_pp_rank_{rank}_{end}" for rank in range(checkpoint.mesh.zero_size))
     return [read_state(checkpoint.folder / file, mmap=True)["optimizer_state_dict"] for file in files]
 
 

@@ -252,6 +252,8 @@ class Config:
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     prep: PrepConfig = field(default_factory=PrepConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    callbacks: list[Any] = field(default_factory=list)
+    """What else happens at a step: classes of one's own, my_package.module:Class or {my_package.module:Class: {every: 10}}."""
 
 
 def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:

@@ -139,6 +139,8 @@ def _coerce(value: Any, hint: Any, key: str, where: str, root: type) -> Any:
     """`value` as the type `hint` asks for; YAML leaves `1e-3` a string and reads `off` as false, so both are mended here."""
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), value, where, f"{key}.", root)
+    if hint is Any:
+        return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:

@@ -8,9 +8,8 @@ import io
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import fields
-from typing import Any
 
 import torch
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
@@ -24,15 +23,15 @@ from ttt_dist.model.layers import LayerFactory
 from ttt_dist.model.loss import NUM_FIGURES, loss_rows
 from ttt_dist.model.structure import embedding, head, last_norm
 from ttt_dist.model.transformer import Block, rotary
-from ttt_dist.parallel.activation_checkpoint import prepare_blocks
+from ttt_dist.parallel.deepspeed_adapter import before_update
 from ttt_dist.parallel.mesh import Mesh
+from ttt_dist.parallel.stages import TIED, weight_name
 from ttt_dist.sequence.batch import Batch, LossPlaces
 from ttt_dist.sequence.tokens import TokenLayout
 
 logger = logging.getLogger(__name__)
 
 TENSORS = [field.name for field in fields(Batch) if field.name not in ("count", "places")]
-TIED = "embed"
 UNUSED = "unused_"
 Handed = tuple[Tensor, Tensor]
 """Hidden states [T, H], and the batch as integers [len(TENSORS), B, S]."""
@@ -124,18 +123,9 @@ class PlanCache:
 
 
 class PipelineBlock(nn.Module):
-    def __init__(
-        self,
-        config: ModelConfig,
-        factory: LayerFactory,
-        index: int,
-        cache: PlanCache,
-        checkpointing: str,
-        compiled: bool,
-    ) -> None:
+    def __init__(self, config: ModelConfig, factory: LayerFactory, index: int, cache: PlanCache) -> None:
         super().__init__()
         self.block = Block(config, factory, index)
-        prepare_blocks([self.block], config.hidden_size, checkpointing, compiled)
         self.cache = cache
 
     def forward(self, handed: Handed) -> Handed:
@@ -152,15 +142,10 @@ class FinalNorm(nn.Module):
         return self.norm(handed[0]), handed[1]
 
 
-def pipeline_module(
-    config: ModelConfig, layout: TokenLayout, factory: LayerFactory, mesh: Mesh, checkpointing: str, compiled: bool
-) -> PipelineModule:
+def pipeline_module(config: ModelConfig, layout: TokenLayout, factory: LayerFactory, mesh: Mesh) -> PipelineModule:
     """This process's stage; collective. Needs Megatron's process groups where the mesh is tensor-parallel."""
     cache, total = PlanCache(config), LossTotal()
-    blocks = [
-        LayerSpec(PipelineBlock, config, factory, index, cache, checkpointing, compiled)
-        for index in range(config.num_layers)
-    ]
+    blocks = [LayerSpec(PipelineBlock, config, factory, index, cache) for index in range(config.num_layers)]
     layers = [*blocks, LayerSpec(FinalNorm, config, factory)]
     ends = (config, layout, factory)
     if config.tie_embeddings:
@@ -196,25 +181,9 @@ def train_pipeline(
     """
     total: LossTotal = engine.module.total
     total.begin(batches, scale * engine.gradient_accumulation_steps())  # DeepSpeed divides by the steps
-    with _before_update(engine, lambda: charge("forward_backward")):
+    with before_update(engine, lambda: charge("forward_backward")):
         engine.train_batch(data_iter=_micro_batches(batches))
     return total.sums.to(engine.device)
-
-
-@contextmanager
-def _before_update(engine: PipelineEngine, tell: Callable[[], None]) -> Iterator[None]:
-    """Call `tell` when a batch has its gradients: DeepSpeed's schedule goes on to the update without a word."""
-    update = engine._take_model_step
-
-    def tell_and_update(*arguments: Any) -> None:
-        tell()
-        update(*arguments)
-
-    engine._take_model_step = tell_and_update
-    try:
-        yield
-    finally:
-        engine._take_model_step = update
 
 
 def evaluate_pipeline(engine: PipelineEngine, batches: Sequence[Batch]) -> Tensor:
@@ -228,14 +197,7 @@ def evaluate_pipeline(engine: PipelineEngine, batches: Sequence[Batch]) -> Tenso
 def own_parameters(module: PipelineModule, num_layers: int) -> dict[str, nn.Parameter]:
     """This stage's parameters by the Transformer's names."""
     named = module.named_parameters()
-    return {_layer_name(name, num_layers): value for name, value in named if not name.startswith(UNUSED)}
-
-
-def _layer_name(name: str, num_layers: int) -> str:
-    if name.startswith("tied_modules."):
-        return name.split(".", 2)[2]
-    index, rest = name.split(".", 1)
-    return f"blocks.{int(index) - 1}.{rest.removeprefix('block.')}" if 1 <= int(index) <= num_layers else rest
+    return {weight_name(name, num_layers): value for name, value in named if not name.startswith(UNUSED)}
 
 
 def _micro_batches(batches: Sequence[Batch]) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
