@@ -2,6 +2,14 @@
 
 Every process saved what it holds: a slice of the stage's weights (tensor parallelism), of which ZeRO has one run of numbers
 or another. Files are mapped, and one weight at a time is put together: memory does not grow with the checkpoint.
+
+    mp_rank_MM_model_states.pt                     no ZeRO: weights, masters, moments; MM = stage x tensor size + tensor rank
+    zero_pp_rank_0_mp_rank_MM_model_states.pt      ZeRO 3: names and shapes of the weights
+    [bf16_]zero_pp_rank_D_mp_rank_MM_optim_states.pt   ZeRO: what process D of those that share a slice has of masters and moments
+    layer_LL-model_TT-model_states.pt              pipeline: weights of layer LL, tensor rank TT
+
+So a weight is found by three steps: which stage (`stage_of`), which of its tensor-parallel slices (`_part`), and where in
+the files of the processes that share that slice (`Unsharded`, `Flattened`, `Partitioned`: one for each way of DeepSpeed's).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -56,7 +64,8 @@ class DeepSpeedCheckpoint(SavedState):
         with self._as_deepspeed_writes():
             pieces = [piece.detach().flatten() for piece in part.pieces(name, kind)]
             flat = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        if not shape.numel() <= flat.numel() < shape.numel() + len(pieces):  # ZeRO-3 makes its pieces equal
+        # ZeRO-3 makes its pieces equal: the last ones may be padded by less than one number a piece.
+        if not shape.numel() <= flat.numel() < shape.numel() + len(pieces):
             raise UserError(f"{self.folder}: {kind} of {name} are {flat.numel()} numbers instead of {shape.numel()}")
         return flat[: shape.numel()].view(shape)
 
@@ -114,6 +123,8 @@ class Unsharded:
 
     def __init__(self, checkpoint: DeepSpeedCheckpoint, stage: int, tensor_rank: int) -> None:
         self.checkpoint, self.tensor_rank = checkpoint, tensor_rank
+        # torch's state of an optimizer knows parameters by number: first those of group 0, then of group 1, each in the order
+        # of the model's parameters. Which numbers are whose follows from our own rule: matrices are group 0, vectors group 1.
         state = read_state(_model_file(checkpoint, stage, tensor_rank), mmap=True)
         optimizer = state["optimizer"]
         adam = optimizer.get("optimizer_state_dict", optimizer)
@@ -153,6 +164,8 @@ class Flattened:
     def pieces(self, name: str, kind: str) -> list[Tensor]:
         if self.checkpoint.mesh.pipeline > 1:
             name = pipeline_name(name, self.checkpoint.config.model)
+        # The cuts between processes fall anywhere, also within a weight: a process may have its end, all of it or none. The
+        # map has, for each weight that a process has anything of, where that lies in the process's flat part of the group.
         found = []
         for state in self.states:
             for group, places in enumerate(state["param_slice_mappings"]):
@@ -172,6 +185,8 @@ class Partitioned:
         self.adam_step = _adam_step(self.states[0]["optimizer_state_dict"]["state"].values())
         self.places: dict[str, tuple[int, int, int]] = {}  # sub-group, first number there, how many
         shapes = read_state(_model_file(checkpoint, stage, tensor_rank), mmap=True)["param_shapes"]
+        # Nothing says where a weight's part begins: parts lie in the order of the group's weights, and each process has as
+        # many numbers of a weight as every other (rounded up), so that the sum of those before it is the place.
         for group, names in enumerate(shapes):
             start = 0
             for name, shape in names.items():
@@ -189,7 +204,10 @@ class Partitioned:
 
 
 def _fill(whole: Tensor, piece: Tensor, partition: Partition, rank: int, size: int) -> None:
-    """Put the slice of tensor-parallel `rank` at its places in the whole weight: no third copy, as of `unshard`."""
+    """Put the slice of tensor-parallel `rank` at its places in the whole weight: no third copy, as of `unshard`.
+
+    A rank's slice of gate and up is a slice of the gate with one of the up behind it: block by block they are far apart.
+    """
     blocks = (tensor.chunk(partition.num_blocks, partition.axis) for tensor in (whole, piece))
     for block, part in zip(*blocks, strict=True):
         block.chunk(size, partition.axis)[rank].copy_(part)

@@ -61,6 +61,7 @@ def _keep_nothing(context: Any, op: Any, *args: Any, **kwargs: Any) -> Checkpoin
 
 
 def _policy(hidden_size: int, context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    # Called for every operation of a block's forward pass, and again when it is run a second time.
     # Products of the residual's width are never kept: tensor parallelism sums them in place, and would do so twice.
     widens = False
     if op in PRODUCTS:

@@ -2,6 +2,10 @@
 
 What stages hand on is the hidden states [T, H] and the batch itself as integers: each stage builds the attention plan
 anew, and the last one finds its targets there. DeepSpeed balances the stages by their parameters.
+
+DeepSpeed's part of the bargain: between stages go tuples of tensors, of which floating ones get a gradient and integers
+none; every stage is told the shapes once, at the first micro-batch, so all micro-batches have the same. A schedule of
+instructions (1F1B) interleaves forward and backward passes; what is called here is one whole batch, updates included.
 """
 
 import io
@@ -38,7 +42,10 @@ Handed = tuple[Tensor, Tensor]
 
 
 def pack_batch(batch: Batch) -> Tensor:
-    """The tensors of a batch as one int32 [len(TENSORS), B, S]: weights by their bits, as integers take no part in gradients."""
+    """The tensors of a batch as one int32 [len(TENSORS), B, S]: weights by their bits, as integers take no part in gradients.
+
+    One tensor and not nine: each that is handed on is a message of its own between stages, in both directions.
+    """
     tensors = (getattr(batch, name) for name in TENSORS)
     return torch.stack([t.view(torch.int32) if t.is_floating_point() else t.to(torch.int32) for t in tensors])
 
@@ -72,6 +79,8 @@ class LossTotal:
 
     def __call__(self, end: nn.Module, handed: Handed) -> Tensor:
         """The scaled loss of one micro-batch; `end` has the head."""
+        # The schedule runs the last stage's micro-batches in the order in which they were given, so the one at hand is the
+        # next of those that were kept; the loader gives every stage the same ones.
         hidden, packed = handed
         batch, on_host = unpack_batch(packed), self._coming.popleft()
         batch.places = (on_host.places or LossPlaces.of(on_host)).to(packed.device)
@@ -114,6 +123,7 @@ class PlanCache:
         self.packed: Tensor | None = None
 
     def get(self, packed: Tensor, dtype: torch.dtype) -> tuple[tuple[Tensor, Tensor], AttentionPlan]:
+        # By identity: the blocks of a stage hand the very tensor on, and a new micro-batch comes in a new one.
         if packed is not self.packed:
             batch = unpack_batch(packed)
             self.tables = rotary(self.config, batch.position_ids.flatten(), dtype)
@@ -144,11 +154,15 @@ class FinalNorm(nn.Module):
 
 def pipeline_module(config: ModelConfig, layout: TokenLayout, factory: LayerFactory, mesh: Mesh) -> PipelineModule:
     """This process's stage; collective. Needs Megatron's process groups where the mesh is tensor-parallel."""
-    cache, total = PlanCache(config), LossTotal()
+    cache, total = (
+        PlanCache(config),
+        LossTotal(),
+    )  # specs are built by the stage that holds them: cache and total are its own
     blocks = [LayerSpec(PipelineBlock, config, factory, index, cache) for index in range(config.num_layers)]
     layers = [*blocks, LayerSpec(FinalNorm, config, factory)]
     ends = (config, layout, factory)
     if config.tie_embeddings:
+        # One layer in two places: each end has a copy, and DeepSpeed sums their gradients before the update.
         first = TiedLayerSpec(TIED, FirstLayer, *ends, tied_weight_attr="embed.weight")
         last = TiedLayerSpec(TIED, FirstLayer, *ends, forward_fn=total, tied_weight_attr="embed.weight")
     else:
