@@ -76,4 +76,5 @@ def _load(name: str, arguments: dict[str, Any]) -> Callback:
             f"callbacks: {name}: cannot be made with {arguments or 'no arguments'} ({error}); "
             f"it takes {inspect.signature(made_of)}"
         ) from None
-    return made_of(**arguments)
+    made: Callback = made_of(**arguments)
+    return made

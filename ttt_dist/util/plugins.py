@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from ttt_dist.util.errors import UserError
-
-T = TypeVar("T")
 
 _SPEC = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)(?::(.*))?", re.DOTALL)
 
@@ -21,6 +20,11 @@ def split_spec(text: str) -> tuple[str, str | None] | None:
     """`package.module:Name[:ARGUMENT]` as (`package.module:Name`, ARGUMENT or None); None where the text is no such thing."""
     match = _SPEC.fullmatch(text)
     return (match[1], match[2]) if match else None
+
+
+def is_there(spec: str) -> bool:
+    """Whether the package of a spec can be found, so that it is no slip of the pen in a name of ours."""
+    return importlib.util.find_spec(re.split("[.:]", spec)[0]) is not None
 
 
 def load_named(spec: str, flag: str) -> Any:
@@ -41,7 +45,7 @@ def load_named(spec: str, flag: str) -> Any:
     return getattr(module, name)
 
 
-def load_class(spec: str, flag: str, base: type[T]) -> type[T]:
+def load_class(spec: str, flag: str, base: type) -> type[Any]:
     """The class that a spec names. Raises UserError unless it is a subclass of `base`, with nothing left to be written."""
     found = load_named(spec, flag)
     if not isinstance(found, type) or not issubclass(found, base):
@@ -57,7 +61,7 @@ def load_function(spec: str, flag: str, signature: str) -> Callable[..., Any]:
     found = load_named(spec, flag)
     if not callable(found) or isinstance(found, type):
         raise UserError(f"{flag} {spec}: is no function; write {signature}")
-    return found  # type: ignore[no-any-return]  # what a module holds has no type here
+    return found
 
 
 @dataclass(frozen=True)
