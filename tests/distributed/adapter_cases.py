@@ -90,17 +90,20 @@ def allocating_step(layout: Layout) -> tuple[int, int]:
 
 
 def remembered_groups() -> tuple[bool, bool, int, int]:
-    """Of Megatron's groups: whether DeepSpeed remembers the mpu before and after leaving, and groups that torch has."""
+    """Whether DeepSpeed remembers an engine's mpu before and after leaving; torch's groups before joining and after leaving."""
     from deepspeed.utils import groups as theirs
 
     from ttt_dist.parallel import groups
 
     layout = Layout(tensor=2)
-    before = len(torch.distributed.distributed_c10d._world.pg_map)
     with new_engine(layout):
         remembers = theirs.mpu is not None
+    forgotten = theirs.mpu is None
+    all_groups = torch.distributed.distributed_c10d._world.pg_map
+    before = len(all_groups)
+    groups.join(layout.mesh())
     groups.leave()
-    return remembers, theirs.mpu is not None, before, len(torch.distributed.distributed_c10d._world.pg_map)
+    return remembers, forgotten, before, len(all_groups)
 
 
 def order_of_update(layout: Layout) -> list[str]:
