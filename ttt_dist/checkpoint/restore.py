@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttt_dist.checkpoint import manager
+from ttt_dist.checkpoint.export import require_assets
 from ttt_dist.checkpoint.manager import CheckpointMetadata
 from ttt_dist.config.run import Config
 from ttt_dist.model.hf.families import require_same_model
@@ -27,8 +28,9 @@ def find_start(
 ) -> tuple[CheckpointMetadata, list[Path]]:
     """What the run's checkpoints belong to, and those that it may go on from, the first one that proves whole.
 
-    Raises UserError where what it would start from does not fit it, or where there is no space for a checkpoint.
+    Raises UserError where what it would start from does not fit it, or where a checkpoint or the export could not be written.
     """
+    require_assets(config)
     init_from = config.train.init_from
     if init_from is not None:
         require_same_model(init_from, config.model)

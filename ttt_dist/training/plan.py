@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ttt_dist.checkpoint.export import require_assets
 from ttt_dist.checkpoint.manager import CheckpointMetadata
 from ttt_dist.checkpoint.restore import find_start
 from ttt_dist.config.run import Config, check_run
@@ -41,7 +40,6 @@ def prepare(config: Config, dist_info: DistInfo, resume: Path | None = None) -> 
     mesh = Mesh.of(config.parallel, dist_info.world_size, dist_info.rank)
     require_sinks(config.telemetry)
     loader, held_out = open_loaders(config, mesh.data_rank, mesh.data)
-    require_assets(config)
     require_divisible(config.train.micro_batch * loader.seq_len, config.parallel)
     metadata, candidates = find_start(config, loader.layout, dist_info.world_size, resume)
     return TrainPlan(
