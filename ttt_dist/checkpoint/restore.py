@@ -23,10 +23,18 @@ if TYPE_CHECKING:
     from ttt_dist.model.layers import WeightSource
 
 
-def find_start(
-    config: Config, layout: TokenLayout, world_size: int, resume: Path | None
-) -> tuple[CheckpointMetadata, list[Path]]:
-    """What the run's checkpoints belong to, and those that it may go on from, the first one that proves whole.
+def find_candidates(config: Config, resume: Path | None) -> list[Path]:
+    """Checkpoints of this run, newest first, or, where it has none yet, those that --resume names. Raises UserError."""
+    own = manager.list_checkpoints(Path(config.run_dir) / "checkpoints")
+    if own and not config.checkpoint.resume:
+        raise UserError(f"{own[0]}: run_dir holds a run already; set checkpoint.resume=true or choose another run_dir")
+    return own or ([] if resume is None else manager.resolve_resume_path(resume))
+
+
+def require_startable(
+    config: Config, layout: TokenLayout, world_size: int, candidates: list[Path]
+) -> CheckpointMetadata:
+    """What the run's checkpoints belong to.
 
     Raises UserError where what it would start from does not fit it, or where a checkpoint or the export could not be written.
     """
@@ -36,19 +44,10 @@ def find_start(
         require_same_model(init_from, config.model)
         layout.require_same(TokenLayout.load(Path(init_from) / "token_layout.json"), f"train.init_from={init_from}")
     metadata = CheckpointMetadata.of_run(config, layout, world_size)
-    candidates = _candidates(config, resume)
     for candidate in candidates[:1]:
         manager.require_resumable(candidate, metadata)
     manager.require_space(Path(config.run_dir), sum(count_parameters(config.model, layout.padded_vocab_size).values()))
-    return metadata, candidates
-
-
-def _candidates(config: Config, resume: Path | None) -> list[Path]:
-    """Checkpoints of this run, newest first, or, where it has none yet, those that --resume names."""
-    own = manager.list_checkpoints(Path(config.run_dir) / "checkpoints")
-    if own and not config.checkpoint.resume:
-        raise UserError(f"{own[0]}: run_dir holds a run already; set checkpoint.resume=true or choose another run_dir")
-    return own or ([] if resume is None else manager.resolve_resume_path(resume))
+    return metadata
 
 
 def choose_start(config: Config, layout: TokenLayout, candidates: list[Path]) -> "tuple[Path | None, WeightSource]":

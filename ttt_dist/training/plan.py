@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ttt_dist.checkpoint.manager import CheckpointMetadata
-from ttt_dist.checkpoint.restore import find_start
+from ttt_dist.checkpoint.restore import find_candidates, require_startable
 from ttt_dist.config.run import Config, check_run
 from ttt_dist.data.loader import PackLoader, ValidationLoader, open_loaders
 from ttt_dist.launch.launchers import DistInfo
@@ -35,13 +35,14 @@ class TrainPlan:
 
 def prepare(config: Config, dist_info: DistInfo, resume: Path | None = None) -> TrainPlan:
     """Open what the run needs and check that it fits, before any process group exists. Raises UserError."""
+    candidates = find_candidates(config, resume)
     check_run(config, dist_info.world_size)
     callbacks = load_callbacks(config.callbacks)
     mesh = Mesh.of(config.parallel, dist_info.world_size, dist_info.rank)
     require_sinks(config.telemetry)
     loader, held_out = open_loaders(config, mesh.data_rank, mesh.data)
     require_divisible(config.train.micro_batch * loader.seq_len, config.parallel)
-    metadata, candidates = find_start(config, loader.layout, dist_info.world_size, resume)
+    metadata = require_startable(config, loader.layout, dist_info.world_size, candidates)
     return TrainPlan(
         config=config, mesh=mesh, loader=loader, held_out=held_out,
         metadata=metadata, candidates=candidates, callbacks=callbacks,
