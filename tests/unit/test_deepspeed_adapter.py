@@ -72,7 +72,7 @@ def test_weights_are_made_anew_from_the_masters(layout: Layout, alone: dict) -> 
 def test_the_norm_is_known_before_the_update(layout: Layout, alone: dict) -> None:
     """`wrap_optimizer_step`, `keep_norm_of_clipping`."""
     heard, reported, moved = alone["norms_asked", layout]
-    assert heard and set(heard) == {pytest.approx(reported, rel=1e-6)}
+    assert heard and all(norm == pytest.approx(reported, rel=1e-6) for norm in heard)
     assert reported > 0 and moved == 0.0
 
 
@@ -116,7 +116,8 @@ def test_signatures() -> None:
     assert list(inspect.signature(DeepSpeedEngine.clip_fp32_gradients).parameters) == ["self"]
     assert list(inspect.signature(DeepSpeedEngine._copy_recovery_script).parameters) == ["self", "save_path"]
     assert list(inspect.signature(PipelineEngine._take_model_step).parameters) == ["self", "lr_kwargs"]
-    assert "scale_wrt_gas" in inspect.signature(DeepSpeedEngine.backward).parameters
+    backward = inspect.getclosurevars(DeepSpeedEngine.backward).nonlocals["func"]  # inside its timer
+    assert "scale_wrt_gas" in inspect.signature(backward).parameters
     evaluated = {"data_iter", "reduce_output", "bcast_loss", "num_micro_batches"}
     assert evaluated <= set(inspect.signature(PipelineEngine.eval_batch).parameters)
     assert {"create", "makedirs", "save", "load", "commit"} <= set(dir(CheckpointEngine))
@@ -154,7 +155,7 @@ def test_names_of_a_pipelines_weights_have_an_inverse(tied: bool) -> None:
 def test_nobody_else_reaches_into_the_libraries() -> None:
     """Their private names stand in the adapters alone."""
     root = Path(__file__).resolve().parents[2] / "ttt_dist"
-    private = ("engine._", "optimizer._", "_global_grad_norm", "_hp_mapping", "ds_shape", "ds_numel", "fp16_groups",
+    private = ("engine._", "optimizer._", "._global_grad_norm", "_hp_mapping", "ds_shape", "ds_numel", "fp16_groups",
                "checkpoint_engine =", "__compatible_ops__", "_take_model_step", "_global_process_group_list",
                "torch.cuda.current_device =")  # fmt: skip
     for path in root.rglob("*.py"):
