@@ -19,7 +19,8 @@ from ttt_dist.model.hf.folder import to_huggingface
 from ttt_dist.model.loss import loss_rows
 from ttt_dist.model.structure import head_dim
 from ttt_dist.model.transformer import Transformer
-from ttt_dist.parallel.activation_checkpoint import prepare_blocks
+from ttt_dist.parallel.activation_checkpoint import apply_activation_checkpointing
+from ttt_dist.parallel.compile import apply_compile
 from ttt_dist.sequence.batch import Batch, collate
 from ttt_dist.sequence.sample import Sample
 from ttt_dist.sequence.tokens import TokenLayout
@@ -73,7 +74,9 @@ class Ours:
         config, dtype = setting(device)
         self.layout, self.seq_len = layout, seq_len
         self.model = Transformer.for_layout(config, layout).to(device, dtype)
-        prepare_blocks(self.model.blocks, config.hidden_size, checkpointing, compiled)
+        apply_activation_checkpointing(self.model.blocks, config.hidden_size, checkpointing, compiled)
+        if compiled:
+            apply_compile(self.model.blocks)
 
     def batches(self, samples: list[Sample], size: int) -> list[Batch]:
         packs = pack_samples(samples, self.seq_len, seed=0)

@@ -14,7 +14,7 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._inductor.decomposition import select_decomp_table
 from torch.nn.attention import flex_attention
 
-from ttt_dist.parallel.activation_checkpoint import COMPILER
+from ttt_dist.parallel.compile import COMPILER
 
 
 @dataclass

@@ -13,7 +13,8 @@ from tests.distributed.small_run import make_run, timeless
 from tests.shared_work import add_campaign, campaign, contents
 from ttt_dist import train
 from ttt_dist.launch.rendezvous import free_port
-from ttt_dist.training import engine, loop  # noqa: F401  before the forks: training imports them late
+from ttt_dist.parallel import parallelize, zero  # noqa: F401
+from ttt_dist.training import loop  # noqa: F401  before the forks: training imports them late
 
 ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
 

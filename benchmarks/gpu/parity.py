@@ -9,7 +9,8 @@ from benchmarks.contestants import SMALL
 from benchmarks.gpu.batches import draw_batches
 from benchmarks.gpu.setting import Figures, Measurement, Setting
 from ttt_dist.model.transformer import Transformer
-from ttt_dist.parallel.activation_checkpoint import prepare_blocks
+from ttt_dist.parallel.activation_checkpoint import apply_activation_checkpointing
+from ttt_dist.parallel.compile import apply_compile
 from ttt_dist.sequence.batch import Batch
 
 WAYS = [("none", False), ("selective", False), ("none", True), ("selective", True)]
@@ -37,7 +38,9 @@ def differences(setting: Setting, wanted: Figures, checkpointing: str, compiled:
 def loss_and_norm(setting: Setting, device: str, checkpointing: str, compiled: bool) -> Figures:
     """Of one micro-batch; weights and noise are the same on all devices."""
     model, batch = small_model(setting, device)
-    prepare_blocks(model.blocks, model.config.hidden_size, checkpointing, compiled)
+    apply_activation_checkpointing(model.blocks, model.config.hidden_size, checkpointing, compiled)
+    if compiled:
+        apply_compile(model.blocks)
     loss = model(batch).loss / batch.num_loss_units
     loss.backward()
     norms = [torch.linalg.vector_norm(parameter.grad, dtype=torch.float64) for parameter in model.parameters()]

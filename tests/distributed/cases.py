@@ -95,7 +95,7 @@ def losses(layout: Layout, num_steps: int) -> list[tuple[float, ...]]:
 
 def losses_and_graphs(layout: Layout, num_steps: int) -> tuple[list[tuple[float, ...]], int]:
     """`losses`, and how many graphs the blocks were compiled into for them."""
-    from ttt_dist.parallel.activation_checkpoint import COMPILER
+    from ttt_dist.parallel.compile import COMPILER
 
     before = COMPILER.num_graphs
     return losses(layout, num_steps), COMPILER.num_graphs - before
@@ -155,14 +155,14 @@ def skip(layout: Layout, rank: int | None, spike_factor: float = 0.0) -> tuple[l
 
     Returns which steps were skipped, the losses, and how far the second moved the weights (rank 0).
     """
-    from ttt_dist.training.engine import wrap_optimizer_step
+    from ttt_dist.parallel.deepspeed_adapter import wrap_optimizer_step
     from ttt_dist.training.skip_step import SkipStep
 
     state = {"norms": [1e-6] * 16} if spike_factor else {}  # norms that any real gradient is above by far
     guard = SkipStep(GuardConfig(spike_factor=spike_factor), state)
     skipped, found = [], []
     with new_engine(layout) as engine:
-        wrap_optimizer_step(engine, guard)
+        wrap_optimizer_step(engine, guard.accepts)
         for step in range(3):
             is_second = step == 1
             guard.config.spike_factor = spike_factor if is_second else 0.0
@@ -187,12 +187,11 @@ def new_engine(layout: Layout) -> Iterator[Any]:
     """A fresh model in the given layout."""
     from ttt_dist.model.layers import RandomWeights
     from ttt_dist.parallel import groups
-    from ttt_dist.training.engine import build_engine, build_model
+    from ttt_dist.parallel.parallelize import parallelize
 
     config, mesh = layout.config(), layout.mesh()
-    mpu = groups.join(mesh)
     try:
-        yield build_engine(build_model(config, LAYOUT, mesh, mpu, RandomWeights()), config, mesh, mpu)
+        yield parallelize(config, LAYOUT, mesh, RandomWeights())
     finally:
         groups.leave()
 

@@ -25,7 +25,7 @@ def peak_of_birth(folder: str, tensor: int, zero: int) -> tuple[int, float]:
     """Most bytes that building the model adds to this process, and a sum over this process's slices of one matrix."""
     from ttt_dist.model.layers import RandomWeights
     from ttt_dist.parallel import groups
-    from ttt_dist.training.engine import build_model
+    from ttt_dist.parallel.parallelize import build_model
 
     config = Config(
         deepspeed=str(ROOT / f"ds_configs/zero{zero}.json"), model=MODEL, parallel=ParallelConfig(tensor=tensor)

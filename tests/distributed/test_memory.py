@@ -91,11 +91,10 @@ def measure(layout: Layout, config: Config) -> dict[str, int]:
     """Most bytes of each part in two steps: as the backward pass begins, before gradients are reduced, and at the update."""
     from ttt_dist.model.layers import RandomWeights
     from ttt_dist.parallel import groups
-    from ttt_dist.training.engine import build_engine, build_model
+    from ttt_dist.parallel.parallelize import parallelize
 
     mesh = layout.mesh()
-    mpu = groups.join(mesh)
-    engine = build_engine(build_model(config, WIDE, mesh, mpu, RandomWeights()), config, mesh, mpu)
+    engine = parallelize(config, WIDE, mesh, RandomWeights())
     most = dict.fromkeys(PARTS, 0)
 
     def watch(owner: Any, name: str) -> None:

@@ -56,14 +56,13 @@ def save(split: Layout, folder: Path) -> None:
     from ttt_dist.checkpoint import manager
     from ttt_dist.model.layers import RandomWeights
     from ttt_dist.parallel import groups
-    from ttt_dist.training.engine import build_engine, build_model
+    from ttt_dist.parallel.parallelize import parallelize
 
     mesh = split.mesh()
     for name, model, num_rows in (("large", LARGE, NUM_ROWS), ("small", split.config().model, 128)):
         config: Config = replace(split.config(), model=model)
         layout = replace(LAYOUT, padded_vocab_size=num_rows)
-        mpu = groups.join(mesh)
-        engine = build_engine(build_model(config, layout, mesh, mpu, RandomWeights()), config, mesh, mpu)
+        engine = parallelize(config, layout, mesh, RandomWeights())
         adam = engine.optimizer.optimizer
         masters: Any = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)
         for master in masters or [master for group in adam.param_groups for master in group["params"]]:

@@ -84,6 +84,8 @@ def is_of(value: Any, hint: Any) -> bool:
         return value in arguments
     if origin in (list, tuple):
         return all(is_of(item, arguments[0]) for item in value)
+    if hint is Any:
+        return True
     return type(value) is hint if origin is None else isinstance(value, origin)
 
 
@@ -116,6 +118,7 @@ def fields_of(hint: Any) -> st.SearchStrategy[Any]:
         str: TEXTS,
         float: st.floats(allow_nan=False, allow_infinity=False),
         int: st.integers(),
+        Any: st.one_of(st.booleans(), st.integers(-9, 9)),
     }
     return st.none() if hint is type(None) else plain[hint]
 

@@ -15,7 +15,7 @@ from ttt_dist.config.deepspeed import read_deepspeed, require_accepted, zero_sta
 from ttt_dist.config.loader import load_config
 from ttt_dist.config.reading import hints_of, known_keys
 from ttt_dist.parallel.mesh import Mesh
-from ttt_dist.training.engine import deepspeed_config
+from ttt_dist.parallel.zero import deepspeed_config
 from ttt_dist.util.errors import UserError
 
 SHIPPED = pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda path: path.stem)

@@ -10,7 +10,8 @@ from tests.unit.test_recompute import CONFIG, new_blocks, plan_of
 from ttt_dist.model.fp8 import Fp8Factory, Fp8Linear
 from ttt_dist.model.layers import RandomWeights
 from ttt_dist.model.transformer import Block, rotary
-from ttt_dist.parallel.activation_checkpoint import COMPILER, prepare_blocks
+from ttt_dist.parallel.activation_checkpoint import apply_activation_checkpointing
+from ttt_dist.parallel.compile import COMPILER, apply_compile
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 
@@ -80,7 +81,9 @@ def test_blocks_in_fp8(monkeypatch: pytest.MonkeyPatch, checkpointing: str, comp
     """Whatever runs them, they are near bf16's; compiled they are one graph, and `selective` keeps the wide product."""
     graphs = watch_compiler(monkeypatch)
     blocks = fp8_blocks()
-    prepare_blocks(blocks, CONFIG.hidden_size, checkpointing, compiled)
+    apply_activation_checkpointing(blocks, CONFIG.hidden_size, checkpointing, compiled)
+    if compiled:
+        apply_compile(blocks)
     found, plain = gradients(blocks), gradients([block.bfloat16() for block in new_blocks()])
     assert all(error(one, other) < 0.15 for one, other in zip(found, plain, strict=True))
     assert any(error(one, other) > 1e-3 for one, other in zip(found, plain, strict=True))

@@ -16,7 +16,8 @@ from tests.distributed.random_packs import LAYOUT
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.run import Config, ParallelConfig, TrainConfig
 from ttt_dist.model.transformer import Transformer
-from ttt_dist.parallel.activation_checkpoint import prepare_blocks
+from ttt_dist.parallel.activation_checkpoint import apply_activation_checkpointing
+from ttt_dist.parallel.compile import apply_compile
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.parallel.stages import layer_sizes
 from ttt_dist.sequence.batch import Batch
@@ -69,7 +70,9 @@ def test_activations_are_what_autograd_keeps(
 ) -> None:
     config, seq_len = ModelConfig(256, 6, 8, 2, 768, qkv_bias=not qk_norm, qk_norm=qk_norm), 1024
     model = Transformer.for_layout(config, LAYOUT).to(torch.float32 if precision == "fp32" else torch.bfloat16)
-    prepare_blocks(model.blocks, config.hidden_size, checkpointing, compiled)
+    apply_activation_checkpointing(model.blocks, config.hidden_size, checkpointing, compiled)
+    if compiled:
+        apply_compile(model.blocks)
     batch = full_batch(seq_len, 16)
     if compiled:
         watch_compiler(monkeypatch)
@@ -89,8 +92,8 @@ from dataclasses import replace
 from tests.unit.test_memory import ONE, WIDE, full_batch, peak_config
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.model.layers import RandomWeights
-from ttt_dist.training.engine import build_engine, build_model
 from ttt_dist.launch.process_group import current_dist_info, init_process_group, leave_process_group, prepare_process
+from ttt_dist.parallel.parallelize import parallelize
 from ttt_dist.training.step import train_step
 
 def resident(key):
@@ -99,7 +102,7 @@ def resident(key):
 prepare_process(1)
 init_process_group(current_dist_info())
 def train(config, seq_len):
-    engine = build_engine(build_model(config, WIDE, ONE, None, RandomWeights()), config, ONE, None)
+    engine = parallelize(config, WIDE, ONE, RandomWeights())
     for _ in range(2):
         train_step(engine, ONE, [full_batch(seq_len, 8)] * 2, 1e-3)
 

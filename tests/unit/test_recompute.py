@@ -22,7 +22,8 @@ from ttt_dist.model.attention.flex import FlexPlan
 from ttt_dist.model.attention.plan import AttentionPlan, attention_plan
 from ttt_dist.model.layers import LocalLayerFactory
 from ttt_dist.model.transformer import Block, rotary
-from ttt_dist.parallel.activation_checkpoint import COMPILER, prepare_blocks
+from ttt_dist.parallel.activation_checkpoint import apply_activation_checkpointing
+from ttt_dist.parallel.compile import COMPILER, apply_compile
 
 CONFIG = ModelConfig(64, 3, 4, 2, 160, qkv_bias=True)
 NUM_TOKENS = 256
@@ -58,7 +59,8 @@ def run_compiled(monkeypatch: pytest.MonkeyPatch, checkpointing: str, kind: str)
     """Three batches of unlike structure through compiled blocks, compared with plain ones."""
     graphs = watch_compiler(monkeypatch)
     blocks = new_blocks()
-    prepare_blocks(blocks, CONFIG.hidden_size, checkpointing, compiled=True)
+    apply_activation_checkpointing(blocks, CONFIG.hidden_size, checkpointing, compiled=True)
+    apply_compile(blocks)
     for seed in range(3):
         found, wanted = run(blocks, plan_of(kind, seed), seed), run(new_blocks(), plan_of("buckets", seed), seed)
         assert len(found) == len(wanted) == 2 + 7 * CONFIG.num_layers
@@ -117,7 +119,7 @@ def test_full_keeps_the_input_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_partial_is_compiled_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Why `prepare_blocks` makes a function, and why graphs are counted."""
+    """Why `apply_activation_checkpointing` makes a function, and why graphs are counted."""
     watch_compiler(monkeypatch)
     block: nn.Module = new_blocks()[0]
     block.forward = partial(checkpoint, block.forward, use_reentrant=False)
@@ -136,6 +138,6 @@ def test_eager_checkpointing_does_not_see_a_compiled_kernel(
     kernel = torch.compile(flex_attention, backend=graphs.backend(), dynamic=False, fullgraph=True)
     monkeypatch.setattr(flex, "_compiled", lambda: kernel)
     blocks = new_blocks()
-    prepare_blocks(blocks, CONFIG.hidden_size, checkpointing, compiled=False)
+    apply_activation_checkpointing(blocks, CONFIG.hidden_size, checkpointing, compiled=False)
     run(blocks, plan_of("flex", 0))
     assert graphs.num_calls == {"forward": forwards * CONFIG.num_layers, "backward": CONFIG.num_layers}

@@ -79,8 +79,10 @@ def work(config: Config, rank: int, start_step: int = 0) -> list[str]:
     """Names of what a process of the run leaves in RUN/profile."""
     window = ProfileWindow.of_run(config, rank, start_step)
     for step in range(start_step, config.train.steps):
-        with window.step(step + 1), torch.profiler.record_function(f"step {step + 1}"):
+        window.begin_step(step + 1)
+        with torch.profiler.record_function(f"step {step + 1}"):
             torch.ones(64, 64) @ torch.ones(64, 64)
+        window.end_step(step + 1)
     return sorted(path.name for path in (Path(config.run_dir) / "profile").glob("*"))
 
 
@@ -123,9 +125,10 @@ from ttt_dist.telemetry.profiler import ProfileWindow
 window = ProfileWindow(Path(sys.argv[1]), 0, range(1, 9))
 try:
     for number in range(1, 9):
-        with window.step(number):
-            if number == 4:
-                sys.exit(75)
+        window.begin_step(number)
+        if number == 4:
+            sys.exit(75)
+        window.end_step(number)
 finally:
     window.close()
     window.close()

@@ -2,6 +2,14 @@
 
 Every process saved what it holds: a slice of the stage's weights (tensor parallelism), of which ZeRO has one run of numbers
 or another. Files are mapped, and one weight at a time is put together: memory does not grow with the checkpoint.
+
+    mp_rank_MM_model_states.pt                     no ZeRO: weights, masters, moments; MM = stage x tensor size + tensor rank
+    zero_pp_rank_0_mp_rank_MM_model_states.pt      ZeRO 3: names and shapes of the weights
+    [bf16_]zero_pp_rank_D_mp_rank_MM_optim_states.pt   ZeRO: what process D of those that share a slice has of masters and moments
+    layer_LL-model_TT-model_states.pt              pipeline: weights of layer LL, tensor rank TT
+
+So a weight is found by three steps: which stage (`stage_of`), which of its tensor-parallel slices (`_part`), and where in
+the files of the processes that share that slice (`Unsharded`, `Flattened`, `Partitioned`: one for each way of DeepSpeed's).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,10 +23,9 @@ from torch import Tensor
 
 from ttt_dist.checkpoint.saved_state import WEIGHTS, SavedState
 from ttt_dist.checkpoint.torch_io import read_state
-from ttt_dist.config.model import ModelConfig
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.parallel.partition import Partition, partition_of, shard_shape
-from ttt_dist.parallel.stages import layer_sizes, stage_bounds
+from ttt_dist.parallel.stages import layer_and_key, layer_sizes, pipeline_name, stage_bounds
 from ttt_dist.util.errors import UserError
 
 # What a file that is not laid out as DeepSpeed does it makes its readers raise.
@@ -57,7 +64,8 @@ class DeepSpeedCheckpoint(SavedState):
         with self._as_deepspeed_writes():
             pieces = [piece.detach().flatten() for piece in part.pieces(name, kind)]
             flat = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        if not shape.numel() <= flat.numel() < shape.numel() + len(pieces):  # ZeRO-3 makes its pieces equal
+        # ZeRO-3 makes its pieces equal: the last ones may be padded by less than one number a piece.
+        if not shape.numel() <= flat.numel() < shape.numel() + len(pieces):
             raise UserError(f"{self.folder}: {kind} of {name} are {flat.numel()} numbers instead of {shape.numel()}")
         return flat[: shape.numel()].view(shape)
 
@@ -88,7 +96,7 @@ class DeepSpeedCheckpoint(SavedState):
 
     def stage_of(self, name: str) -> int:
         """The pipeline's stage that holds a weight; of a tied one, the first."""
-        layer = layer_and_key(name, self.config.model)[0]
+        layer = layer_and_key(name, self.config.model.num_layers)[0]
         return sum(bound <= layer for bound in self._stage_bounds[1:-1])
 
     def names_of(self, stage: int) -> list[str]:
@@ -115,6 +123,8 @@ class Unsharded:
 
     def __init__(self, checkpoint: DeepSpeedCheckpoint, stage: int, tensor_rank: int) -> None:
         self.checkpoint, self.tensor_rank = checkpoint, tensor_rank
+        # torch's state of an optimizer knows parameters by number: first those of group 0, then of group 1, each in the order
+        # of the model's parameters. Which numbers are whose follows from our own rule: matrices are group 0, vectors group 1.
         state = read_state(_model_file(checkpoint, stage, tensor_rank), mmap=True)
         optimizer = state["optimizer"]
         adam = optimizer.get("optimizer_state_dict", optimizer)
@@ -138,7 +148,7 @@ class Unsharded:
             return [self.moments[self.index[name]][kind]]
         if self.module is not None:
             return [self.module[name]]
-        layer, key = layer_and_key(name, self.checkpoint.config.model)
+        layer, key = layer_and_key(name, self.checkpoint.config.model.num_layers)
         file = f"layer_{layer:02d}-model_{self.tensor_rank:02d}-model_states.pt"
         return [read_state(self.checkpoint.folder / file, mmap=True)[key]]
 
@@ -152,11 +162,10 @@ class Flattened:
         self.adam_step = _adam_step(self.states[0]["base_optimizer_state"]["state"].values())
 
     def pieces(self, name: str, kind: str) -> list[Tensor]:
-        model = self.checkpoint.config.model
         if self.checkpoint.mesh.pipeline > 1:
-            layer, key = layer_and_key(name, model)
-            is_tied = model.tie_embeddings and name == "embed.weight"
-            name = f"tied_modules.embed.{key}" if is_tied else f"{layer}.{key}"
+            name = pipeline_name(name, self.checkpoint.config.model)
+        # The cuts between processes fall anywhere, also within a weight: a process may have its end, all of it or none. The
+        # map has, for each weight that a process has anything of, where that lies in the process's flat part of the group.
         found = []
         for state in self.states:
             for group, places in enumerate(state["param_slice_mappings"]):
@@ -176,6 +185,8 @@ class Partitioned:
         self.adam_step = _adam_step(self.states[0]["optimizer_state_dict"]["state"].values())
         self.places: dict[str, tuple[int, int, int]] = {}  # sub-group, first number there, how many
         shapes = read_state(_model_file(checkpoint, stage, tensor_rank), mmap=True)["param_shapes"]
+        # Nothing says where a weight's part begins: parts lie in the order of the group's weights, and each process has as
+        # many numbers of a weight as every other (rounded up), so that the sum of those before it is the place.
         for group, names in enumerate(shapes):
             start = 0
             for name, shape in names.items():
@@ -192,16 +203,11 @@ class Partitioned:
         return [flat.narrow(0, start, count) for flat in flats]
 
 
-def layer_and_key(name: str, config: ModelConfig) -> tuple[int, str]:
-    """Layer of the PipelineModule that a weight belongs to (a tied head is the embedding's), and its name there."""
-    part = name.split(".")
-    if part[0] == "blocks":
-        return int(part[1]) + 1, ".".join(["block", *part[2:]])
-    return {"embed": 0, "norm": config.num_layers + 1, "head": config.num_layers + 2}[part[0]], name
-
-
 def _fill(whole: Tensor, piece: Tensor, partition: Partition, rank: int, size: int) -> None:
-    """Put the slice of tensor-parallel `rank` at its places in the whole weight: no third copy, as of `unshard`."""
+    """Put the slice of tensor-parallel `rank` at its places in the whole weight: no third copy, as of `unshard`.
+
+    A rank's slice of gate and up is a slice of the gate with one of the up behind it: block by block they are far apart.
+    """
     blocks = (tensor.chunk(partition.num_blocks, partition.axis) for tensor in (whole, piece))
     for block, part in zip(*blocks, strict=True):
         block.chunk(size, partition.axis)[rank].copy_(part)
@@ -221,7 +227,7 @@ def _optimizer_states(checkpoint: DeepSpeedCheckpoint, stage: int, tensor_rank: 
     """What the processes saved that ZeRO divides by: those of different data or tokens."""
     prefix = "bf16_" if checkpoint.config.train.precision == "bf16" else ""
     end = f"{_process(checkpoint, stage, tensor_rank)}_optim_states.pt"
-    files = (f"{prefix}zero_pp_rank_{rank}_{end}" for rank in range(checkpoint.mesh.data * checkpoint.mesh.ulysses))
+    files = (f"{prefix}zero_pp_rank_{rank}_{end}" for rank in range(checkpoint.mesh.zero_size))
     return [read_state(checkpoint.folder / file, mmap=True)["optimizer_state_dict"] for file in files]
 
 

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     import deepspeed
     import torch
 
+    from ttt_dist.checkpoint.engine import ChecksummingEngine
+
 T = TypeVar("T")
 
 LATEST = "latest"
@@ -210,7 +212,7 @@ def save(
     final = folder / f"step-{step:08d}"
     aside = folder / f".{final.name}.tmp"
     on_first_rank(lambda: _make_empty(aside))
-    storage = engine.checkpoint_engine
+    storage = _checksumming(engine)
     engine.save_checkpoint(str(folder), tag=aside.name, client_state={"step": step}, save_latest=False)
     parts = gather((storage.files, storage.failure))
     failure = next((failure for _, failure in parts if failure is not None), None)
@@ -252,10 +254,21 @@ def _failure_of_share(checkpoint: Path) -> UserError | None:
 
 def load(engine: "deepspeed.DeepSpeedEngine", checkpoint: Path) -> None:
     """Restore weights and optimizer from a checkpoint of this very layout; collective. See `has_layout_of`."""
+    _checksumming(engine)
     path, state = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name, load_lr_scheduler_states=False)
     if path is None:
         raise UserError(f"{checkpoint}: DeepSpeed finds no weights in it; remove it, or resume from another")
     assert state["step"] == step_of(checkpoint)
+
+
+def _checksumming(engine: "deepspeed.DeepSpeedEngine") -> "ChecksummingEngine":
+    """Put our files under the engine, see `ChecksummingEngine`."""
+    from ttt_dist.checkpoint.engine import ChecksummingEngine
+    from ttt_dist.parallel.deepspeed_adapter import write_through
+
+    storage = ChecksummingEngine()
+    write_through(engine, storage)
+    return storage
 
 
 def on_first_rank(action: Callable[[], None]) -> None:

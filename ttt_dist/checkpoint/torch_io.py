@@ -73,8 +73,10 @@ def read_state(path: str | Path, mmap: bool = False) -> dict[str, Any]:
 
     Raises UserError naming a file that is missing, broken or none of ours.
     """
+    from ttt_dist.parallel.deepspeed_adapter import pickled_classes  # takes seconds: not before a file is read
+
     try:
-        with torch.serialization.safe_globals(_classes_of_deepspeed()):
+        with torch.serialization.safe_globals(pickled_classes()):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except FileNotFoundError:
         raise UserError(f"{path}: missing; name another checkpoint") from None
@@ -83,15 +85,6 @@ def read_state(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise UserError(f"{path}: holds a {type(state).__name__} and no state of a checkpoint; name another one")
     return state
-
-
-def _classes_of_deepspeed() -> list[Any]:
-    # Takes seconds, and looks for an accelerator: not before a file is read.
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    return [LossScaler, ZeroStageEnum, fragment_address]
 
 
 def _reason(error: Exception) -> str:

@@ -80,7 +80,8 @@ def load_universal(
     UserError on all processes alike.
     """
     # Imports DeepSpeed, which takes seconds; writing has no need of it.
-    from ttt_dist.checkpoint.optimizer_state import load_optimizer_state, refresh_model_weights
+    from ttt_dist.checkpoint.optimizer_state import load_optimizer_state
+    from ttt_dist.parallel.deepspeed_adapter import refresh_model_weights
 
     failure: UserError | None = None
     try:

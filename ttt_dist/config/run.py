@@ -7,7 +7,7 @@ A recipe also says what is done before and after it (`ttt_dist.config.pipeline`)
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
 
@@ -160,6 +160,8 @@ class Config(Section):
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    callbacks: list[Any] = field(default_factory=list)
+    """What else happens at a step: classes of one's own, my_package.module:Class or {my_package.module:Class: {every: 10}}."""
 
     def check(self, key: str) -> None:
         """Raise UserError where the run has no folder."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ttt_dist.config.objective import Objective
+from ttt_dist.config.run import Config
 from ttt_dist.data.blend import SampleIndex
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.data.sources import Sources
@@ -130,6 +131,25 @@ class ValidationLoader:
             indices = range(first, first + self.micro_batch)
             packs = [self.reader[index] if index < self.num_packs else [] for index in indices]
             yield ready(collate(packs, self.layout, self.objective, self.seed, [0] * self.micro_batch, self.seq_len))
+
+
+def open_loaders(config: Config, data_rank: int, data_size: int) -> tuple[PackLoader, ValidationLoader | None]:
+    """The loaders of this data-parallel rank: of what is trained on, and of the held-out packs where the run has any.
+
+    Opens the shards and checks that they fit each other. Raises UserError.
+    """
+    sources, train = Sources.open(config.data), config.train
+    shard = sources.first
+    layout, seq_len = shard.layout, shard.seq_len or 0  # without one it holds no packs, which the loader refuses
+    common = (layout, config.objective, config.seed, seq_len)
+    loader = PackLoader(
+        sources, *common, train.global_batch, train.micro_batch, data_rank, data_size, config.data.prefetch
+    )
+    if not config.data.valid:
+        return loader, None
+    valid = ShardReader(config.data.valid)
+    valid.require_same_codec(shard)
+    return loader, ValidationLoader(valid, *common, train.micro_batch, data_rank, data_size, train.eval_packs or None)
 
 
 def ready(batch: Batch) -> Batch:

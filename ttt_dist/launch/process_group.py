@@ -83,23 +83,24 @@ def _has_driver() -> bool:
     return True
 
 
-def init_process_group(dist_info: DistInfo, timeout_s: float = TIMEOUT_S) -> torch.device:
+def init_process_group(
+    dist_info: DistInfo, timeout_s: float = TIMEOUT_S, queues_in_order: bool = False
+) -> torch.device:
     """Join the process group (nccl on CUDA, gloo elsewhere) and return this process's device.
 
-    `timeout_s` is how long the processes may take to come together, and what the group's operations may take. Raises
-    LostProcessError where some do not come, UserError where they cannot meet.
+    `timeout_s` is how long the processes may take to come together, and what the group's operations may take. Tensor
+    parallelism asks for `queues_in_order`: Megatron overlaps sums with products only where the device runs what is queued
+    in order. Raises LostProcessError where some do not come, UserError where they cannot meet.
     """
     import torch
     import torch.distributed as dist
 
+    if queues_in_order:
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # read when the device is first used
     device = choose_device(dist_info)
     store = dist.HashStore() if dist_info.world_size == 1 else _meet(dist_info, timeout_s)
     if device.type == "cuda":
         require_own_gpu(store, str(torch.cuda.get_device_properties(device).uuid))
-    import deepspeed
-
-    # DeepSpeed would compile a kernel for inference here, which needs a C++ compiler and is of no use in training.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(
@@ -115,7 +116,6 @@ def init_process_group(dist_info: DistInfo, timeout_s: float = TIMEOUT_S) -> tor
             f"{socket.gethostname()} cannot connect to all others over {backend} ({str(error).splitlines()[0]}); "
             f"where they are up, set {backend.upper()}_SOCKET_IFNAME to the network interface that joins them"
         ) from error
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)  # takes over the group
     return device
 
 

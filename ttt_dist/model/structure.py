@@ -5,6 +5,7 @@ one that only notes shapes: what is counted, checked or converted without a mode
 """
 
 import math
+from collections import Counter
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from ttt_dist.config.model import ModelConfig
@@ -105,6 +106,14 @@ def parameter_shapes(config: ModelConfig, num_rows: int) -> Shapes:
     last_norm(config, factory)
     head(config, factory, num_rows, num_rows, embed if config.tie_embeddings else None)
     return factory.shapes
+
+
+def count_parameters(config: ModelConfig, num_rows: int) -> dict[str, int]:
+    """Parameters of the model by part (embed, blocks, norm, head); a tied head counts with the embedding."""
+    parts: Counter[str] = Counter()
+    for name, shape in parameter_shapes(config, num_rows).items():
+        parts[name.split(".")[0]] += math.prod(shape)
+    return dict(parts)
 
 
 def head_dim(config: ModelConfig) -> int:

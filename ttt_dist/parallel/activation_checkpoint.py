@@ -1,11 +1,11 @@
-"""Activation checkpointing and compilation of a Transformer's blocks, whatever their layers are made of."""
+"""Activation checkpointing of a Transformer's blocks, whatever their layers are made of."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from ttt_dist.model.attention.padded import COMPILED_BUCKETS
@@ -25,39 +25,18 @@ if ONEDNN is not None:
     PRODUCTS[ONEDNN] = (1, 0)
 
 
-def prepare_blocks(blocks: Iterable[nn.Module], hidden_size: int, checkpointing: str, compiled: bool) -> None:
-    """Make each block save less for the backward pass (`none`, `selective`, `full`), and compile it.
+def apply_activation_checkpointing(
+    blocks: Iterable[nn.Module], hidden_size: int, checkpointing: str, compiled: bool
+) -> None:
+    """Make each block save less for the backward pass: `none`, `selective`, `full`; `compiled`: it will be compiled after.
 
     `full` keeps a block's input alone. `selective` also keeps what is dear to compute again: attention, and the products
     that widen (query-key-value, gate and up); norms, rotations, SwiGLU and what narrows to the residual stream are redone.
     """
+    if checkpointing == "none":
+        return
     for block in blocks:
-        if checkpointing != "none":
-            block.forward = _checkpointed(block.forward, checkpointing, hidden_size, compiled)
-        if compiled:
-            # One graph for all blocks, and an error where there would be several. T is the same in every micro-batch.
-            block.compile(backend=COMPILER, dynamic=False, fullgraph=True)
-
-
-class Compiler:
-    """torch's own compiler, which counts the blocks' graphs.
-
-    A block whose frame it does not take runs uncompiled without a word, and `fullgraph` is no help; and there are other
-    graphs than those of blocks (FlexAttention is one by itself).
-    """
-
-    def __init__(self) -> None:
-        self.num_graphs = 0
-
-    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-        from torch._dynamo import lookup_backend  # takes a second to import
-
-        self.num_graphs += 1
-        compiled: Callable[..., Any] = lookup_backend("inductor")(graph, inputs)
-        return compiled
-
-
-COMPILER = Compiler()
+        block.forward = _checkpointed(block.forward, checkpointing, hidden_size, compiled)
 
 
 def _checkpointed(
@@ -82,6 +61,7 @@ def _keep_nothing(context: Any, op: Any, *args: Any, **kwargs: Any) -> Checkpoin
 
 
 def _policy(hidden_size: int, context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    # Called for every operation of a block's forward pass, and again when it is run a second time.
     # Products of the residual's width are never kept: tensor parallelism sums them in place, and would do so twice.
     widens = False
     if op in PRODUCTS:

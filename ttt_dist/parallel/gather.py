@@ -12,6 +12,7 @@ from ttt_dist.config.model import ModelConfig
 from ttt_dist.model.structure import parameter_shapes
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.parallel.partition import partition_of, shard_shape, unshard
+from ttt_dist.parallel.stages import layer_and_key
 from ttt_dist.sequence.tokens import TokenLayout
 
 
@@ -22,7 +23,7 @@ def full_state_dict(
     own = own_parameters(engine, mesh, config)
     for name, shape in parameter_shapes(config, layout.padded_vocab_size).items():
         partition = partition_of(name)
-        stage = engine.module.stage_owner(_layer_index(name, config)) if mesh.pipeline > 1 else 0
+        stage = engine.module.stage_owner(layer_and_key(name, config.num_layers)[0]) if mesh.pipeline > 1 else 0
         sources = [mesh.rank_at(rank, stage) for rank in range(mesh.tensor if partition else 1)]
         with GatheredParameters([own[name]] if name in own else [], enabled=name in own):
             if mesh.rank in sources and mesh.rank != 0:
@@ -53,11 +54,3 @@ def _receive(
     buffer = torch.empty(shape, dtype=dtype, device=engine.device)
     dist.recv(buffer, source)
     return buffer.cpu()
-
-
-def _layer_index(name: str, config: ModelConfig) -> int:
-    """Layer of the PipelineModule that a weight belongs to; a tied head is the embedding's."""
-    part = name.split(".")
-    if part[0] == "blocks":
-        return int(part[1]) + 1
-    return {"embed": 0, "norm": config.num_layers + 1, "head": config.num_layers + 2}[part[0]]

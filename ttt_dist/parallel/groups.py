@@ -3,13 +3,11 @@
 Megatron-Core takes seconds to import: a run that is data-parallel alone does without it, and its mpu is None.
 """
 
-import sys
 import warnings
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
-
+from ttt_dist.parallel import megatron_adapter
 from ttt_dist.parallel.mesh import Mesh
 
 if TYPE_CHECKING:
@@ -40,16 +38,17 @@ class Mpu:
 
 
 def join(mesh: Mesh) -> Mpu | None:
-    """Make the groups of `mesh`; collective. None where all axes but data have size 1."""
+    """Let DeepSpeed and Megatron make the groups of `mesh`; collective. None where all axes but data have size 1."""
+    from ttt_dist.parallel.deepspeed_adapter import take_over_process_group  # takes seconds to import
+
+    take_over_process_group()
     if mesh.data == mesh.world_size:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of kernels that it would use if they were installed
         from megatron.core import parallel_state
 
-    if not torch.cuda.is_available():
-        # Megatron allocates what it gathers on torch.cuda.current_device().
-        torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment, return-value]
+    megatron_adapter.allocate_on_cpu()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=mesh.tensor,
         pipeline_model_parallel_size=mesh.pipeline,
@@ -62,14 +61,10 @@ def join(mesh: Mesh) -> Mpu | None:
 
 def leave() -> None:
     """Destroy the groups of the last `join`, and Megatron's and DeepSpeed's memory of them."""
-    from deepspeed.utils import groups
+    from ttt_dist.parallel.deepspeed_adapter import forget_groups
 
-    groups.mpu = None
-    if "megatron.core.parallel_state" in sys.modules:
-        state = sys.modules["megatron.core.parallel_state"]
-        for group in (state._global_process_group_list or [None])[1:]:  # the first stands for the default group
-            torch.distributed.destroy_process_group(group)
-        state.destroy_model_parallel()
+    forget_groups()
+    megatron_adapter.destroy_groups()
 
 
 def layer_factory(

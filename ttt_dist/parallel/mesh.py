@@ -28,7 +28,12 @@ class Mesh:
 
     @property
     def world_size(self) -> int:
-        return self.tensor * self.ulysses * self.data * self.pipeline
+        return self.tensor * self.zero_size * self.pipeline
+
+    @property
+    def zero_size(self) -> int:
+        """Processes that ZeRO divides a stage's weights over: those of different data or tokens, whose gradients are summed."""
+        return self.data * self.ulysses
 
     @property
     def tensor_rank(self) -> int:
@@ -44,7 +49,7 @@ class Mesh:
 
     @property
     def stage(self) -> int:
-        return self.rank // (self.tensor * self.ulysses * self.data)
+        return self.rank // (self.tensor * self.zero_size)
 
     @property
     def is_data_source_rank(self) -> bool:
@@ -58,7 +63,7 @@ class Mesh:
 
     def rank_at(self, tensor_rank: int, stage: int) -> int:
         """The process that holds this slice of this stage's weights, of those with data rank 0."""
-        return tensor_rank + stage * self.tensor * self.ulysses * self.data
+        return tensor_rank + stage * self.tensor * self.zero_size
 
     def __str__(self) -> str:
         sizes = {"data": self.data, "tensor": self.tensor, "ulysses": self.ulysses, "pipeline": self.pipeline}

@@ -2,13 +2,17 @@
 
 What stages hand on is the hidden states [T, H] and the batch itself as integers: each stage builds the attention plan
 anew, and the last one finds its targets there. DeepSpeed balances the stages by their parameters.
+
+DeepSpeed's part of the bargain: between stages go tuples of tensors, of which floating ones get a gradient and integers
+none; every stage is told the shapes once, at the first micro-batch, so all micro-batches have the same. A schedule of
+instructions (1F1B) interleaves forward and backward passes; what is called here is one whole batch, updates included.
 """
 
 import io
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
@@ -23,21 +27,24 @@ from ttt_dist.model.layers import LayerFactory
 from ttt_dist.model.loss import loss_rows, metric_names
 from ttt_dist.model.structure import embedding, head, last_norm
 from ttt_dist.model.transformer import Block, rotary
-from ttt_dist.parallel.activation_checkpoint import prepare_blocks
+from ttt_dist.parallel.deepspeed_adapter import before_update
 from ttt_dist.parallel.mesh import Mesh
+from ttt_dist.parallel.stages import TIED, weight_name
 from ttt_dist.sequence.batch import TENSORS, Batch, TargetIndices
 from ttt_dist.sequence.tokens import TokenLayout
 
 logger = logging.getLogger(__name__)
 
-TIED = "embed"
 UNUSED = "unused_"
 Handed = tuple[Tensor, Tensor]
 """Hidden states [T, H], and the batch as integers [len(TENSORS), B, S]."""
 
 
 def pack_batch(batch: Batch) -> Tensor:
-    """The tensors of a batch as one int32 [len(TENSORS), B, S]: weights by their bits, as integers take no part in gradients."""
+    """The tensors of a batch as one int32 [len(TENSORS), B, S]: weights by their bits, as integers take no part in gradients.
+
+    One tensor and not nine: each that is handed on is a message of its own between stages, in both directions.
+    """
     tensors = (getattr(batch, name) for name in TENSORS)
     return torch.stack([t.view(torch.int32) if t.is_floating_point() else t.to(torch.int32) for t in tensors])
 
@@ -70,6 +77,8 @@ class LossTotal:
 
     def __call__(self, end: nn.Module, handed: Handed) -> Tensor:
         """The scaled loss of one micro-batch; `end` has the head."""
+        # The schedule runs the last stage's micro-batches in the order in which they were given, so the one at hand is the
+        # next of those that were kept; the loader gives every stage the same ones.
         hidden, packed = handed
         batch, on_host = unpack_batch(packed), self._coming.popleft()
         batch.target_indices = (on_host.target_indices or TargetIndices.of(on_host)).to(packed.device)
@@ -113,6 +122,7 @@ class PlanCache:
         self.packed: Tensor | None = None
 
     def get(self, packed: Tensor, dtype: torch.dtype) -> tuple[tuple[Tensor, Tensor], AttentionPlan]:
+        # By identity: the blocks of a stage hand the very tensor on, and a new micro-batch comes in a new one.
         if packed is not self.packed:
             batch = unpack_batch(packed)
             self.tables = rotary(self.config, batch.position_ids.flatten(), dtype)
@@ -122,18 +132,9 @@ class PlanCache:
 
 
 class PipelineBlock(nn.Module):
-    def __init__(
-        self,
-        config: ModelConfig,
-        factory: LayerFactory,
-        index: int,
-        cache: PlanCache,
-        checkpointing: str,
-        compiled: bool,
-    ) -> None:
+    def __init__(self, config: ModelConfig, factory: LayerFactory, index: int, cache: PlanCache) -> None:
         super().__init__()
         self.block = Block(config, factory, index)
-        prepare_blocks([self.block], config.hidden_size, checkpointing, compiled)
         self.cache = cache
 
     def forward(self, handed: Handed) -> Handed:
@@ -150,18 +151,17 @@ class FinalNorm(nn.Module):
         return self.norm(handed[0]), handed[1]
 
 
-def pipeline_module(
-    config: ModelConfig, layout: TokenLayout, factory: LayerFactory, mesh: Mesh, checkpointing: str, compiled: bool
-) -> PipelineModule:
+def pipeline_module(config: ModelConfig, layout: TokenLayout, factory: LayerFactory, mesh: Mesh) -> PipelineModule:
     """This process's stage; collective. Needs Megatron's process groups where the mesh is tensor-parallel."""
-    cache, total = PlanCache(config), LossTotal()
-    blocks = [
-        LayerSpec(PipelineBlock, config, factory, index, cache, checkpointing, compiled)
-        for index in range(config.num_layers)
-    ]
+    cache, total = (
+        PlanCache(config),
+        LossTotal(),
+    )  # specs are built by the stage that holds them: cache and total are its own
+    blocks = [LayerSpec(PipelineBlock, config, factory, index, cache) for index in range(config.num_layers)]
     layers = [*blocks, LayerSpec(FinalNorm, config, factory)]
     ends = (config, layout, factory)
     if config.tie_embeddings:
+        # One layer in two places: each end has a copy, and DeepSpeed sums their gradients before the update.
         first = TiedLayerSpec(TIED, FirstLayer, *ends, tied_weight_attr="embed.weight")
         last = TiedLayerSpec(TIED, FirstLayer, *ends, forward_fn=total, tied_weight_attr="embed.weight")
     else:
@@ -194,25 +194,9 @@ def train_pipeline(
     """
     total: LossTotal = engine.module.total
     total.begin(batches, scale * engine.gradient_accumulation_steps())  # DeepSpeed divides by the steps
-    with _before_update(engine, lambda: charge("forward_backward")):
+    with before_update(engine, lambda: charge("forward_backward")):
         engine.train_batch(data_iter=_micro_batches(batches))
     return total.sums.to(engine.device)
-
-
-@contextmanager
-def _before_update(engine: PipelineEngine, tell: Callable[[], None]) -> Iterator[None]:
-    """Call `tell` when a batch has its gradients: DeepSpeed's schedule goes on to the update without a word."""
-    update = engine._take_model_step
-
-    def tell_and_update(*arguments: Any) -> None:
-        tell()
-        update(*arguments)
-
-    engine._take_model_step = tell_and_update
-    try:
-        yield
-    finally:
-        engine._take_model_step = update
 
 
 def evaluate_pipeline(engine: PipelineEngine, batches: Sequence[Batch]) -> Tensor:
@@ -226,14 +210,7 @@ def evaluate_pipeline(engine: PipelineEngine, batches: Sequence[Batch]) -> Tenso
 def own_parameters(module: PipelineModule, num_layers: int) -> dict[str, nn.Parameter]:
     """This stage's parameters by the Transformer's names."""
     named = module.named_parameters()
-    return {_layer_name(name, num_layers): value for name, value in named if not name.startswith(UNUSED)}
-
-
-def _layer_name(name: str, num_layers: int) -> str:
-    if name.startswith("tied_modules."):
-        return name.split(".", 2)[2]
-    index, rest = name.split(".", 1)
-    return f"blocks.{int(index) - 1}.{rest.removeprefix('block.')}" if 1 <= int(index) <= num_layers else rest
+    return {weight_name(name, num_layers): value for name, value in named if not name.startswith(UNUSED)}
 
 
 def _micro_batches(batches: Sequence[Batch]) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:

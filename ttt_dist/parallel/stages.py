@@ -1,4 +1,9 @@
-"""Which layers a stage of the pipeline holds: DeepSpeed's balance by parameters, without building anything."""
+"""The pipeline's layers: which of them a stage holds, and what weights are called in them; without building anything.
+
+DeepSpeed numbers the layers of a PipelineModule from 0: the embedding, the blocks, the last norm, the head. A weight is
+called by layer and by its name in there (`3.block.mlp.down.weight` is our `blocks.2.mlp.down.weight`), in parameters and
+files alike. A tied embedding stands in the first and the last layer and belongs to neither: `tied_modules.embed.embed.weight`.
+"""
 
 from math import prod
 
@@ -6,6 +11,31 @@ from ttt_dist.config.model import ModelConfig
 from ttt_dist.model.structure import parameter_shapes
 from ttt_dist.parallel.partition import shard_shape
 from ttt_dist.sequence.tokens import TokenLayout
+
+TIED = "embed"
+"""What DeepSpeed is told to call the layer that is shared by the first stage and the last."""
+
+
+def layer_and_key(name: str, num_layers: int) -> tuple[int, str]:
+    """Layer of the PipelineModule that a weight belongs to (a tied head is the embedding's), and its name in that layer."""
+    parts = name.split(".")
+    if parts[0] == "blocks":
+        return int(parts[1]) + 1, ".".join(["block", *parts[2:]])
+    return {"embed": 0, "norm": num_layers + 1, "head": num_layers + 2}[parts[0]], name
+
+
+def pipeline_name(name: str, model: ModelConfig) -> str:
+    """A weight's name in the PipelineModule."""
+    layer, key = layer_and_key(name, model.num_layers)
+    return f"tied_modules.{TIED}.{key}" if layer == 0 and model.tie_embeddings else f"{layer}.{key}"
+
+
+def weight_name(pipeline_name: str, num_layers: int) -> str:
+    """The inverse of `pipeline_name`."""
+    if pipeline_name.startswith("tied_modules."):
+        return pipeline_name.split(".", 2)[2]
+    layer, key = pipeline_name.split(".", 1)
+    return f"blocks.{int(layer) - 1}.{key.removeprefix('block.')}" if 1 <= int(layer) <= num_layers else key
 
 
 def layer_sizes(model: ModelConfig, layout: TokenLayout, tensor: int) -> list[list[int]]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ttt_dist.model.cross_entropy import VocabularySlice
 from ttt_dist.model.layers import LocalLayerFactory, RMSNorm, SequenceSharding, WeightSource, rms_norm
 from ttt_dist.model.loss import LossRows, LossSums, linear_cross_entropy
+from ttt_dist.parallel.deepspeed_adapter import mark_split
 from ttt_dist.parallel.partition import VOCABULARY_WEIGHTS, padded_rows, partition_of, shard
 
 
@@ -71,7 +72,7 @@ class TensorParallelFactory(LocalLayerFactory):
         self, name: str, num_rows: int, hidden_size: int, num_tokens: int, std: float, tied_to: nn.Module | None
     ) -> nn.Module:
         if tied_to is None:
-            weight = _mark_split(nn.Parameter(self._slice(f"{name}.weight", (num_rows, hidden_size), std)))
+            weight = mark_split(nn.Parameter(self._slice(f"{name}.weight", (num_rows, hidden_size), std)))
         else:
             assert isinstance(tied_to.weight, nn.Parameter)
             weight = tied_to.weight
@@ -91,18 +92,12 @@ class TensorParallelFactory(LocalLayerFactory):
         return shard(whole, partition, self.rank, self.size).to(self.dtype)
 
 
-def _mark_split(parameter: nn.Parameter) -> nn.Parameter:
-    """Tell DeepSpeed that the other processes hold other slices: norms of the gradient sum over them."""
-    parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
-    return parameter
-
-
 def _give(layer: nn.Module, **tensors: Tensor | None) -> None:
     """Set a new layer's parameters. Inside its constructor: after it, zero.Init takes them apart."""
     with torch.no_grad():
         for name, tensor in tensors.items():
             if tensor is not None:
-                _mark_split(layer.get_parameter(name)).copy_(tensor)
+                mark_split(layer.get_parameter(name)).copy_(tensor)
 
 
 class _Embedding(VocabParallelEmbedding):

@@ -3,15 +3,12 @@
 One record per logged step; keys are flat names (docs/watching.md), values numbers. Only rank 0 makes a MetricsLog.
 """
 
-import importlib.util
 import json
 import math
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
-
-from ttt_dist.util.errors import UserError
 
 
 class Sink(Protocol):
@@ -114,13 +111,6 @@ def open_metrics(
     if wandb != "off":
         sinks.append(WandB(run_dir, wandb_project, wandb, config))
     return MetricsLog(run_dir, start_step, sinks)
-
-
-def require_sinks(wandb: str, tensorboard: bool) -> None:
-    """Raise UserError where a package that a setting needs is not installed."""
-    for key, wanted, package in (("wandb", wandb != "off", "wandb"), ("tensorboard", tensorboard, "tensorboard")):
-        if wanted and importlib.util.find_spec(package) is None:
-            raise UserError(f"telemetry.{key} needs the package {package}: install it or switch the setting off")
 
 
 def _lines(path: Path) -> list[str]:

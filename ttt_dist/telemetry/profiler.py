@@ -3,8 +3,6 @@
 Outside the window nothing is measured, and nothing of the profiler is imported or made.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +29,13 @@ class ProfileWindow:
         steps = range(first, min(end, config.train.steps + 1)) if rank in chosen.profile_ranks else range(0)
         return cls(Path(config.run_dir) / "profile", rank, steps)
 
-    @contextmanager
-    def step(self, number: int) -> Iterator[None]:
-        """Around a step, its reading of data included."""
+    def begin_step(self, number: int) -> None:
+        """Before a step, its reading of data included."""
         if number == next(iter(self.steps), None):
             self._begin()
-        yield
+
+    def end_step(self, number: int) -> None:
+        """After it."""
         if self._profiler is not None:
             self._last = number
             if number == self.steps[-1]:

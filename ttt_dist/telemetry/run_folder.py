@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -10,7 +11,29 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ttt_dist.config.loader import save_config, to_dict
+from ttt_dist.config.run import Config, TelemetryConfig
+from ttt_dist.telemetry.metrics import MetricsLog, open_metrics
+from ttt_dist.util.errors import UserError
+
 PACKAGES = ("torch", "deepspeed", "megatron-core", "transformers", "numpy")
+
+
+def require_sinks(chosen: TelemetryConfig) -> None:
+    """Raise UserError where a package that a setting needs is not installed."""
+    wanted = {"wandb": chosen.wandb != "off", "tensorboard": chosen.tensorboard}
+    for package in (name for name, is_wanted in wanted.items() if is_wanted):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"telemetry.{package} needs the package {package}: install it or switch the setting off")
+
+
+def open_run_folder(config: Config, world_size: int, start_step: int) -> MetricsLog:
+    """Write what this start of the run is, and open the log of its figures; on rank 0 only."""
+    run_dir = Path(config.run_dir)
+    save_config(config, run_dir / "config.yaml")
+    write_environment(run_dir, environment(world_size, start_step))
+    chosen = config.telemetry
+    return open_metrics(run_dir, start_step, to_dict(config), chosen.wandb, chosen.wandb_project, chosen.tensorboard)
 
 
 def environment(world_size: int, start_step: int) -> dict[str, Any]:

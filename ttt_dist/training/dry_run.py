@@ -1,17 +1,13 @@
 """What `--dry-run` says without building anything: sizes of the model, what of the data is read when."""
 
-from collections import Counter
-from math import prod
 from typing import TYPE_CHECKING
 
 from ttt_dist.checkpoint import manager
-from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.objective import Objective
 from ttt_dist.data.loader import PackLoader
 from ttt_dist.launch.launchers import DistInfo
 from ttt_dist.launch.process_group import has_gpu
-from ttt_dist.model.structure import parameter_shapes
-from ttt_dist.sequence.tokens import TokenLayout
+from ttt_dist.model.structure import count_parameters
 from ttt_dist.training.memory_estimate import memory_per_rank
 from ttt_dist.util.console import print_rank0
 
@@ -19,10 +15,10 @@ if TYPE_CHECKING:
     from ttt_dist.training.plan import TrainPlan
 
 
-def describe(job: "TrainPlan", dist_info: DistInfo) -> None:
+def describe(plan: "TrainPlan", dist_info: DistInfo) -> None:
     """What `--dry-run` prints: model, layout of the processes, data, and where the run stands."""
-    config, layout, train = job.config, job.metadata.layout, job.config.train
-    parts = count_parameters(config.model, layout)
+    config, layout, train = plan.config, plan.metadata.layout, plan.config.train
+    parts = count_parameters(config.model, layout.padded_vocab_size)
     print_rank0(
         f"model      {sum(parts.values()):,} parameters: "
         + ", ".join(f"{name} {size:,}" for name, size in parts.items())
@@ -31,28 +27,22 @@ def describe(job: "TrainPlan", dist_info: DistInfo) -> None:
         f"tokens     {layout.vocab_size:,} (padded to {layout.padded_vocab_size:,}), {layout.num_codes:,} audio codes"
     )
     print_rank0(
-        f"processes  {dist_info.world_size} ({job.mesh}), ZeRO {job.metadata.zero_stage}, {train.precision}; global batch "
-        f"{train.global_batch} packs = {job.mesh.data} x {train.micro_batch} x {job.loader.num_micro_batches} accumulation steps"
+        f"processes  {dist_info.world_size} ({plan.mesh}), ZeRO {plan.metadata.zero_stage}, {train.precision}; global batch "
+        f"{train.global_batch} packs = {plan.mesh.data} x {train.micro_batch} x {plan.loader.num_micro_batches} accumulation steps"
     )
     on_cuda = train.precision == "bf16" or has_gpu()  # said on a login node, meant for the GPUs
-    memory = memory_per_rank(config, layout, job.mesh, job.metadata.zero_stage, job.loader.seq_len, on_cuda)
+    memory = memory_per_rank(config, layout, plan.mesh, plan.metadata.zero_stage, plan.loader.seq_len, on_cuda)
     print_rank0(f"memory     {memory} (of the fullest process)")
     for line in describe_objective(config.objective, train.steps):
         print_rank0(f"objective  {line}")
-    for line in describe_data(job.loader, train.steps):
+    for line in describe_data(plan.loader, train.steps):
         print_rank0(f"data       {line}")
-    if job.held_out is not None:
-        print_rank0(f"held out   {config.data.valid}: {job.held_out.num_packs:,} of {len(job.held_out.reader):,} packs")
-    start = f"resumes at step {manager.step_of(job.start)} from {job.start}" if job.start else "starts anew"
+    if plan.held_out is not None:
+        print_rank0(
+            f"held out   {config.data.valid}: {plan.held_out.num_packs:,} of {len(plan.held_out.reader):,} packs"
+        )
+    start = f"resumes at step {manager.step_of(plan.start)} from {plan.start}" if plan.start else "starts anew"
     print_rank0(f"run        {config.run_dir}: {start}")
-
-
-def count_parameters(config: ModelConfig, layout: TokenLayout) -> dict[str, int]:
-    """Parameters of the model by part (embed, blocks, norm, head); a tied head counts with the embedding."""
-    parts: Counter[str] = Counter()
-    for name, shape in parameter_shapes(config, layout.padded_vocab_size).items():
-        parts[name.split(".")[0]] += prod(shape)
-    return dict(parts)
 
 
 def describe_objective(objective: Objective, steps: int) -> list[str]:

@@ -105,11 +105,6 @@ class Setup:
         return 2 if self.is_bf16 else FP32
 
     @property
-    def shards(self) -> int:
-        """Processes that ZeRO divides by: those of different data or tokens."""
-        return self.mesh.data * self.mesh.ulysses
-
-    @property
     def steps(self) -> int:
         """Micro-batches that a process accumulates."""
         return self.config.train.global_batch // (self.config.train.micro_batch * self.mesh.data)
@@ -156,10 +151,10 @@ def states_of(setup: Setup, sizes: list[int]) -> States:
     # In bf16 a pipeline has BF16_Optimizer, which shards at ZeRO 0 too.
     is_sharded = setup.zero_stage > 0 or (setup.is_bf16 and setup.mesh.pipeline > 1)
     per_parameter = ADAM + (FP32 if setup.is_bf16 or setup.zero_stage > 0 else 0)
-    optimizer = 0 if setup.is_offloaded else per_parameter * count // (setup.shards if is_sharded else 1)
+    optimizer = 0 if setup.is_offloaded else per_parameter * count // (setup.mesh.zero_size if is_sharded else 1)
     weights = setup.width * count
-    if setup.zero_stage == 3 and setup.shards > 1:
-        weights = weights // setup.shards + setup.width * _gathered(sizes, setup.zero)
+    if setup.zero_stage == 3 and setup.mesh.zero_size > 1:
+        weights = weights // setup.mesh.zero_size + setup.width * _gathered(sizes, setup.zero)
     return States(weights, *_gradients(setup, sizes), optimizer)
 
 
@@ -178,10 +173,10 @@ def _gathered(sizes: list[int], zero: dict[str, Any]) -> int:
 def _gradients(setup: Setup, sizes: list[int]) -> tuple[int, int]:
     """Bytes of the gradients in the backward pass, and what is allocated after it to reduce them and to update.
 
-    Sums over micro-batches are fp32, but in bf16 at ZeRO 0 (see `ttt_dist.training.engine.deepspeed_config`).
+    Sums over micro-batches are fp32, but in bf16 at ZeRO 0 (see `ttt_dist.parallel.zero.deepspeed_config`).
     """
     count, largest, steps = sum(sizes), max(sizes), min(setup.steps, 2)
-    shard = count // setup.shards
+    shard = count // setup.mesh.zero_size
     capacity = int(setup.zero["reduce_bucket_size"])
     bucket = capacity if setup.on_cuda else min(capacity, count)  # a CPU gives memory only to what is written
     all_reduced = min(count, COMMUNICATED)  # flattened copies, of which one process has no need but makes them too
@@ -207,7 +202,7 @@ def _gradients(setup: Setup, sizes: list[int]) -> tuple[int, int]:
         # bf16 buckets; the fp32 copy that is sent; the own shard's fp32 sum. What was too large for a bucket and belongs to
         # the shard stays to the end of the backward pass.
         too_large = sum(size for size in sizes if size > capacity)
-        single = max(single, setup.width * min(too_large, too_large // setup.shards + largest))
+        single = max(single, setup.width * min(too_large, too_large // setup.mesh.zero_size + largest))
         return single + FP32 * (shard + bucket) + 2 * buckets * bucket, 0
     if setup.zero_stage == 2:
         # The buckets; the own shard, twice while a micro-batch is added to others, and twice in the update.

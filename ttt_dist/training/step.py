@@ -15,10 +15,10 @@ import torch.distributed as dist
 
 from ttt_dist.model.loss import metric_names, p_bin_name
 from ttt_dist.parallel.mesh import Mesh
+from ttt_dist.parallel.zero import reported_norm, set_learning_rate
 from ttt_dist.sequence.batch import Batch
 from ttt_dist.sequence.corruption import NUM_P_BINS
 from ttt_dist.sequence.loss_terms import term_names
-from ttt_dist.training.engine import reported_norm, set_learning_rate
 from ttt_dist.training.step_timing import StepClock, StepTimes
 
 
@@ -99,7 +99,7 @@ def train_step(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, batches: Sequence[
         counts = global_counts(batches, mesh, engine.device)
         clock.charge("data")
         # DeepSpeed averages gradients over the processes of different data or tokens: undo it.
-        scale = mesh.data * mesh.ulysses / counts.num_loss_units if counts.num_loss_units else 0.0
+        scale = mesh.zero_size / counts.num_loss_units if counts.num_loss_units else 0.0
         set_learning_rate(engine, lr)
         if mesh.pipeline > 1:
             from ttt_dist.parallel.pipeline import train_pipeline

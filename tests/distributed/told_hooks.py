@@ -1,0 +1,43 @@
+"""A callback as a user writes one: it tells each call, and on how many ranks, in a file of its own for each rank."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ttt_dist.training.callbacks import Callback
+
+
+class Told(Callback):
+    """Writes RUN/hooks-0.jsonl; every line has been counted over all ranks by a collective, but the last."""
+
+    def __init__(self, fail_at: int = 0) -> None:
+        self.fail_at = fail_at
+
+    def pre_step(self, trainer: Any, step: int) -> None:
+        self._tell(trainer, "pre_step", step)
+
+    def post_step(self, trainer: Any, step: int, result: Any) -> None:
+        self._tell(trainer, "post_step", step, loss=result.loss)
+        if step == self.fail_at:
+            raise ValueError("a hook failed")
+
+    def evaluated(self, trainer: Any, step: int, losses: Any) -> None:
+        self._tell(trainer, "evaluated", step, loss=losses.loss)
+
+    def checkpoint_saved(self, trainer: Any, step: int, folder: Path) -> None:
+        self._tell(trainer, "checkpoint_saved", step, folder=folder.name, is_there=(folder / "run.json").is_file())
+
+    def close(self, trainer: Any) -> None:
+        self._write(trainer, {"hook": "close"})
+
+    def _tell(self, trainer: Any, hook: str, step: int, **fields: Any) -> None:
+        ranks = torch.ones(1)
+        dist.all_reduce(ranks)
+        self._write(trainer, {"hook": hook, "step": step, "ranks": int(ranks), **fields})
+
+    def _write(self, trainer: Any, fields: dict[str, Any]) -> None:
+        with (trainer.folder / f"hooks-{dist.get_rank()}.jsonl").open("a") as file:
+            file.write(json.dumps(fields) + "\n")

@@ -1,0 +1,85 @@
+"""Where a run starts from: its newest whole checkpoint of whatever layout, a model folder, or random weights.
+
+What is asked before any process group exists comes first (without torch), what all processes do together after it.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ttt_dist.checkpoint import manager
+from ttt_dist.checkpoint.export import require_assets
+from ttt_dist.checkpoint.manager import CheckpointMetadata
+from ttt_dist.config.run import Config
+from ttt_dist.model.hf.families import require_same_model
+from ttt_dist.model.structure import count_parameters
+from ttt_dist.parallel.mesh import Mesh
+from ttt_dist.sequence.tokens import TokenLayout
+from ttt_dist.util.console import print_rank0
+from ttt_dist.util.errors import UserError
+
+if TYPE_CHECKING:
+    import deepspeed
+
+    from ttt_dist.model.layers import WeightSource
+
+
+def find_candidates(config: Config, resume: Path | None) -> list[Path]:
+    """Checkpoints of this run, newest first, or, where it has none yet, those that --resume names. Raises UserError."""
+    own = manager.list_checkpoints(Path(config.run_dir) / "checkpoints")
+    if own and not config.checkpoint.resume:
+        raise UserError(f"{own[0]}: run_dir holds a run already; set checkpoint.resume=true or choose another run_dir")
+    return own or ([] if resume is None else manager.resolve_resume_path(resume))
+
+
+def require_startable(
+    config: Config, layout: TokenLayout, world_size: int, candidates: list[Path]
+) -> CheckpointMetadata:
+    """What the run's checkpoints belong to.
+
+    Raises UserError where what it would start from does not fit it, or where a checkpoint or the export could not be written.
+    """
+    require_assets(config)
+    init_from = config.train.init_from
+    if init_from is not None:
+        require_same_model(init_from, config.model)
+        layout.require_same(TokenLayout.load(Path(init_from) / "token_layout.json"), f"train.init_from={init_from}")
+    metadata = CheckpointMetadata.of_run(config, layout, world_size)
+    for candidate in candidates[:1]:
+        manager.require_resumable(candidate, metadata)
+    manager.require_space(Path(config.run_dir), sum(count_parameters(config.model, layout.padded_vocab_size).values()))
+    return metadata
+
+
+def choose_start(config: Config, layout: TokenLayout, candidates: list[Path]) -> "tuple[Path | None, WeightSource]":
+    """The first of `candidates` that is whole, None where there is none, and what the model is to be built with; collective."""
+    from ttt_dist.model.hf.folder import FolderWeights
+    from ttt_dist.model.layers import RandomWeights, zero_weights
+
+    checkpoint = manager.first_whole(candidates)
+    if checkpoint is not None:
+        return checkpoint, zero_weights  # all of them are about to be read
+    if config.train.init_from is not None:
+        return None, FolderWeights(config.train.init_from, config.model, layout)
+    return None, RandomWeights(config.seed)
+
+
+def restore(
+    engine: "deepspeed.DeepSpeedEngine",
+    mesh: Mesh,
+    config: Config,
+    metadata: CheckpointMetadata,
+    checkpoint: Path | None,
+) -> tuple[int, dict[str, Any]]:
+    """Load weights and optimizer where there is a checkpoint; updates done and the run's counters then; collective."""
+    if checkpoint is None:
+        return 0, {}
+    if manager.has_layout_of(checkpoint, metadata):
+        manager.load(engine, checkpoint)
+    else:
+        from ttt_dist.checkpoint.universal import load_universal
+
+        print_rank0(f"{checkpoint}: of another layout of processes, its weights and moments are dealt out anew")
+        load_universal(engine, mesh, config.model, metadata.layout, checkpoint)
+    if checkpoint.parent == Path(config.run_dir) / "checkpoints":
+        manager.on_first_rank(lambda: manager.make_newest(checkpoint, config.checkpoint))
+    return manager.progress_of(checkpoint)

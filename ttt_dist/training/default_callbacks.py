@@ -1,0 +1,173 @@
+"""What every run does beside its steps: the log, evaluations, checkpoints and so on, as callbacks of the loop."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+
+from ttt_dist.checkpoint import manager
+from ttt_dist.config.run import Config
+from ttt_dist.parallel.compile import COMPILER
+from ttt_dist.telemetry.profiler import ProfileWindow
+from ttt_dist.training.callbacks import Callback
+from ttt_dist.training.step import Losses, StepResult
+from ttt_dist.training.validate import held_out_loss
+from ttt_dist.util.console import print_rank0, warn
+from ttt_dist.util.errors import DivergedError
+
+if TYPE_CHECKING:
+    from ttt_dist.training.loop import Trainer
+
+
+def all_callbacks(config: Config, rank: int, start_step: int, users: list[Callback]) -> list[Callback]:
+    """Those of this run in the order in which they are called."""
+    return [
+        StageNotice(),
+        Profiling(ProfileWindow.of_run(config, rank, start_step)),
+        CompileNotice(),
+        SkippedSteps(),
+        GarbageCollection(config.train.gc_every),
+        Records(),
+        Evaluation(),
+        *users,
+        Checkpointing(),
+    ]
+
+
+class StageNotice(Callback):
+    """Tells where a stage of the objective begins."""
+
+    def pre_step(self, trainer: Trainer, step: int) -> None:
+        objective, done = trainer.config.objective, step - 1
+        for number, stage in enumerate(objective.stages):
+            if stage.from_step == done:
+                print_rank0(f"step {done}: objective.stages.{number} begins: {objective.at(done)}")
+                trainer.tell("stage", done, stage=number, objective=str(objective.at(done)))
+
+
+class Profiling(Callback):
+    """Traces the steps that telemetry.profile_* asks for, their reading of data included."""
+
+    def __init__(self, window: ProfileWindow) -> None:
+        self.window = window
+
+    def pre_step(self, trainer: Trainer, step: int) -> None:
+        self.window.begin_step(step)
+
+    def post_step(self, trainer: Trainer, step: int, result: StepResult) -> None:
+        self.window.end_step(step)
+
+    def close(self, trainer: Trainer) -> None:
+        self.window.close()
+
+
+class CompileNotice(Callback):
+    """Tells how many graphs the first step has compiled: a run with none would only be slow."""
+
+    def post_step(self, trainer: Trainer, step: int, result: StepResult) -> None:
+        if not trainer.config.train.compile or step != trainer.start_step + 1:
+            return
+        graphs = COMPILER.num_graphs
+        if graphs:
+            print_rank0(f"train.compile: the blocks are {graphs} compiled graph(s)")
+        else:
+            warn("train.compile=true, but nothing was compiled: the blocks run as they are")
+        trainer.tell("compiled", step, graphs=graphs)
+
+
+class SkippedSteps(Callback):
+    """Counts steps that were not applied and tells whose data they were of; ends the run after too many in a row."""
+
+    def post_step(self, trainer: Trainer, step: int, result: StepResult) -> None:
+        guard = trainer.guard
+        if not guard.end_step(result.grad_norm):
+            return
+        warn(f"step {step} skipped: loss {result.loss:.4g}, gradient norm {result.grad_norm:.4g}")
+        trainer.tell("skipped_step", step, **self._evidence(trainer, step, result))
+        if guard.gives_up:
+            raise DivergedError(
+                f"{trainer.folder}: {guard.in_a_row} steps in a row skipped, up to step {step} (loss {result.loss:.4g}, "
+                f"gradient norm {result.grad_norm:.4g}); events.jsonl has what each rank read; lower train.lr or mend the "
+                "data, and start again: the run goes on from its last checkpoint"
+            )
+
+    def _evidence(self, trainer: Trainer, step: int, result: StepResult) -> dict[str, Any]:
+        """What each rank read and what came of it; collective."""
+        own = {
+            "rank": dist.get_rank(),
+            "host": socket.gethostname(),
+            "loss_sums": [str(value) for value in result.own_sums.tolist()],
+            "packs": [f"{place.source}:{place.pack}" for place in trainer.loader.sample_indices(step - 1)],
+        }
+        return {
+            "loss": str(result.loss),
+            "grad_norm": str(result.grad_norm),
+            "in_a_row": trainer.guard.in_a_row,
+            "ranks": manager.gather(own),
+        }
+
+
+class GarbageCollection(Callback):
+    """Collects on all processes at the same steps: one that pauses when Python likes keeps all others waiting."""
+
+    def __init__(self, every: int) -> None:
+        """Every so many steps; 0 leaves it to Python."""
+        self.every = every
+        if every:
+            gc.disable()
+            gc.collect()
+
+    def post_step(self, trainer: Trainer, step: int, result: StepResult) -> None:
+        if self.every and step % self.every == 0:
+            gc.collect(1)
+
+
+class Records(Callback):
+    """The record of the last steps, every telemetry.log_every."""
+
+    def post_step(self, trainer: Trainer, step: int, result: StepResult) -> None:
+        if trainer.is_due(step, trainer.config.telemetry.log_every):
+            values = trainer.window.record(trainer.learning_rate(step))
+            trainer.log(step, {**values, "skipped_steps": trainer.guard.skipped, **self._stage(trainer, step)})
+
+    def _stage(self, trainer: Trainer, step: int) -> dict[str, float]:
+        """The number of the objective's stage that the step was of, where there are any."""
+        objective = trainer.config.objective
+        return {"stage": objective.stage_at(step - 1)} if objective.stages else {}
+
+
+class Evaluation(Callback):
+    """The loss on the held-out packs, every train.eval_every; then `evaluated`."""
+
+    def post_step(self, trainer: Trainer, step: int, result: StepResult) -> None:
+        if trainer.held_out is None or not trainer.is_due(step, trainer.config.train.eval_every):
+            return
+        trainer.watchdog.mark(step, "evaluating", trainer.config.guard.start_timeout)
+        losses = held_out_loss(trainer.engine, trainer.mesh, trainer.held_out)
+        for callback in trainer.callbacks:
+            callback.evaluated(trainer, step, losses)
+
+    def evaluated(self, trainer: Trainer, step: int, losses: Losses) -> None:
+        trainer.log(step, losses.record("eval_"))
+        print_rank0(f"step {step}: held-out {losses.told(digits=4)}")
+
+
+class Checkpointing(Callback):
+    """A checkpoint every checkpoint.save_every steps, and where the run is asked to stop; then `checkpoint_saved`."""
+
+    def post_step(self, trainer: Trainer, step: int, result: StepResult) -> None:
+        if not trainer.stop_reason and not trainer.is_due(step, trainer.config.checkpoint.save_every):
+            return
+        trainer.watchdog.mark(step, "saving a checkpoint", trainer.config.guard.start_timeout)
+        begin = time.perf_counter()
+        folder, keep = trainer.folder / "checkpoints", trainer.config.checkpoint
+        saved = manager.save(trainer.engine, folder, step, trainer.metadata, trainer.guard.state, keep)
+        seconds = time.perf_counter() - begin
+        trainer.stop.longest_save_s = max(trainer.stop.longest_save_s, seconds)
+        trainer.tell("checkpoint", step, seconds=round(seconds, 3))
+        for callback in trainer.callbacks:
+            callback.checkpoint_saved(trainer, step, saved)
