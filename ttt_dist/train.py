@@ -80,7 +80,6 @@ def set_up(plan: "TrainPlan", dist_info: "DistInfo") -> "Trainer":
     """Everything that the loop works with: the process group, the engine with its weights, the logs; collective."""
     # DeepSpeed takes seconds to import and looks for its accelerator while at it: after choose_accelerator, after the checks.
     from ttt_dist.checkpoint.restore import choose_start, restore
-    from ttt_dist.config.deepspeed import require_accepted
     from ttt_dist.launch.process_group import init_process_group, log_to_files
     from ttt_dist.parallel.parallelize import parallelize
     from ttt_dist.telemetry.events import Events
@@ -91,7 +90,6 @@ def set_up(plan: "TrainPlan", dist_info: "DistInfo") -> "Trainer":
     config, mesh, layout = plan.config, plan.mesh, plan.metadata.layout
     limit_s, logs = config.guard.start_timeout, Path(config.run_dir) / "logs"
     stop = SignalHandler(60 * config.guard.stop_after)
-    require_accepted(config.deepspeed)
     init_process_group(dist_info, limit_s, queues_in_order=mesh.tensor > 1)
     log_to_files(logs, dist_info.rank)
     events = Events(config.run_dir)

@@ -34,7 +34,7 @@ from ttt_dist.config.run import CheckpointConfig, Config
 from ttt_dist.data.blend import past
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.util.atomic_files import atomic_write, fsync_folder, remove_leftovers, writing
-from ttt_dist.util.console import print_rank0, warn
+from ttt_dist.util.console import warn
 from ttt_dist.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -151,21 +151,6 @@ def require_resumable(checkpoint: Path, run: CheckpointMetadata) -> None:
     for name, here in run.config["model"].items():
         _require_equal(f"model.{name}", saved["model"].get(name), here, where)
     _warn_of_another_order(saved, run.config, int(metadata["step"]), where)
-
-
-def objective_of_run(objective: Objective, candidates: Sequence[Path]) -> Objective:
-    """`objective` with nothing left open: what it does not say is as in the newest of the checkpoints to go on from.
-
-    A recipe without a preset thus keeps its meaning in the middle of a run, whatever the default has become since.
-    """
-    if not candidates:
-        return objective.resolved()
-    where = str(candidates[0])
-    saved = build(Objective, read_metadata(candidates[0])["config"]["objective"], where, "objective.")
-    found = objective.going_on(saved)
-    if found != objective.resolved():
-        print_rank0(f"{where}: objective.preset is left open: goes on by {found}")
-    return found
 
 
 def has_layout_of(checkpoint: Path, run: CheckpointMetadata) -> bool:

@@ -3,12 +3,15 @@
 What is asked before any process group exists comes first (without torch), what all processes do together after it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttt_dist.checkpoint import manager
 from ttt_dist.checkpoint.export import require_assets
 from ttt_dist.checkpoint.manager import CheckpointMetadata
+from ttt_dist.config.objective import Objective
+from ttt_dist.config.reading import build
 from ttt_dist.config.run import Config
 from ttt_dist.model.hf.families import require_same_model
 from ttt_dist.model.structure import count_parameters
@@ -29,6 +32,21 @@ def find_candidates(config: Config, resume: Path | None) -> list[Path]:
     if own and not config.checkpoint.resume:
         raise UserError(f"{own[0]}: run_dir holds a run already; set checkpoint.resume=true or choose another run_dir")
     return own or ([] if resume is None else manager.resolve_resume_path(resume))
+
+
+def objective_of_run(objective: Objective, candidates: Sequence[Path]) -> Objective:
+    """`objective` with nothing left open: what it does not say is as in the newest of the checkpoints to go on from.
+
+    A recipe without a preset thus keeps its meaning in the middle of a run, whatever the default has become since.
+    """
+    if not candidates:
+        return objective.resolved()
+    where = str(candidates[0])
+    saved = build(Objective, manager.read_metadata(candidates[0])["config"]["objective"], where, "objective.")
+    found = objective.going_on(saved)
+    if found != objective.resolved():
+        print_rank0(f"{where}: objective.preset is left open: goes on by {found}")
+    return found
 
 
 def require_startable(

@@ -13,6 +13,7 @@ from ttt_dist.data.blend import SampleIndex
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.data.sources import Sources
 from ttt_dist.sequence.batch import Batch, collate
+from ttt_dist.sequence.noise_schedule import require_noise_schedules
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.util.errors import UserError
 
@@ -138,6 +139,7 @@ def open_loaders(config: Config, data_rank: int, data_size: int) -> tuple[PackLo
 
     Opens the shards and checks that they fit each other. Raises UserError.
     """
+    require_noise_schedules(config.objective)
     sources, train = Sources.open(config.data), config.train
     shard = sources.first
     layout, seq_len = shard.layout, shard.seq_len or 0  # without one it holds no packs, which the loader refuses

@@ -3,6 +3,7 @@
 import deepspeed
 from torch import nn
 
+from ttt_dist.config.deepspeed import require_accepted
 from ttt_dist.config.run import Config
 from ttt_dist.model.layers import WeightSource
 from ttt_dist.model.transformer import Block, Transformer
@@ -19,6 +20,7 @@ def parallelize(config: Config, layout: TokenLayout, mesh: Mesh, weights: Weight
 
     Needs a process group; `groups.leave` undoes what is made beside it.
     """
+    require_accepted(config.deepspeed)
     mpu = groups.join(mesh)
     model = build_model(config, layout, mesh, mpu, weights)  # tensor, sequence and pipeline parallel from birth
     blocks = [module for module in model.modules() if isinstance(module, Block)]

@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ttt_dist.checkpoint.manager import CheckpointMetadata, objective_of_run
-from ttt_dist.checkpoint.restore import find_candidates, require_startable
+from ttt_dist.checkpoint.manager import CheckpointMetadata
+from ttt_dist.checkpoint.restore import find_candidates, objective_of_run, require_startable
 from ttt_dist.config.checks import check_run
 from ttt_dist.config.pipeline import Recipe
 from ttt_dist.data.loader import PackLoader, ValidationLoader, open_loaders
 from ttt_dist.launch.launchers import DistInfo
 from ttt_dist.parallel.mesh import Mesh, require_divisible
-from ttt_dist.sequence.noise_schedule import require_noise_schedules
 from ttt_dist.telemetry.run_folder import require_sinks
 from ttt_dist.training.callbacks import Callback, load_callbacks
 
@@ -43,7 +42,6 @@ def prepare(config: Recipe, dist_info: DistInfo, resume: Path | None = None) -> 
     candidates = find_candidates(config, resume)
     config.objective = objective_of_run(config.objective, candidates)
     check_run(config, dist_info.world_size)
-    require_noise_schedules(config.objective)
     callbacks = load_callbacks(config.callbacks)
     mesh = Mesh.of(config.parallel, dist_info.world_size, dist_info.rank)
     require_sinks(config.telemetry)
