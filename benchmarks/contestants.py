@@ -144,7 +144,7 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 def _collate(rows: list[list[Sample]], size: int, layout: TokenLayout, seq_len: int) -> list[Batch]:
     groups = [rows[start : start + size] for start in range(0, len(rows), size)]
     # The default objective draws noise and mixing per sample, so that both sides meet the same.
-    return [collate(group, layout, Objective("paper"), 0, [0] * len(group), seq_len) for group in groups]
+    return [collate(group, layout, Objective(preset="paper"), 0, [0] * len(group), seq_len) for group in groups]
 
 
 def _full_loss(logits: Tensor, batch: Batch) -> Tensor:

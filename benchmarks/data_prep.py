@@ -140,7 +140,16 @@ def bare_layout() -> TokenLayout:
         "end_of_audio_new": last + 1,
         "end_of_audio_span_last": last + 2,
     }
-    return TokenLayout("benchmark", "", 256, special_ids, first_code, NUM_CODES, last + 3, -(-(last + 3) // 128) * 128)
+    return TokenLayout(
+        tokenizer="benchmark",
+        tokenizer_hash="",
+        num_text_tokens=256,
+        special_ids=special_ids,
+        first_code=first_code,
+        num_codes=NUM_CODES,
+        vocab_size=last + 3,
+        padded_vocab_size=-(-(last + 3) // 128) * 128,
+    )
 
 
 def pack_speed(folder: Path, name: str, num_samples: int) -> dict[str, float]:

@@ -37,7 +37,7 @@ LAYOUTS = {
 }
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Campaign:
     """What the runs share, and what was found."""
 
@@ -283,7 +283,7 @@ def main() -> None:
             train={"steps": STEPS, "eval_every": 0, "eval_packs": 1},
             checkpoint={"save_every": SAVE_EVERY, "keep_last": 2},
         )
-        campaign = Campaign(folder, random.Random(args.seed))
+        campaign = Campaign(folder=folder, random=random.Random(args.seed))
         for number, layout in enumerate(LAYOUTS):
             share = args.kills // len(LAYOUTS) + (number < args.kills % len(LAYOUTS))
             kill(campaign, layout, share)

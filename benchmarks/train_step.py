@@ -123,7 +123,9 @@ def start_side(side: str, seq_len: int) -> dict[str, Any]:
 
 def useful_flops(samples: list[Sample], device: str) -> float:
     """Useful work of a step in FLOP, forward and backward."""
-    batch = collate([[sample] for sample in samples], LAYOUT, Objective("paper"), SEED, [0] * len(samples), LONGEST)
+    batch = collate(
+        [[sample] for sample in samples], LAYOUT, Objective(preset="paper"), SEED, [0] * len(samples), LONGEST
+    )
     flops = ModelFlops.of(setting(device)[0], LAYOUT.vocab_size)
     return flops.useful(batch.useful_tokens, batch.ar_tokens + batch.nar_tokens, batch.visible_pairs)
 

@@ -66,7 +66,7 @@ def put(path: Path, *lines: str | bytes) -> Path:
 def listed(reader: str, source: Path, **options: Any) -> tuple[list[Entry], Problems]:
     """What a reader makes of a corpus."""
     problems = Problems(told=0)
-    return list(load_reader(reader)(ReaderOptions(source, **options), problems)), problems
+    return list(load_reader(reader)(ReaderOptions(source=source, **options), problems)), problems
 
 
 def errors(problems: Problems) -> list[str]:

@@ -25,7 +25,16 @@ def tiny_layout(shuffle_seed: int | None = None) -> TokenLayout:
         slots = list(np.random.default_rng(shuffle_seed).permutation(slots))
     special_ids = {name: int(slot) for name, slot in zip(names, slots, strict=True)}
     total = NUM_TEXT + 9 + NUM_CODES
-    return TokenLayout("tiny", "0" * 64, NUM_TEXT, special_ids, NUM_TEXT + 6, NUM_CODES, total, 64)
+    return TokenLayout(
+        tokenizer="tiny",
+        tokenizer_hash="0" * 64,
+        num_text_tokens=NUM_TEXT,
+        special_ids=special_ids,
+        first_code=NUM_TEXT + 6,
+        num_codes=NUM_CODES,
+        vocab_size=total,
+        padded_vocab_size=64,
+    )
 
 
 @st.composite

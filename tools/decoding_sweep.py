@@ -24,7 +24,7 @@ DENOISED, CAUSAL, VERIFIED = "denoised", "left to right", "verified"
 MARKERS = {DENOISED: "o", CAUSAL: "s", VERIFIED: "^"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Point:
     """Words wrong, as a rate, by each judge's label; forwards per second of sound; both of one model, decoded in one way."""
 
@@ -84,11 +84,11 @@ def over_runs(runs: Iterable[Path]) -> list[Point]:
             by_way.setdefault((point.way, point.steps), []).append(point)
     return [
         Point(
-            way,
-            steps,
-            mean(one.forwards_per_second for one in points),
-            {label: mean(one.wer[label] for one in points) for label in points[0].wer},
-            {label: mean(one.ceiling[label] for one in points) for label in points[0].ceiling},
+            way=way,
+            steps=steps,
+            forwards_per_second=mean(one.forwards_per_second for one in points),
+            wer={label: mean(one.wer[label] for one in points) for label in points[0].wer},
+            ceiling={label: mean(one.ceiling[label] for one in points) for label in points[0].ceiling},
         )
         for (way, steps), points in by_way.items()
     ]

@@ -73,7 +73,16 @@ def small_layout(num_text: int = 200, num_codes: int = 64) -> TokenLayout:
     special_ids = {name: num_text + index for index, name in enumerate(names)}
     first_code = num_text + len(names)
     size = first_code + num_codes
-    return TokenLayout("numbers", "0" * 64, num_text, special_ids, first_code, num_codes, size, -(-size // 64) * 64)
+    return TokenLayout(
+        tokenizer="numbers",
+        tokenizer_hash="0" * 64,
+        num_text_tokens=num_text,
+        special_ids=special_ids,
+        first_code=first_code,
+        num_codes=num_codes,
+        vocab_size=size,
+        padded_vocab_size=-(-size // 64) * 64,
+    )
 
 
 @contextmanager

@@ -46,7 +46,16 @@ def prepare(folder: Path) -> None:
     special_ids = {name: NUM_TEXT + i for i, name in enumerate(TEXT_SPECIALS)}
     special_ids |= {name: last_code + i for i, name in enumerate(AUDIO_SPECIALS)}
     size = last_code + len(AUDIO_SPECIALS)
-    layout = TokenLayout("demo", "0" * 64, NUM_TEXT, special_ids, first_code, NUM_CODES, size, -(-size // 128) * 128)
+    layout = TokenLayout(
+        tokenizer="demo",
+        tokenizer_hash="0" * 64,
+        num_text_tokens=NUM_TEXT,
+        special_ids=special_ids,
+        first_code=first_code,
+        num_codes=NUM_CODES,
+        vocab_size=size,
+        padded_vocab_size=-(-size // 128) * 128,
+    )
     shards, random = folder / "shards", np.random.default_rng(0)
     for name in ("tokenizer", "codec"):
         (shards / name).mkdir(parents=True)

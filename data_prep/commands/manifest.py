@@ -89,7 +89,12 @@ def run(args: argparse.Namespace) -> None:
     holdout = Holdout(args.holdout_every, args.holdout_field) if args.holdout_every else None
     problems = Problems(args.max_errors)
     options = ReaderOptions(
-        Path(args.source), args.pattern, args.lang, args.split, args.subset, columns=args.columns or {}
+        source=Path(args.source),
+        pattern=args.pattern,
+        lang=args.lang,
+        split=args.split,
+        subset=args.subset,
+        columns=args.columns or {},
     )
     paths = [args.out, args.holdout_out] if args.holdout_out else [args.out]
     with (

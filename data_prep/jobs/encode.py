@@ -39,7 +39,7 @@ WINDOW_SECONDS = 600.0  # audio handed to the codec at once, and as much again r
 READERS = 4  # threads that read ahead
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Line:
     """A line of a part, and what becomes of it."""
 
@@ -145,10 +145,10 @@ class EncodeJob(PartJob):
                 if not clips(entry):
                     raise UserError(f"{place}: has no audio; text alone goes through `data_prep import`")
             except UserError as error:
-                yield Line(place, {}, str(error))
+                yield Line(place=place, entry={}, problem=str(error))
             else:
                 seen.add(entry["id"])
-                yield Line(place, entry)
+                yield Line(place=place, entry=entry)
 
     def _encode(self, lines: Sequence[Line], writer: PartWriter, tick: ProgressCallback) -> None:
         """Give every line its codes, hash and number of samples, or its problem."""

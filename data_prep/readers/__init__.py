@@ -16,7 +16,7 @@ from ttt_dist.manifest.problems import Problems
 from ttt_dist.util.plugins import load_function
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReaderOptions:
     """What the command line says about the corpus."""
 

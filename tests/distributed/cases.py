@@ -71,12 +71,20 @@ class Layout:
             global_batch=GLOBAL_BATCH, micro_batch=self.micro, lr=LR, clip=1.0, precision=self.precision,
             activation_checkpointing=self.checkpointing, compile=self.compile, fp8=self.fp8,
         )  # fmt: skip
-        stages = [ObjectiveStage(0, kind="ar"), ObjectiveStage(BORDER)] if self.staged else []
+        stages = [ObjectiveStage(from_step=0, kind="ar"), ObjectiveStage(from_step=BORDER)] if self.staged else []
         return Config(
             deepspeed=str(ROOT / f"ds_configs/zero{self.zero}.json"),
-            model=ModelConfig(32, 2, 4, self.kv_heads, 64, qk_norm=self.qk_norm, tie_embeddings=self.tied),
+            model=ModelConfig(
+                hidden_size=32,
+                num_layers=2,
+                num_heads=4,
+                num_kv_heads=self.kv_heads,
+                ffn_hidden_size=64,
+                qk_norm=self.qk_norm,
+                tie_embeddings=self.tied,
+            ),
             objective=Objective(
-                self.preset, normalisation=self.normalisation, noise_schedule=self.noise_schedule, stages=stages
+                preset=self.preset, normalisation=self.normalisation, noise_schedule=self.noise_schedule, stages=stages
             ),
             train=train,
             parallel=ParallelConfig(self.tensor, self.pipeline, self.ulysses, self.sequence_parallel),

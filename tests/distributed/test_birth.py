@@ -17,8 +17,8 @@ from ttt_dist.model.hf.folder import FolderWeights, to_huggingface
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.parallel.mesh import Mesh
 
-MODEL = ModelConfig(512, 16, 8, 2, 1536)
-SMALL = ModelConfig(32, 1, 2, 2, 64)
+MODEL = ModelConfig(hidden_size=512, num_layers=16, num_heads=8, num_kv_heads=2, ffn_hidden_size=1536)
+SMALL = ModelConfig(hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=2, ffn_hidden_size=64)
 
 
 def peak_of_birth(folder: str, tensor: int, zero: int) -> tuple[int, float]:

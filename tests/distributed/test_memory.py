@@ -124,7 +124,9 @@ def expected(layout: Layout, config: Config, rank: int) -> dict[str, int]:
     sizes = layer_sizes(config.model, WIDE, mesh.tensor)
     bounds = stage_bounds([sum(layer) for layer in sizes], mesh.pipeline)
     own = [size for layer in sizes[bounds[mesh.stage] : bounds[mesh.stage + 1]] for size in layer]
-    states = states_of(Setup(config, WIDE, mesh, layout.zero, SEQ_LEN, True), own)
+    states = states_of(
+        Setup(config=config, layout=WIDE, mesh=mesh, zero_stage=layout.zero, seq_len=SEQ_LEN, on_cuda=True), own
+    )
     sent = 4 * BUCKET if layout.zero == 3 or (layout.zero == 2 and layout.precision == "bf16") else 0
     return dict(zip(PARTS, (states.weights, states.gradients - sent, states.optimizer), strict=True))
 

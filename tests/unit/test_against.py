@@ -114,4 +114,6 @@ def test_the_training_step_is_measured_with_an_objective_that_older_builds_know(
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(train_step.settings("demo", tmp_path)))
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())["objective"]
     assert written.keys() <= {"preset", "kind", "p_mix", "p_prefix", "p_trunc"} and written["preset"] == "corrected"
-    assert load_config(tmp_path / "config.yaml").objective == Objective("paper", p_mix=written["p_mix"]).resolved()
+    assert (
+        load_config(tmp_path / "config.yaml").objective == Objective(preset="paper", p_mix=written["p_mix"]).resolved()
+    )

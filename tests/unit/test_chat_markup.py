@@ -72,7 +72,9 @@ def make(folder: Path, chat_template: str | None) -> HuggingFaceTokenizer:
 
 
 def template_of(tokenizer: TextTokenizer, **more: Any) -> ChatTemplate:
-    return ChatTemplate.for_codes(tokenizer, 32, TemplateSettings(3, 4, chat_template="tokenizer", **more))
+    return ChatTemplate.for_codes(
+        tokenizer, 32, TemplateSettings(text_ratio=3, audio_ratio=4, chat_template="tokenizer", **more)
+    )
 
 
 def told(template: ChatTemplate, ids: np.ndarray) -> str:
@@ -122,7 +124,7 @@ def test_a_template_that_refuses_a_system_turn(tmp_path: Path) -> None:
 def test_a_template_of_chatml_gives_the_ids_of_chatml(tmp_path: Path) -> None:
     tokenizer = make(tmp_path, QWEN)
     own = template_of(tokenizer)
-    chatml = ChatTemplate(tokenizer, extend(tokenizer, 32), TemplateSettings(3, 4))
+    chatml = ChatTemplate(tokenizer, extend(tokenizer, 32), TemplateSettings(text_ratio=3, audio_ratio=4))
     assert own.layout == chatml.layout
     for one, other in ((t.asr(CODES, "three one"), t.tts("five", CODES)) for t in (own, chatml)):
         assert one.is_target[-1] and other.is_target[-1]

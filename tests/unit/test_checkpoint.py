@@ -148,21 +148,25 @@ OLD_OBJECTIVE = {
     "preset": "corrected", "kind": "ttt", "p_mix": 0.3, "p_prefix": 0.3, "p_trunc": 0.5, "mix_unit": "sample",
     "prompt_audio": "bidirectional", "normalisation": "sample",
 }  # fmt: skip
-AR_FIRST = [ObjectiveStage(0, kind="ar"), ObjectiveStage(3)]
+AR_FIRST = [ObjectiveStage(from_step=0, kind="ar"), ObjectiveStage(from_step=3)]
 
 
 CASES = {
-    "an old run as it was": (OLD_OBJECTIVE, Objective("paper"), ""),
+    "an old run as it was": (OLD_OBJECTIVE, Objective(preset="paper"), ""),
     "an old run by the new default": (
         OLD_OBJECTIVE,
         Objective(),
         r"objective was ttt, masking bernoulli, .*, now ttt, mask",
     ),
     "a stage from the resumed step on": ({"kind": "ar"}, Objective(stages=AR_FIRST), ""),
-    "another, later stage": (asdict(Objective(stages=[*AR_FIRST, ObjectiveStage(5)])), Objective(stages=AR_FIRST), ""),
+    "another, later stage": (
+        asdict(Objective(stages=[*AR_FIRST, ObjectiveStage(from_step=5)])),
+        Objective(stages=AR_FIRST),
+        "",
+    ),
     "settings that no step had": (asdict(Objective(stages=AR_FIRST)), Objective(stages=AR_FIRST, p_mix=0.1), ""),
     "a border that was passed": (
-        asdict(Objective(stages=[AR_FIRST[0], ObjectiveStage(2)])),
+        asdict(Objective(stages=[AR_FIRST[0], ObjectiveStage(from_step=2)])),
         Objective(stages=AR_FIRST),
         r"objective from step 2 was ttt, .*, now unset",
     ),

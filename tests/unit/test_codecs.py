@@ -423,7 +423,13 @@ def test_a_saved_codec_is_described_without_weights(tmp_path: Path) -> None:
     codec = MelVQ(settings, torch.rand(4, 4, 40), torch.zeros(40))
     codec.save(tmp_path)
     (tmp_path / "codebook.safetensors").unlink()
-    assert describe_codec(tmp_path) == CodecInfo("melvq", codec.hash, 8000, 25.0, 1, 4) == codec.info
+    assert (
+        describe_codec(tmp_path)
+        == CodecInfo(
+            name="melvq", hash=codec.hash, sample_rate=8000, frame_rate=25.0, codes_per_frame=1, codebook_size=4
+        )
+        == codec.info
+    )
     stored = json.loads((tmp_path / "codec.json").read_text())
     for damaged in ({**stored, "codebook_size": "many"}, {"name": "melvq"}, {**stored, "name": "lost"}, []):
         (tmp_path / "codec.json").write_text(json.dumps(damaged))

@@ -18,7 +18,7 @@ from ttt_dist.manifest.problems import Problems
 from ttt_dist.util.errors import UserError
 
 PATH = Path("a.tsv")
-OPTIONS = ReaderOptions(PATH)
+OPTIONS = ReaderOptions(source=PATH)
 LEAF = st.none() | st.booleans() | st.integers() | st.text(max_size=9)
 OBJECTS = st.lists(st.dictionaries(st.text(max_size=5), LEAF | st.lists(LEAF, max_size=2), max_size=3), max_size=5)
 
@@ -41,7 +41,7 @@ def test_a_row_becomes_an_entry() -> None:
     columns = choose_columns(row, {}, PATH)
     entry = {"text": "one two", "offset": 1.5, "duration": 2.0, "speaker": "7"}
     assert entry_of(row, columns, "a.tsv:2", OPTIONS, problems) == entry
-    spoken = ReaderOptions(PATH, lang="en")
+    spoken = ReaderOptions(source=PATH, lang="en")
     assert entry_of(row, columns, "a.tsv:2", spoken, problems) == entry | {"lang": "en"}
     assert not problems.count
 

@@ -388,7 +388,15 @@ print(json.dumps(peaks))
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_memory_stays_below_a_shard(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     """Nine files of 40 MB pass through; the embedding alone fills one, and extending it must not double it."""
-    config = ModelConfig(512, 20, 8, 8, 2048, family="qwen2", tie_embeddings=True)
+    config = ModelConfig(
+        hidden_size=512,
+        num_layers=20,
+        num_heads=8,
+        num_kv_heads=8,
+        ffn_hidden_size=2048,
+        family="qwen2",
+        tie_embeddings=True,
+    )
     num_rows = 20_000
     publish(tmp_path / "small", 320)
     large = tmp_path / "large"

@@ -143,7 +143,7 @@ def test_seeds_decide_what_is_sampled() -> None:
 @given(st.integers(0, 1000), st.integers(1, 12), st.integers(1, 12))
 def test_only_allowed_tokens_in_their_places(seed: int, block: int, steps: int) -> None:
     """No mask, padding, prompt delimiter or end of turn where it cannot be, whatever the model would like."""
-    chosen = DecodeSettings(block, steps, span_limit=17, max_text=7, temperature=2.0, code_temperature=2.0)
+    chosen = DecodeSettings(block=block, steps=steps, span_limit=17, max_text=7, temperature=2.0, code_temperature=2.0)
     (result,) = decoder(seed % 7).generate([Request(random_prompts(1)[0].ids, seed)], chosen)
     in_span = False
     for token in result.ids:
@@ -398,7 +398,7 @@ def test_text_is_told_when_its_characters_are_whole() -> None:
 
     reader = IncrementalDetokenizer(Halves(), LAYOUT)
     assert [reader.read(np.array([n])) for n in range(4)] == [[], [TextPiece("b")], [], [TextPiece("b")]]
-    state = SequenceState(np.arange(5), np.zeros(5), 0, 0, finish="max_text")
+    state = SequenceState(ids=np.arange(5), span_ids=np.zeros(5), num_prompt=0, seed=0, finish="max_text")
     assert reader.read(np.array([4])) == []
     assert reader.end(state, 5, 2)[0] == TextPiece(UNFINISHED)
 

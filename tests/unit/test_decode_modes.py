@@ -140,7 +140,7 @@ def test_requests_of_all_modes_share_a_batch() -> None:
 
 
 def test_numbers_of_what_is_written_depend_on_its_place() -> None:
-    state = SequenceState(np.arange(9), np.zeros(9), 3, seed=4, num_forwards=7)
+    state = SequenceState(ids=np.arange(9), span_ids=np.zeros(9), num_prompt=3, seed=4, num_forwards=7)
     chosen = context(audio_mode="verified")
     one_by_one = [uniforms(state, np.array([place]), chosen)[0] for place in range(3, 9)]
     assert uniforms(replace(state, num_forwards=2), np.arange(3, 9), chosen).tolist() == one_by_one
@@ -222,7 +222,7 @@ def test_what_waits_for_an_unsure_mask_is_not_sure() -> None:
 
 @given(st.integers(1, 60), st.integers(1, 70), st.sampled_from([0.1, 0.5, 1.0, 2.0, 3.7, 10.0]))
 def test_shares_follow_their_power_and_a_block_ends_in_time(block: int, steps: int, power: float) -> None:
-    chosen = DecodeSettings(block, steps, commit_power=power)
+    chosen = DecodeSettings(block=block, steps=steps, commit_power=power)
     left = block
     for number in range(1, steps + 1):
         count = share(left, steps - number + 1, chosen)

@@ -145,7 +145,16 @@ def test_names() -> None:
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_names_of_a_pipelines_weights_have_an_inverse(tied: bool) -> None:
-    model = ModelConfig(32, 3, 4, 2, 64, qkv_bias=True, qk_norm=True, tie_embeddings=tied)
+    model = ModelConfig(
+        hidden_size=32,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=2,
+        ffn_hidden_size=64,
+        qkv_bias=True,
+        qk_norm=True,
+        tie_embeddings=tied,
+    )
     names = list(parameter_shapes(model, 128))
     theirs = [stages.pipeline_name(name, model) for name in names]
     assert [stages.weight_name(name, model.num_layers) for name in theirs] == names

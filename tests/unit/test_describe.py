@@ -32,7 +32,11 @@ def test_parameters_are_those_of_the_model(tied: bool) -> None:
 def test_stages_of_the_objective_are_told_up_to_the_last_step() -> None:
     plain = Objective()
     assert describe_objective(plain, 100) == [str(plain)]
-    stages = [ObjectiveStage(0, kind="ar"), ObjectiveStage(40), ObjectiveStage(200, p_mix=0.9)]
+    stages = [
+        ObjectiveStage(from_step=0, kind="ar"),
+        ObjectiveStage(from_step=40),
+        ObjectiveStage(from_step=200, p_mix=0.9),
+    ]
     staged = Objective(stages=stages)
     assert describe_objective(staged, 100) == [
         f"steps 0 to 40: {staged.at(0)}",

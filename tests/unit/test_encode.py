@@ -288,13 +288,13 @@ def test_durations_decide_the_batches_alone(
 def test_rows_of_a_table_are_read_in_their_order(corpus: Path) -> None:
     job = EncodeJob(ranges=[], codec="", codebooks=None, out=corpus, audio_root=None)
     lines = [
-        Line("a", {"audio": "x.wav", "duration": 2.0}),
-        Line("b", {"audio": "t.parquet", "member": {"row": 1, "column": "audio"}, "duration": 1.0}),
-        Line("c", {"audio": "x.wav", "duration": 3.0}),
-        Line("d", {"audio": "t.parquet", "member": {"row": 2, "column": "audio"}, "duration": 5.0}),
-        Line("e", {"audio": "x.tar", "member": {"offset": 0, "size": 9}, "duration": 4.0}),
-        Line("f", {"audio": "x.tar", "member": {"offset": 0, "size": 9}}),
-        Line("g", {"segments": [{"audio": "x.wav", "duration": 1.0}, {"audio": "y.wav", "duration": 2.5}]}),
+        Line(place="a", entry={"audio": "x.wav", "duration": 2.0}),
+        Line(place="b", entry={"audio": "t.parquet", "member": {"row": 1, "column": "audio"}, "duration": 1.0}),
+        Line(place="c", entry={"audio": "x.wav", "duration": 3.0}),
+        Line(place="d", entry={"audio": "t.parquet", "member": {"row": 2, "column": "audio"}, "duration": 5.0}),
+        Line(place="e", entry={"audio": "x.tar", "member": {"offset": 0, "size": 9}, "duration": 4.0}),
+        Line(place="f", entry={"audio": "x.tar", "member": {"offset": 0, "size": 9}}),
+        Line(place="g", entry={"segments": [{"audio": "x.wav", "duration": 1.0}, {"audio": "y.wav", "duration": 2.5}]}),
     ]
     assert [line.place for line in sorted(lines, key=job._turn)] == ["b", "d", "e", "c", "g", "a", "f"]
 

@@ -141,7 +141,16 @@ def test_import_and_export_keep_every_byte(
     require_same_model(tmp_path / "out", read_model_config(tmp_path / "hf"))
 
 
-@pytest.mark.parametrize("scaling", [None, RopeScaling("llama3", 4.0, 1.0, 4.0, 32)], ids=["plain", "llama3"])
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        None,
+        RopeScaling(
+            type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32
+        ),
+    ],
+    ids=["plain", "llama3"],
+)
 def test_rotary_angles_are_those_of_transformers(scaling: RopeScaling | None) -> None:
     """To the last bit: late positions magnify any difference."""
     rope = LLAMA3 if scaling else {"rope_type": "default", "rope_theta": 1e4}
@@ -290,7 +299,7 @@ def test_family_and_traits_must_agree() -> None:
     with pytest.raises(UserError, match=r"set model\.qkv_bias=false"):
         ModelConfig(qk_norm=True).require_valid("model")
     with pytest.raises(UserError, match=r"rope_scaling\.factor must be positive"):
-        ModelConfig(rope_scaling=RopeScaling("llama3", factor=0.0)).require_valid("model")
+        ModelConfig(rope_scaling=RopeScaling(type="llama3", factor=0.0)).require_valid("model")
     for traits, name in {(True, False): "qwen2", (False, True): "qwen3", (False, False): "llama"}.items():
         config = ModelConfig(qkv_bias=traits[0], qk_norm=traits[1])
         config.require_valid("model")
@@ -301,7 +310,7 @@ def test_family_and_traits_must_agree() -> None:
 def test_settings_of_a_run_reach_the_scaling(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("model: {qkv_bias: false, family: mistral, rope_scaling: {type: llama3}}\n")
     model = load_config(tmp_path / "run.yaml", ["model.rope_scaling.factor=32"]).model
-    assert model.rope_scaling == RopeScaling("llama3", 32.0)
+    assert model.rope_scaling == RopeScaling(type="llama3", factor=32.0)
     assert model.family == "mistral"
     with pytest.raises(UserError, match=r"rope_scaling\.type must be one of none, llama3"):
         load_config(tmp_path / "run.yaml", ["model.rope_scaling.type=yarn"])

@@ -19,7 +19,9 @@ LAYOUT = tiny_layout()
 
 def test_by_hand() -> None:
     """Two layers, width 8, 4 query heads and 2 key-value heads of 3, MLP 16, vocabulary 100."""
-    flops = ModelFlops.of(ModelConfig(8, 2, 4, 2, 16, head_dim=3), 100)
+    flops = ModelFlops.of(
+        ModelConfig(hidden_size=8, num_layers=2, num_heads=4, num_kv_heads=2, ffn_hidden_size=16, head_dim=3), 100
+    )
     matrices = 8 * (12 + 6 + 6) + 12 * 8 + 8 * 32 + 16 * 8  # q, k, v; out; gate and up; down
     assert flops.per_token == 6 * 2 * matrices
     assert flops.per_target == 6 * 8 * 100
@@ -28,7 +30,13 @@ def test_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    "model", [ModelConfig(16, 2, 4, 2, 24), ModelConfig(16, 1, 2, 2, 40, head_dim=6, qk_norm=True)]
+    "model",
+    [
+        ModelConfig(hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, ffn_hidden_size=24),
+        ModelConfig(
+            hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=2, ffn_hidden_size=40, head_dim=6, qk_norm=True
+        ),
+    ],
 )
 def test_as_counted_by_torch(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a batch without padding whose one sample is a span: each pair of tokens is visible, and none is computed in vain.

@@ -133,7 +133,7 @@ def test_an_export_of_before_there_were_presets_is_one_of_the_paper(
     values = json.loads(path.read_text())
     for former in ({"kind": "ar", "prompt_audio": "causal"}, {}):
         path.write_text(json.dumps(values | {"objective": former}))
-        assert load_folder(tmp_path / "model").objective.resolved() == Objective("paper", **former).resolved()
+        assert load_folder(tmp_path / "model").objective.resolved() == Objective(preset="paper", **former).resolved()
 
 
 def test_a_new_export_replaces_the_old_one(layout: TokenLayout, assets: Path, tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_weights_that_do_not_fit_are_named(layout: TokenLayout, assets: Path, tm
         ({"head_dim": 8}, "model.head_dim is 4 there and 8"),
         ({"tie_embeddings": True}, "model.tie_embeddings is False there and True"),
         ({"qkv_bias": False}, "model.qkv_bias is True there and False"),
-        ({"rope_scaling": RopeScaling("llama3")}, "model.rope_scaling.type is none there and llama3"),
+        ({"rope_scaling": RopeScaling(type="llama3")}, "model.rope_scaling.type is none there and llama3"),
         ({"rms_norm_eps": 1e-5}, "model.rms_norm_eps is 1e-06 there and 1e-05"),
     ],
 )

@@ -235,7 +235,7 @@ def test_lines_are_cut_without_loss(
 def test_a_manifest_that_shrinks_is_told(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text("a\n")
     with pytest.raises(UserError, match="has changed while it was read"):
-        LineRange(tmp_path / "m.jsonl", 0, 9, 1, 2).read()
+        LineRange(path=tmp_path / "m.jsonl", start=0, stop=9, first=1, num_lines=2).read()
 
 
 def test_parts_that_are_missing_damaged_or_mixed(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ STEP = BATCH_SCRIPT | {
     "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_NODELIST": "n[1-2]",
     "SLURM_STEP_TASKS_PER_NODE": "2,1", "SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "1",
 }  # fmt: skip
-ALONE = LaunchInfo(DistInfo(0, 1, 0, 1))
+ALONE = LaunchInfo(DistInfo(rank=0, world_size=1, local_rank=0, local_size=1))
 
 
 def place(environment: dict[str, str]) -> tuple[int, int, int, int]:
@@ -173,7 +173,7 @@ def test_each_process_has_its_gpu(fresh: pytest.MonkeyPatch) -> None:
     chosen: list[int] = []
     fresh.setattr("torch.cuda.is_available", lambda: True)
     fresh.setattr("torch.cuda.set_device", chosen.append)
-    third = DistInfo(3, 8, 3, 4)
+    third = DistInfo(rank=3, world_size=8, local_rank=3, local_size=4)
     for num_devices, index in ((4, 3), (1, 0)):  # all of the host's; SLURM may show each task its own alone
         fresh.setattr("torch.cuda.device_count", lambda count=num_devices: count)
         os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = "3"

@@ -123,7 +123,7 @@ def test_both_estimators_have_one_mean_and_an_exact_count_the_smaller_error(
     folder: ModelFolder, longer: Sample, kind: str
 ) -> None:
     """Whatever the model was trained with; `by_p` is the same mean cross-entropy by p, whoever draws."""
-    objective = Objective("paper", kind=kind, normalisation="sample")
+    objective = Objective(preset="paper", kind=kind, normalisation="sample")
     means, errors = {}, {}
     for estimator in ("exact_count", "bernoulli"):
         found = measure(folder.model, folder.layout, objective, longer, plan(draws=1500, estimator=estimator))
@@ -139,7 +139,7 @@ def test_audio_that_is_learnt_from_left_to_right_too_has_an_exact_figure(folder:
     """It is that of the same weights as an AR model; text stays what it is behind audio that is seen whole."""
     both, paper, ar = (
         measure(folder.model, folder.layout, objective, longer, plan(draws=4))
-        for objective in (Objective(), Objective("paper"), Objective(kind="ar"))
+        for objective in (Objective(), Objective(preset="paper"), Objective(kind="ar"))
     )
     assert both["audio_ar"] == ar["audio"] and both["audio_ar"]["tokens"] == 9
     assert {name: value for name, value in both.items() if name != "audio_ar"} == paper

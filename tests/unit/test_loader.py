@@ -81,9 +81,15 @@ def test_prefetch_and_restart_change_nothing(reader: ShardReader) -> None:
 
 
 def test_each_step_has_the_objective_of_its_stage_prefetched_or_not(reader: ShardReader) -> None:
-    staged = Objective(stages=[ObjectiveStage(0, kind="ar"), ObjectiveStage(2), ObjectiveStage(4, preset="paper")])
+    staged = Objective(
+        stages=[
+            ObjectiveStage(from_step=0, kind="ar"),
+            ObjectiveStage(from_step=2),
+            ObjectiveStage(from_step=4, preset="paper"),
+        ]
+    )
     several = loader(reader, prefetch=2, objective=staged)
-    for number, alike in enumerate((Objective(kind="ar"), Objective(), Objective("paper"))):
+    for number, alike in enumerate((Objective(kind="ar"), Objective(), Objective(preset="paper"))):
         for step in (2 * number, 2 * number + 1):
             assert rows(several.step(step)) == rows(loader(reader, prefetch=0, objective=alike).step(step))
     several.close()

@@ -111,7 +111,7 @@ def test_librispeech_tree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     ]
     (chapter / "84-121123.trans.txt").write_text("\n".join(lines[:3]) + "\n")
     problems = Problems()
-    found = list(read_librispeech(ReaderOptions(tmp_path / "dev-clean"), problems))
+    found = list(read_librispeech(ReaderOptions(source=tmp_path / "dev-clean"), problems))
     assert found == [
         {
             "id": "84-121123-0000",

@@ -24,7 +24,7 @@ from ttt_dist.sequence.batch import Batch
 from ttt_dist.training.memory_estimate import FP32, Kept, Memory, Widths, memory_per_rank
 
 ROOT = Path(__file__).resolve().parents[2]
-ONE = Mesh(1, 1, 1, 1, 0)
+ONE = Mesh(tensor=1, ulysses=1, data=1, pipeline=1, rank=0)
 WIDE = replace(LAYOUT, padded_vocab_size=4096)
 
 
@@ -68,7 +68,18 @@ def live_after_forward(model: Transformer, batch: Batch) -> int:
 def test_activations_are_what_autograd_keeps(
     monkeypatch: pytest.MonkeyPatch, precision: str, checkpointing: str, qk_norm: bool, compiled: bool
 ) -> None:
-    config, seq_len = ModelConfig(256, 6, 8, 2, 768, qkv_bias=not qk_norm, qk_norm=qk_norm), 1024
+    config, seq_len = (
+        ModelConfig(
+            hidden_size=256,
+            num_layers=6,
+            num_heads=8,
+            num_kv_heads=2,
+            ffn_hidden_size=768,
+            qkv_bias=not qk_norm,
+            qk_norm=qk_norm,
+        ),
+        1024,
+    )
     model = Transformer.for_layout(config, LAYOUT).to(torch.float32 if precision == "fp32" else torch.bfloat16)
     apply_activation_checkpointing(model.blocks, config.hidden_size, checkpointing, compiled)
     if compiled:
@@ -118,7 +129,10 @@ leave_process_group()
 def peak_config(checkpointing: str) -> Config:
     """28 million parameters, in fp32; two micro-batches, so that the second meets whole gradients."""
     return run_config(
-        ModelConfig(512, 8, 8, 2, 1536), global_batch=2, precision="fp32", activation_checkpointing=checkpointing
+        ModelConfig(hidden_size=512, num_layers=8, num_heads=8, num_kv_heads=2, ffn_hidden_size=1536),
+        global_batch=2,
+        precision="fp32",
+        activation_checkpointing=checkpointing,
     )
 
 
@@ -139,7 +153,7 @@ def estimate(config: Config, mesh: Mesh, zero: int = 0, on_cuda: bool = True) ->
     return memory_per_rank(config, WIDE, mesh, zero, 1024, on_cuda)
 
 
-MODEL = ModelConfig(256, 8, 8, 2, 768)
+MODEL = ModelConfig(hidden_size=256, num_layers=8, num_heads=8, num_kv_heads=2, ffn_hidden_size=768)
 
 
 def test_tensor_parallelism_divides_matrices_and_pads_the_vocabulary() -> None:
@@ -151,7 +165,7 @@ def test_tensor_parallelism_divides_matrices_and_pads_the_vocabulary() -> None:
 
 
 def test_each_zero_stage_divides_one_thing_more() -> None:
-    mesh = Mesh(1, 1, 64, 1, 0)
+    mesh = Mesh(tensor=1, ulysses=1, data=64, pipeline=1, rank=0)
     parts = {
         zero: estimate(run_config(MODEL, zero, global_batch=64, precision="bf16"), mesh, zero) for zero in range(3)
     }
@@ -162,9 +176,12 @@ def test_each_zero_stage_divides_one_thing_more() -> None:
 
 def test_sequence_parallelism_and_ulysses_divide_activations() -> None:
     config = run_config(MODEL, global_batch=1)
-    alone, tensor = estimate(config, ONE), estimate(config, Mesh(2, 1, 1, 1, 0))
-    split = estimate(replace(config, parallel=ParallelConfig(2, sequence_parallel=True)), Mesh(2, 1, 1, 1, 0))
-    ulysses = estimate(config, Mesh(1, 2, 1, 1, 0))
+    alone, tensor = estimate(config, ONE), estimate(config, Mesh(tensor=2, ulysses=1, data=1, pipeline=1, rank=0))
+    split = estimate(
+        replace(config, parallel=ParallelConfig(2, sequence_parallel=True)),
+        Mesh(tensor=2, ulysses=1, data=1, pipeline=1, rank=0),
+    )
+    ulysses = estimate(config, Mesh(tensor=1, ulysses=2, data=1, pipeline=1, rank=0))
     assert split.activations < tensor.activations < alone.activations
     assert ulysses.activations == pytest.approx(alone.activations / 2, rel=0.01)
 
@@ -172,7 +189,7 @@ def test_sequence_parallelism_and_ulysses_divide_activations() -> None:
 def test_a_pipeline_is_told_by_its_fullest_stage() -> None:
     """The first stage holds more micro-batches, the last the logits; neither is smaller than what is told."""
     config = run_config(MODEL, 1, global_batch=8)
-    one, two = estimate(config, ONE, 1), estimate(config, Mesh(1, 1, 1, 2, 0), 1)
+    one, two = estimate(config, ONE, 1), estimate(config, Mesh(tensor=1, ulysses=1, data=1, pipeline=2, rank=0), 1)
     assert one.weights / 2 == pytest.approx(two.weights, rel=0.1)
     assert two.activations == pytest.approx(one.activations, rel=0.25)  # half the blocks, twice the micro-batches
 
@@ -186,7 +203,9 @@ def test_an_offloaded_optimizer_takes_no_memory_of_a_gpu(tmp_path: Path) -> None
 
 
 def test_the_line_has_one_unit() -> None:
-    assert str(Memory(2**20, 2**19, 0, 2**20, 0)) == (
+    assert str(Memory(weights=2**20, gradients=2**19, optimizer=0, activations=2**20, logits=0)) == (
         "2.5 MiB: weights 1.0, gradients 0.5, optimizer 0.0, activations 1.0, logits 0.0"
     )
-    assert str(Memory(2**30, 0, 0, 0, 0)).startswith("1.0 GiB: weights 1.0")
+    assert str(Memory(weights=2**30, gradients=0, optimizer=0, activations=0, logits=0)).startswith(
+        "1.0 GiB: weights 1.0"
+    )

@@ -42,7 +42,7 @@ def test_places_are_those_of_deepspeed(sizes: tuple[int, int, int, int]) -> None
     tensor, _, data, pipeline = sizes
     theirs = PipeModelDataParallelTopology(num_pp=pipeline, num_mp=tensor, num_dp=data)
     for rank in range(tensor * data * pipeline):
-        mesh, place = Mesh(tensor, 1, data, pipeline, rank), theirs.get_coord(rank)
+        mesh, place = Mesh(tensor=tensor, ulysses=1, data=data, pipeline=pipeline, rank=rank), theirs.get_coord(rank)
         assert (mesh.stage, mesh.data_rank, mesh.tensor_rank) == (place.pipe, place.data, place.model)
 
 

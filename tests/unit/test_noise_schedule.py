@@ -105,7 +105,10 @@ def test_cosine_masks_more_and_gives_it_less_weight() -> None:
     ],
 )
 def test_what_is_no_schedule_is_refused_before_training(name: str, message: str) -> None:
-    for objective in (Objective(noise_schedule=name), Objective(stages=[ObjectiveStage(0, noise_schedule=name)])):
+    for objective in (
+        Objective(noise_schedule=name),
+        Objective(stages=[ObjectiveStage(from_step=0, noise_schedule=name)]),
+    ):
         with pytest.raises(UserError, match=message):
             require_noise_schedules(objective)
 

@@ -63,7 +63,7 @@ def test_the_former_presets_are_what_they_were(preset: str, kind: str, normalisa
     for name in (preset, "corrected") if preset == "paper" else (preset,):
         read = build(Objective, {"preset": name, "kind": kind, "normalisation": normalisation})
         assert digest(read) == known
-    changed = digest(Objective("recommended", kind=kind, normalisation=normalisation))
+    changed = digest(Objective(preset="recommended", kind=kind, normalisation=normalisation))
     assert (changed == known) == (kind == "ar")
 
 
@@ -177,7 +177,10 @@ def stages(*found: ObjectiveStage, **base: object) -> Objective:
 
 def test_a_step_has_the_settings_of_its_stage() -> None:
     curriculum = stages(
-        ObjectiveStage(0, kind="ar"), ObjectiveStage(4, p_mix=0.0), ObjectiveStage(6, preset="released"), p_trunc=0.2
+        ObjectiveStage(from_step=0, kind="ar"),
+        ObjectiveStage(from_step=4, p_mix=0.0),
+        ObjectiveStage(from_step=6, preset="released"),
+        p_trunc=0.2,
     )
     assert [curriculum.stage_at(step) for step in (0, 3, 4, 5, 6, 10**9)] == [0, 0, 1, 1, 2, 2]
     assert (curriculum.at(3).kind, curriculum.at(3).p_mix) == ("ar", 0.3)
@@ -188,7 +191,7 @@ def test_a_step_has_the_settings_of_its_stage() -> None:
         0.0,
         True,
     )
-    mixed = ObjectiveStage(0, preset="recommended", audio_ar=0.25)
+    mixed = ObjectiveStage(from_step=0, preset="recommended", audio_ar=0.25)
     last = stages(mixed, masking="bernoulli", audio_ar=0.5).at(0)
     assert (last.masking, last.audio_ar) == ("exact_count", 0.25)  # a preset counts before what the base says
     assert (Objective().stage_at(5), Objective().at(5)) == (-1, Objective().resolved())
@@ -236,31 +239,35 @@ def test_what_is_recorded_leaves_nothing_open_and_means_the_same(tmp_path: Path)
 
 
 def test_a_run_goes_on_by_what_it_began_with_where_the_recipe_leaves_it_open() -> None:
-    began = Objective("paper", p_mix=0.5).resolved()
-    assert Objective(p_mix=0.2).going_on(began) == Objective("paper", p_mix=0.2).resolved()
-    assert Objective(audio_ar=0.5).going_on(began) == Objective("paper", audio_ar=0.5).resolved()
-    assert Objective("recommended").going_on(began) == Objective().resolved()
-    assert Objective().going_on(Objective("released", masking="exact_count")).masking == "exact_count"
+    began = Objective(preset="paper", p_mix=0.5).resolved()
+    assert Objective(p_mix=0.2).going_on(began) == Objective(preset="paper", p_mix=0.2).resolved()
+    assert Objective(audio_ar=0.5).going_on(began) == Objective(preset="paper", audio_ar=0.5).resolved()
+    assert Objective(preset="recommended").going_on(began) == Objective().resolved()
+    assert Objective().going_on(Objective(preset="released", masking="exact_count")).masking == "exact_count"
 
 
 def test_the_past_is_what_the_steps_before_were_trained_by() -> None:
-    ar, then_ttt = Objective(kind="ar"), stages(ObjectiveStage(0, kind="ar"), ObjectiveStage(4))
+    ar, then_ttt = Objective(kind="ar"), stages(ObjectiveStage(from_step=0, kind="ar"), ObjectiveStage(from_step=4))
     assert then_ttt.past(4) == ar.past(4) and then_ttt.past(5) != ar.past(5)
     assert then_ttt.past(5) == ar.past(5) | {"objective from step 4": str(Objective())}
-    assert ar.past(9) == Objective("released", kind="ar", p_mix=0.7, prompt_audio="causal").past(9)
-    in_two = stages(ObjectiveStage(0), ObjectiveStage(4, kind="ttt"), p_mix=0.1)
+    assert ar.past(9) == Objective(preset="released", kind="ar", p_mix=0.7, prompt_audio="causal").past(9)
+    in_two = stages(ObjectiveStage(from_step=0), ObjectiveStage(from_step=4, kind="ttt"), p_mix=0.1)
     assert in_two.past(9) == Objective(p_mix=0.1).past(9)
     assert build(Objective, {"preset": "corrected"}).past(9) == Objective(
-        "paper", masking="bernoulli", audio_ar=0.0
+        preset="paper", masking="bernoulli", audio_ar=0.0
     ).past(9)
 
 
 def test_a_dry_run_names_the_stages_that_begin() -> None:
-    [line] = describe_objective(Objective("paper", p_mix=0.1), 1000)
+    [line] = describe_objective(Objective(preset="paper", p_mix=0.1), 1000)
     assert line.startswith(
         "ttt, masking bernoulli, audio_ar 0.0, p_mix 0.1, p_prefix 0.3, p_trunc 0.5, mix_unit sample"
     )
-    curriculum = stages(ObjectiveStage(0, kind="ar"), ObjectiveStage(400), ObjectiveStage(5000, kind="nar"))
+    curriculum = stages(
+        ObjectiveStage(from_step=0, kind="ar"),
+        ObjectiveStage(from_step=400),
+        ObjectiveStage(from_step=5000, kind="nar"),
+    )
     told = describe_objective(curriculum, 1000)
     assert told[0] == "steps 0 to 400: ar, normalisation sample"
     assert told[1].startswith("steps 400 to 1,000: ttt, masking exact_count")

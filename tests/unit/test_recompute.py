@@ -25,7 +25,7 @@ from ttt_dist.model.transformer import Block, rotary
 from ttt_dist.parallel.activation_checkpoint import apply_activation_checkpointing
 from ttt_dist.parallel.compile import COMPILER, apply_compile
 
-CONFIG = ModelConfig(64, 3, 4, 2, 160, qkv_bias=True)
+CONFIG = ModelConfig(hidden_size=64, num_layers=3, num_heads=4, num_kv_heads=2, ffn_hidden_size=160, qkv_bias=True)
 NUM_TOKENS = 256
 PLANS: dict[str, Callable[[Tensor, Tensor], AttentionPlan]] = {"buckets": attention_plan, "flex": FlexPlan.build}
 

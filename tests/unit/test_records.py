@@ -123,7 +123,10 @@ def test_own_work_is_that_of_all_steps_and_their_data(ranks: dict[int, float]) -
 
 
 def test_the_peak_is_that_of_all_devices(ranks: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> None:
-    config = Config(model=ModelConfig(16, 1, 2, 1, 16), telemetry=TelemetryConfig(peak_tflops=2.0))
+    config = Config(
+        model=ModelConfig(hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, ffn_hidden_size=16),
+        telemetry=TelemetryConfig(peak_tflops=2.0),
+    )
     assert MetricsAccumulator.of_run(config, 100).peak_flops == 6e12
     assert peak_tflops(0.5) == 0.5
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -25,7 +25,9 @@ def meeting(
 
     def come(order: int, rank: int) -> None:
         try:
-            place = DistInfo(rank, world_size, rank % 2, 2, host=rank // 2, hosts=HOSTS)
+            place = DistInfo(
+                rank=rank, world_size=world_size, local_rank=rank % 2, local_size=2, host=rank // 2, hosts=HOSTS
+            )
             results[order] = rendezvous(place, address, port, timeout_s)
         except BaseException as error:
             results[order] = error

@@ -23,7 +23,7 @@ def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["zero", "one", "two", "three", "four", "five", "six", "seven"]
     tokenizer = train_sentencepiece([*words, "system\n", "user\n", "assistant\n"], folder / "tokenizer", 320)
     layout = extend(tokenizer, 32)
-    template = ChatTemplate(tokenizer, layout, TemplateSettings(3, 10))
+    template = ChatTemplate(tokenizer, layout, TemplateSettings(text_ratio=3, audio_ratio=10))
     rng = np.random.default_rng(0)
     with ShardWriter(folder / "train", {"layout": layout.to_dict(), "seq_len": 512}) as writer:
         for number in range(3):

@@ -110,7 +110,9 @@ def test_a_chat_goes_on_after_each_answer_and_ends_at_none() -> None:
     assert [turn["role"] for turn in talk.turns] == ["system", "user"] and talk.asks
     assert talk.turns[1]["audio"] == "given" and talk.codes[0].tolist() == [3, 4]
     none = np.zeros(0, np.int32)
-    said = Result(none, " yes ", none, [np.array([7])], "end", num_forwards=1, num_audio_forwards=1)
+    said = Result(
+        ids=none, text=" yes ", text_ids=none, spans=[np.array([7])], finish="end", num_forwards=1, num_audio_forwards=1
+    )
     talk.tell(said, "x.wav")
     assert talk.asks and talk.turns[2] == {"role": "assistant", "text": "yes", "audio": "given"}
     assert [codes.tolist() for codes in talk.codes] == [[3, 4], [7]]

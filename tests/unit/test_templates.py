@@ -46,7 +46,16 @@ def layout_of(seed: int) -> TokenLayout:
     slots = np.random.default_rng(seed).permutation([*range(128, 134), *range(134 + NUM_CODES, 137 + NUM_CODES)])
     names = [*TEXT_SPECIALS, *AUDIO_SPECIALS]
     special_ids = {name: int(slot) for name, slot in zip(names, slots, strict=True)}
-    return TokenLayout("characters", "0" * 64, 128, special_ids, 134, NUM_CODES, 137 + NUM_CODES, 256)
+    return TokenLayout(
+        tokenizer="characters",
+        tokenizer_hash="0" * 64,
+        num_text_tokens=128,
+        special_ids=special_ids,
+        first_code=134,
+        num_codes=NUM_CODES,
+        vocab_size=137 + NUM_CODES,
+        padded_vocab_size=256,
+    )
 
 
 layouts = st.integers(0, 5).map(layout_of)
@@ -260,7 +269,9 @@ def test_what_is_written_can_be_parsed(layout: TokenLayout, choice: TemplateSett
 def test_chunks_bound_every_span_and_lose_no_code() -> None:
     layout, codes = layout_of(0), np.arange(100) % NUM_CODES
     for last_span, lengths in (("rest", [10, 90]), ("chunks", [10] * 10)):
-        template = ChatTemplate(Characters(), layout, TemplateSettings(5, 10, last_span))  # type: ignore[arg-type]
+        template = ChatTemplate(
+            Characters(), layout, TemplateSettings(text_ratio=5, audio_ratio=10, last_span=last_span)
+        )  # type: ignore[arg-type]
         ids = template.sample("tts", {"audio": "a", "text": "abcdefgh"}, [codes]).ids
         found = spans(ids, layout)
         assert [end - start - 1 for start, end in found] == lengths

@@ -25,7 +25,7 @@ CLASS = "class"  # key of a codec.json: package.module:Class of a codec that is 
 OURS = "ttt_dist.audio.codecs."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CodecInfo:
     """What a codec is, without its weights."""
 

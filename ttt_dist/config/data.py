@@ -45,7 +45,7 @@ class StageConfig(Section):
         require(any(self.weights.values()), f"{key}.weights: all are zero; give a source a weight above 0")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DataConfig(Section):
     """Where the packed shards are, and which of them training reads when."""
 

@@ -18,7 +18,7 @@ BY_TASK = ("stop_at_last_span",)
 """What a task decides, and neither a model folder nor a flag."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DecodeSettings(Section):
     """Decoding of one request. Defaults: greedy, the paper's block and steps per block."""
 

@@ -37,7 +37,7 @@ class OffloadParamConfig(OffloadConfig):
     max_in_cpu: NonNegativeInt = 10**9
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ZeroConfig(Section):
     """What is partitioned, and in pieces of how many elements."""
 
@@ -87,7 +87,7 @@ class TimersConfig(Section):
     throughput: ThroughputConfig = field(default_factory=ThroughputConfig)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class CommsLoggerConfig(Section):
     """DeepSpeed's log of its collectives."""
 
@@ -98,7 +98,7 @@ class CommsLoggerConfig(Section):
     prof_ops: list[str] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DeepSpeedFile(Section):
     """A file of ds_configs/."""
 

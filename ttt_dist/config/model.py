@@ -11,7 +11,7 @@ from ttt_dist.config.section import PositiveFloat, PositiveInt, Section, require
 FAMILY_TRAITS = {"qwen2": (True, False), "qwen3": (False, True), "llama": (False, False), "mistral": (False, False)}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RopeScaling(Section):
     """Rotary frequencies stretched for longer texts than the model was first trained on (Llama 3.1 and later)."""
 
@@ -34,7 +34,7 @@ class RopeScaling(Section):
         )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ModelConfig(Section):
     """Shape of the decoder: Qwen2, Qwen3, Llama or Mistral. The vocabulary is no setting: it comes from the shards' layout."""
 

@@ -40,7 +40,7 @@ SILENT = {"noise_schedule": "linear"}
 """Settings that came later are not named where they are what was done before: checkpoints know their past by its words."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ObjectiveStage(Section):
     """Settings from a step on, until the next stage; null: as in the objective itself."""
 
@@ -68,7 +68,7 @@ class ObjectiveStage(Section):
         return {"masking": None, "audio_ar": None} | given if "preset" in given else given
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Objective(Section):
     """Unified AR + absorbing-diffusion objective of arXiv 2509.20072, section 3; probabilities are the paper's."""
 

@@ -10,7 +10,7 @@ from ttt_dist.config.run import Config
 from ttt_dist.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Section, brief, require
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PrepConfig(Section):
     """From recordings of words to shards: what tools/pipeline.py does before training. train.py reads none of it."""
 

@@ -27,7 +27,7 @@ from ttt_dist.config.section import (
 DecayRate = Annotated[float, Interval(ge=0, lt=1)]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainConfig(Section):
     """Optimisation. Batches are counted in packs."""
 
@@ -97,7 +97,7 @@ class CheckpointConfig(Section):
     """Continue from the newest complete checkpoint of run_dir where there is one; false: refuse a run_dir that has any."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class GuardConfig(Section):
     """What ends a run, or a step, before its end."""
 
@@ -120,7 +120,7 @@ class GuardConfig(Section):
         )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TelemetryConfig(Section):
     """What is written about the run, and how often."""
 
@@ -142,7 +142,7 @@ class TelemetryConfig(Section):
     """Processes that are profiled."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Config(Section):
     """One run."""
 

@@ -12,7 +12,7 @@ from ttt_dist.sequence.tokens import TokenLayout
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer gives for a part of a character
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """A response."""
 
@@ -100,5 +100,13 @@ class IncrementalDetokenizer:
         assert state.finish is not None
         text = self.tokenizer.decode(self.text_ids)
         ids, text_ids = state.ids[state.num_prompt :], np.array(self.text_ids, dtype=np.int32)
-        result = Result(ids, text, text_ids, self.spans, state.finish, num_forwards, num_audio_forwards)
+        result = Result(
+            ids=ids,
+            text=text,
+            text_ids=text_ids,
+            spans=self.spans,
+            finish=state.finish,
+            num_forwards=num_forwards,
+            num_audio_forwards=num_audio_forwards,
+        )
         return [*self._tell(text, is_last=True), Finished(result)]

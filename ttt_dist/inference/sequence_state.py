@@ -25,7 +25,7 @@ Finish = Literal["end_of_turn", "last_span", "max_text", "max_codes", "span_limi
 Phase = Literal["text", "span", "codes", "response"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SequenceState:
     """One request in the middle of its response."""
 
@@ -85,7 +85,9 @@ class DecodeContext:
 
     def start(self, ids: np.ndarray, span_ids: np.ndarray, seed: int) -> SequenceState:
         """The state before the first forward, of a prompt's ids and spans."""
-        state = SequenceState(ids.astype(np.int32), span_ids.astype(np.int32), len(ids), seed)
+        state = SequenceState(
+            ids=ids.astype(np.int32), span_ids=span_ids.astype(np.int32), num_prompt=len(ids), seed=seed
+        )
         return _open_span(state, self) if self.kind == "nar" else state
 
     def phase(self, state: SequenceState) -> Phase:

@@ -27,7 +27,7 @@ CHUNK_BYTES = 1 << 24
 PACKAGES = ("ttt-dist", "torch", "transformers", "megatron-core", "numpy")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LineRange:
     """Consecutive lines of a file, by their bytes: number `first` (from 1) and the following."""
 
@@ -80,7 +80,7 @@ def cut_lines(path: Path, lines_per_part: int) -> list[LineRange]:
     lines = [lines_per_part] * (len(borders) - 1)
     lines[-1] = number - lines_per_part * (len(lines) - 1) + (_last_byte(path) != b"\n")
     return [
-        LineRange(path, start, stop, 1 + lines_per_part * part, lines[part])
+        LineRange(path=path, start=start, stop=stop, first=1 + lines_per_part * part, num_lines=lines[part])
         for part, (start, stop) in enumerate(itertools.pairwise(borders))
     ]
 

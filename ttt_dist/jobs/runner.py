@@ -88,7 +88,7 @@ class TaskShard:
         return range(self.index, num_parts, self.size)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Totals:
     """What all parts of this task (under MPI: of all ranks) came to."""
 
@@ -112,7 +112,13 @@ class Totals:
     def of(cls, outcome: Outcome) -> Totals:
         """Those of one part."""
         problems = outcome.problems
-        return cls(dict(outcome.counts), 1, int(outcome.was_cached), len(problems), problems[:TOLD])
+        return cls(
+            counts=dict(outcome.counts),
+            parts=1,
+            num_cached=int(outcome.was_cached),
+            num_problems=len(problems),
+            messages=problems[:TOLD],
+        )
 
 
 def add_arguments(parser: argparse.ArgumentParser, old_names: tuple[str, str] = ("--task", "--tasks")) -> None:

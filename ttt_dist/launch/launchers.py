@@ -22,7 +22,7 @@ MPI_NAMES = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DistInfo:
     """Where this process stands among those of the run."""
 
@@ -57,7 +57,10 @@ def detect_launcher(environment: Environment) -> LaunchInfo:
     """
     try:
         return (
-            _of_torch(environment) or _of_mpi(environment) or _of_slurm(environment) or LaunchInfo(DistInfo(0, 1, 0, 1))
+            _of_torch(environment)
+            or _of_mpi(environment)
+            or _of_slurm(environment)
+            or LaunchInfo(DistInfo(rank=0, world_size=1, local_rank=0, local_size=1))
         )
     except (KeyError, ValueError) as error:
         what = f"{error} is not set" if isinstance(error, KeyError) else str(error)
@@ -74,7 +77,18 @@ def _of_torch(env: Environment) -> LaunchInfo | None:
     host, num_hosts = (int(env.get(f"CROSS_{end}") or env.get(f"GROUP_{also}") or default)
                        for end, also, default in (("RANK", "RANK", 0), ("SIZE", "WORLD_SIZE", 0)))  # fmt: skip
     hosts = tuple(f"host {number} of {num_hosts}" for number in range(1, num_hosts + 1))
-    return LaunchInfo(_checked(DistInfo(rank, size, int(env.get("LOCAL_RANK", 0)), int(local_size), host, hosts)))
+    return LaunchInfo(
+        _checked(
+            DistInfo(
+                rank=rank,
+                world_size=size,
+                local_rank=int(env.get("LOCAL_RANK", 0)),
+                local_size=int(local_size),
+                host=host,
+                hosts=hosts,
+            )
+        )
+    )
 
 
 def _of_mpi(env: Environment) -> LaunchInfo | None:
@@ -84,7 +98,16 @@ def _of_mpi(env: Environment) -> LaunchInfo | None:
             if local_rank not in env:
                 return _of_slurm(env)
             num_local = int(env.get(local_size, env[size]))
-            return LaunchInfo(_checked(DistInfo(int(env[rank]), int(env[size]), int(env[local_rank]), num_local)))
+            return LaunchInfo(
+                _checked(
+                    DistInfo(
+                        rank=int(env[rank]),
+                        world_size=int(env[size]),
+                        local_rank=int(env[local_rank]),
+                        local_size=num_local,
+                    )
+                )
+            )
     return None
 
 

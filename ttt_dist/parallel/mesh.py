@@ -10,7 +10,7 @@ from ttt_dist.config.run import ParallelConfig
 from ttt_dist.util.errors import UserError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Mesh:
     """Sizes of the axes, and the place of `rank` on them."""
 
@@ -24,7 +24,13 @@ class Mesh:
     def of(cls, parallel: ParallelConfig, world_size: int, rank: int) -> "Mesh":
         """The mesh of a run whose settings `check_run` has accepted."""
         model = parallel.tensor * parallel.ulysses * parallel.pipeline
-        return cls(parallel.tensor, parallel.ulysses, world_size // model, parallel.pipeline, rank)
+        return cls(
+            tensor=parallel.tensor,
+            ulysses=parallel.ulysses,
+            data=world_size // model,
+            pipeline=parallel.pipeline,
+            rank=rank,
+        )
 
     @property
     def world_size(self) -> int:

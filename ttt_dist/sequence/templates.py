@@ -26,7 +26,7 @@ from ttt_dist.sequence.tokens import TokenLayout, extend
 from ttt_dist.util.errors import UserError
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TemplateSettings(Section):
     """Saved with the samples and the exported model: a prompt must read as it did in training."""
 

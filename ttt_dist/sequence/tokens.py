@@ -44,7 +44,7 @@ class Vocabulary(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TokenLayout:
     """Ids of everything that is not plain text. `vocab_size` counts real entries, `padded_vocab_size` rows of the model."""
 
@@ -213,7 +213,14 @@ def extend(
         next_id += 1
     padded = -(-next_id // multiple) * multiple
     return TokenLayout(
-        tokenizer.name, tokenizer.hash, tokenizer.size, special_ids, first_code, codebook_size, next_id, padded
+        tokenizer=tokenizer.name,
+        tokenizer_hash=tokenizer.hash,
+        num_text_tokens=tokenizer.size,
+        special_ids=special_ids,
+        first_code=first_code,
+        num_codes=codebook_size,
+        vocab_size=next_id,
+        padded_vocab_size=padded,
     )
 
 
@@ -230,4 +237,13 @@ def released(tokenizer: str = "Qwen2.5", tokenizer_hash: str = "") -> TokenLayou
         "end_of_audio_new": 168070,
         "end_of_audio_span_last": 168071,
     }
-    return TokenLayout(tokenizer, tokenizer_hash, 151665, special_ids, 151685, 16384, 168072, 168192)
+    return TokenLayout(
+        tokenizer=tokenizer,
+        tokenizer_hash=tokenizer_hash,
+        num_text_tokens=151665,
+        special_ids=special_ids,
+        first_code=151685,
+        num_codes=16384,
+        vocab_size=168072,
+        padded_vocab_size=168192,
+    )

@@ -69,7 +69,7 @@ class Line:
     marker: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Panel:
     """Curves that share their axes."""
 
@@ -86,8 +86,11 @@ def losses(records: Records, marks: Marks) -> Figure | None:
     """AR and NAR losses, of training steps and held out."""
     panels = [
         Panel(
-            f"{name} ({key.upper()}), nats",
-            [Line(f"{key}_loss", "training", colour), Line(f"eval_{key}_loss", "held out", GREY, "o")],
+            title=f"{name} ({key.upper()}), nats",
+            lines=[
+                Line(f"{key}_loss", "training", colour),
+                Line(f"eval_{key}_loss", "held out", GREY, "o"),
+            ],
         )
         for key, name, colour in (("ar", "text", BLUE), ("nar", "speech", ORANGE))
     ]
@@ -103,7 +106,10 @@ def compared(runs: Mapping[str, Records]) -> Figure | None:
         for record in run
     ]
     panels = [
-        Panel(title, [Line(f"{name} {kind}", name, colour) for name, colour in zip(runs, COLOURS, strict=False)])
+        Panel(
+            title=title,
+            lines=[Line(f"{name} {kind}", name, colour) for name, colour in zip(runs, COLOURS, strict=False)],
+        )
         for kind, title in kinds.items()
     ]
     return _draw(records, Marks(), panels)
@@ -120,8 +126,8 @@ def nar_by_p(records: Records, marks: Marks) -> Figure | None:
     means = [Line(f"nar_loss_{name}", f"p {name[1:].replace('-', ' to ')}", shades.get(name, GREY)) for name in bins]
     counts = [Line(f"nar_tokens_{name}", "", shades.get(name, GREY)) for name in bins]
     panels = [
-        Panel("cross-entropy of masked tokens, nats", means),
-        Panel("masked tokens between records", counts, EngFormatter(sep="")),
+        Panel(title="cross-entropy of masked tokens, nats", lines=means),
+        Panel(title="masked tokens between records", lines=counts, formatter=EngFormatter(sep="")),
     ]
     return _draw(records, marks, panels)
 
@@ -129,11 +135,11 @@ def nar_by_p(records: Records, marks: Marks) -> Figure | None:
 def optimisation(records: Records, marks: Marks) -> Figure | None:
     """Gradient norm, learning rate, and, where there are any, skipped steps so far."""
     panels = [
-        Panel("gradient norm", [Line("grad_norm", "", BLUE)], bottom=None),
-        Panel("learning rate", [Line("lr", "", GREEN)]),
+        Panel(title="gradient norm", lines=[Line("grad_norm", "", BLUE)], bottom=None),
+        Panel(title="learning rate", lines=[Line("lr", "", GREEN)]),
     ]
     if any(record.get("skipped_steps") for record in records):
-        panels.append(Panel("skipped steps so far", [Line("skipped_steps", "", RED)], is_whole=True))
+        panels.append(Panel(title="skipped steps so far", lines=[Line("skipped_steps", "", RED)], is_whole=True))
     return _draw(records, marks, panels)
 
 
@@ -142,10 +148,26 @@ def speed(records: Records, marks: Marks) -> Figure | None:
     from matplotlib.ticker import EngFormatter, PercentFormatter
 
     panels = [
-        Panel("useful tokens a second", [Line("useful_tokens_per_s", "", BLUE)], EngFormatter(sep="")),
-        Panel("model FLOPs utilisation", [Line("mfu", "", GREEN)], PercentFormatter(1.0)),
-        Panel("peak memory of rank 0", [Line("memory_bytes", "", GREY)], EngFormatter("B")),
-        Panel("own work of the slowest rank / median", [Line("slowest_ratio", "", ORANGE)], bottom=1.0),
+        Panel(
+            title="useful tokens a second",
+            lines=[Line("useful_tokens_per_s", "", BLUE)],
+            formatter=EngFormatter(sep=""),
+        ),
+        Panel(
+            title="model FLOPs utilisation",
+            lines=[Line("mfu", "", GREEN)],
+            formatter=PercentFormatter(1.0),
+        ),
+        Panel(
+            title="peak memory of rank 0",
+            lines=[Line("memory_bytes", "", GREY)],
+            formatter=EngFormatter("B"),
+        ),
+        Panel(
+            title="own work of the slowest rank / median",
+            lines=[Line("slowest_ratio", "", ORANGE)],
+            bottom=1.0,
+        ),
     ]
     return _draw(records, marks, panels)
 
@@ -166,7 +188,7 @@ def step_split(records: Records, marks: Marks) -> Figure | None:
     labels = [phase.replace("_", " and ") for phase in phases]
     axis.stackplot(steps, values, labels=labels, colors=[PHASES[phase] for phase in phases], linewidth=0)
     axis.plot(steps, [record["step_s"] for record in timed], color="#1f2933", linewidth=0.8, label="step")
-    _finish(axis, Panel("seconds per step", []), marks)
+    _finish(axis, Panel(title="seconds per step", lines=[]), marks)
     handles, names = axis.get_legend_handles_labels()
     figure.legend(handles[::-1], names[::-1], frameon=False, loc="outside right upper", fontsize=9)
     return figure

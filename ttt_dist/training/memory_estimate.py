@@ -31,7 +31,7 @@ DEFAULTS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Memory:
     """Bytes of one process at its peak. Needs that exclude each other in time are counted once, see `memory_per_rank`."""
 
@@ -71,14 +71,14 @@ def memory_per_rank(
     (`logits`), the backward pass of one block (its excess over the logits is added to `activations`), and the update (its
     excess over both is added to `gradients`). `on_cuda`: kernels, buffers and offloading as on a GPU.
     """
-    setup = Setup(config, layout, mesh, zero_stage, seq_len, on_cuda)
+    setup = Setup(config=config, layout=layout, mesh=mesh, zero_stage=zero_stage, seq_len=seq_len, on_cuda=on_cuda)
     sizes = layer_sizes(config.model, layout, mesh.tensor)
     bounds = stage_bounds([sum(layer) for layer in sizes], mesh.pipeline)
     stages = (_memory_of_stage(setup, sizes, stage, *ends) for stage, ends in enumerate(pairwise(bounds)))
     return max(stages, key=lambda memory: memory.total)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Setup:
     """The arguments of `memory_per_rank`, and what follows from them."""
 
@@ -138,7 +138,9 @@ def _memory_of_stage(setup: Setup, layers: list[list[int]], stage: int, first: i
     logits = _logits(setup) if has_head else 0
     activations += max(block - logits, 0)
     gradients = states.gradients + max(states.update - activations - logits, 0)
-    return Memory(states.weights, gradients, states.optimizer, activations, logits)
+    return Memory(
+        weights=states.weights, gradients=gradients, optimizer=states.optimizer, activations=activations, logits=logits
+    )
 
 
 def states_of(setup: Setup, sizes: list[int]) -> States:
@@ -226,7 +228,7 @@ class Kept:
         return cls(train.activation_checkpointing, setup.on_cuda, train.compile)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Widths:
     """Elements per token of what one process keeps: hidden states between the matrices, and slices within them."""
 

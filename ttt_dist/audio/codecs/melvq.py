@@ -31,7 +31,7 @@ from ttt_dist.util.errors import UserError
 FORMAT = 1  # of the folder; raise it where codes of an old folder would change
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MelVQSettings:
     """What decides the codes, beside the corpus."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Kind:
     """How `transformers` names a codec, its settings (attributes of its config), and how it is asked for codes."""
 
@@ -33,19 +33,19 @@ class Kind:
 
 KINDS = {
     "dac": Kind(
-        "Descript Audio Codec",
-        "dac",
-        "DacModel",
-        "sampling_rate",
+        help="Descript Audio Codec",
+        model_type="dac",
+        model_class="DacModel",
+        sample_rate="sampling_rate",
         num_codebooks="n_codebooks",
         options=lambda config, k: {"n_quantizers": k},
         silenced=True,
     ),
     "encodec": Kind(
-        "EnCodec of Meta",
-        "encodec",
-        "EncodecModel",
-        "sampling_rate",
+        help="EnCodec of Meta",
+        model_type="encodec",
+        model_class="EncodecModel",
+        sample_rate="sampling_rate",
         num_codebooks="num_quantizers",
         options=lambda config, k: {"bandwidth": config.target_bandwidths[-1]},  # None would be the lowest
         chunked=True,
@@ -53,17 +53,17 @@ KINDS = {
         causal=True,
     ),
     "higgs": Kind(
-        "tokenizer of Higgs Audio v2",
-        "higgs_audio_v2_tokenizer",
-        "HiggsAudioV2TokenizerModel",
-        "sample_rate",
+        help="tokenizer of Higgs Audio v2",
+        model_type="higgs_audio_v2_tokenizer",
+        model_class="HiggsAudioV2TokenizerModel",
+        sample_rate="sample_rate",
         num_codebooks="num_quantizers",
     ),
     "mimi": Kind(
-        "Mimi of Kyutai",
-        "mimi",
-        "MimiModel",
-        "sampling_rate",
+        help="Mimi of Kyutai",
+        model_type="mimi",
+        model_class="MimiModel",
+        sample_rate="sampling_rate",
         hop=None,
         num_codebooks="num_quantizers",
         options=lambda config, k: {"num_quantizers": k},
@@ -72,16 +72,27 @@ KINDS = {
         in_steps=True,
     ),
     "neucodec": Kind(
-        "NeuCodec of Neuphonic",
-        "neucodec",
-        "NeuCodecModel",
-        "input_sampling_rate",
+        help="NeuCodec of Neuphonic",
+        model_type="neucodec",
+        model_class="NeuCodecModel",
+        sample_rate="input_sampling_rate",
         hop="encoder_hop_length",
         feature_extractor="NeuCodecFeatureExtractor",  # adds a frame that its own features then lack
         output_rate="output_sampling_rate",
     ),
-    "xcodec": Kind("X-Codec", "xcodec", "XcodecModel", "sample_rate", num_codebooks="num_quantizers"),
+    "xcodec": Kind(
+        help="X-Codec",
+        model_type="xcodec",
+        model_class="XcodecModel",
+        sample_rate="sample_rate",
+        num_codebooks="num_quantizers",
+    ),
     "xcodec2": Kind(
-        "X-Codec 2", "xcodec2", "Xcodec2Model", "sampling_rate", feature_extractor="Xcodec2FeatureExtractor", appended=1
+        help="X-Codec 2",
+        model_type="xcodec2",
+        model_class="Xcodec2Model",
+        sample_rate="sampling_rate",
+        feature_extractor="Xcodec2FeatureExtractor",
+        appended=1,
     ),
 }

@@ -37,7 +37,7 @@ ABSENT: dict[str, Any] = {"activation_function": "gelu", "encoder_causal_convolu
 """What the published code takes a missing setting for, where that is not None or False."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WhisperVQConfig:
     """The settings that decide shapes; named as in config.json."""
 

@@ -47,7 +47,7 @@ class Bucket(NamedTuple):
     chunks: list[QueryChunk]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class BucketedSdpaPlan(OpaqueBase):
     """Where each token of a batch [B, S] goes, and which masks apply there.
 
@@ -93,7 +93,7 @@ class BucketedSdpaPlan(OpaqueBase):
         tokens[slots[used]] = used
         tables = (slots.clip(min=0), np.flatnonzero(slots < 0), tokens.clip(min=0), np.flatnonzero(tokens < 0))
         to_slots, empty_slots, to_tokens, padding = (torch.from_numpy(table).to(device) for table in tables)
-        return cls(to_slots, empty_slots, to_tokens, padding, buckets)
+        return cls(to_slots=to_slots, empty_slots=empty_slots, to_tokens=to_tokens, padding=padding, buckets=buckets)
 
 
 def attend_buckets(q: Tensor, k: Tensor, v: Tensor, plan: BucketedSdpaPlan) -> Tensor:

@@ -239,7 +239,13 @@ def _rope(values: dict[str, Any], path: Path) -> tuple[float, RopeScaling]:
     if rope.get(first_length) is None:
         rope[first_length] = values.get("max_position_embeddings")
     factor, low, high = (_number(rope, key, float, path) for key in SCALING_NUMBERS if key != first_length)
-    return theta, RopeScaling("llama3", factor, low, high, _number(rope, first_length, int, path))
+    return theta, RopeScaling(
+        type="llama3",
+        factor=factor,
+        low_freq_factor=low,
+        high_freq_factor=high,
+        original_max_position_embeddings=_number(rope, first_length, int, path),
+    )
 
 
 def _number(values: dict[str, Any], key: str, kind: type[T], path: Path, default: T | None = None) -> T:
