@@ -118,7 +118,8 @@ def train(config, seq_len):
         train_step(engine, ONE, [full_batch(seq_len, 8)] * 2, 1e-3)
 
 config = peak_config(sys.argv[1])
-train(replace(config, model=ModelConfig(hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=2, ffn_hidden_size=64)), 32)  # what the libraries take at their first use
+small = ModelConfig(hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=2, ffn_hidden_size=64)
+train(replace(config, model=small), 32)  # what the libraries take at their first use
 before = resident("VmRSS")
 train(config, int(sys.argv[2]))
 print(resident("VmHWM") - before)
