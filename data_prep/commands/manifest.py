@@ -85,7 +85,8 @@ def run(args: argparse.Namespace) -> None:
     takes = find_reader(args.reader).takes
     for name in FLAGS:
         if getattr(args, name) and name not in takes:
-            args.fail(f"--{name}: is for reader {', '.join(readers_with(name))}, not {args.reader}")
+            own = f"; one of your own says so by its `takes = ({name!r},)`" if args.reader not in READERS else ""
+            args.fail(f"--{name}: is for reader {', '.join(readers_with(name))}, not {args.reader}{own}")
     holdout = Holdout(args.holdout_every, args.holdout_field) if args.holdout_every else None
     problems = Problems(args.max_errors)
     options = ReaderOptions(
@@ -101,7 +102,8 @@ def run(args: argparse.Namespace) -> None:
         writing_manifests(args.reader, options.source, paths, problems) as files,
         Progress(None, "reading", "utterance") as progress,
     ):
-        split_entries(_counted(load_reader(args.reader)(options, problems), progress), files, holdout, problems)
+        entries = load_reader(args.reader)(options, problems)
+        split_entries(_counted(entries, args.lang, progress), files, holdout, problems)
     report, lines = report_of(args.out), sum(file.totals.lines for file in files)
     if not lines:
         raise UserError(
@@ -118,10 +120,11 @@ def readers_with(flag: str) -> list[str]:
     return [name for name, reader in READERS.items() if flag in reader.takes]
 
 
-def _counted(entries: Iterable[Entry], progress: Progress) -> Iterator[Entry]:
+def _counted(entries: Iterable[Entry], lang: str | None, progress: Progress) -> Iterator[Entry]:
+    """The entries as they come, each in the language that --lang names where the reader knows none."""
     for entry in entries:
         progress.advance()
-        yield entry
+        yield {"lang": lang, **entry} if lang and not entry.get("lang") else entry
 
 
 def reader_name(text: str) -> str:

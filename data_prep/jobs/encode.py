@@ -152,11 +152,14 @@ class EncodeJob(PartJob):
 
     def _encode(self, lines: Sequence[Line], writer: PartWriter, tick: ProgressCallback) -> None:
         """Give every line its codes, hash and number of samples, or its problem."""
+        from ttt_dist.audio.codec import checked_codes
+
         order = sorted(lines, key=self._turn)
         most = int(WINDOW_SECONDS * self.loaded.sample_rate)
         with read_ahead(order, self._read, total_length, most, READERS, one_thread) as recordings:
             for window in windows(zip(order, recordings, strict=True), most):
-                codes = iter(self.loaded.encode([wave for _, waves in window for wave in waves]))
+                every = [wave for _, waves in window for wave in waves]
+                codes = iter(checked_codes(self.loaded, every, self.loaded.encode(every)))
                 for line, waves in window:
                     line.codes = writer.lay_aside([next(codes) for _ in waves])
                 tick(len(window))

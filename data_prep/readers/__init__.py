@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ttt_dist.manifest.entry import Entry
 from ttt_dist.manifest.problems import Problems
+from ttt_dist.util.errors import UserError
 from ttt_dist.util.plugins import load_function
 
 
@@ -101,16 +103,31 @@ READERS = {
 
 
 def find_reader(name: str) -> ReaderRow:
-    """The row of a name of READERS, or of `package.module:function`, which takes all flags unless its `takes` names some.
+    """The row of a name of READERS, or of `package.module:function`, which takes the flags that its `takes` names.
 
     Raises UserError where there is no such function.
     """
     if name in READERS:
         return READERS[name]
     function = load_function(name, "--reader", SIGNATURE)
-    return ReaderRow(name, "", tuple(getattr(function, "takes", FLAGS)))
+    return ReaderRow(name, "", tuple(getattr(function, "takes", ())))
 
 
 def load_reader(name: str) -> Reader:
-    """The function of a reader, as `find_reader` knows it."""
-    return load_function(find_reader(name).target, "--reader", SIGNATURE)
+    """The function of a reader, as `find_reader` knows it; what one of a user's own raises becomes a line that names it."""
+    function: Reader = load_function(find_reader(name).target, "--reader", SIGNATURE)
+    return function if name in READERS else partial(_guarded, name, function)
+
+
+def _guarded(name: str, function: Reader, options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
+    last = "the first entry"
+    try:
+        for entry in function(options, problems):
+            last = f"what comes after {entry.get('id')!r}"
+            yield entry
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"--reader {name}: failed at {last} ({type(error).__name__}: {error}); report what is bad by problems.report and go on"
+        ) from error

@@ -22,7 +22,7 @@ SIZES = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, 
 @pytest.mark.parametrize("tied", [False, True])
 def test_parameters_are_those_of_the_model(tied: bool) -> None:
     config, layout = ModelConfig(**SIZES, tie_embeddings=tied), tiny_layout()
-    counted = count_parameters(config, layout)
+    counted = count_parameters(config, layout.padded_vocab_size)
     model = Transformer.for_layout(config, layout, LocalLayerFactory())
     assert sum(counted.values()) == sum(parameter.numel() for parameter in model.parameters())
     assert counted["embed"] == 64 * 16 and counted["norm"] == 16

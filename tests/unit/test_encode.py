@@ -220,7 +220,7 @@ def test_copied_folders(tmp_path: Path) -> None:
 class LengthCodec(Codec):
     """Its one code is the waveform's length; notes its batches."""
 
-    name, sample_rate, frame_rate, codebook_size, hash = "length", RATE, 25.0, 10**6, "length"
+    name, sample_rate, frame_rate, codebook_size, hash = "length", RATE, 0.01, 10**6, "length"
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []

@@ -13,7 +13,7 @@ from data_prep.__main__ import main as data_prep
 from tests.distributed.small_run import environment
 from tests.evaluated import FEW, evaluate_here, line, make_workplace, read_lines, write_lines
 from tests.tiny_model import RATE, noise
-from ttt_dist.audio import describe_codec, load_codec
+from ttt_dist.audio import describe_codec, load_codec, registry
 from ttt_dist.util.errors import UserError
 from ttt_dist.util.plugins import split_spec
 
@@ -50,6 +50,18 @@ class Scaled(Loudness):
 
 class Unfinished(Codec):
     name = "unfinished"
+
+class Wide(Loudness):
+    def encode(self, waves):
+        return [codes.astype(np.int64) for codes in super().encode(waves)]
+
+class Short(Loudness):
+    def encode(self, waves):
+        return super().encode(waves)[1:]
+
+class Loud(Loudness):
+    def encode(self, waves):
+        return [codes + np.int32(16) for codes in super().encode(waves)]
 '''
 READER = '''
 """NAME.wav, and beside it NAME.lab with its words."""
@@ -63,6 +75,10 @@ def read_lab(options, problems):
                 yield entry
 
 read_lab.takes = ("split",)
+
+def read_nothing(options, problems):
+    yield {"id": "a", "audio": str(options.source / "train" / "0.wav"), "text": "one"}
+    raise KeyError("words")
 '''
 EVALUATION = '''
 """How long transcripts are, beside those that are wanted."""
@@ -204,6 +220,37 @@ def test_a_codec_of_ones_own_goes_the_whole_way(manifest: Path, own: Path, tmp_p
     says = r"codec\.json: codec lab_extras\.codec:Loudness: there is no module lab_extras; install its package"
     with pytest.raises(UserError, match=says):
         load_codec(shards / "codec")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("Wide", r"gave int64 \[10\] for 3,200 samples; wanted is an array of int32 \[10\] in 0..15"),
+     ("Short", "gave 2 arrays for 3 waveforms"),
+     ("Loud", r"gave int32 \[10\] for 3,200 samples; wanted is an array of int32 \[10\] in 0..15")],
+)  # fmt: skip
+def test_codes_that_are_none_are_refused(name: str, says: str, manifest: Path, tmp_path: Path) -> None:
+    """Whatever they are, the bytes would have been read as int32 afterwards."""
+    codec = f"lab_extras.codec:{name}"
+    with pytest.raises(UserError, match=f"codec loudness: encode {says}"):
+        data_prep(["encode", "--manifest", str(manifest), "--codec", codec, "--out", str(tmp_path / "codes")])
+
+
+def test_a_reader_that_fails_is_named_and_takes_no_flag_unasked(own: Path, corpus: Path, tmp_path: Path) -> None:
+    words = ["manifest", "--source", str(corpus), "--out", str(tmp_path / "m.jsonl"), "--reader"]
+    with pytest.raises(UserError, match=r"read_nothing: failed at what comes after 'a' \(KeyError: 'words'\)"):
+        data_prep([*words, "lab_extras.reader:read_nothing"])
+    with pytest.raises(SystemExit):
+        data_prep([*words, "lab_extras.reader:read_nothing", "--split", "train"])
+    data_prep([*words, "lab_extras.reader:read_lab", "--lang", "cy"])
+    assert {entry["lang"] for entry in read_lines(tmp_path / "m.jsonl")} == {"cy"}
+
+
+def test_a_codec_without_files_is_named_alone(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that ships with us: its row says that it has no folder."""
+    row = registry.CodecRow(target="lab_extras.codec:Loudness", help="as loud", has_folder=False)
+    monkeypatch.setitem(registry.CODECS, "loudness", row)
+    load_codec("loudness").save(tmp_path / "saved")
+    assert load_codec(tmp_path / "saved").info == load_codec("loudness").info
 
 
 def test_choices_of_a_codec_of_ones_own(own: Path, tmp_path: Path) -> None:

@@ -37,6 +37,24 @@ class CodecInfo:
     codebook_size: int
 
 
+def checked_codes(codec: Codec, waves: Sequence[Tensor], codes: Sequence[Codes]) -> Sequence[Codes]:
+    """What `codec.encode(waves)` gave, if it is what it has to be. Raises UserError: from here on codes are only bytes."""
+    if len(codes) != len(waves):
+        raise UserError(
+            f"codec {codec.name}: encode gave {len(codes)} arrays for {len(waves)} waveforms; mend its encode"
+        )
+    for wave, one in zip(waves, codes, strict=True):
+        length = -(-len(wave) // codec.hop) * codec.codes_per_frame
+        is_right = isinstance(one, np.ndarray) and one.dtype == np.int32 and one.shape == (length,)
+        if not is_right or (length and not 0 <= one.min() <= one.max() < codec.codebook_size):
+            gave = f"{getattr(one, 'dtype', type(one).__name__)} {list(getattr(one, 'shape', []))}"
+            raise UserError(
+                f"codec {codec.name}: encode gave {gave} for {len(wave):,} samples; wanted is an array of int32 [{length}] "
+                f"in 0..{codec.codebook_size - 1}"
+            )
+    return codes
+
+
 class Codec(ABC):
     """A speech tokenizer.
 

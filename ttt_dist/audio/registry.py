@@ -31,6 +31,8 @@ class CodecRow:
     help: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """What `load` is told besides."""
+    has_folder: bool = True
+    """Whether it is named with the folder of its weights."""
     is_learnt: bool = False
     """`encode --train-codec` learns it; the folders of the others were published."""
 
@@ -85,6 +87,8 @@ def parse_spec(spec: str) -> tuple[str, Path | None]:
     name, colon, place = spec.partition(":")
     if colon and name in CODECS:
         return name, Path(place)
+    if spec in CODECS and not CODECS[spec].has_folder:
+        return spec, None
     own = split_spec(spec)
     if own and is_there(own[0]) and not Path(spec).exists():
         return own[0], None if own[1] is None else Path(own[1])
@@ -158,7 +162,8 @@ def _load_saved(name: str, folder: Path, chosen: Mapping[str, Any], device: str 
 def _weights_of(path: Path, stored: Mapping[str, Any]) -> Path | None:
     """Where a codec.json says that the weights lie; None where they are beside it. Raises UserError where they are gone."""
     if "weights" not in stored:
-        if CLASS not in stored and not CODECS[stored["name"]].is_learnt:
+        row = CODECS.get(stored["name"])
+        if CLASS not in stored and row is not None and row.has_folder and not row.is_learnt:
             raise UserError(f"{path}: does not name its weights; save the codec again")
         return None
     weights = Path(str(stored["weights"]))

@@ -188,7 +188,7 @@ def require_accepted(path: str | Path) -> None:
     from deepspeed.runtime.config import DeepSpeedConfig
 
     try:
-        DeepSpeedConfig(read_deepspeed(path) | {"train_batch_size": 1})
+        DeepSpeedConfig(read_deepspeed(path) | {"train_micro_batch_size_per_gpu": 1})
     except (AssertionError, TypeError, ValueError) as error:  # pydantic's and DeepSpeed's own are ValueErrors
         reason = " ".join(str(error).partition(" [type=")[0].split())
         raise UserError(f"deepspeed={path}: DeepSpeed refuses it ({reason[:300]})") from None

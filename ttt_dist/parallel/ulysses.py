@@ -12,7 +12,7 @@ from ttt_dist.model.attention.plan import AttentionPlan, attend
 
 
 class UlyssesSplit:
-    """A `TokenSplit` over the processes of `group`. T and the number of query heads must divide by its size."""
+    """A `SequenceSharding` over the processes of `group`. T and the number of query heads must divide by its size."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group = group
