@@ -17,7 +17,7 @@ from tests.distributed.cases import ROOT
 from ttt_dist.config.loader import load_config
 from ttt_dist.config.model import ModelConfig, RopeScaling
 from ttt_dist.model.attention.plan import attention_plan
-from ttt_dist.model.hf.families import family_of, read_model_config, require_same_model
+from ttt_dist.model.hf.families import family_of, model_config, read_model_config, require_same_model
 from ttt_dist.model.hf.folder import FolderWeights, expected_tensors
 from ttt_dist.model.hf.published import export_hf, import_hf
 from ttt_dist.model.layers import LocalLayerFactory
@@ -314,3 +314,16 @@ def test_settings_of_a_run_reach_the_scaling(tmp_path: Path) -> None:
     assert model.family == "mistral"
     with pytest.raises(UserError, match=r"rope_scaling\.type must be one of none, llama3"):
         load_config(tmp_path / "run.yaml", ["model.rope_scaling.type=yarn"])
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama", "mistral"])
+def test_a_missing_key_is_what_transformers_takes_it_for(family: str) -> None:
+    values = {
+        "model_type": family, "hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 32, "intermediate_size": 64,
+        "sliding_window": None, "vocab_size": 64, "rope_theta": 10000.0,
+    }  # fmt: skip
+    ours, theirs = model_config(values, Path("config.json")), AutoConfig.for_model(**values)
+    assert ours.num_kv_heads == theirs.num_key_value_heads
+    assert (ours.head_dim or 256 // 32) == (getattr(theirs, "head_dim", None) or 256 // 32)
+    assert (ours.rms_norm_eps, ours.init_std) == (theirs.rms_norm_eps, theirs.initializer_range)
+    assert ours.tie_embeddings == theirs.tie_word_embeddings

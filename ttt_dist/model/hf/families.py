@@ -48,15 +48,17 @@ NO_BIAS = Fixed(False, "this model cannot be trained here")
 NO_WINDOW = Fixed(False, "set it to false if no sample is longer than sliding_window")
 
 FAMILIES = {
-    "qwen2": Family("Qwen2ForCausalLM", {"use_sliding_window": NO_WINDOW}, {}),
+    "qwen2": Family("Qwen2ForCausalLM", {"use_sliding_window": NO_WINDOW}, {"num_key_value_heads": 32}),
     "qwen3": Family(
-        "Qwen3ForCausalLM", {"use_sliding_window": NO_WINDOW, "attention_bias": NO_BIAS}, {"head_dim": 128}
+        "Qwen3ForCausalLM",
+        {"use_sliding_window": NO_WINDOW, "attention_bias": NO_BIAS},
+        {"head_dim": 128, "num_key_value_heads": 32},
     ),
     "llama": Family("LlamaForCausalLM", {"attention_bias": NO_BIAS, "mlp_bias": NO_BIAS}, {}),
     "mistral": Family(
         "MistralForCausalLM",
         {"sliding_window": Fixed(None, "set it to null if no sample is longer than that")},
-        {"sliding_window": 4096},
+        {"sliding_window": 4096, "num_key_value_heads": 8},
     ),
 }
 assert FAMILIES.keys() == FAMILY_TRAITS.keys()
