@@ -14,9 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.decode_sides import SHAPES, Course, decode, draw_prompts, random_folder
-from ttt_dist.config.decode import DecodeSettings
-from ttt_dist.config.objective import Objective
-from ttt_dist.inference.decoder import Decoder
+from ttt_dist.inference.decoder import Decoder, DecodeSettings  # whose own module has another name in older builds
 from ttt_dist.sequence.tokens import released
 
 
@@ -29,7 +27,7 @@ def main() -> None:
     args = parser.parse_args()
     layout, rounds = released(), 9 if args.batch == 1 else 3
     folder = random_folder(SHAPES["100m"], layout, torch.float32, "cpu")
-    decoder = Decoder(dataclasses.replace(folder, objective=Objective(kind=args.kind)))
+    decoder = Decoder(dataclasses.replace(folder, objective=dataclasses.replace(folder.objective, kind=args.kind)))
     requests, settings = draw_prompts(layout, args.batch), DecodeSettings(block=27, steps=2)
     decode(decoder, requests[:1], settings, Course.of(layout, 21, 42))
     measured = decode(decoder, requests, settings, Course.of(layout, 13 * rounds + 8, 26 * rounds + 16))

@@ -1,5 +1,7 @@
 """benchmarks/against.py: a toy workload in a tiny git repository, run in two of its revisions."""
 
+import ast
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from benchmarks.workloads import train_step
 from ttt_dist.config.loader import load_config
 from ttt_dist.config.objective import Objective
 from ttt_dist.util.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 TOY = """
 import json, sys
@@ -117,3 +121,23 @@ def test_the_training_step_is_measured_with_an_objective_that_older_builds_know(
     assert (
         load_config(tmp_path / "config.yaml").objective == Objective(preset="paper", p_mix=written["p_mix"]).resolved()
     )
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "workloads").glob("*.py")), ids=lambda path: path.stem)
+def test_workloads_use_modules_that_the_other_build_has(path: Path) -> None:
+    """Inputs are prepared by this build; whatever else a workload imports of ours, it takes from the build under test."""
+    other = "f7f6f4f"
+    if subprocess.run(["git", "cat-file", "-e", other], cwd=ROOT, capture_output=True, check=False).returncode:
+        pytest.skip(f"the history here does not reach {other}")
+    tree = ast.parse(path.read_text(encoding="utf8"))
+    measured = [node for node in tree.body if not isinstance(node, ast.FunctionDef) or node.name == "main"]
+    modules = {
+        node.module
+        for part in measured
+        for node in ast.walk(part)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("ttt_dist", "data_prep")
+    }
+    there = subprocess.run(
+        ["git", "ls-tree", "-r", "--name-only", other], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert {f"{module.replace('.', '/')}.py" for module in modules} <= set(there.stdout.splitlines())
