@@ -124,7 +124,7 @@ def write_samples(folder: Path, lengths: np.ndarray) -> None:
     for number in range(num_parts):
         with SampleWriter(part_prefix(folder, number), number, num_parts, layout, made_from) as writer:
             for length in lengths[number * PART_SAMPLES : (number + 1) * PART_SAMPLES].tolist():
-                writer.add(Sample([Segment(ids[: length // 2], False), Segment(ids[length // 2 : length], True)]))
+                writer.add(Sample.of([Segment(ids[: length // 2], False), Segment(ids[length // 2 : length], True)]))
 
 
 def bare_layout() -> TokenLayout:

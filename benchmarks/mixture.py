@@ -64,7 +64,7 @@ class Writer:
             left -= len(words)
             codes = self.layout.code_ids(self.codes(len(words) * CODES_PER_WORD))
             parts += [words, [self.layout.begin_of_audio], codes, [self.layout.end_of_audio_new]]
-        return Sample([Segment(np.concatenate([*parts, [self.layout.im_end]])[:LONGEST], True)])
+        return Sample.of([Segment(np.concatenate([*parts, [self.layout.im_end]])[:LONGEST], True)])
 
     def seconds(self, low: float, high: float) -> float:
         """Codes of a recording whose length lies between."""
@@ -110,7 +110,7 @@ class Writer:
             self.words(2),
         ]
         segments = Segment(np.concatenate(turns), False), Segment(np.concatenate([answer, end]), True)
-        return Sample(list(segments))
+        return Sample.of(list(segments))
 
 
 def draw_samples(layout: TokenLayout, number: int, seed: int) -> list[Sample]:

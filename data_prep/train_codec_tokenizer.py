@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.codes import CodesPart, fingerprint
+from data_prep.jobs.compose import CodesPart, fingerprint
 from ttt_dist.data import metadata
 from ttt_dist.manifest.clips import clips
 from ttt_dist.manifest.problems import Problems

@@ -56,7 +56,7 @@ def samples(draw: st.DrawFn, layout: TokenLayout) -> Sample:
     segments = []
     for _ in range(draw(st.integers(1, 2))):
         segments += [draw(turns(layout, False)), draw(turns(layout, True))]
-    return Sample(segments[draw(st.integers(0, 1)) :])
+    return Sample.of(segments[draw(st.integers(0, 1)) :])
 
 
 def packs(layout: TokenLayout) -> st.SearchStrategy[list[list[Sample]]]:

@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 REPEAT = 2
 NUM_TEXT, NUM_CODES, NUM_PACKS, SEQ_LEN = 400, 512, 40, 1024  # the demo's vocabulary and packs
@@ -60,13 +61,14 @@ def prepare(folder: Path) -> None:
     for name in ("tokenizer", "codec"):
         (shards / name).mkdir(parents=True)
     (shards / "template.json").write_text("{}")
+    make: Any = getattr(Sample, "of", Sample)  # its name in older builds
     with ShardWriter(shards / "train", {"layout": layout.to_dict(), "seq_len": SEQ_LEN}) as writer:
         for _ in range(NUM_PACKS):
             pack = []
             for length in random.integers(20, 60, SEQ_LEN // 80):
                 text, codes = random.integers(0, NUM_TEXT, 12), first_code + random.integers(0, NUM_CODES, length)
                 reply = [layout.begin_of_quad, *codes, layout.end_of_audio_span_last, layout.im_end]
-                pack.append(Sample([Segment(text.astype(np.int32), False), Segment(np.array(reply, np.int32), True)]))
+                pack.append(make([Segment(text.astype(np.int32), False), Segment(np.array(reply, np.int32), True)]))
             writer.add(pack)
 
 

@@ -9,8 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.codes import CodesPart
-from data_prep.jobs.compose import ComposeJob
+from data_prep.jobs.compose import CodesPart, ComposeJob
 from data_prep.token_layout_args import add_layout_argument
 from data_prep.train_codec_tokenizer import learn_tokenizer
 from ttt_dist.jobs.parts import find_parts, require_no_others

@@ -192,7 +192,7 @@ def write_shard(prefix: Path, num_packs: int, layout: TokenLayout, seq_len: int 
             prompt = np.array([layout.im_start, *random.integers(0, 20, 3)], np.int32)
             ending = [layout.end_of_audio_span_last] if audio else []
             answer = [*random.integers(0, 20, 4), *codes, *ending, layout.im_end]
-            writer.add([Sample([Segment(prompt, False), Segment(np.array(answer, np.int32), True)])])
+            writer.add([Sample.of([Segment(prompt, False), Segment(np.array(answer, np.int32), True)])])
     return str(prefix)
 
 

@@ -462,7 +462,7 @@ def test_a_codec_is_the_same_wherever_its_weights_lie(folders: dict[str, Path], 
 
 def test_shards_of_one_codec_are_mixed_wherever_its_weights_lie(folders: dict[str, Path], tmp_path: Path) -> None:
     layout = tiny_layout()
-    sample = Sample([Segment(np.arange(3, dtype=np.int32), True)])
+    sample = Sample.of([Segment(np.arange(3, dtype=np.int32), True)])
     shards = {}
     for name, codebooks in (("here", 3), ("there", 3), ("fewer", 2)):
         place = saved(folders, tmp_path / f"weights {name}", tmp_path / name, codebooks)

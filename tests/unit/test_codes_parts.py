@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.codes import CodesPart, find_copies, fingerprint
+from data_prep.jobs.compose import CodesPart, find_copies, fingerprint
 from ttt_dist.data.indexed import IndexedBuilder
 from ttt_dist.util.atomic_files import sha256_file
 from ttt_dist.util.errors import UserError

@@ -196,7 +196,7 @@ def test_noise_follows_the_sample_not_its_place(group: list, seed: int) -> None:
 def long_sample(num_codes: int = 60, target: bool = True) -> Sample:
     codes = LAYOUT.code_ids(np.arange(num_codes) % LAYOUT.num_codes)
     ids = np.concatenate([[1, 2, LAYOUT.begin_of_quad], codes, [LAYOUT.end_of_audio_span_last, LAYOUT.im_end]])
-    return Sample([Segment(np.array([3, 4], np.int32), False), Segment(ids.astype(np.int32), target)])
+    return Sample.of([Segment(np.array([3, 4], np.int32), False), Segment(ids.astype(np.int32), target)])
 
 
 def test_epochs_and_seeds_differ_and_repeat() -> None:
@@ -235,7 +235,7 @@ def test_the_preserved_prefix_is_drawn_uniformly_and_stays_clean() -> None:
     """PPM with three response spans: one, two or three of them stay in the NAR loss, equally often."""
     codes = LAYOUT.code_ids(np.arange(8) % LAYOUT.num_codes)
     span = [LAYOUT.begin_of_audio, *codes, LAYOUT.end_of_audio_new]
-    sample = Sample([Segment(np.array([3, 4]), False), Segment(np.array([1, *span, 2, *span, 5, *span]), True)])
+    sample = Sample.of([Segment(np.array([3, 4]), False), Segment(np.array([1, *span, 2, *span, 5, *span]), True)])
     objective = Objective(p_mix=0.0, p_trunc=0.0, p_prefix=1.0)
     first_noised = []
     for epoch in range(1500):

@@ -173,7 +173,7 @@ def test_earlier_answers_are_seen_as_training_saw_them(mode: str, prompt_audio: 
     codes = [LAYOUT.first_code] * 3
     heard, said = [LAYOUT.begin_of_audio, *codes, LAYOUT.end_of_audio], [*codes, LAYOUT.end_of_audio_new, LAYOUT.im_end]
     turns = [(heard, False), ([5, LAYOUT.begin_of_audio, *said], True), ([LAYOUT.begin_of_audio, *codes, 6], False)]
-    sample = Sample([Segment(np.array(ids, dtype=np.int32), is_answer) for ids, is_answer in turns])
+    sample = Sample.of([Segment(np.array(ids, dtype=np.int32), is_answer) for ids, is_answer in turns])
     written = float(mode != "diffusion")
     trained = Objective(prompt_audio=prompt_audio, p_trunc=0.0, p_mix=written, audio_ar=1.0)
     session = Decoder(folder(prompt_audio=prompt_audio)).session()

@@ -124,7 +124,7 @@ def batch_of(seed: int, seq_len: int = 300) -> Batch:
         while room > 90:
             codes = rng.integers(LAYOUT.first_code, LAYOUT.first_code + LAYOUT.num_codes, rng.integers(1, 60))
             ids = [1, 2, 3, LAYOUT.begin_of_audio, *codes, LAYOUT.end_of_audio_new, 4, LAYOUT.im_end]
-            row.append(Sample([Segment(np.array(ids[:2]), False), Segment(np.array(ids[2:]), True)]))
+            row.append(Sample.of([Segment(np.array(ids[:2]), False), Segment(np.array(ids[2:]), True)]))
             room -= len(ids)
         rows.append(row)
     return collate(rows, LAYOUT, Objective(p_trunc=0.0), 0, [0, 0], seq_len)

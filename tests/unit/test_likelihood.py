@@ -43,7 +43,9 @@ def sample(folder: ModelFolder) -> Sample:
     """Two tokens of text, the opening of a span, a code and the end of audio, the end of turn."""
     layout = folder.layout
     said = [5, 9, layout.begin_of_quad, layout.first_code + 3, layout.end_of_audio_span_last, layout.im_end]
-    return Sample([Segment(np.array([layout.im_start, 7], np.int32), False), Segment(np.array(said, np.int32), True)])
+    return Sample.of(
+        [Segment(np.array([layout.im_start, 7], np.int32), False), Segment(np.array(said, np.int32), True)]
+    )
 
 
 def plan(**values: Any) -> EvalArgs:
@@ -115,7 +117,9 @@ def longer(folder: ModelFolder) -> Sample:
     layout = folder.layout
     codes = layout.code_ids(np.arange(8) % layout.num_codes)
     said = [5, layout.begin_of_quad, *codes, layout.end_of_audio_span_last, layout.im_end]
-    return Sample([Segment(np.array([layout.im_start, 7], np.int32), False), Segment(np.array(said, np.int32), True)])
+    return Sample.of(
+        [Segment(np.array([layout.im_start, 7], np.int32), False), Segment(np.array(said, np.int32), True)]
+    )
 
 
 @pytest.mark.parametrize("kind", ["ttt", "nar"])
@@ -207,6 +211,6 @@ def test_what_does_not_fit_is_named(workplace: Path, tmp_path: Path, monkeypatch
     opened = load_folder(workplace / "model", device="cpu")
     layout = opened.layout.to_dict() | {"tokenizer_hash": "0" * 64}
     with ShardWriter(tmp_path / "other", {"layout": layout, "seq_len": 64}) as writer:
-        writer.add([Sample([Segment(np.array([5, 6], np.int32), True)])])
+        writer.add([Sample.of([Segment(np.array([5, 6], np.int32), True)])])
     with pytest.raises(UserError, match="token layout differs in tokenizer_hash"):
         run(workplace, tmp_path / "out2", monkeypatch, tmp_path / "other", model="model")

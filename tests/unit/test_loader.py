@@ -34,7 +34,7 @@ def _sample(rng: np.random.Generator) -> Sample:
     codes = LAYOUT.code_ids(rng.integers(0, LAYOUT.num_codes, 11))
     prompt = np.array([LAYOUT.im_start, *rng.integers(0, 20, 3)], np.int32)
     response = [*rng.integers(0, 20, 4), LAYOUT.begin_of_quad, *codes, LAYOUT.end_of_audio_span_last, LAYOUT.im_end]
-    return Sample([Segment(prompt, False), Segment(np.array(response, np.int32), True)])
+    return Sample.of([Segment(prompt, False), Segment(np.array(response, np.int32), True)])
 
 
 def loader(

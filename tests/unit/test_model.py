@@ -174,7 +174,7 @@ def test_bf16_follows_fp32() -> None:
     ids = np.array(
         [1, 2, LAYOUT.begin_of_audio, *range(LAYOUT.first_code, LAYOUT.first_code + 9), LAYOUT.im_end], np.int32
     )
-    rows = [[Sample([Segment(ids[:2], False), Segment(ids[2:], True)])] * 3]
+    rows = [[Sample.of([Segment(ids[:2], False), Segment(ids[2:], True)])] * 3]
     batch = collate(rows, LAYOUT, Objective(p_mix=0.0), 0, [0], 40)
     model = Transformer.for_layout(SMALL, LAYOUT)
     exact = model(batch)

@@ -71,7 +71,7 @@ def spoken(num_maskable: int, *more: int, prompt: Sequence[int] = (3, 4)) -> Sam
     """A prompt, two tokens of text, and a last span of so many audio tokens, its end included."""
     codes = LAYOUT.code_ids(np.arange(num_maskable - 1) % LAYOUT.num_codes)
     said = [1, LAYOUT.begin_of_quad, *codes, LAYOUT.end_of_audio_span_last, *more]
-    return Sample([Segment(np.array(prompt, np.int32), False), Segment(np.array(said, np.int32), True)])
+    return Sample.of([Segment(np.array(prompt, np.int32), False), Segment(np.array(said, np.int32), True)])
 
 
 def noise(t: float, tokens: np.ndarray) -> Draw:
@@ -139,7 +139,7 @@ def test_the_draw_decides_the_count_and_who_is_masked() -> None:
     tokens = np.concatenate([np.zeros(4), np.tile([0.5, 0.2], 32)])
     found = corrupt(alike, LAYOUT, Objective(), noise(16.5 / 64, tokens))
     assert masked_places(found) == tuple(range(5, 39, 2))
-    mute = Sample([Segment(np.array([3, 4, 5], np.int32), True)])
+    mute = Sample.of([Segment(np.array([3, 4, 5], np.int32), True)])
     assert not corrupt(mute, LAYOUT, Objective(normalisation="token"), draw(mute, 0, 0)).nar_weights.any()
 
 

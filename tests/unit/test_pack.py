@@ -115,7 +115,7 @@ def write_samples(folder: Path, part: int, lengths: list[int]) -> None:
         for number, length in enumerate(lengths):
             ids = np.full(length, part, np.int32)
             ids[1] = number
-            writer.add(Sample([Segment(ids[:1], False), Segment(ids[1:], True)]))
+            writer.add(Sample.of([Segment(ids[:1], False), Segment(ids[1:], True)]))
 
 
 def arguments(folder: Path, *more: str) -> argparse.Namespace:
@@ -201,7 +201,7 @@ def document_sample(layout: TokenLayout, spans: list[tuple[int, int]], prompt: i
         )
         ids += [1] * text + ([ends[0], *[layout.first_code] * codes, ends[1]] if codes else [])
     targets = np.array(ids, np.int32)
-    return Sample(
+    return Sample.of(
         [Segment(np.full(prompt, 2, np.int32), False), Segment(targets, True)] if prompt else [Segment(targets, True)]
     )
 

@@ -40,7 +40,7 @@ def turn(role: int, body: list[int], is_target: bool) -> list[Turn]:
 
 
 def sample_of(turns: list[Turn]) -> Sample:
-    return Sample([Segment(np.array(ids, np.int32), flag) for ids, flag in turns])
+    return Sample.of([Segment(np.array(ids, np.int32), flag) for ids, flag in turns])
 
 
 def text(rng: np.random.Generator, length: int) -> list[int]:

@@ -32,7 +32,7 @@ def sample(*codes: int, text: tuple[int, ...] = (1, 2, 3)) -> Sample:
     audio = [LAYOUT.first_code + code for code in codes]
     prompt = [LAYOUT.im_start, LAYOUT.begin_of_audio, *audio, LAYOUT.end_of_audio]
     response = [*text, LAYOUT.begin_of_quad, *audio, LAYOUT.end_of_audio_span_last, LAYOUT.im_end]
-    return Sample([Segment(np.array(prompt, np.int32), False), Segment(np.array(response, np.int32), True)])
+    return Sample.of([Segment(np.array(prompt, np.int32), False), Segment(np.array(response, np.int32), True)])
 
 
 def meta() -> dict:
@@ -84,7 +84,7 @@ def test_written_packs_are_read_back(documents: list[list[Sample]], tmp_path: Pa
 
 def test_empty_segments_vanish_and_borders_of_samples_stay() -> None:
     empty = Segment(np.zeros(0, np.int32), False)
-    document = to_document([Sample([empty, *sample(1).segments]), sample(2)])
+    document = to_document([Sample.of([empty, *sample(1).segments]), sample(2)])
     assert document.lengths.min() > 0
     assert all(same(a, b) for a, b in zip(to_samples(document), [sample(1), sample(2)], strict=True))
 

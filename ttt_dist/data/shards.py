@@ -69,7 +69,7 @@ def to_samples(document: Document) -> list[Sample]:
         if mode & STARTS_SAMPLE or not samples:
             samples.append([])
         samples[-1].append(Segment(ids, bool(mode & IS_TARGET)))
-    return [Sample(segments) for segments in samples]
+    return [Sample.of(segments) for segments in samples]
 
 
 class ShardWriter:

@@ -1,14 +1,14 @@
 """Samples, their segments, and the audio spans within them."""
 
 from collections.abc import Sequence
-from functools import cached_property
+from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 
-from ttt_dist.sequence.id_bytes import to_array
+from ttt_dist.sequence.id_bytes import WIDTH, to_array, to_bytes
 from ttt_dist.sequence.tokens import TokenLayout
 
 
@@ -19,48 +19,37 @@ class Segment(NamedTuple):
     is_target: bool
 
 
+@dataclass(slots=True)
 class Sample:
     """One training example: segments in order. The prompt is not a target; what the model must produce is."""
 
-    def __init__(self, segments: list[Segment]) -> None:
-        self.segments = segments
+    content: bytes
+    """All tokens (`id_bytes`)."""
+    ends: Sequence[tuple[int, bool]]
+    """Where each segment ends, in tokens, and whether it is a target."""
 
     @classmethod
-    def cut(cls, content: bytes, ends: Sequence[tuple[int, bool]]) -> "Sample":
-        """A sample of ids as bytes (`id_bytes`) and where each segment ends, and whether it is a target."""
-        sample = cls.__new__(cls)
-        sample.content, sample.ends = content, ends
-        return sample
+    def of(cls, segments: Sequence[Segment]) -> "Sample":
+        """These segments, joined."""
+        ends = zip(accumulate(len(s.ids) for s in segments), (s.is_target for s in segments), strict=True)
+        return cls(b"".join(to_bytes(segment.ids) for segment in segments), list(ends))
 
-    @cached_property
+    @property
     def segments(self) -> list[Segment]:
-        """The runs; of a sample that was `cut` they are made when somebody asks."""
-        starts = [0, *(end for end, _ in self.ends)]
-        return [Segment(self.ids[start:end], flag) for start, (end, flag) in zip(starts, self.ends, strict=False)]
+        """The runs."""
+        ids, starts = self.ids, [0, *(end for end, _ in self.ends)]
+        return [Segment(ids[start:end], flag) for start, (end, flag) in zip(starts, self.ends, strict=False)]
 
-    @cached_property
-    def content(self) -> bytes:
-        """All tokens as bytes."""
-        return self.ids.tobytes()
-
-    @cached_property
-    def ends(self) -> Sequence[tuple[int, bool]]:
-        """Where each segment ends, and whether it is a target."""
-        return list(
-            zip(accumulate(len(s.ids) for s in self.segments), (s.is_target for s in self.segments), strict=True)
-        )
-
-    @cached_property
+    @property
     def ids(self) -> np.ndarray:
-        """All tokens, int32 [n]."""
-        if "content" in self.__dict__:
-            return to_array(self.content)
-        return np.concatenate([np.asarray(s.ids, dtype=np.int32) for s in self.segments])
+        """All tokens, int32 [n], read-only."""
+        return to_array(self.content)
 
-    @cached_property
+    @property
     def is_target(self) -> np.ndarray:
         """Which tokens the model must produce, bool [n]."""
-        return np.repeat([s.is_target for s in self.segments], [len(s.ids) for s in self.segments])
+        stops = [0, *(end for end, _ in self.ends)]
+        return np.repeat([flag for _, flag in self.ends], np.diff(stops))
 
     @classmethod
     def from_arrays(cls, ids: np.ndarray, is_target: np.ndarray) -> "Sample":
@@ -68,7 +57,7 @@ class Sample:
         borders = np.flatnonzero(np.diff(is_target.astype(np.int8))) + 1
         parts = np.split(np.asarray(ids, dtype=np.int32), borders)
         flags = [bool(is_target[start]) for start in (0, *borders)]
-        return cls([Segment(part, flag) for part, flag in zip(parts, flags, strict=True)])
+        return cls.of([Segment(part, flag) for part, flag in zip(parts, flags, strict=True)])
 
     @property
     def key(self) -> int:
@@ -78,7 +67,7 @@ class Sample:
         return int.from_bytes(digest.digest(), "little")
 
     def __len__(self) -> int:
-        return sum(len(segment.ids) for segment in self.segments)
+        return len(self.content) // WIDTH
 
 
 def runs(flags: np.ndarray) -> list[tuple[int, int]]:

@@ -18,7 +18,7 @@ from ttt_dist.config.yaml_file import read_yaml
 from ttt_dist.sequence import released_format, template_form
 from ttt_dist.sequence.chat_markup import ChatML, OwnTemplate, end_of_turn
 from ttt_dist.sequence.id_bytes import WIDTH, to_array
-from ttt_dist.sequence.sample import Sample, Segment
+from ttt_dist.sequence.sample import Sample
 from ttt_dist.sequence.template_form import ASSISTANT, CHAT_ROLES, Turn
 from ttt_dist.sequence.template_writer import Codes, ContentWriter, Entry, EntryWriter, Form
 from ttt_dist.sequence.text_tokenizer import TextTokenizer
@@ -173,7 +173,7 @@ class ChatTemplate:
 
     def document(self, content: str) -> Sample:
         """Text of the released format without turns; all of it is target."""
-        return Sample([Segment(self.parse(content), True)])
+        return Sample(ids := self._parse(content), [(len(ids) // WIDTH, True)])
 
     def audio(self, codes: np.ndarray) -> bytes:
         """A recording's codes as ids (`id_bytes`), as `samples` makes them. Raises UserError on one outside the codebook."""
@@ -201,7 +201,7 @@ class ChatTemplate:
                 raise UserError("has no audio: record one of its turns, or use a template of text alone")
             roles, contents = form.turns(writer.entry)
             if form.is_document:
-                return Sample.cut(content := contents[0](writer), [(len(content) // WIDTH, True)])
+                return Sample(content := contents[0](writer), [(len(content) // WIDTH, True)])
             if ASSISTANT not in roles:
                 raise UserError("has no turn of the assistant, so there is nothing to learn: leave the entry out")
             return self._conversation(roles, [content(writer) for content in contents])
@@ -223,7 +223,7 @@ class ChatTemplate:
         if not is_target:
             ends.append((size // WIDTH, False))
         # What follows the last end of turn would only take up room.
-        return Sample.cut(b"".join(parts)[: ends[-1][0] * WIDTH], ends)
+        return Sample(b"".join(parts)[: ends[-1][0] * WIDTH], ends)
 
     def _opening(self, roles: tuple[str, ...], contents: Sequence[bytes]) -> bytes:
         """Ids up to the content of the assistant's last turn, the last of `roles`; the start of such a sample."""

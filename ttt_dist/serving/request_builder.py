@@ -133,7 +133,7 @@ class RequestBuilder:
 
     def attention(self, prompt: np.ndarray, response: np.ndarray) -> bytes:
         """The picture of who sees whom in a sequence, a PNG file."""
-        sample = Sample([Segment(prompt, False), Segment(response, True)])
+        sample = Sample.of([Segment(prompt, False), Segment(response, True)])
         trained, written = self.folder.objective, float(self.settings.audio_mode != "diffusion")  # from left to right
         objective = replace(trained, p_trunc=0.0, p_mix=written, audio_ar=written)
         batch = collate([[sample]], self.folder.layout, objective, 0, [0], len(sample))
