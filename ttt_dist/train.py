@@ -38,7 +38,7 @@ def main() -> None:
     from ttt_dist.launch.process_group import choose_accelerator, current_dist_info
     from ttt_dist.training.plan import prepare
 
-    dist_info = current_dist_info()
+    dist_info = current_dist_info(describes=arguments.dry_run)
     choose_accelerator()
     try:
         plan = prepare(read_config(arguments.config, arguments.overrides), dist_info, arguments.resume)

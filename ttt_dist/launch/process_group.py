@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 TIMEOUT_S = 1800.0
 
 
-def current_dist_info() -> DistInfo:
-    """Read the launcher's environment, and say it again in the variables that torch, DeepSpeed and the console go by."""
-    launcher = detect_launcher(os.environ)
+def current_dist_info(describes: bool = False) -> DistInfo:
+    """Read the launcher's environment, and say it again in the variables that torch, DeepSpeed and the console go by.
+
+    `describes`: as `detect_launcher` has it, for a dry run.
+    """
+    launcher = detect_launcher(os.environ, describes)
     dist_info = launcher.dist_info
     said = {
         "RANK": dist_info.rank,
