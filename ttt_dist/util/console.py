@@ -12,8 +12,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from ttt_dist.util.errors import UserError
 
@@ -61,6 +62,30 @@ def print_error(message: str) -> None:
 def print_json(figures: Mapping[str, Any]) -> None:
     """The last line of a command that a script reads: its figures as one JSON object on stdout."""
     print_rank0(json.dumps(figures))
+
+
+class Lossy:
+    """A stream whose lines may be lost: what a full disk or a reader that has gone does not take, nobody hears of."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def lose_lines() -> None:
+    """From here on, work goes on where its output cannot be written: `train.py > train.log` on a disk that is full."""
+    sys.stdout, sys.stderr = Lossy(sys.stdout), Lossy(sys.stderr)
 
 
 class Progress:
