@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,18 +91,20 @@ def read_metrics(path: Path) -> list[Record]:
     warn_of_damage(path, lines[:-1] if is_being_written else lines)
     records: list[Record] = []
     for record in (line.record for line in lines if line.record is not None):
-        while records and _is_again(records[-1], record):
-            records.pop()
+        if _is_again(records, record):
+            while records and records[-1]["step"] >= record["step"]:
+                records.pop()
         records.append(
             {name: value if value is not None and math.isfinite(value) else None for name, value in record.items()}
         )
     return records
 
 
-def _is_again(earlier: Record, record: Record) -> bool:
-    """Whether `record` is of a step that was done again since `earlier`."""
+def _is_again(records: list[Record], record: Record) -> bool:
+    """Whether `record` is of a step that was done before. A step has a record of its training and one of its evaluation."""
     step = record["step"]
-    return bool(earlier["step"] > step or (earlier["step"] == step and len(earlier.keys() & record.keys()) > 1))
+    there = takewhile(lambda earlier: earlier["step"] >= step, reversed(records))
+    return any(earlier["step"] > step or len(earlier.keys() & record.keys()) > 1 for earlier in there)
 
 
 def _last_byte_of(path: Path) -> bytes:
