@@ -29,7 +29,7 @@ Key = tuple[str | int, ...]
 
 # Recipes used to be read by YAML 1.1, which takes these for truth values, and so do people.
 _TRUTHS = {**dict.fromkeys(("yes", "on", "true"), True), **dict.fromkeys(("no", "off", "false"), False)}
-_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list"}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _BRACKETS = {"gt": "(", "ge": "[", "lt": ")", "le": "]"}
 
@@ -191,7 +191,8 @@ def _wanted(options: tuple[Any, ...]) -> str:
     if literals := _literals(options):
         names = [f"one of {', '.join(map(str, literals))}"]
     else:
-        names = [_TYPE_NAMES.get(option, str(option)) for option in options if option is not type(None)]
+        kinds = [typing.get_origin(option) or option for option in options if option is not type(None)]
+        names = [_TYPE_NAMES.get(kind, str(kind)) for kind in kinds]
     return " or ".join([*names, *(["null"] if type(None) in options else [])])
 
 
