@@ -121,18 +121,19 @@ def _meant(key: str, named: Sequence[str], other_names: Mapping[str, str]) -> st
     if key in other_names or last in other_names:
         return other_names.get(key) or other_names[last]
     same = [name for name in named if name.rpartition(".")[2] == last]
-    if section:
-        # Of two that are spelt alike, the one of that section; of two of one name in different sections, the one spelt alike.
-        close = difflib.get_close_matches(key, named, n=1, cutoff=0.75) or [
-            name for name in same if name.count(".") < 2
-        ]
+    if section:  # of two that are spelt alike, the one of that section; then one of its own name in another one
+        same = [name for name in same if name.count(".") < 2]
+        close = difflib.get_close_matches(key, named, n=1, cutoff=0.75) or same
     else:  # a bare name is rather one of a section than a section's own, which it may look like
         lasts = {name.rpartition(".")[2]: name for name in reversed(named)}
         close = same or [lasts[name] for name in difflib.get_close_matches(last, lasts, n=1, cutoff=0.75)]
-    theirs = difflib.get_close_matches(last, other_names, n=1, cutoff=0.85) or _of_like_words(last, other_names)
-    if close or theirs:
-        return close[0] if close else other_names[theirs[0]]
-    return next((other_names[part] for part in reversed(section.split(".")) if part in other_names), None)
+    if close:
+        return close[0]
+    above = [part for part in reversed(section.split(".")) if part in other_names]
+    theirs = (
+        above or difflib.get_close_matches(last, other_names, n=1, cutoff=0.85) or _of_like_words(last, other_names)
+    )
+    return other_names[theirs[0]] if theirs else None
 
 
 def _of_like_words(name: str, others: Iterable[str]) -> list[str]:
