@@ -48,7 +48,7 @@ def build(
     from pydantic import ValidationError
 
     typed = as_typed({} if values is None else values, cls)
-    loc, told = next(_unprintable(typed), ((), ""))
+    loc, told = next(_unusable(typed), ((), ""))
     if told == "":
         try:
             section: S = _adapter(typing.cast(Any, cls)).validate_json(json.dumps(typed))
@@ -245,14 +245,16 @@ def _known_keys(hint: Any, prefix: str) -> Iterator[str]:
             yield from _known_keys(typing.get_args(option)[-1], f"{prefix}*.")
 
 
-def _unprintable(value: Any, loc: Key = ()) -> Iterator[tuple[Key, str | None]]:
-    """Texts and names with characters that no folder, name or console takes."""
+def _unusable(value: Any, loc: Key = ()) -> Iterator[tuple[Key, str | None]]:
+    """Texts and names with characters that no folder, name or console takes, and whole numbers that no file or device holds."""
     if isinstance(value, dict):
         for name, item in value.items():
-            yield from _unprintable(name, (*loc, name))
-            yield from _unprintable(item, (*loc, name))
+            yield from _unusable(name, (*loc, name))
+            yield from _unusable(item, (*loc, name))
     elif isinstance(value, list):
         for number, item in enumerate(value):
-            yield from _unprintable(item, (*loc, number))
+            yield from _unusable(item, (*loc, number))
     elif isinstance(value, str) and (found := _CONTROL.search(value)):
         yield loc, f"holds the character {found[0]!r}, which is not text; take it away"
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        yield loc, f"is {brief(value)}, beyond 2^63; use a smaller number"
