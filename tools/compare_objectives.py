@@ -28,8 +28,8 @@ from ttt_dist.config.pipeline import Recipe
 from ttt_dist.evaluation import report
 from ttt_dist.evaluation.judge_registry import OWN
 from ttt_dist.telemetry import curves
-from ttt_dist.telemetry.run_folder import environment
 from ttt_dist.telemetry.json_lines import read_metrics
+from ttt_dist.telemetry.run_folder import environment
 from ttt_dist.util.atomic_files import atomic_write
 from ttt_dist.util.console import main_guard, print_json, print_rank0
 from ttt_dist.util.errors import UserError

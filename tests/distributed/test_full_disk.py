@@ -63,6 +63,21 @@ def test_a_signal_still_saves_where_not_even_the_console_takes_a_line(run: Path,
     assert json.loads((newest / "run.json").read_text())["step"] >= 1
 
 
+def test_output_that_finds_no_place_is_one_line(tmp_path: Path) -> None:
+    with FULL.open("w") as full:
+        command = [*settings(tmp_path), "--dry-run"]
+        out = subprocess.run(
+            command, cwd=ROOT, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+        err = subprocess.run([*command, "nope=1"], cwd=ROOT, env=environment(), stderr=full, check=False)
+    assert out.returncode == 1
+    assert (
+        out.stderr
+        == "error: the output cannot be written (No space left on device); free some space, or send it elsewhere\n"
+    )
+    assert err.returncode == 1
+
+
 def catches(status: Path, number: int) -> bool:
     """Whether a process has a handler for a signal."""
     caught = next((line for line in status.read_text().splitlines() if line.startswith("SigCgt")), "SigCgt: 0")
