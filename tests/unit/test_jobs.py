@@ -189,6 +189,7 @@ def parser_help() -> str:
 
 
 def test_shards_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
     monkeypatch.delenv("OMPI_COMM_WORLD_SIZE", raising=False)
     assert task_shard_of(arguments()) == TaskShard(0, 1, 1)
     assert task_shard_of(arguments("--array-index", "2", "--array-size", "3", "--workers", "4")) == TaskShard(2, 3, 4)
@@ -210,6 +211,7 @@ def test_shards_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_mpi_that_cannot_be_used_is_one_line_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
     monkeypatch.setenv("MV2_COMM_WORLD_SIZE", "4")
     monkeypatch.setenv("MV2_COMM_WORLD_RANK", "3")
     monkeypatch.setitem(sys.modules, "mpi4py", None)
@@ -223,18 +225,23 @@ def test_mpi_that_cannot_be_used_is_one_line_with_a_way_out(monkeypatch: pytest.
         "mpi4py",
         types.SimpleNamespace(MPI=types.SimpleNamespace(COMM_WORLD=types.SimpleNamespace(rank=0, size=1))),
     )
-    with pytest.raises(UserError, match="has started 4 processes, and MPI knows of 1: mpi4py goes with another MPI"):
+    with pytest.raises(
+        UserError, match="has started process 3 of 4, which MPI takes for 0 of 1: mpi4py goes with another MPI"
+    ):
         task_shard_of(arguments())
 
 
 def test_tasks_of_srun_are_those_of_an_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
     variables = {
         "SLURM_JOB_ID": "9", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_NODELIST": "n1", "SLURM_NODEID": "0",
         "SLURM_STEP_TASKS_PER_NODE": "3", "SLURM_PROCID": "2", "SLURM_LOCALID": "2",
     }  # fmt: skip
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert task_shard_of(arguments()) == TaskShard(2, 3)
+    assert os.environ["LOCAL_RANK"] == "2"
 
 
 @given(

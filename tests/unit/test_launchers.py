@@ -81,14 +81,14 @@ def test_work_is_shared_out_under_each_launcher() -> None:
     for variables, found in (
         (MPIRUN, TaskPlace(2, 4, is_mpi=True)),
         (MVAPICH, TaskPlace(2, 4, is_mpi=True)),
-        (HYDRA, TaskPlace(3, 4, is_mpi=True)),
+        (HYDRA, TaskPlace(3, 4, is_mpi=True, local_rank=1)),
         (JSRUN, TaskPlace(2, 4, is_mpi=True)),
-        (PALS, TaskPlace(5, 8, is_mpi=True)),
+        (PALS, TaskPlace(5, 8, is_mpi=True, local_rank=1)),
         ({"PMI_RANK": "3", "PMI_SIZE": "4"}, TaskPlace(3, 4, is_mpi=True)),
         ({"PMIX_RANK": "3"}, TaskPlace(3, 0, is_mpi=True)),
         (STEP | {"PMIX_RANK": "2"}, TaskPlace(2, 3, is_mpi=False)),  # many clusters offer PMIx to every task
-        (FLUX, TaskPlace(2, 5, is_mpi=False)),
-        (TORCHRUN, TaskPlace(3, 4, is_mpi=False)),
+        (FLUX, TaskPlace(2, 5, is_mpi=False, local_rank=2)),
+        (TORCHRUN, TaskPlace(3, 4, is_mpi=False, local_rank=1)),
         (BATCH_SCRIPT, TaskPlace(0, 1, is_mpi=False)),
         ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}, TaskPlace(0, 1, is_mpi=False)),
     ):

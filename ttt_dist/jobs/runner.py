@@ -142,6 +142,8 @@ def task_shard_of(args: argparse.Namespace) -> TaskShard:
         raise UserError("--array-index and --array-size: give both, or neither")
     if args.workers < 1:
         raise UserError(f"--workers {args.workers}: at least 1 is needed")
+    if place.size != 1:
+        os.environ.setdefault("LOCAL_RANK", str(place.local_rank))  # its GPU
     if size is None:
         return _mpi_shard(place, args.workers) if place.is_mpi else TaskShard(place.rank, place.size, args.workers)
     if place.is_mpi and (index, size) != (place.rank, place.size):
@@ -161,13 +163,12 @@ def _mpi_shard(place: TaskPlace, workers: int) -> TaskShard:
             f"mpirun has started this process, and MPI cannot be used ({reason}); install it, or {remedy}"
         ) from None
     world = MPI.COMM_WORLD
-    if place.size not in (0, world.size):
+    if place.size not in (0, world.size) or place.rank != world.rank:
         raise UserError(
-            f"the launcher has started {place.size} processes, and MPI knows of {world.size}: mpi4py goes with another MPI; "
-            f"take that one's mpirun, or {remedy}"
+            f"the launcher has started process {place.rank} of {place.size or 'N'}, which MPI takes for {world.rank} of "
+            f"{world.size}: mpi4py goes with another MPI; take that one's mpirun, or {remedy}"
         )
     os.environ["RANK"] = str(world.rank)  # the console talks on rank 0 alone
-    os.environ.setdefault("LOCAL_RANK", os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"))
     return TaskShard(world.rank, world.size, workers, mpi=True)
 
 

@@ -104,6 +104,8 @@ class TaskPlace:
     size: int
     is_mpi: bool
     """MPI has started them, so that they can talk over it."""
+    local_rank: int = 0
+    """Which one of its host, as far as it is told."""
 
 
 def detect_task(environment: Environment) -> TaskPlace:
@@ -116,9 +118,11 @@ def detect_task(environment: Environment) -> TaskPlace:
         # Flux offers PMI to all, whether they are MPI's or not.
         is_mpi = told is not None and (flux is None or told.size != flux.size)
         if told := told or flux or _told(_BY_HAND, environment):
-            return TaskPlace(_require_in_range(told).rank, told.size, is_mpi=is_mpi and told.size > 1)
+            local_rank = told.local_rank if told.local_rank is not None else int(environment.get("SLURM_LOCALID") or 0)
+            return TaskPlace(_require_in_range(told).rank, told.size, is_mpi and told.size > 1, local_rank)
         if slurm := _of_slurm(environment):
-            return TaskPlace(slurm.dist_info.rank, slurm.dist_info.world_size, is_mpi=False)
+            it = slurm.dist_info
+            return TaskPlace(it.rank, it.world_size, is_mpi=False, local_rank=it.local_rank)
         if "PMIX_RANK" in environment and "SLURM_JOB_ID" not in environment:
             return TaskPlace(int(environment["PMIX_RANK"]), 0, is_mpi=True)
         _require_alone(environment)
