@@ -28,6 +28,7 @@ from ttt_dist.config.pipeline import Recipe
 from ttt_dist.evaluation import report
 from ttt_dist.evaluation.judge_registry import OWN
 from ttt_dist.telemetry import curves
+from ttt_dist.telemetry.json_lines import read_metrics
 from ttt_dist.telemetry.run_folder import environment
 from ttt_dist.util.atomic_files import atomic_write
 from ttt_dist.util.console import main_guard, print_json, print_rank0
@@ -304,9 +305,8 @@ def mean_records(out: Path, name: str, seeds: Iterable[int]) -> list[dict[str, f
     """The held-out records of a variant's runs, averaged over the seeds at each step."""
     by_step: dict[int, list[dict[str, float]]] = {}
     for seed in seeds:
-        lines = (run_folder(out, name, seed) / "metrics.jsonl").read_text(encoding="utf8").splitlines()
-        for record in map(json.loads, lines):
-            if "eval_loss" in record:
+        for record in read_metrics(run_folder(out, name, seed) / "metrics.jsonl"):
+            if record.get("eval_loss") is not None:
                 by_step.setdefault(record["step"], []).append(record)
     keys = ("step", "eval_ar_loss", "eval_nar_loss")
     return [{key: statistics.mean(r[key] for r in records) for key in keys} for records in by_step.values()]

@@ -24,6 +24,7 @@ from typing import Any
 
 from ttt_dist.config.loader import load_config
 from ttt_dist.config.run import Config
+from ttt_dist.config.section import brief
 from ttt_dist.launch.process_group import choose_accelerator
 from ttt_dist.util.console import main_guard
 from ttt_dist.util.errors import UserError
@@ -32,6 +33,7 @@ SSH_OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
 # Without it, pdsh waits for ever for a host that has lost its network, and with it whoever waits for pdsh.
 KEEP_ALIVE = "-o ServerAliveInterval=10 -o ServerAliveCountMax=3"
 PROBE_S = 60.0  # for a host to answer, which first reads Python from a file system that may be slow
+MAX_HOSTFILE = 10**7  # bytes
 MODULES = ("torch", "deepspeed", "megatron.core")
 
 Hosts = dict[str, list[int]]
@@ -102,23 +104,39 @@ def chosen_hosts(arguments: argparse.Namespace) -> Hosts | None:
 
 def read_hostfile(path: Path) -> dict[str, int]:
     """Slots by host of lines `NAME slots=N`; blank ones and comments are skipped. Raises UserError with the line."""
-    try:
-        lines = path.read_text(encoding="utf8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--hostfile {path}: cannot be read ({error}); write a line `NAME slots=N` per host") from None
     pool: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(hostfile_lines(path), start=1):
         if not line.strip() or line.strip().startswith("#"):
             continue
-        match = re.fullmatch(r"\s*(\S+)\s+slots=(\d+)\s*(?:#.*)?", line)
+        match = re.fullmatch(r"\s*([!-~]+)[ \t]+slots=([0-9]{1,6})\s*(?:#.*)?", line)
         if match is None or int(match[2]) == 0:
-            raise UserError(f"{path}:{number}: {line.strip()!r} is not `NAME slots=N` with N processes, at least 1")
+            raise UserError(
+                f"{path}:{number}: {brief(line.strip())} is not `NAME slots=N` with N processes, from 1 to 999,999"
+            )
         if match[1] in pool:
-            raise UserError(f"{path}:{number}: {match[1]} is there twice; give each host one line with all its slots")
+            raise UserError(
+                f"{path}:{number}: {match[1][:60]} is there twice; give each host one line with all its slots"
+            )
         pool[match[1]] = int(match[2])
     if not pool:
         raise UserError(f"{path}: names no host; write a line `NAME slots=N` per host")
     return pool
+
+
+def hostfile_lines(path: Path) -> list[str]:
+    """The lines as DeepSpeed will read them again. Raises UserError for a file that it would read otherwise, or not."""
+    if path.is_file() and path.stat().st_size > MAX_HOSTFILE:
+        raise UserError(f"--hostfile {path}: has {path.stat().st_size:,} bytes; write a line `NAME slots=N` per host")
+    try:
+        text = path.read_text(encoding="utf8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"--hostfile {path}: cannot be read ({error}); write a line `NAME slots=N` per host") from None
+    if text.startswith("\ufeff"):
+        raise UserError(
+            f"--hostfile {path}: begins with a byte order mark, which DeepSpeed takes for a part of the first name; "
+            "save it as UTF-8 without one"
+        )
+    return text.split("\n")
 
 
 def require_launcher(name: str) -> None:

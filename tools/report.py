@@ -7,19 +7,20 @@ Shows what the run folder holds; parts that a run has not (no results yet, no ma
 
 import argparse
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ttt_dist.evaluation import report
 from ttt_dist.evaluation.judge_registry import OWN
 from ttt_dist.telemetry import curves
 from ttt_dist.telemetry.events import read_events, with_silent_ends
+from ttt_dist.telemetry.json_lines import Record, read_lines, read_metrics, warn_of_damage
 from ttt_dist.util.atomic_files import atomic_write
-from ttt_dist.util.console import main_guard, print_rank0
+from ttt_dist.util.console import main_guard, print_rank0, warn
 from ttt_dist.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 
     from ttt_dist.audio import Codec
 
-Record = dict[str, Any]
 NUM_TRANSCRIPTS, NUM_SPOKEN = 12, 6
 NUM_EVENTS, DETAIL_LENGTH = 60, 160
+SAID = ("id", "reference", "hypothesis")  # of every record of an evaluation
 COLUMNS = ("time", "step", "event")  # of every event; the rest are its details
 
 
@@ -43,8 +44,9 @@ def main() -> None:
     if not (args.run / "metrics.jsonl").is_file():
         raise UserError(f"{args.run}: no metrics.jsonl here; name the run_dir of a training run")
     out = args.run / "report.html"
+    page = report.page(f"Text-to-Talk run {args.run.name}", subtitle(args.run), list(sections(args)))
     with atomic_write(out) as file:
-        file.write(report.page(f"Text-to-Talk run {args.run.name}", subtitle(args.run), list(sections(args))))
+        file.write(encodable(page))
     print_rank0(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 
 
@@ -54,8 +56,10 @@ class Originals:
     def __init__(self, run: Path, manifest: Path, audio_root: Path | None) -> None:
         from ttt_dist.audio import UtteranceReader, load_codec
 
-        lines = read_jsonl(manifest)
-        self.entries = {str(line.get("id", number)): line for number, line in enumerate(lines, start=1)}
+        lines = list(read_lines(manifest, lambda _: True))
+        warn_of_damage(manifest, lines)
+        entries = (line.record for line in lines if line.record is not None)
+        self.entries = {str(entry.get("id", number)): entry for number, entry in enumerate(entries, start=1)}
         self.codec: Codec | None = load_codec(run / "export" / "codec") if (run / "export" / "codec").is_dir() else None
         rate = self.codec.sample_rate if self.codec else 16000
         self._reader = UtteranceReader(manifest.parent, rate, audio_root=audio_root)
@@ -91,19 +95,20 @@ class Originals:
 
 def subtitle(run: Path) -> str:
     environment = read_json(run / "environment.json")
-    hardware = environment.get("hardware", {})
-    models = Counter(hardware.get("gpus", []))
-    gpus = (
-        ", ".join(f"{number} x {name}" for name, number in models.items()) or f"{hardware.get('cores', '?')} CPU cores"
-    )
-    processes = f"{environment.get('world_size', '?')} processes on {gpus}"
+    hardware = environment.get("hardware")
+    hardware = hardware if isinstance(hardware, dict) else {}
+    gpus = hardware.get("gpus")
+    models = Counter(map(str, gpus if isinstance(gpus, list) else []))
+    devices = ", ".join(f"{count} x {name}" for name, count in models.items())
+    devices = devices or f"{hardware.get('cores', '?')} CPU cores"
+    processes = f"{environment.get('world_size', '?')} processes on {devices}"
     return f"{environment.get('started', '')} · {processes} · revision {environment.get('revision')}"
 
 
 def sections(args: argparse.Namespace) -> Iterator[str]:
     """The parts of the page, in order."""
     run: Path = args.run
-    records, events = read_jsonl(run / "metrics.jsonl"), with_silent_ends(read_events(run))
+    records, events = read_metrics(run / "metrics.jsonl"), with_silent_ends(read_events(run))
     yield report.figures(key_figures(run, records, events))
     yield from training_sections(records, events)
     if (run / "data" / "mask.png").is_file():
@@ -111,21 +116,31 @@ def sections(args: argparse.Namespace) -> Iterator[str]:
             "The first tokens of a training pack: which positions each position may look at, and where a loss is taken."
         )
         yield report.section("Who sees whom", note, report.image((run / "data" / "mask.png").read_bytes()))
-    yield from score_sections(run, args.data or run / "data" / "test.jsonl", args.audio_root)
+    yield from intact("scores", score_sections(run, args.data or run / "data" / "test.jsonl", args.audio_root))
     profiles = sorted((run / "profile").glob("*.txt"))
     if profiles:
         note = "The heaviest operations of the profiled steps; the traces beside them open in ui.perfetto.dev."
-        tables = (report.folded(path.stem, report.text(path.read_text(encoding="utf8"))) for path in profiles)
+        tables = (report.folded(path.stem, report.text(read_text(path))) for path in profiles)
         yield report.section("Profile", note, report.joined(tables))
     if (run / "config.yaml").is_file():
-        yield report.section(
-            "Configuration", "As resolved at the start.", report.text((run / "config.yaml").read_text())
-        )
+        yield report.section("Configuration", "As resolved at the start.", report.text(read_text(run / "config.yaml")))
+
+
+def read_text(path: Path) -> str:
+    return path.read_text(encoding="utf8", errors="replace")
+
+
+def intact(name: str, parts: Iterator[str]) -> Iterator[str]:
+    """The parts up to one whose files are damaged, which is told and ends nothing else."""
+    try:
+        yield from parts
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        warn(f"{name}: left out from here on ({' '.join(str(error).split())[:200]})")
 
 
 def score_sections(run: Path, manifest: Path, audio_root: Path | None) -> Iterator[str]:
     """What the model hears and says. The run's codec is needed here only, so a run without results does without."""
-    asr, tts = read_jsonl(run / "results" / "asr.jsonl"), read_jsonl(run / "results" / "tts.jsonl")
+    asr, tts = read_results(run / "results" / "asr.jsonl"), read_results(run / "results" / "tts.jsonl")
     if not asr and not tts:
         return
     originals = Originals(run, manifest, audio_root)
@@ -202,20 +217,27 @@ def key_figures(run: Path, records: list[Record], events: list[Record]) -> dict[
     found: dict[str, str] = {}
     for task, label in (("asr", "speech to text, word error rate"), ("tts", "own speech transcribed, word error rate")):
         summary = read_json(run / "results" / f"{task}_summary.json")
-        if summary.get("wer") is not None:
+        wer = number(summary, "wer")
+        if wer is not None:
             by = f", by {summary['judge']}" if task == "tts" and summary.get("judge") else ""
-            found[label + by] = f"{100 * summary['wer']:.1f} %"
+            found[label + by] = f"{100 * wer:.1f} %"
     steps = [record for record in records if "loss" in record]
     if steps:
-        found["steps"] = f"{steps[-1]['step']:,}"
-        found["useful tokens a second"] = f"{steps[-1]['useful_tokens_per_s']:,.0f}"
-        if "mfu" in steps[-1]:
-            found["of the devices' peak (MFU)"] = f"{100 * steps[-1]['mfu']:.1f} %"
-        found["of a step spent on reading data"] = f"{100 * steps[-1]['data_share']:.1f} %"
+        last = steps[-1]
+        told = {
+            "steps": ("step", "{:,}"),
+            "useful tokens a second": ("useful_tokens_per_s", "{:,.0f}"),
+            "of the devices' peak (MFU)": ("mfu", "{:.1%}"),
+            "of a step spent on reading data": ("data_share", "{:.1%}"),
+        }
+        values = {name: (number(last, key), form) for name, (key, form) in told.items()}
+        found |= {
+            name: form.format(value).replace("%", " %") for name, (value, form) in values.items() if value is not None
+        }
     restarts = sum(event["event"] == "start" for event in events) - 1
     if restarts > 0:
         found["restarts"] = f"{restarts:,}"
-    minutes = read_json(run / "figures.json").get("train_minutes")
+    minutes = number(read_json(run / "figures.json"), "train_minutes")
     return found | ({"minutes of training": f"{minutes}"} if minutes else {})
 
 
@@ -261,18 +283,35 @@ def speech(run: Path, records: list[Record], originals: Originals) -> str:
 
 
 def read_json(path: Path) -> Record:
-    return json.loads(path.read_text(encoding="utf8")) if path.is_file() else {}
-
-
-def read_jsonl(path: Path) -> list[Record]:
-    """The objects of a file, none where there is none; a last line that is being written is left out."""
+    """The object of a file; empty where there is none, or, with a warning, where it is damaged."""
     if not path.is_file():
-        return []
-    *whole, last = path.read_text(encoding="utf8").split("\n")
-    records = [json.loads(line) for line in whole if line.strip()]
-    with suppress(json.JSONDecodeError):
-        records.append(json.loads(last))
-    return records
+        return {}
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        values = str(error)[:200]
+    if isinstance(values, dict):
+        return values
+    warn(f"{path}: is left out; it holds no JSON object" + (f" ({values})" if isinstance(values, str) else ""))
+    return {}
+
+
+def read_results(path: Path) -> list[Record]:
+    """The records of an evaluation, each with what was said and what was heard. Warns of damaged lines."""
+    lines = list(read_lines(path, lambda record: all(isinstance(record.get(name), str) for name in SAID)))
+    warn_of_damage(path, lines)
+    return [line.record for line in lines if line.record is not None]
+
+
+def number(values: Record, name: str) -> float | None:
+    """A finite number of a record; None where it has none."""
+    value = values.get(name)
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def encodable(text: str) -> str:
+    """Text without halves of characters, which JSON may hold and no file can."""
+    return text.encode("utf8", "replace").decode()
 
 
 if __name__ == "__main__":

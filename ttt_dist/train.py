@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ttt_dist.util.console import main_guard, print_rank0
+from ttt_dist.util.console import lose_lines, main_guard, print_rank0
 from ttt_dist.util.errors import UserError
 
 # The rest is imported where it is used: --help and mistakes of the command line wait for nothing.
@@ -35,13 +35,18 @@ def main() -> None:
     """Settle everything that can be wrong; then train, or say what would be trained."""
     arguments = parse_arguments()
     from ttt_dist.config.loader import read_config
+    from ttt_dist.launch.launchers import is_only_asked_about
     from ttt_dist.launch.process_group import choose_accelerator, current_dist_info
     from ttt_dist.training.plan import prepare
 
-    dist_info = current_dist_info()
+    if not arguments.dry_run:
+        lose_lines()
+    is_elsewhere = arguments.dry_run and is_only_asked_about(os.environ)
+    dist_info = current_dist_info(describes=arguments.dry_run)
     choose_accelerator()
     try:
-        plan = prepare(read_config(arguments.config, arguments.overrides), dist_info, arguments.resume)
+        config = read_config(arguments.config, arguments.overrides)
+        plan = prepare(config, dist_info, arguments.resume, is_elsewhere)
     except UserError:
         if dist_info.local_rank != 0:
             sys.exit(1)  # every process of this machine meets the same mistake: one of them tells it

@@ -205,5 +205,35 @@ def test_dry_run_prints_and_makes_nothing(work: Path) -> None:
     assert not (work / "nothing").exists()
 
 
+def test_a_run_elsewhere_is_described_without_its_disk_and_its_model(work: Path, tmp_path: Path) -> None:
+    """As 64 processes, on a machine that could neither save nor start it."""
+    settings = [
+        "model.hidden_size=8192", "model.ffn_hidden_size=65536", "model.num_layers=4000", "train.global_batch=64",
+        "train.micro_batch=1", "train.init_from=/models/none", f"run_dir={tmp_path}/run", "--dry-run",
+    ]  # fmt: skip
+    command = [sys.executable, TRAIN, "--config", str(work / "config.yaml"), *settings]
+    done = execute(command, WORLD_SIZE="64")
+    assert done.returncode == 0, done.stderr
+    assert "processes  64 (data 64)" in done.stdout
+    notes = [line for line in done.stdout.splitlines() if line.startswith("note ")]
+    assert len(notes) == 2 and "/models/none" in notes[0] and "a checkpoint takes" in notes[1], done.stdout
+    for here in ({"WORLD_SIZE": "64", "RANK": "0", "LOCAL_SIZE": "64"}, {}):  # as tools/launch.py asks, and alone
+        refused = execute(command, **here)
+        assert refused.returncode == 1 and "/models/none" in refused.stderr
+
+
+def test_more_steps_on_resume_tell_that_the_rate_rises(run: Path, work: Path) -> None:
+    again = alone(work, f"run_dir={run}", "train.steps=60", "--dry-run")
+    assert again.returncode == 0, again.stderr
+    told = [line for line in again.stderr.splitlines() if "the learning rate goes on at" in line]
+    assert (
+        len(told) == 1
+        and "train.steps was 6, now 60: the learning rate goes on at 0.00297 instead of 0.0003; " in told[0]
+    )
+    assert "train.lr=0.0003 train.min_lr_ratio=1 would keep it" in told[0]
+    kept = alone(work, f"run_dir={run}", "train.steps=60", "train.lr=3e-4", "train.min_lr_ratio=1", "--dry-run")
+    assert "the learning rate goes on" not in kept.stderr
+
+
 def test_bad_usage_is_status_2(work: Path) -> None:
     assert alone(work, "--no-such-option").returncode == 2

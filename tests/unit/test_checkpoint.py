@@ -4,12 +4,15 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.structures import tiny_layout
 from ttt_dist.checkpoint import manager
@@ -42,8 +45,11 @@ def folder(tmp_path: Path) -> Path:
 def make(folder: Path, step: int) -> Path:
     path = folder / f"step-{step:08d}"
     path.mkdir(parents=True)
-    for name in ("weights.pt", "optim.pt", manager.METADATA):
+    for name in ("weights.pt", "optim.pt"):
         (path / name).write_bytes(f"{name} {step}".encode() * 100)
+    config = {name: {} for name in ("model", "objective", "data", "train")}
+    metadata = {"step": step, "layout": {}, "config": config, "world_size": 1, "zero_stage": 0}
+    (path / manager.METADATA).write_text(json.dumps(metadata))
     write_manifest_of_folder(path)
     return path
 
@@ -70,6 +76,39 @@ def flip(path: Path) -> None:
     (path / "optim.pt").write_bytes(data)
 
 
+def blank_metadata(path: Path) -> None:
+    (path / manager.METADATA).write_bytes(b" " * (path / manager.METADATA).stat().st_size)
+
+
+def metadata_of_another_kind(path: Path) -> None:
+    """Whole by its manifest."""
+    (path / manager.METADATA).write_text('{"step": 9, "config": []}')
+    write_manifest_of_folder(path)
+
+
+def metadata_without_bytes_of_text(path: Path) -> None:
+    (path / manager.METADATA).write_bytes(b"\xff\xfe{}")
+    write_manifest_of_folder(path)
+
+
+def endless_size(path: Path) -> None:
+    (path / MANIFEST).write_text('{"files": {"optim.pt": {"bytes": Infinity, "sha256": ""}}}')
+
+
+def a_name_that_no_file_has(path: Path) -> None:
+    (path / MANIFEST).write_text(json.dumps({"files": {"a" * 300: {"bytes": 1, "sha256": ""}}}))
+
+
+def nothing_in_the_manifest(path: Path) -> None:
+    (path / MANIFEST).write_text('{"files": {}}')
+
+
+DAMAGES = [
+    truncate, remove_a_file, remove_manifest, break_manifest, blank_metadata, metadata_of_another_kind,
+    metadata_without_bytes_of_text, endless_size, a_name_that_no_file_has, nothing_in_the_manifest,
+]  # fmt: skip
+
+
 def names(paths: list[Path]) -> list[str]:
     return [path.name for path in paths]
 
@@ -81,7 +120,7 @@ def test_the_newest_comes_first(folder: Path, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("damage", [truncate, remove_a_file, remove_manifest, break_manifest])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_what_is_not_complete_is_passed_over_and_told(
     damage: Callable[[Path], None], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,6 +148,36 @@ def test_changed_contents_are_found_before_they_are_loaded(folder: Path, capsys:
     with pytest.raises(UserError, match="no other checkpoint is whole; remove the folder to start anew"):
         manager.first_whole(candidates)
     assert manager.first_whole([]) is None
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_any_damage_to_any_file_leads_to_the_next_one(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        older, newest = make(folder, 3), make(folder, 6)
+        path = newest / data.draw(st.sampled_from(sorted(file.name for file in newest.iterdir())))
+        content = path.read_bytes()
+        start = data.draw(st.integers(0, len(content) - 1))
+        damaged = (
+            content[:start]
+            + data.draw(st.binary(min_size=1, max_size=9))
+            + content[start + data.draw(st.integers(0, 9)) :]
+        )
+        path.write_bytes(damaged)
+        first = manager.first_whole(manager.list_checkpoints(folder))
+        # What JSON and SHA-256 do not see is no damage: white space of the manifest.
+        assert first == older or damaged == content or (path.name == MANIFEST and first == newest)
+        if first == newest:
+            assert manager.step_of(newest) == 6
+
+
+def test_a_copy_beside_the_checkpoints_is_none_of_them(folder: Path) -> None:
+    for name in ("step-00000009.bak", "step-final", "step-00000006 (copy)"):
+        shutil.copytree(folder / "step-00000009", folder / name)
+    assert names(manager.list_checkpoints(folder)) == ["step-00000009", "step-00000006", "step-00000003"]
+    manager._drop(folder / "step-00000009", CheckpointConfig(keep_last=1, keep_every=5)).join()
+    assert (folder / "step-final").is_dir() and not (folder / "step-00000006").exists()
 
 
 def test_resume_names_a_checkpoint_a_run_or_its_checkpoints(
@@ -179,7 +248,9 @@ def test_another_objective_is_told_where_it_decided_steps_that_are_done(
 ) -> None:
     layout, config = tiny_layout(), Config(objective=here, deepspeed=str(ROOT / "ds_configs" / "zero1.json"))
     run = manager.CheckpointMetadata.of_run(config, layout, 1)
-    metadata = {"layout": layout.to_dict(), "config": {**run.config, "objective": there}, "step": 3}
+    metadata = {
+        "layout": layout.to_dict(), "config": {**run.config, "objective": there}, "step": 3, "world_size": 1, "zero_stage": 1,
+    }  # fmt: skip
     (tmp_path / manager.METADATA).write_text(json.dumps(metadata))
     manager.require_resumable(tmp_path, run)
     warnings = capsys.readouterr().err

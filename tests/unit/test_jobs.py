@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -188,6 +189,7 @@ def parser_help() -> str:
 
 
 def test_shards_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
     monkeypatch.delenv("OMPI_COMM_WORLD_SIZE", raising=False)
     assert task_shard_of(arguments()) == TaskShard(0, 1, 1)
     assert task_shard_of(arguments("--array-index", "2", "--array-size", "3", "--workers", "4")) == TaskShard(2, 3, 4)
@@ -202,8 +204,44 @@ def test_shards_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UserError, match=message):
             task_shard_of(arguments(*given_flags))
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
     with pytest.raises(UserError, match="under mpirun"):
         task_shard_of(arguments("--array-index", "1", "--array-size", "3"))
+    assert task_shard_of(arguments("--array-index", "1", "--array-size", "2")) == TaskShard(1, 2)  # which is its rank
+
+
+def test_mpi_that_cannot_be_used_is_one_line_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setenv("MV2_COMM_WORLD_SIZE", "4")
+    monkeypatch.setenv("MV2_COMM_WORLD_RANK", "3")
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(
+        UserError, match="MPI cannot be used .* start each process with --array-index 3 --array-size 4"
+    ) as it:
+        task_shard_of(arguments())
+    assert "\n" not in str(it.value)
+    monkeypatch.setitem(
+        sys.modules,
+        "mpi4py",
+        types.SimpleNamespace(MPI=types.SimpleNamespace(COMM_WORLD=types.SimpleNamespace(rank=0, size=1))),
+    )
+    with pytest.raises(
+        UserError, match="has started process 3 of 4, which MPI takes for 0 of 1: mpi4py goes with another MPI"
+    ):
+        task_shard_of(arguments())
+
+
+def test_tasks_of_srun_are_those_of_an_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    variables = {
+        "SLURM_JOB_ID": "9", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_NODELIST": "n1", "SLURM_NODEID": "0",
+        "SLURM_STEP_TASKS_PER_NODE": "3", "SLURM_PROCID": "2", "SLURM_LOCALID": "2",
+    }  # fmt: skip
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert task_shard_of(arguments()) == TaskShard(2, 3)
+    assert os.environ["LOCAL_RANK"] == "2"
 
 
 @given(

@@ -2,9 +2,12 @@
 
 import socket
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tools.launch import Hosts, chosen_hosts, lacks, marker, parse_arguments, port_problem, read_hostfile, run_config
 from ttt_dist.util.errors import UserError
@@ -33,6 +36,15 @@ def test_a_host_file(hostfile: Path) -> None:
         ("n1 slots=4\n\nn1 slots=4\n", ":3: n1 is there twice"),
         ("# none\n", "names no host"),
         (b"\xff\xfe", "cannot be read"),
+        (b"\xef\xbb\xbfn1 slots=4\n", "begins with a byte order mark"),
+        ("n1 slots=4\n".encode("utf-16"), "cannot be read"),
+        ("n1 slots=4\n".encode("utf-16-le"), ":1: "),
+        ("n1 slots=" + "9" * 5000, ":1: 'n1 slots=999"),
+        ("n1 slots=٣\n", ":1: 'n1 slots=٣' is not"),
+        ("n1 slots=-1\n", ":1: 'n1 slots=-1' is not"),
+        ("n\u00adode slots=2\n", ":1: 'n\\xadode slots=2' is not"),
+        ("n1\x85 slots=4\n", ":1: "),
+        ("n" * 10**7 + " slots=4\n", "has 10,000,009 bytes"),
     ],
 )
 def test_a_wrong_host_file_names_the_line(tmp_path: Path, text: str | bytes, said: str) -> None:
@@ -41,6 +53,24 @@ def test_a_wrong_host_file_names_the_line(tmp_path: Path, text: str | bytes, sai
     with pytest.raises(UserError) as error:
         read_hostfile(path)
     assert str(path) in str(error.value) and said in str(error.value) and "\n" not in str(error.value)
+    assert len(str(error.value)) < 400 + len(str(path))
+
+
+@settings(max_examples=300)
+@given(
+    st.binary(max_size=60)
+    | st.text(max_size=60).map(str.encode)
+    | st.from_regex(r"n[0-9] slots=[0-9]\s?", fullmatch=True).map(str.encode)
+)
+def test_any_host_file_is_read_or_refused_in_a_line(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "hosts"
+        path.write_bytes(content)
+        try:
+            pool = read_hostfile(path)
+        except UserError as error:
+            pool, said = {}, str(error)
+        assert (pool and all(slots > 0 for slots in pool.values())) or (said.isprintable() and len(said) < 300)
 
 
 def chosen(monkeypatch: pytest.MonkeyPatch, *options: str) -> Hosts | None:

@@ -7,7 +7,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ttt_dist.launch.launchers import PORTS, DistInfo, LaunchInfo, detect_launcher, expand_hosts, tasks_per_host
+from ttt_dist.launch.launchers import (
+    PORTS,
+    DistInfo,
+    LaunchInfo,
+    TaskPlace,
+    detect_launcher,
+    detect_task,
+    expand_hosts,
+    tasks_per_host,
+)
 from ttt_dist.launch.process_group import choose_device, current_dist_info, prepare_process, require_own_gpu
 from ttt_dist.util.errors import UserError
 
@@ -24,6 +33,19 @@ MPIRUN = {
     "OMPI_COMM_WORLD_LOCAL_RANK": "0", "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
 }  # fmt: skip
 HYDRA = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+MVAPICH = {name.replace("OMPI", "MV2"): value for name, value in MPIRUN.items()}
+JSRUN = {
+    "JSM_NAMESPACE_RANK": "2", "JSM_NAMESPACE_SIZE": "4", "JSM_NAMESPACE_LOCAL_RANK": "0", "JSM_NAMESPACE_LOCAL_SIZE": "2",
+    "PMIX_RANK": "2", "LSB_JOBID": "7",
+}  # fmt: skip
+PALS = {
+    "PALS_RANKID": "5", "PALS_NODEID": "1", "PALS_LOCAL_RANKID": "1", "PMI_RANK": "5", "PMI_SIZE": "8", "PMI_LOCAL_RANK": "1",
+    "PMI_LOCAL_SIZE": "4",
+}  # fmt: skip
+FLUX = {
+    "FLUX_JOB_ID": "f2Y", "FLUX_JOB_SIZE": "5", "FLUX_JOB_NNODES": "2", "FLUX_TASK_RANK": "2", "FLUX_TASK_LOCAL_ID": "2",
+    "PMI_RANK": "2", "PMI_SIZE": "5", "PMI_FD": "9",
+}  # fmt: skip
 # As SLURM 22.05 gives them: to the script of `sbatch -n3 -N2`, and, beside those, to the last task of an srun in it.
 BATCH_SCRIPT = {
     "SLURM_JOB_ID": "1234", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NTASKS": "3", "SLURM_NNODES": "2",
@@ -47,7 +69,64 @@ def test_each_launcher() -> None:
     assert place(MPIRUN) == (2, 4, 0, 2)
     assert place(HYDRA) == (3, 4, 1, 2)
     assert place(STEP) == (2, 3, 0, 1)
+    assert place(MVAPICH) == (2, 4, 0, 2)
+    assert place({name.replace("OMPI", "MVP"): value for name, value in MPIRUN.items()}) == (2, 4, 0, 2)
+    assert place(JSRUN) == (2, 4, 0, 2)
+    assert place(PALS) == (5, 8, 1, 4)
+    assert place(FLUX) == (2, 5, 2, 3)
     assert detect_launcher({}) == ALONE
+
+
+def test_work_is_shared_out_under_each_launcher() -> None:
+    for variables, found in (
+        (MPIRUN, TaskPlace(2, 4, is_mpi=True)),
+        (MVAPICH, TaskPlace(2, 4, is_mpi=True)),
+        (HYDRA, TaskPlace(3, 4, is_mpi=True, local_rank=1)),
+        (JSRUN, TaskPlace(2, 4, is_mpi=True)),
+        (PALS, TaskPlace(5, 8, is_mpi=True, local_rank=1)),
+        ({"PMI_RANK": "3", "PMI_SIZE": "4"}, TaskPlace(3, 4, is_mpi=True)),
+        ({"PMIX_RANK": "3"}, TaskPlace(3, 0, is_mpi=True)),
+        (STEP | {"PMIX_RANK": "2"}, TaskPlace(2, 3, is_mpi=False)),  # many clusters offer PMIx to every task
+        (FLUX, TaskPlace(2, 5, is_mpi=False, local_rank=2)),
+        (TORCHRUN, TaskPlace(3, 4, is_mpi=False, local_rank=1)),
+        (BATCH_SCRIPT, TaskPlace(0, 1, is_mpi=False)),
+        ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}, TaskPlace(0, 1, is_mpi=False)),
+    ):
+        assert detect_task(variables) == found
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"WORLD_SIZE": "64"}, {"RANK": "3"}, {"PMI_SIZE": "4"}, {"PMI_RANK": "1"}, {"PALS_RANKID": "0", "PALS_NODEID": "0"},
+        {"PMIX_RANK": "0"}, {"PMIX_RANK": "3"}, {"FLUX_JOB_SIZE": "2"}, {"JSM_NAMESPACE_RANK": "1"}, {"ALPS_APP_PE": "0"},
+        {"OMPI_COMM_WORLD_SIZE": "2"}, {"MVP_COMM_WORLD_RANK": "1"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_one_of_several_is_never_taken_for_the_only_one(variables: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="tells of several processes.*set RANK, WORLD_SIZE and LOCAL_RANK") as error:
+        detect_launcher(variables)
+    assert "\n" not in str(error.value)
+
+
+def test_mpi_that_does_not_tell_the_place_on_the_host_is_asked_for_it() -> None:
+    bare = {"PMI_RANK": "1", "PMI_SIZE": "4"}
+    with pytest.raises(UserError, match="process 1 of 4 .* set LOCAL_RANK and LOCAL_SIZE"):
+        detect_launcher(bare)
+    assert place(bare | {"LOCAL_RANK": "1", "LOCAL_SIZE": "2"}) == (1, 4, 1, 2)
+    assert place({"PMI_RANK": "0", "PMI_SIZE": "1"}) == (0, 1, 0, 1)
+
+
+def test_variables_that_tell_of_nobody_else() -> None:
+    for variables in ({"WORLD_SIZE": "1"}, {"RANK": "0"}, {"LOCAL_RANK": "0"}, {"SLURM_JOB_ID": "3", "PMIX_RANK": "0"}):
+        assert detect_launcher(variables) == ALONE
+
+
+def test_a_dry_run_is_asked_about_so_many_processes() -> None:
+    it = detect_launcher({"WORLD_SIZE": "64"}, describes=True).dist_info
+    assert (it.rank, it.world_size) == (0, 64)
+    assert detect_launcher({}, describes=True) == ALONE
 
 
 def test_hosts_are_called_what_the_launcher_calls_them() -> None:
@@ -120,6 +199,8 @@ def test_tasks_per_host() -> None:
         ({"RANK": "x", "WORLD_SIZE": "4"}, "'x'"),
         ({k: v for k, v in STEP.items() if k != "SLURM_STEP_NODELIST"}, "SLURM_STEP_NODELIST' is not set"),
         (DEEPSPEED | {"LOCAL_RANK": "2"}, "on its host 2 of 2"),
+        (STEP | {"SLURM_NODEID": "7"}, "index out of range"),
+        (STEP | {"SLURM_STEP_NODELIST": "n[1-99999999999]"}, "are more than 100,000 hosts"),
     ],
 )
 def test_nonsense_is_one_line(environment: dict[str, str], said: str) -> None:

@@ -14,6 +14,7 @@ from ttt_dist.evaluation import report as pieces
 from ttt_dist.telemetry import curves
 from ttt_dist.telemetry.curves import Marks
 from ttt_dist.telemetry.events import EventKind, Events, read_events, with_silent_ends
+from ttt_dist.telemetry.json_lines import read_metrics
 from ttt_dist.util.errors import UserError
 
 ALL = ("Loss", "Loss by noise", "Optimisation", "Speed", "Time of a step", "Events", "Profile", "Configuration")
@@ -77,6 +78,64 @@ def test_a_run_that_has_just_begun_and_one_that_diverged(tmp_path: Path, monkeyp
     assert titles(page_of(tmp_path, monkeypatch)) == []
     write(tmp_path, [record(10) | dict.fromkeys(("loss", "ar_loss", "nar_loss", "grad_norm"))])
     assert "Optimisation" in titles(page_of(tmp_path, monkeypatch))
+
+
+DAMAGED = {
+    "a broken line": ("metrics.jsonl", b'{"step": 20, "lo\n'),
+    "no text": ("metrics.jsonl", b"\xff\xfe\x00\n"),
+    "a list": ("metrics.jsonl", b"[1, 2]\n"),
+    "no step": ("metrics.jsonl", b'{"loss": 1.0}\n'),
+    "a step of another kind": ("metrics.jsonl", b'{"step": "many", "loss": 1.0}\n'),
+    "a value of another kind": ("metrics.jsonl", b'{"step": 20, "loss": "low"}\n'),
+    "a number without end": ("metrics.jsonl", b'{"step": 20, "loss": ' + b"9" * 401 + b"}\n"),
+    "nested": ("metrics.jsonl", b"[" * 100_000 + b"\n"),
+    "an event of no kind": ("events.jsonl", b'{"time": 3, "step": "x", "event": []}\n'),
+    "an event of no step": ("events.jsonl", b'{"time": "2026", "event": "start"}\n'),
+    "an evaluation of no texts": ("results/asr.jsonl", b'{"id": 3}\nnull\n'),
+    "environment of no kind": ("environment.json", b"[]"),
+    "broken environment": ("environment.json", b'{"hardware": '),
+    "broken summary": ("results/asr_summary.json", b"\xff"),
+    "broken figures": ("figures.json", b"{"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content"), DAMAGED.values(), ids=DAMAGED.keys())
+def test_what_is_damaged_is_left_out_with_a_word(
+    name: str, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, [record(step) for step in (10, 20)])
+    log_all(tmp_path, [("start", 0), ("checkpoint", 20)])
+    (tmp_path / "results").mkdir()
+    for last in (b"", json.dumps(record(30)).encode() + b"\n") if name == "metrics.jsonl" else (b"",):
+        with (tmp_path / name).open("ab") as file:
+            file.write(content + last)
+    page = page_of(tmp_path, monkeypatch)
+    assert "<b>30</b><span>steps" in page or name != "metrics.jsonl"
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 1 and warnings[0].startswith(f"warning: {tmp_path / name}: "), warnings
+    assert ": line(s) " in warnings[0] or "is left out" in warnings[0]
+
+
+def test_settings_and_profiles_of_any_bytes_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, [record(10)])
+    (tmp_path / "profile").mkdir()
+    for name in ("config.yaml", "profile/steps-1-1-rank-00000.txt"):
+        (tmp_path / name).write_bytes(b"a: \xff")
+    log_all(tmp_path, [("fault", 3)], reason="\ud800")
+    assert {"Profile", "Configuration", "Events"} <= set(titles(page_of(tmp_path, monkeypatch)))
+
+
+def test_old_records_without_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, [{"step": 7, "loss": None, "mfu": None}])
+    assert "<b>7</b><span>steps" in page_of(tmp_path, monkeypatch)
+
+
+def test_steps_that_were_done_again_are_shown_once(tmp_path: Path) -> None:
+    """Where metrics.jsonl could not be rewritten at the start."""
+    evaluated = {"step": 20, "eval_loss": 1.0}
+    write(tmp_path, [record(10), record(20), evaluated, record(30), record(20) | {"loss": 2.5}, evaluated, record(30)])
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(r["step"], r.get("loss")) for r in records] == [(10, 3.0), (20, 2.5), (20, None), (30, 3.0)]
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

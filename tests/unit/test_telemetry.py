@@ -1,9 +1,12 @@
 """What is written about a run: records, events, wandb's one run, profiler windows."""
 
+import errno
 import gzip
 import json
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ import torch
 from ttt_dist.config.loader import load_config
 from ttt_dist.config.run import Config, TelemetryConfig, TrainConfig
 from ttt_dist.telemetry.events import EVENTS, Events, read_events
+from ttt_dist.telemetry.json_lines import append_line, read_metrics
 from ttt_dist.telemetry.metrics import open_metrics
 from ttt_dist.telemetry.profiler import ProfileWindow
 from ttt_dist.util.errors import UserError
@@ -39,6 +43,116 @@ def test_records_of_steps_to_be_done_again_are_dropped_and_all_are_json(tmp_path
     again.close()
     assert [(r["step"], r["loss"]) for r in records(tmp_path)] == [(10, 1.0), (20, None), (30, 2.0)]
     assert records(tmp_path)[0]["grad_norm"] is None
+
+
+def test_records_are_appended_to_and_never_rewritten_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "loss": 1.0}) + "\n" for step in range(1, 101)]
+    path.write_text("".join(lines))
+    inode = path.stat().st_ino
+    open_metrics(tmp_path, 100, {}, "off", "p", False).log(101, {"loss": 1.0})
+    assert path.stat().st_ino == inode and len(records(tmp_path)) == 101
+    with monkeypatch.context() as patched:  # the disk fills up while the records to keep are written
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patched.setattr("os.fsync", full)
+        again = open_metrics(tmp_path, 50, {}, "off", "p", False)
+    assert len(records(tmp_path)) == 101
+    assert capsys.readouterr().err.count("the run goes on without it") == 1
+    again.log(51, {"loss": 2.0})
+    assert [record["step"] for record in read_metrics(path)] == list(range(1, 52))
+    open_metrics(tmp_path, 30, {}, "off", "p", False)
+    assert [record["step"] for record in records(tmp_path)] == list(range(1, 31))
+
+
+@pytest.mark.parametrize(
+    "line", [b"{", b"\xff\xfe", b"[]", b'{"step": []}', b'{"step": 1e400}', b"[" * 99_999, b'{"loss": 1}']
+)
+def test_a_damaged_record_is_left_out_with_a_word(
+    tmp_path: Path, line: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 2}\n')
+    open_metrics(tmp_path, 2, {}, "off", "p", False).log(3, {})
+    assert [record["step"] for record in records(tmp_path)] == [1, 2, 3]
+    assert f"warning: {path}: line(s) 2 are damaged, and are left out" in capsys.readouterr().err
+
+
+def test_a_line_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append_line(path, '{"step": 1}')
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 7, hard))  # as a disk with so much space
+    try:
+        with pytest.raises(OSError, match="too large"):
+            append_line(path, '{"step": 2}')
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    append_line(path, '{"step": 3}')
+    assert [record["step"] for record in records(tmp_path)] == [1, 3]
+
+
+def test_tensorboard_hides_what_is_done_again_and_shows_the_rest(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for start in (0, 2):
+        metrics = open_metrics(tmp_path, start, {}, "off", "p", True)
+        for step in (start + 1, start + 2, start + 3):
+            metrics.log(step, {"loss": float(10 * start + step)})
+        metrics.close()
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [(scalar.step, scalar.value) for scalar in found] == [(1, 1.0), (2, 2.0), (3, 23.0), (4, 24.0), (5, 25.0)]
+
+
+@pytest.mark.slow
+def test_wandb_keeps_what_a_run_does_again_after_going_back(tmp_path: Path) -> None:
+    import wandb
+
+    for start in (0, 10):  # back from step 30
+        metrics = open_metrics(tmp_path, start, {}, "offline", "p", False)
+        for step in range(start + 10, 40, 10):
+            metrics.log(step, {"loss": float(start + step)})
+            metrics.log(step, {"eval_loss": 1.0})
+        metrics.close()
+    wandb.teardown()  # as at the exit of a process: the last rows are written now
+    rows = [row for path in sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb")) for row in history(path)]
+    assert [(row["step"], row["loss"], row["eval_loss"]) for row in rows] == [
+        (10, 10.0, 1.0), (20, 20.0, 1.0), (30, 30.0, 1.0), (20, 30.0, 1.0), (30, 40.0, 1.0),
+    ]  # fmt: skip
+    assert [row["_step"] for row in rows] == [10, 20, 30, 40, 50]  # W&B drops a step that is not above all before
+
+
+def history(path: Path) -> list[dict]:
+    """The rows in a file that W&B keeps offline."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    rows = []
+    for data in log_records(path.read_bytes()):
+        record = Record()
+        record.ParseFromString(data)
+        if record.HasField("history"):
+            items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            rows.append({"_step": record.history.step.num, **items})
+    return rows
+
+
+def log_records(data: bytes) -> Iterator[bytes]:
+    """LevelDB's log: checksum, length and kind (1 whole, 2 first, 3 middle, 4 last) before each piece, blocks of 32 kB."""
+    at, whole = 7, b""  # behind W&B's own header
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        whole += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):
+            yield whole
+            whole = b""
 
 
 @pytest.mark.slow

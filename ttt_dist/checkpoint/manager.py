@@ -10,6 +10,7 @@ What looks for checkpoints and compares them with a run needs no torch, which is
 
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Sequence
@@ -52,6 +53,9 @@ GONE = ".gone-"  # what a checkpoint is called while its space is being freed
 BYTES_PER_PARAMETER = 12  # at least: an fp32 weight and its two moments
 # A change of these leaves the weights valid, but the run no longer continues what it was.
 ORDER_SETTINGS = ("seed", "train.global_batch")
+_NAME = re.compile(r"step-[0-9]{8,18}")
+_PARTS = {"step": int, "layout": dict, "config": dict, "world_size": int, "zero_stage": int}
+"""What run.json must hold."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +74,14 @@ class CheckpointMetadata:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of `folder` (RUN/checkpoints) that are complete, newest first; contents are not read.
+    """The checkpoints of `folder` (RUN/checkpoints) that are complete, newest first; of the contents, run.json's are read.
 
     Warns of those that are newer than the newest complete one. Raises UserError where there are some, but none is complete.
     """
     complete, broken = [], []
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    for path in reversed(_named(folder)):
         try:
-            require_whole(path)
+            _require_described(path)
             complete.append(path)
         except UserError as error:
             if not complete:
@@ -89,6 +93,21 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return complete
 
 
+def _named(folder: Path) -> list[Path]:
+    """What is called like a checkpoint, in order of the steps; `step-00000100.bak` is somebody's own."""
+    return sorted((path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)), key=_number)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _require_described(checkpoint: Path) -> None:
+    """Raise UserError unless a checkpoint's files are there in full and run.json is what was written."""
+    require_checksums(checkpoint, require_whole(checkpoint), [METADATA])
+    read_metadata(checkpoint)
+
+
 def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint of `folder` (RUN/checkpoints); None where there is none."""
     return next(iter(list_checkpoints(folder)), None)
@@ -97,7 +116,7 @@ def latest(folder: Path) -> Path | None:
 def resolve_resume_path(path: Path) -> list[Path]:
     """The checkpoints that `--resume PATH` means: that one, or those of a run folder, newest first. Raises UserError."""
     if (path / METADATA).is_file():
-        require_whole(path)
+        _require_described(path)
         return [path]
     for folder in (path / "checkpoints", path):
         if checkpoints := list_checkpoints(folder):
@@ -121,14 +140,24 @@ def require_space(run_dir: Path, num_parameters: int) -> None:
 
 
 def read_metadata(checkpoint: Path) -> dict[str, Any]:
-    """What `run.json` of a checkpoint says. Raises UserError where it cannot be read."""
+    """What `run.json` of a checkpoint says. Raises UserError where it cannot be read, or says something else."""
     path = checkpoint / METADATA
     try:
         metadata = json.loads(path.read_text(encoding="utf8"))
-        complete_record(metadata.get("config", {}))
-        return metadata
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); remove this checkpoint, or resume from another") from None
+        complete_record(metadata["config"])
+        parts = [(name, metadata[name], kind) for name, kind in _PARTS.items()]
+        parts += [
+            (f"config.{name}", metadata["config"][name], dict) for name in ("model", "objective", "data", "train")
+        ]
+        wrong = next((name for name, value, kind in parts if type(value) is not kind), None)
+        if wrong is None:
+            return metadata
+        reason = f"`{wrong}` is not what it should be"
+    except KeyError as error:
+        reason = f"it lacks `{error.args[0]}`"
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        reason = str(error)[:200]
+    raise UserError(f"{path}: cannot be read ({reason}); remove this checkpoint, or resume from another")
 
 
 def step_of(checkpoint: Path) -> int:
@@ -341,9 +370,9 @@ def _drop(newest: Path, keep: CheckpointConfig) -> threading.Thread:
     folder = newest.parent
     for left in folder.glob(".step-*.tmp"):
         shutil.rmtree(left)
-    older = [path for path in sorted(folder.glob("step-*")) if path < newest]
+    older = [path for path in _named(folder) if _number(path) < _number(newest)]
     complete = [path for path in older if (path / MANIFEST).is_file()]
-    kept = {path for path in complete if keep.keep_every and int(path.name[len("step-") :]) % keep.keep_every == 0}
+    kept = {path for path in complete if keep.keep_every and _number(path) % keep.keep_every == 0}
     num_recent = keep.keep_last - 1 if keep.keep_last else len(complete)  # beside the newest
     kept |= set(complete[max(len(complete) - num_recent, 0) :])
     for path in older:

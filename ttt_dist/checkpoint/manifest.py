@@ -44,8 +44,8 @@ def read_manifest(folder: Path) -> dict[str, FileChecksum]:
         return {name: FileChecksum(int(entry["bytes"]), str(entry["sha256"])) for name, entry in values.items()}
     except FileNotFoundError:
         raise UserError(f"{folder}: not complete, it has no {MANIFEST}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a readable manifest ({error})") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise UserError(f"{path}: not a readable manifest ({str(error)[:200]})") from error
 
 
 def require_whole(folder: Path) -> dict[str, FileChecksum]:
@@ -53,15 +53,21 @@ def require_whole(folder: Path) -> dict[str, FileChecksum]:
     files = read_manifest(folder)
     for name, expected in files.items():
         path = folder / name
-        if not path.is_file():
+        try:
+            found = path.stat().st_size if path.is_file() else None
+        except (OSError, ValueError) as error:  # a name that no file can have, too
+            raise UserError(f"{folder}: a file of {MANIFEST} cannot be looked for ({str(error)[:200]})") from None
+        if found is None:
             raise UserError(f"{path}: missing")
-        if path.stat().st_size != expected.bytes:
-            raise UserError(f"{path}: has {path.stat().st_size:,} bytes instead of {expected.bytes:,}")
+        if found != expected.bytes:
+            raise UserError(f"{path}: has {found:,} bytes instead of {expected.bytes:,}")
     return files
 
 
 def require_checksums(folder: Path, files: Mapping[str, FileChecksum], names: Iterable[str]) -> None:
     """The slow check: the files `names` have the contents that were written. Raises UserError."""
     for name in names:
+        if name not in files:
+            raise UserError(f"{folder / MANIFEST}: says nothing of {name}")
         if sha256_file(folder / name) != files[name].sha256:
             raise UserError(f"{folder / name}: checksum differs from {MANIFEST}")

@@ -54,18 +54,26 @@ def require_startable(
 ) -> CheckpointMetadata:
     """What the run's checkpoints belong to.
 
-    Raises UserError where what it would start from does not fit it, or where a checkpoint or the export could not be written.
+    Raises UserError where the checkpoint that it would start from does not fit it, or where the export could not be written.
     """
     require_assets(config)
-    init_from = config.train.init_from
-    if init_from is not None:
-        require_same_model(init_from, config.model)
-        layout.require_same(TokenLayout.load(Path(init_from) / "token_layout.json"), f"train.init_from={init_from}")
     metadata = CheckpointMetadata.of_run(config, layout, world_size)
     for candidate in candidates[:1]:
         manager.require_resumable(candidate, metadata)
-    manager.require_space(Path(config.run_dir), sum(count_parameters(config.model, layout.padded_vocab_size).values()))
     return metadata
+
+
+def require_init_from(config: Config, layout: TokenLayout) -> None:
+    """Raise UserError where the model folder that the run would start from is another model, or of other tokens."""
+    folder = config.train.init_from
+    if folder is not None:
+        require_same_model(folder, config.model)
+        layout.require_same(TokenLayout.load(Path(folder) / "token_layout.json"), f"train.init_from={folder}")
+
+
+def require_space(config: Config, layout: TokenLayout) -> None:
+    """Raise UserError where a checkpoint of the run could not be written."""
+    manager.require_space(Path(config.run_dir), sum(count_parameters(config.model, layout.padded_vocab_size).values()))
 
 
 def choose_start(config: Config, layout: TokenLayout, candidates: list[Path]) -> "tuple[Path | None, WeightSource]":

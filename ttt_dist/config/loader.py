@@ -16,6 +16,7 @@ from ttt_dist.config.pipeline import Recipe
 from ttt_dist.config.reading import Key, as_typed, build, is_scalar, key_text, known_keys, require_fitting, within
 from ttt_dist.config.section import Section, brief, require
 from ttt_dist.config.yaml_file import Plain, parse_yaml, read_yaml
+from ttt_dist.util.atomic_files import atomic_write
 from ttt_dist.util.errors import UserError
 
 
@@ -51,7 +52,8 @@ def complete_record(values: Any) -> None:
 
 def save_config(config: Section, path: str | Path) -> None:
     """Write the resolved settings as YAML that `load_config` reads back to the same Recipe."""
-    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf8")
+    with atomic_write(path) as file:
+        file.write(yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def to_dict(config: Section) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from ttt_dist.config.section import PositiveFloat, PositiveInt, Section, require
 
 # Families of published models: whether query, key and value have biases, and whether heads are normalised.
 FAMILY_TRAITS = {"qwen2": (True, False), "qwen3": (False, True), "llama": (False, False), "mistral": (False, False)}
+MOST = {"num_layers": 10_000} | dict.fromkeys(
+    ("hidden_size", "num_heads", "num_kv_heads", "ffn_hidden_size", "head_dim"), 2**24
+)
 
 
 @dataclass(kw_only=True)
@@ -68,6 +71,9 @@ class ModelConfig(Section):
 
     def check(self, key: str) -> None:
         """Raise UserError for a shape that cannot be built."""
+        for name, most in MOST.items():
+            value = getattr(self, name)
+            require(value is None or value <= most, f"{key}.{name}={value} is beyond any model; use at most {most:,}")
         require(
             self.num_heads % self.num_kv_heads == 0,
             f"{key}.num_heads={self.num_heads} is no multiple of {key}.num_kv_heads={self.num_kv_heads}; use one that is",

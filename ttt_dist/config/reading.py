@@ -29,7 +29,7 @@ Key = tuple[str | int, ...]
 
 # Recipes used to be read by YAML 1.1, which takes these for truth values, and so do people.
 _TRUTHS = {**dict.fromkeys(("yes", "on", "true"), True), **dict.fromkeys(("no", "off", "false"), False)}
-_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list"}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _BRACKETS = {"gt": "(", "ge": "[", "lt": ")", "le": "]"}
 
@@ -48,7 +48,7 @@ def build(
     from pydantic import ValidationError
 
     typed = as_typed({} if values is None else values, cls)
-    loc, told = next(_unprintable(typed), ((), ""))
+    loc, told = next(_unusable(typed), ((), ""))
     if told == "":
         try:
             section: S = _adapter(typing.cast(Any, cls)).validate_json(json.dumps(typed))
@@ -191,7 +191,8 @@ def _wanted(options: tuple[Any, ...]) -> str:
     if literals := _literals(options):
         names = [f"one of {', '.join(map(str, literals))}"]
     else:
-        names = [_TYPE_NAMES.get(option, str(option)) for option in options if option is not type(None)]
+        kinds = [typing.get_origin(option) or option for option in options if option is not type(None)]
+        names = [_TYPE_NAMES.get(kind, str(kind)) for kind in kinds]
     return " or ".join([*names, *(["null"] if type(None) in options else [])])
 
 
@@ -244,14 +245,16 @@ def _known_keys(hint: Any, prefix: str) -> Iterator[str]:
             yield from _known_keys(typing.get_args(option)[-1], f"{prefix}*.")
 
 
-def _unprintable(value: Any, loc: Key = ()) -> Iterator[tuple[Key, str | None]]:
-    """Texts and names with characters that no folder, name or console takes."""
+def _unusable(value: Any, loc: Key = ()) -> Iterator[tuple[Key, str | None]]:
+    """Texts and names with characters that no folder, name or console takes, and whole numbers that no file or device holds."""
     if isinstance(value, dict):
         for name, item in value.items():
-            yield from _unprintable(name, (*loc, name))
-            yield from _unprintable(item, (*loc, name))
+            yield from _unusable(name, (*loc, name))
+            yield from _unusable(item, (*loc, name))
     elif isinstance(value, list):
         for number, item in enumerate(value):
-            yield from _unprintable(item, (*loc, number))
+            yield from _unusable(item, (*loc, number))
     elif isinstance(value, str) and (found := _CONTROL.search(value)):
         yield loc, f"holds the character {found[0]!r}, which is not text; take it away"
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        yield loc, f"is {brief(value)}, beyond 2^63; use a smaller number"

@@ -24,6 +24,8 @@ from ttt_dist.config.section import (
     require,
 )
 
+Seconds = Annotated[float, Interval(gt=0, le=1e8)]
+"""What clocks and sockets take: three years."""
 DecayRate = Annotated[float, Interval(ge=0, lt=1)]
 
 
@@ -105,9 +107,9 @@ class GuardConfig(Section):
     """Steps in a row that may be skipped; more end the run. A step is skipped where its loss or gradient is not finite."""
     spike_factor: NonNegativeFloat = 0.0
     """Skip steps whose gradient norm is above this many times the median of the last accepted ones; 0: never."""
-    step_timeout: PositiveFloat = 600.0
+    step_timeout: Seconds = 600.0
     """Seconds that a step may take before the run ends with the stacks of all processes."""
-    start_timeout: PositiveFloat = 1800.0
+    start_timeout: Seconds = 1800.0
     """The same for all processes to come together, the first step, which compiles, a save, an evaluation and the export."""
     stop_after: NonNegativeFloat = 0.0
     """Minutes after which the run saves and stops, to be started again; 0: never. A SLURM time limit is known anyway."""

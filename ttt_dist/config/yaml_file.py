@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from ttt_dist.config.section import require
+from ttt_dist.config.section import brief, require
 from ttt_dist.util.errors import UserError
 
 MAX_CHARACTERS = 1_000_000
@@ -59,7 +59,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     values = parse_yaml(text, f"{path}:")
     if values is None or values == "":
         return {}
-    require(isinstance(values, dict), f"{path}: must hold sections such as `train:`, not {type(values).__name__}")
+    require(isinstance(values, dict), f"{path}: must hold sections such as `train:`, not the value {brief(values)}")
     return values
 
 

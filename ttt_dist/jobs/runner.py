@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ttt_dist.launch.launchers import TaskPlace, detect_task
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.util.console import Progress, print_rank0
 from ttt_dist.util.errors import UserError
@@ -124,7 +125,7 @@ class Totals:
 def add_arguments(parser: argparse.ArgumentParser, old_names: tuple[str, str] = ("--task", "--tasks")) -> None:
     """`--array-index I --array-size N --workers W`; the first two also by the names that they had before."""
     group = parser.add_argument_group(
-        "sharing the work", "under mpirun each rank is a task of the array, without --array-index and --array-size"
+        "sharing the work", "under mpirun or srun each rank is a task, without --array-index and --array-size"
     )
     names = {"--array-index": "do the parts of task I, from 0 (SLURM_ARRAY_TASK_ID)", "--array-size": "of N tasks"}
     for (name, told), old, metavar in zip(names.items(), old_names, "IN", strict=True):
@@ -135,28 +136,39 @@ def add_arguments(parser: argparse.ArgumentParser, old_names: tuple[str, str] = 
 
 
 def task_shard_of(args: argparse.Namespace) -> TaskShard:
-    """The shard that command line or MPI give this process. Raises UserError where they contradict each other."""
-    ranks = int(os.environ.get("OMPI_COMM_WORLD_SIZE") or os.environ.get("PMI_SIZE") or 1)
-    index, size = args.array_index, args.array_size
+    """The shard that command line or launcher give this process. Raises UserError where they contradict each other."""
+    index, size, place = args.array_index, args.array_size, detect_task(os.environ)
     if (index is None) != (size is None):
         raise UserError("--array-index and --array-size: give both, or neither")
     if args.workers < 1:
         raise UserError(f"--workers {args.workers}: at least 1 is needed")
+    if place.size != 1:
+        os.environ.setdefault("LOCAL_RANK", str(place.local_rank))  # its GPU
     if size is None:
-        return _mpi_shard(args.workers) if ranks > 1 else TaskShard(workers=args.workers)
-    if ranks > 1:
+        return _mpi_shard(place, args.workers) if place.is_mpi else TaskShard(place.rank, place.size, args.workers)
+    if place.is_mpi and (index, size) != (place.rank, place.size):
         raise UserError("--array-size under mpirun: the ranks are the tasks; leave --array-index and --array-size out")
     if not 0 <= index < size:
         raise UserError(f"--array-index {index} --array-size {size}: tasks are numbered 0..{size - 1}")
     return TaskShard(index, size, args.workers)
 
 
-def _mpi_shard(workers: int) -> TaskShard:
-    from mpi4py import MPI  # joins the others: only where mpirun has started several
-
+def _mpi_shard(place: TaskPlace, workers: int) -> TaskShard:
+    remedy = f"start each process with --array-index {place.rank} --array-size {place.size or 'N'}"
+    try:
+        from mpi4py import MPI  # joins the others: only where mpirun has started several
+    except (ImportError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"mpirun has started this process, and MPI cannot be used ({reason}); install it, or {remedy}"
+        ) from None
     world = MPI.COMM_WORLD
+    if place.size not in (0, world.size) or place.rank != world.rank:
+        raise UserError(
+            f"the launcher has started process {place.rank} of {place.size or 'N'}, which MPI takes for {world.rank} of "
+            f"{world.size}: mpi4py goes with another MPI; take that one's mpirun, or {remedy}"
+        )
     os.environ["RANK"] = str(world.rank)  # the console talks on rank 0 alone
-    os.environ.setdefault("LOCAL_RANK", os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"))
     return TaskShard(world.rank, world.size, workers, mpi=True)
 
 

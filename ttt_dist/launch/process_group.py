@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ttt_dist.launch.launchers import DistInfo, detect_launcher
+from ttt_dist.util.console import warn
 from ttt_dist.util.errors import LostProcessError, UserError
 
 if TYPE_CHECKING:
@@ -24,9 +25,12 @@ if TYPE_CHECKING:
 TIMEOUT_S = 1800.0
 
 
-def current_dist_info() -> DistInfo:
-    """Read the launcher's environment, and say it again in the variables that torch, DeepSpeed and the console go by."""
-    launcher = detect_launcher(os.environ)
+def current_dist_info(describes: bool = False) -> DistInfo:
+    """Read the launcher's environment, and say it again in the variables that torch, DeepSpeed and the console go by.
+
+    `describes`: as `detect_launcher` has it, for a dry run.
+    """
+    launcher = detect_launcher(os.environ, describes)
     dist_info = launcher.dist_info
     said = {
         "RANK": dist_info.rank,
@@ -207,11 +211,20 @@ def leave_process_group() -> None:
 
 
 def log_to_files(folder: Path, rank: int) -> None:
-    """Send the libraries' log messages of this rank to `folder`/rank-00000.log; only warnings reach the terminal."""
+    """Send the libraries' log messages of this rank to `folder`/rank-00000.log; only warnings reach the terminal.
+
+    Where the disk takes none they are lost, which is told once.
+    """
     from deepspeed.utils import logger as deepspeed_logger
 
-    folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(folder / f"rank-{rank:05d}.log")
+    logging.raiseExceptions = False  # else every message that a full disk does not take is a traceback on the terminal
+    handler: logging.Handler
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(folder / f"rank-{rank:05d}.log")
+    except OSError as error:
+        warn(f"{folder}: cannot be written ({error.strerror}); the run goes on without it")
+        handler = logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for logger in (logging.getLogger(), deepspeed_logger):
         for existing in logger.handlers:

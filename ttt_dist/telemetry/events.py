@@ -9,6 +9,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ttt_dist.telemetry.best_effort import BestEffort
+from ttt_dist.telemetry.json_lines import Record, append_line, is_step, read_lines, warn_of_damage
+
 EVENTS = "events.jsonl"
 
 EventKind = Literal["start", "compiled", "stage", "stop", "skipped_step", "checkpoint", "fault", "finish"]
@@ -17,39 +20,36 @@ it ends as asked; a step is not applied; a save; what went wrong; the end."""
 
 
 class Events:
-    """Appends to `run_dir`/events.jsonl."""
+    """Appends to `run_dir`/events.jsonl. A disk that takes nothing is told once, and ends nothing."""
 
     def __init__(self, run_dir: str | Path) -> None:
         self.path = Path(run_dir) / EVENTS
+        self._attempt = BestEffort()
 
     def log(self, event: EventKind, step: int, /, **fields: Any) -> None:
-        """Write one event at once; `step` counts the updates done, `fields` are values that JSON can hold.
-
-        The file is opened for each line: events are rare, and a process that is about to be killed has nothing to close.
-        """
+        """Write one event at once; `step` counts the updates done, `fields` are values that JSON can hold."""
         assert event in get_args(EventKind), event
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": now, "step": step, "event": event, **fields})
-        with self.path.open("a+b") as file:
-            # A line cut short by a full disk or a crash must not swallow this one.
-            whole = file.tell() == 0 or _last_byte(file) == b"\n"
-            file.write((line if whole else "\n" + line).encode() + b"\n")
+        with self._attempt(self.path):
+            append_line(self.path, line)
 
 
 def read_events(run_dir: str | Path) -> list[dict[str, Any]]:
-    """The events of a run in order; none where it has no diary. A line cut short by a crash is left out."""
+    """The events of a run in order; none where it has no diary. Warns of damaged lines, which are left out."""
     path = Path(run_dir) / EVENTS
-    if not path.is_file():
-        return []
-    events = []
-    for line in path.read_text(encoding="utf8", errors="replace").splitlines():
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(event, dict) and {"time", "step", "event"} <= event.keys():
-            events.append(event)
-    return events
+    lines = list(read_lines(path, _is_event))
+    warn_of_damage(path, lines)
+    return [line.record for line in lines if line.record is not None]
+
+
+def _is_event(record: Record) -> bool:
+    return (
+        is_step(record.get("step"))
+        and isinstance(record.get("event"), str)
+        and isinstance(record.get("time", 0), str | None)
+        and isinstance(record.get("seconds", 0.0), int | float)
+    )
 
 
 def with_silent_ends(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -64,8 +64,3 @@ def with_silent_ends(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
             told.append({"time": None, "step": told[-1]["step"], "event": "fault", "reason": "ended without a word"})
         told.append(event)
     return told
-
-
-def _last_byte(file: Any) -> bytes:
-    file.seek(-1, 2)
-    return file.read(1)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ttt_dist.config.run import Config
+from ttt_dist.telemetry.best_effort import BestEffort
 
 NUM_ROWS = 40
 
@@ -47,6 +48,10 @@ class ProfileWindow:
             return
         profiler, self._profiler = self._profiler, None
         profiler.stop()
+        with BestEffort()(self.folder):
+            self._write(profiler)
+
+    def _write(self, profiler: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         name = f"steps-{self.steps[0]}-{self._last}-rank-{self.rank:05d}"
         profiler.export_chrome_trace(str(self.folder / f"{name}.json.gz"))

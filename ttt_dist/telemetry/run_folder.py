@@ -13,7 +13,9 @@ from typing import Any
 
 from ttt_dist.config.loader import save_config, to_dict
 from ttt_dist.config.run import Config, TelemetryConfig
+from ttt_dist.telemetry.best_effort import BestEffort
 from ttt_dist.telemetry.metrics import MetricsLog, open_metrics
+from ttt_dist.util.atomic_files import atomic_write
 from ttt_dist.util.errors import UserError
 
 PACKAGES = ("torch", "deepspeed", "megatron-core", "transformers", "numpy")
@@ -28,10 +30,12 @@ def require_sinks(chosen: TelemetryConfig) -> None:
 
 
 def open_run_folder(config: Config, world_size: int, start_step: int) -> MetricsLog:
-    """Write what this start of the run is, and open the log of its figures; on rank 0 only."""
-    run_dir = Path(config.run_dir)
-    save_config(config, run_dir / "config.yaml")
-    write_environment(run_dir, environment(world_size, start_step))
+    """Write what this start of the run is, and open the log of its figures; on rank 0 only. What cannot be written is told."""
+    run_dir, attempt = Path(config.run_dir), BestEffort()
+    with attempt(run_dir / "config.yaml"):
+        save_config(config, run_dir / "config.yaml")
+    with attempt(run_dir / "environment.json"):
+        write_environment(run_dir, environment(world_size, start_step))
     chosen = config.telemetry
     return open_metrics(run_dir, start_step, to_dict(config), chosen.wandb, chosen.wandb_project, chosen.tensorboard)
 
@@ -61,7 +65,8 @@ def environment(world_size: int, start_step: int) -> dict[str, Any]:
 
 def write_environment(run_dir: Path, values: dict[str, Any]) -> None:
     """RUN/environment.json of the newest start."""
-    (run_dir / "environment.json").write_text(json.dumps(values, indent=1) + "\n")
+    with atomic_write(run_dir / "environment.json") as file:
+        file.write(json.dumps(values, indent=1) + "\n")
 
 
 def _version(package: str) -> str | None:

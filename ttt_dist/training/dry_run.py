@@ -43,6 +43,8 @@ def describe(plan: "TrainPlan", dist_info: DistInfo) -> None:
         )
     start = f"resumes at step {manager.step_of(plan.start)} from {plan.start}" if plan.start else "starts anew"
     print_rank0(f"run        {config.run_dir}: {start}")
+    for note in plan.notes:
+        print_rank0(f"note       on this machine: {note}")
 
 
 def describe_objective(objective: Objective, steps: int) -> list[str]:

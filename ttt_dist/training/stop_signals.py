@@ -2,6 +2,7 @@
 of a step, by all processes together, whichever of them was asked.
 """
 
+import math
 import os
 import signal
 import time
@@ -23,7 +24,12 @@ class SignalHandler:
         self.longest_save_s = 0.0
         """Kept up to date by whoever saves: a stop must leave time for one more."""
         self._code = 0
-        self._deadline = time.time() + stop_after_s if stop_after_s else float("inf")
+        # All by the clock that nobody sets; SLURM's times of day are looked at once.
+        self._deadline = time.monotonic() + stop_after_s if stop_after_s else math.inf
+        start, end = (_time_of_day(f"SLURM_JOB_{name}_TIME") for name in ("START", "END"))
+        last_s = end - min(MARGIN_S, (end - start) / 10) if math.isfinite(start) and math.isfinite(end) else math.inf
+        self._end_of_job = last_s + time.monotonic() - time.time()
+        """When a SLURM job must be asked to stop, to have saved before its end, were saving nothing."""
         self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
 
     def _hear(self, number: int, _: FrameType | None) -> None:
@@ -33,7 +39,7 @@ class SignalHandler:
 
     def should_stop(self, device: torch.device) -> str | None:
         """Why all processes are to stop now, or None; collective."""
-        if not self._code and time.time() > min(self._deadline, self._end_of_job()):
+        if not self._code and time.monotonic() > min(self._deadline, self._end_of_job - 2 * self.longest_save_s):
             self._code = 1
         code = torch.tensor(self._code, device=device)
         dist.all_reduce(code, dist.ReduceOp.MAX)
@@ -43,9 +49,10 @@ class SignalHandler:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _end_of_job(self) -> float:
-        """When a SLURM job must be asked to stop, to have saved before its end; seconds since 1970."""
-        end, start = (float(os.environ.get(f"SLURM_JOB_{name}_TIME", "inf")) for name in ("END", "START"))
-        if end == float("inf") or start == float("inf"):
-            return float("inf")
-        return end - min(MARGIN_S, (end - start) / 10) - 2 * self.longest_save_s
+
+def _time_of_day(name: str) -> float:
+    """A variable of SLURM's, in seconds since 1970; without end where it tells none."""
+    try:
+        return float(os.environ.get(name, "inf"))
+    except ValueError:
+        return math.inf

@@ -121,7 +121,7 @@ class Watchdog:
             answer.append(_explained(store, self.world_size, self._wait_s()))
 
     def _end(self, late: float) -> None:
-        with self.stacks.open("w") as file:
+        with contextlib.suppress(OSError), self.stacks.open("w") as file:  # a full disk must not keep it from its end
             file.write(f"rank {self.rank} on {socket.gethostname()}: {late:.0f} s in {self._what}\n")
             faulthandler.dump_traceback(file)
         who = self.explain()

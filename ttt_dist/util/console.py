@@ -12,8 +12,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from ttt_dist.util.errors import UserError
 
@@ -30,37 +31,80 @@ def rank() -> int:
 
 def print_rank0(message: str = "") -> None:
     """A line on stdout, from rank 0 only."""
-    if rank() == 0:
-        sys.stdout.write(f"{message}\n")
-        sys.stdout.flush()
+    print_piece(f"{message}\n")
 
 
 def print_piece(piece: str) -> None:
-    """Text on stdout as it comes, without an end of line; from rank 0 only."""
-    if rank() == 0:
+    """Text on stdout as it comes, without an end of line; from rank 0 only. Raises UserError where stdout takes none."""
+    if rank() != 0:
+        return
+    try:
         sys.stdout.write(piece)
         sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _close_stdout()
+        raise UserError(
+            f"the output cannot be written ({error.strerror}); free some space, or send it elsewhere"
+        ) from None
+
+
+def _tell(text: str) -> None:
+    """Text on stderr. Where it takes none, the work goes on: from then on nobody hears of it."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        sys.stderr = Lossy(sys.stderr)
+
+
+def _close_stdout() -> None:
+    """What has not reached stdout must not be tried again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def warn(message: str) -> None:
     """A line `warning: ...` on stderr, from rank 0 only."""
     if rank() == 0:
         _erase_bar()
-        sys.stderr.write(f"warning: {message}\n")
-        sys.stderr.flush()
+        _tell(f"warning: {message}\n")
 
 
 def print_error(message: str) -> None:
     """A line `error: ...` on stderr, from every rank: the one that fails may not be the first."""
     _erase_bar()
     who = f" (rank {rank()})" if rank() else ""
-    sys.stderr.write(f"error{who}: {message}\n")
-    sys.stderr.flush()
+    _tell(f"error{who}: {message}\n")
 
 
 def print_json(figures: Mapping[str, Any]) -> None:
     """The last line of a command that a script reads: its figures as one JSON object on stdout."""
     print_rank0(json.dumps(figures))
+
+
+class Lossy:
+    """A stream whose lines may be lost: what a full disk or a reader that has gone does not take, nobody hears of."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def lose_lines() -> None:
+    """From here on, work goes on where its output cannot be written: `train.py > train.log` on a disk that is full."""
+    sys.stdout, sys.stderr = Lossy(sys.stdout), Lossy(sys.stderr)
 
 
 class Progress:
@@ -130,12 +174,11 @@ class Progress:
         self._shown = self.done
         if not self._bar:
             self._plain_lines += 1
-            sys.stderr.write(self.line() + "\n")
+            _tell(self.line() + "\n")
         else:
             share = min(self.done / self.total, 1.0) if self.total else 0.0
             bar = ("#" * round(share * BAR_WIDTH)).ljust(BAR_WIDTH, ".") + " " if self.total else ""
-            sys.stderr.write(f"\r\x1b[2K{bar}{self.line()}{end}")
-        sys.stderr.flush()
+            _tell(f"\r\x1b[2K{bar}{self.line()}{end}")
 
 
 def main_guard(main: Callable[[], None]) -> None:
@@ -149,8 +192,7 @@ def main_guard(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of our output (`| head`) has gone; stdout must not be flushed into the closed pipe at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_stdout()  # the reader of our output (`| head`) has gone
         sys.exit(141)
 
 
