@@ -20,7 +20,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here and in the processes
 
-from benchmarks.fuzz.entrances import ENTRANCES
+from benchmarks.fuzz.entrances import ENTRANCES, SOURCE
 from benchmarks.fuzz.pool import Campaign
 from benchmarks.fuzz.worker import FAULTS, Fault, trial
 from ttt_dist.util.console import main_guard, print_json, print_rank0
@@ -60,7 +60,7 @@ def campaign(args: argparse.Namespace, place: Path) -> None:
         (seeds / name).mkdir(parents=True)
         ENTRANCES[name].make(seeds / name)
     kept = Kept(args.out, seeds, args.seed)
-    run = Campaign(names, seeds, scratch, args.seed, kept.add)
+    run = Campaign(names, SOURCE, seeds, scratch, args.seed, kept.add)
     run.run(args.seconds, args.workers)
     for name in names:
         print_rank0(f"{name:<24} {run.inputs[name]:>9,} inputs")
@@ -82,7 +82,8 @@ def replay(path: Path, place: Path) -> None:
     (place / values["file"]).write_bytes(content)
     found = trial(entrance, place)
     if found is not None:
-        raise UserError(f"{values['entrance']}: {found[0]}: {found[1]}\n{found[2]}")
+        print_rank0(found[2])
+        raise UserError(f"{values['entrance']}: {found[0]}: {found[1]}")
     print_rank0(f"{values['entrance']}: read, or refused in a line")
 
 

@@ -3,7 +3,7 @@
 import multiprocessing as mp
 import tempfile
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -19,23 +19,28 @@ HANG_S = 30.0  # for one input
 class Child:
     """A process and what it is doing."""
 
-    def __init__(self, seeds: Path, scratch: Path, seed: int) -> None:
+    def __init__(self, source: str, seeds: Path, scratch: Path, seed: int) -> None:
         context = mp.get_context("spawn")
         self.scratch = Path(tempfile.mkdtemp(dir=scratch))
         self.connection, theirs = context.Pipe()
         self.current: Any = context.Value("q", -1, lock=False)
-        arguments = (theirs, self.current, seeds, self.scratch, seed)
+        arguments = (theirs, self.current, source, seeds, self.scratch, seed)
         self.process = context.Process(target=work, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
         self.batch: Batch | None = None
+        self.begun = 0.0
         self.seen, self.since = -1, time.monotonic()
 
-    def hangs(self) -> bool:
+    def take(self, batch: Batch) -> None:
+        self.batch, self.begun = batch, time.monotonic()
+        self.connection.send(batch)
+
+    def hangs(self, most: float) -> bool:
         """Whether it has been at one input for too long."""
         if self.batch is None or self.current.value != self.seen:
             self.seen, self.since = self.current.value, time.monotonic()
-        return self.batch is not None and self.seen >= 0 and time.monotonic() - self.since > HANG_S
+        return self.batch is not None and self.seen >= 0 and time.monotonic() - self.since > most
 
     def last_words(self) -> str:
         said = self.scratch / "said"
@@ -48,20 +53,27 @@ class Child:
 
 
 class Campaign:
-    """Shares the time out over the entrances, alike; `on_fault` is told of every fault."""
+    """Shares the time out over the entrances, alike; `on_fault` is told of every fault.
+
+    `source` is where the processes find the entrances, `package.module:NAME` of a mapping by name; `seeds` has the whole
+    files of each in a folder of that name.
+    """
+
+    hang_s = HANG_S
 
     def __init__(
-        self, names: list[str], seeds: Path, scratch: Path, seed: int, on_fault: Callable[[Fault], None]
+        self, names: list[str], source: str, seeds: Path, scratch: Path, seed: int, on_fault: Callable[[Fault], None]
     ) -> None:
-        self.names, self.seeds, self.scratch, self.seed, self.on_fault = names, seeds, scratch, seed, on_fault
+        self.names, self.on_fault = names, on_fault
+        self._process = (source, seeds, scratch, seed)
         self.inputs: Counter[str] = Counter()
         """Read so far, by entrance."""
         self._seconds: Counter[str] = Counter()
         self._next: Counter[str] = Counter()
-        self._left: deque[Batch] = deque()  # of processes that died
+        self._left: defaultdict[str, list[Batch]] = defaultdict(list)  # by processes that died
 
     def run(self, seconds: float, num_workers: int) -> None:
-        children = [Child(self.seeds, self.scratch, self.seed) for _ in range(num_workers)]
+        children = [Child(*self._process) for _ in range(num_workers)]
         started: float | None = None
         try:
             while started is None or time.monotonic() < started + seconds:
@@ -69,11 +81,10 @@ class Campaign:
                 for place, child in enumerate(children):
                     if child.connection in ready and self._hear(child):
                         started = started or time.monotonic()  # the imports are not the campaign's
-                        child.batch = self._new_batch()
-                        child.connection.send(child.batch)
-                    elif child.hangs() or not child.process.is_alive():
+                        child.take(self._new_batch())
+                    elif child.hangs(self.hang_s) or not child.process.is_alive():
                         self._bury(child)
-                        children[place] = Child(self.seeds, self.scratch, self.seed)
+                        children[place] = Child(*self._process)
         finally:
             for child in children:
                 if child.batch is not None and child.current.value >= 0:
@@ -122,15 +133,15 @@ class Campaign:
         batch, child.batch = child.batch, None
         assert batch is not None
         self.inputs[batch.entrance] += number + 1 - batch.start
-        self._seconds[batch.entrance] += BATCH_S
+        self._seconds[batch.entrance] += time.monotonic() - child.begun
         if left := batch.start + batch.count - number - 1:
-            self._left.append(Batch(batch.entrance, number + 1, left))
+            self._left[batch.entrance].append(Batch(batch.entrance, number + 1, left))
 
     def _new_batch(self) -> Batch:
         """Of the entrance that had the least time."""
-        if self._left:
-            return self._left.popleft()
         name = min(self.names, key=lambda name: (self._seconds[name], self._next[name], self.names.index(name)))
+        if self._left[name]:
+            return self._left[name].pop()
         spent = self._seconds[name]
         count = min(max(int(self.inputs[name] / spent * BATCH_S), 1), LARGEST) if spent else 10
         start = self._next[name]

@@ -1,8 +1,10 @@
 """One process that reads mutated inputs, and what it finds of each."""
 
 import os
+import re
 import resource
 import shutil
+import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from typing import Any
 
 from benchmarks.fuzz.entrance import Entrance
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.plugins import load_named
 
 LOSS, TRACEBACK, ABORT, HANG, MEMORY = "silent_losses", "tracebacks", "aborts", "hangs", "over_1gb"
 FAULTS = (TRACEBACK, ABORT, HANG, MEMORY, LOSS)
@@ -21,6 +24,7 @@ MOST = 2**30
 SHIELD = 6 * 2**30
 """Of address space beyond what it has at its start: the machine outlives what is asked for in vain."""
 LINE = 4000  # letters of a message at most
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def trial(entrance: Entrance, folder: Path) -> tuple[str, str, str] | None:
 
 def _as_line(message: str) -> tuple[str, str, str] | None:
     """The fault of a message that is no line for a terminal."""
-    if len(message) <= LINE and message.isprintable():
+    if len(message) <= LINE and not CONTROL.search(message):
         return None
     what = "longer than a line" if len(message) > LINE else "with control characters"
     return TRACEBACK, f"a message {what}", f"{message[:200]!r}\n{traceback.format_exc()[-3000:]}"
@@ -66,8 +70,6 @@ def _as_line(message: str) -> tuple[str, str, str] | None:
 
 def _place() -> str:
     """The error's kind and the innermost place of ours."""
-    import sys
-
     _, error, trace = sys.exc_info()
     frames = [frame for frame in traceback.extract_tb(trace) if "site-packages" not in frame.filename]
     ours = [
@@ -86,11 +88,10 @@ class Batch:
     count: int
 
 
-def work(connection: Connection, current: Any, seeds: Path, scratch: Path, seed: int) -> None:
+def work(connection: Connection, current: Any, source: str, seeds: Path, scratch: Path, seed: int) -> None:
     """A process's life: batches in; faults, and at last the time it took, out. `current` holds the number being read."""
     _go_quiet(scratch)
-    from benchmarks.fuzz.entrances import ENTRANCES
-
+    entrances = load_named(source, "entrances")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     limit = _address_space() + SHIELD
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -98,7 +99,7 @@ def work(connection: Connection, current: Any, seeds: Path, scratch: Path, seed:
     while True:
         batch: Batch = connection.recv()
         start = time.monotonic()
-        for fault in _batch(ENTRANCES[batch.entrance], batch, current, seeds / batch.entrance, scratch, seed):
+        for fault in _batch(entrances[batch.entrance], batch, current, seeds / batch.entrance, scratch, seed):
             connection.send(("fault", asdict(fault)))
         current.value = -1
         connection.send(("done", time.monotonic() - start))
