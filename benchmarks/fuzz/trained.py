@@ -29,7 +29,7 @@ from ttt_dist.sequence.text_tokenizer import load_tokenizer
 from ttt_dist.serving.app import App
 from ttt_dist.serving.decoding_thread import BusyError
 from ttt_dist.serving.request_builder import RequestBuilder
-from ttt_dist.telemetry.events import read_events
+from ttt_dist.telemetry.events import read_events, with_silent_ends
 from ttt_dist.telemetry.metrics import MetricsLog
 
 STEP = "checkpoints/step-00000300"
@@ -115,11 +115,9 @@ def make_logs(folder: Path) -> None:
 
 def read_logs(folder: Path) -> None:
     """As a report reads them, without its pictures, which take a second."""
-    records, events = report.read_jsonl(folder / "metrics.jsonl"), report.with_silent_ends(read_events(folder))
-    report.key_figures(folder, records, events)
     report.subtitle(folder)
-    report.describe_events(events)
-    report.events_table(events)
+    next(report.sections(argparse.Namespace(run=folder, data=None, audio_root=None)))
+    with_silent_ends(read_events(folder))
 
 
 def draw_logs(folder: Path) -> None:
