@@ -30,7 +30,7 @@ from ttt_dist.serving.app import App
 from ttt_dist.serving.decoding_thread import BusyError
 from ttt_dist.serving.request_builder import RequestBuilder
 from ttt_dist.telemetry.events import read_events, with_silent_ends
-from ttt_dist.telemetry.metrics import MetricsLog
+from ttt_dist.telemetry.metrics import open_metrics
 
 STEP = "checkpoints/step-00000300"
 SHARD = {"valid.bin": "bytes", "valid.idx": "bytes", "valid.json": "json"}
@@ -127,7 +127,7 @@ def draw_logs(folder: Path) -> None:
 
 def continue_log(folder: Path) -> None:
     """As a run does that goes on from step 4."""
-    log = MetricsLog(folder, 4, [])
+    log = open_metrics(folder, 4, {}, wandb="off", wandb_project="", tensorboard=False)
     log.log(5, {"loss": 1.0})
     log.close()
 
