@@ -30,7 +30,7 @@ if not __package__:
 from ttt_dist.config.objective import Masking
 from ttt_dist.evaluation import judge_registry
 from ttt_dist.evaluation.args import EvalArgs, is_shards
-from ttt_dist.evaluation.metrics.normalise import FLAG, NORMALISERS, own_normaliser
+from ttt_dist.evaluation.metrics.normalise import FLAG, NORMALISERS, WHISPER, own_normaliser, spelling_file
 from ttt_dist.evaluation.tasks.registry import TASK_FLAGS, TASKS, find_task, is_task, tasks_with
 from ttt_dist.inference.flags import add_decoding_flags, settings_from_flags
 from ttt_dist.jobs import runner
@@ -122,7 +122,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--normaliser",
-        help=f"of texts before they are compared: {', '.join(NORMALISERS)}, or package.module:function (default: by `lang`)",
+        help=f"of texts before they are compared: {', '.join(NORMALISERS)}, {WHISPER}:DIR with its spelling "
+        "table, or package.module:function (default: by `lang`)",
     )
     parser.add_argument(
         "--decoder-command",
@@ -174,7 +175,10 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
     for name, flag in TASK_FLAGS.items():
         if getattr(arguments, name) != parser.get_default(name) and name not in task.takes:
             parser.error(f"{flag} goes with --task {joined(tasks_with(name))}")
-    if arguments.normaliser not in (None, *NORMALISERS):
+    asked, _, table = (arguments.normaliser or "").partition(":")
+    if asked == WHISPER and table:
+        spelling_file(table)
+    elif arguments.normaliser not in (None, *NORMALISERS):
         if split_spec(arguments.normaliser) is None:
             parser.error(f"{FLAG} {arguments.normaliser}: choose {', '.join(NORMALISERS)}, or package.module:function")
         own_normaliser(arguments.normaliser)

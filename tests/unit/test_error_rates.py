@@ -41,6 +41,19 @@ def test_rates_by_hand(case: tuple) -> None:
         ("zh", "我用Python", "我用 java", 1 / 3, 6 / 8),
         ("en", "I'll pay twenty one dollars", "I will pay $21.", 0.0, 0.0),
         ("de", "zehn Meter", "10 Meter", 1 / 2, 4 / 10),
+        ("hi", "की बात", "का बात", 1 / 2, 1 / 6),  # vowels are marks
+        ("yo", "ọ̀rẹ́ mi", "ọ̀rẹ mi", 1 / 2, 1 / 8),
+        ("ar", "كَتَبَ الدرس", "كُتِبَ الدرس", 1 / 2, 2 / 12),
+        ("ar", "كَتَبَ الدرسَ", "كتب الدرس", 0.0, 0.0),  # points may be left out, word by word
+        ("he", "שלום לך", "שָׁלוֹם לָךְ", 0.0, 0.0),
+        ("tr", "IŞIK İstanbul", "ışık istanbul", 0.0, 0.0),
+        ("uk", "м\u2019ята", "м\u02bcята", 0.0, 0.0),
+        ("fa", "می\u200cروم خانه", "می روم خانه", 0.0, 0.0),  # a half-space, a space, or none: one word
+        ("fa", "می روم خانه", "می\u200cروم خانه", 0.0, 0.0),
+        ("fa", "می\u200cروم خانه", "میروم خانه", 0.0, 0.0),
+        ("Mandarin Chinese", "今天很好", "今天不好", 1 / 4, 1 / 4),
+        ("ja_jp", "今日は晴れ", "今日は雨", 2 / 5, 2 / 5),
+        ("th", "สวัสดี", "สวัสดู", 1 / 4, 1 / 6),  # letters with their marks; signs
     ],
 )
 def test_rates_of_a_language(lang: str, reference: str, hypothesis: str, wer: float, cer: float) -> None:

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ttt_dist.evaluation.metrics import normalise
+from ttt_dist.evaluation.metrics.languages import written_language
 from ttt_dist.evaluation.metrics.normalise import NORMALISERS, normaliser
 from ttt_dist.util.errors import UserError
 
@@ -35,6 +37,27 @@ BARE = "whisper-en (no spelling table)"
         ("zh-char", "ＡＢ中C文don't", "ab 中 c 文 don't"),
         ("zh-char", "〇々\U00020000。", "〇 々 \U00020000"),
         ("zh-char", "。", ""),
+        ("basic", "की बात, हिंदी!", "की बात हिंदी"),  # marks belong to their letters
+        ("basic", "আমি বাংলায় গান গাই", "আমি বাংলায় গান গাই"),
+        ("basic", "தமிழ் மொழி", "தமிழ் மொழி"),
+        ("basic", "Ọ̀rẹ́ mi", "ọ̀rẹ́ mi"),
+        ("basic", "שָׁלוֹם עֲלֵיכֶם", "שָׁלוֹם עֲלֵיכֶם"),
+        ("basic", "\u0301 a \u0301b ❤\ufe0f 3\ufe0f\u20e3", "a b 3"),  # of no letter; selectors of variants
+        ("basic", "م\u0640حمد \u200fco\u00adop", "محمد coop"),  # tatweel, direction, soft hyphen
+        (
+            "basic",
+            "м\u2019ята м\u02bcята м'ята o\u02bbzbek d`Arc d\u00b4Arc ג׳ירף",
+            "м'ята м'ята м'ята o'zbek d'arc d'arc ג'ירף",
+        ),
+        ("basic", "İstanbul i\u0307stanbul", "istanbul istanbul"),
+        ("basic", "१२ ３ ٤", "12 3 4"),
+        ("basic-tr", "İSTANBUL, IŞIK Iğdır", "istanbul ışık ığdır"),
+        ("basic-fa", "می\u200cروم كتاب علي", "میروم کتاب علی"),
+        ("char", "今日はAI、ﾃｽﾄ 2回。", "今 日 は ai テ ス ト 2 回"),
+        ("char", "สวัสดี ok", "ส วั ส ดี ok"),
+        ("char", "ສະບາຍດີ", "ສ ະ ບ າ ຍ ດີ"),
+        ("char", "ភាសា", "ភា សា"),
+        ("char", "မြန်မာ", "မြ န် မာ"),
     ],
 )
 def test_by_hand(name: str, text: str, wanted: str) -> None:
@@ -47,16 +70,73 @@ def test_by_hand(name: str, text: str, wanted: str) -> None:
     [
         *((lang, "basic") for lang in (None, "", "de", "enm")),
         *((lang, "zh-char") for lang in ("zh", "zh-CN", "cmn_Hans")),
-        *((lang, BARE) for lang in ("en", "en-US", "English")),
+        *((lang, BARE) for lang in ("en", "en-US", "English", "eng_latn", "American English")),
+        *((lang, "zh-char") for lang in ("Mandarin Chinese", "Cantonese Chinese", "Chinese (Taiwan)", "cmn_hans_cn")),
+        *(
+            (lang, "zh-char")
+            for lang in ("yue", "yue_hant_hk", "zh_TW", "ZH", "中文", "Min Nan Chinese", "nan-tw", "zho")
+        ),
+        *(
+            (lang, "char")
+            for lang in ("ja", "ja_jp", "Japanese", "th_th", "lo", "Lao", "Khmer", "km_kh", "Burmese", "my")
+        ),
+        *((lang, "basic-tr") for lang in ("tr", "tr-TR", "Turkish", "TÜRKÇE", "az", "aze_latn", "North Azerbaijani")),
+        *((lang, "basic-fa") for lang in ("fa", "Persian", "fa_ir", "pes")),
+        *((lang, "basic") for lang in ("ko", "ko_kr", "hi", "German", "vi", " - ")),
     ],
 )
 def test_a_language_has_its_normaliser(asked: str | None, name: str) -> None:
     assert normaliser(asked).name == name
 
 
-def test_only_chinese_has_spaces_that_do_not_count() -> None:
+def test_only_writing_without_spaces_has_spaces_that_do_not_count() -> None:
     assert normaliser("zh").characters("你 好 ok") == "你好ok"
     assert normaliser("basic").characters("to  be") == "to be"
+
+
+@pytest.mark.parametrize(
+    ("texts", "wanted"),
+    [
+        (["今天很好", "用Python"], "zh"),
+        (["東京に行く"], "ja"),
+        (["東京", "カメラ"], "ja"),
+        (["สวัสดีครับ"], "th"),
+        (["ສະບາຍດີ"], "lo"),
+        (["ភាសាខ្មែរ"], "km"),
+        (["မြန်မာ"], "my"),
+        (["Işık yandı"], "tr"),
+        (["hello 中文", "안녕하세요"], None),
+        (["3.14", ""], None),
+        ([], None),
+    ],
+)
+def test_a_text_says_its_writing(texts: list[str], wanted: str | None) -> None:
+    assert written_language(texts) == wanted
+
+
+@given(st.text())
+def test_any_text_folds_once(text: str) -> None:
+    for name in ("basic", "basic-tr", "basic-fa", "char", "spelt-en"):
+        norm = normaliser(name)
+        once = norm(text)
+        assert once == " ".join(once.split()) and norm.pair(text, text)[0] in norm.pair(text, text)[1]
+
+
+def test_spellings_of_a_flag_and_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = tmp_path / "package" / "normalizers" / "english.json"
+    table.parent.mkdir(parents=True)
+    table.write_text(json.dumps({"colour": "color"}))
+    (table.parent.parent / "__init__.py").touch()
+    assert normaliser(f"whisper-en:{table}")("colour") == "color"
+    with pytest.raises(UserError, match=r"whisper-en:.*has no normalizer\.json"):
+        normaliser(f"whisper-en:{tmp_path}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(normalise, "PACKAGES", {"package": "normalizers/english.json"})
+    normalise._installed.cache_clear()
+    try:
+        assert (normaliser("en").name, normaliser("en")("colour")) == ("whisper-en", "color")
+    finally:
+        normalise._installed.cache_clear()
 
 
 def test_spellings_come_from_a_folder(tmp_path: Path) -> None:
@@ -73,7 +153,7 @@ def test_spellings_come_from_a_folder(tmp_path: Path) -> None:
         normaliser("en", tmp_path / "bad")
 
 
-@given(st.text(alphabet=st.sampled_from("aB é中文1,.'。 \t")), st.sampled_from(["basic", "zh-char"]))
+@given(st.text(alphabet=st.sampled_from("aB é中文1,.'。 \t")), st.sampled_from(["basic", "zh-char", "char"]))
 def test_once_is_enough(text: str, name: str) -> None:
     once = normaliser(name)(text)
     assert normaliser(name)(once) == once == " ".join(once.split())

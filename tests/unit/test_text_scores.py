@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ttt_dist.evaluation.metrics.normalise import normaliser
+from ttt_dist.evaluation.metrics.scores import Figure, Normalisers, error_rates
 from ttt_dist.evaluation.metrics.text_scores import (
     bleu,
     bleu_counts,
@@ -21,6 +22,7 @@ from ttt_dist.evaluation.metrics.text_scores import (
     macro_f1,
     rouge_l,
 )
+from ttt_dist.evaluation.tasks.captioning_classification import score_captions
 
 BASIC, CHINESE, ENGLISH = normaliser("basic"), normaliser("zh"), normaliser("en")
 SENTENCES = st.lists(st.sampled_from(["a", "dog", "barks", "loud", "rain"]), max_size=8).map(" ".join)
@@ -40,6 +42,8 @@ ITEMS = st.lists(st.tuples(SENTENCES, st.lists(SENTENCES, min_size=1, max_size=3
         ("There are twenty one", ["21"], ENGLISH, True),
         ("首都是北京。", ["北京"], CHINESE, True),
         ("首都是北", ["北京"], CHINESE, False),
+        ("यह की है", ["का"], BASIC, False),
+        ("הוא אמר שָׁלוֹם", ["שלום"], BASIC, True),
     ],
 )
 def test_a_reference_is_contained(answer: str, references: list[str], norm, wanted: bool) -> None:  # noqa: ANN001
@@ -54,6 +58,8 @@ def test_a_reference_is_contained(answer: str, references: list[str], norm, want
         ("a dog.", ["a dog."], "en", [3, 3, 3, 2, 1, 0, 3, 2, 1, 0]),  # the full stop is a word
         ("狗叫了", ["狗在叫"], "zh-CN", [3, 3, 2, 0, 0, 0, 3, 2, 1, 0]),
         ("", ["a dog"], None, [0, 2, 0, 0, 0, 0, 0, 0, 0, 0]),
+        ("犬がいる", ["犬がいる"], None, [4, 4, 4, 3, 2, 1, 4, 3, 2, 1]),
+        ("ฝนตก", ["ฝนตก"], "th", [4, 4, 4, 3, 2, 1, 4, 3, 2, 1]),
     ],
 )
 def test_bleu_counts_by_hand(hypothesis: str, references: list[str], lang: str | None, wanted: list[int]) -> None:
@@ -154,6 +160,38 @@ def test_an_answer_is_a_known_label_or_none() -> None:
         None,
         None,
     ]
+
+
+def test_labels_that_fold_alike_are_not_taken_for_each_other() -> None:
+    labels = ["C", "C++", "का", "की", "😀"]
+    answers = ("C++", "c#", "की", "का।", "", "😀", "?")
+    assert [find_label(text, labels, BASIC) for text in answers] == ["C++", None, "की", "का", None, "😀", None]
+
+
+def captions(*pairs: tuple[str, str], **more: str) -> dict[str, Figure]:
+    records = [{"id": str(n), "hypothesis": hyp, "captions": [ref], **more} for n, (hyp, ref) in enumerate(pairs)]
+    return score_captions(records, Normalisers()).figures
+
+
+def test_perfect_captions_score_100_in_any_writing_and_however_short() -> None:
+    for text in ("犬が大きな声で吠えている。", "สุนัขเห่าเสียงดัง", "狗在大声叫", "一条狗"):
+        for lang in ({}, {"lang": "ja"}):
+            assert captions((text, text), **lang)["bleu"].value == pytest.approx(100)
+    short = captions(("dog barks", "a dog barks"), ("rain", "rain"), ("a cat purrs", "a cat purrs"))["bleu"]
+    assert 0 < short.value < 100 and "order:3" in short.by
+    assert captions(("rain", "rain"))["bleu"].value == pytest.approx(100)
+    # The references decide how long: who says too little does not choose the measure.
+    assert captions(("a dog barks", "a dog barks very loudly"))["bleu"].value == 0
+
+
+def test_without_a_language_the_writing_decides_and_is_told() -> None:
+    records = [{"id": "1", "reference": "今天很好", "hypothesis": "今天不好"}]
+    figure = error_rates(records, Normalisers()).figures["wer"]
+    assert (figure.value, figure.by) == (0.25, "zh-char (by its writing)")
+    assert error_rates([records[0] | {"lang": "zh"}], Normalisers()).figures["wer"].by == "zh-char"
+    assert error_rates(records, Normalisers("basic")).figures["wer"].by == "basic"
+    (sentence,) = records
+    assert error_rates([sentence | {"lang": "de"}], Normalisers()).figures["wer"].by == "zh-char (by its writing)"
 
 
 def test_classification_by_hand() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from ttt_dist.audio.batches import choose_device, fit, inference
 from ttt_dist.audio.codecs.published import CONFIG, REMEDY, read_config
 from ttt_dist.audio.codecs.transformers import BROKEN, first_line, quiet, read_model
+from ttt_dist.evaluation.metrics.languages import language
 from ttt_dist.inference.decoder import num_threads
 from ttt_dist.util.errors import UserError
 
@@ -136,8 +137,11 @@ class Whisper(Recogniser):
     def _task(self, lang: str | None) -> dict[str, Any]:
         if self.languages is None:
             return {}
-        code = re.split("[-_]", lang.lower())[0] if lang else None
-        return {"task": "transcribe", "language": code if f"<|{code}|>" in self.languages else None}
+        codes = (language(lang), "zh" if language(lang) == "yue" else None)  # older folders know Cantonese as Chinese
+        return {
+            "task": "transcribe",
+            "language": next((code for code in codes if f"<|{code}|>" in self.languages), None),
+        }
 
 
 class Ctc(Recogniser):

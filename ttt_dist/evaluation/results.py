@@ -11,9 +11,11 @@ from ttt_dist.evaluation import page
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.job import EvaluationJob, write_jsonl
 from ttt_dist.evaluation.judge_registry import find_judge, parse
-from ttt_dist.evaluation.metrics.scores import Normalisers
+from ttt_dist.evaluation.metrics.normalise import FLAG, SPELLING, WHISPER
+from ttt_dist.evaluation.metrics.scores import BY_WRITING, Normalisers
 from ttt_dist.evaluation.summary import as_markdown, summarise
 from ttt_dist.util.atomic_files import atomic_write, remove_leftovers
+from ttt_dist.util.console import warn
 from ttt_dist.util.file_lock import lease
 
 
@@ -28,8 +30,10 @@ def write_results(job: EvaluationJob) -> dict[str, Any] | None:
         return None
     task = args.row
     folders = [Path(place) for kind, place in map(parse, args.judges) if find_judge(kind).is_folder]
-    normalisers = Normalisers(args.normaliser, next(iter(folders), None))
+    tables = [folder for folder in (*folders, args.model) if (folder / SPELLING).is_file()]
+    normalisers = Normalisers(args.normaliser, next(iter(tables), None))
     scored = task.score(collected.records, normalisers)
+    _tell_normalisers(" + ".join(sorted({figure.by for figure in scored.figures.values()})))
     summary = summarise(args, job.made_from, collected, scored)
     worst = sorted(scored.records, key=task.worst, reverse=True)
     items = {line.id: line for line in job.lines if isinstance(line, Item)}
@@ -43,6 +47,16 @@ def write_results(job: EvaluationJob) -> dict[str, Any] | None:
             task.submissions(args, scored.records)
         _write(paths[1], json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     return summary
+
+
+def _tell_normalisers(names: str) -> None:
+    if BY_WRITING in names:
+        warn(f"items without a `lang` that decides it are scored {BY_WRITING} ({names}); name it, or take {FLAG}")
+    if f"{WHISPER} (" in names:
+        warn(
+            f"Whisper's spelling table is not here, so 'colour' and 'color' differ: install whisper-normalizer, "
+            f"or {FLAG} {WHISPER}:DIR with a folder of Whisper that has {SPELLING}"
+        )
 
 
 def _write(path: Path, content: str) -> None:

@@ -82,9 +82,9 @@ def compared(reference: str, hypothesis: str, normaliser: Normaliser, most: floa
 
     `most`: it is cut after so many words per word of the reference.
     """
-    wanted = normaliser(reference)
+    wanted, readings = normaliser.pair(reference, hypothesis)
     limit = None if most is None else int(most * len(wanted.split()))
-    readings = [" ".join(text.split()[:limit]) for text in normaliser.readings(hypothesis)]
+    readings = [" ".join(text.split()[:limit]) for text in readings]
     return wanted, min(readings, key=lambda heard: _by_word(wanted, heard).edits)
 
 

@@ -3,24 +3,26 @@
 A score bears its normaliser's name, because figures of different normalisers do not compare.
 """
 
+import importlib.util
 import json
-import re
-import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from ttt_dist.evaluation.metrics.folding import basic, by_character, joined_alike, persian, pointed_alike, turkic
+from ttt_dist.evaluation.metrics.languages import language, written_language
 from ttt_dist.evaluation.metrics.spelling import THOUSANDS, as_number, digit_by_digit, spelt
 from ttt_dist.util.errors import UserError
 from ttt_dist.util.plugins import load_function, load_named
 
 FLAG = "--normaliser"
+WHISPER = "whisper-en"
 SPELLING = "normalizer.json"  # beside the weights of a Whisper folder: British spellings and their American form
-
-HAN = re.compile(
-    "([\u2e80-\u2fdf\u3005\u3007\u3021-\u3029\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af])"
-)
+PACKAGES = {
+    "whisper_normalizer": "normalizers/english.json",
+    "whisper": "normalizers/english.json",
+}  # which bring the same
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Normaliser:
     """Whether the spaces are the text's own, and so count as characters."""
     otherwise: Callable[[str], str] | None = None
     """Another way to read what was heard, as good as `function`."""
+    lenient: bool = False
+    """Whether vowel points and half-spaces may be left out (`alike`)."""
 
     def __call__(self, text: str) -> str:
         return self.function(text)
@@ -49,21 +53,42 @@ class Normaliser:
         """The normalised text as its characters are counted."""
         return self.counted(self(text))
 
+    def pair(self, reference: str, hypothesis: str) -> tuple[str, list[str]]:
+        """The reference, and the readings of the hypothesis, without what one of them merely leaves unwritten."""
+        if not self.lenient:
+            return self(reference), self.readings(hypothesis)
+        reference, hypothesis = joined_alike(reference, hypothesis)
+        wanted = self(reference)
+        pairs = [pointed_alike(wanted, heard) for heard in self.readings(hypothesis)]
+        return pairs[0][0], [heard for _, heard in pairs]
+
     def counted(self, normalised: str) -> str:
         """The characters of a normalised text that count."""
         return normalised if self.has_spaces else normalised.replace(" ", "")
 
 
 def normaliser(name_or_lang: str | None, folder: Path | None = None) -> Normaliser:
-    """The normaliser of one of NORMALISERS, or of a language: the row that has it, else basic.
+    """The normaliser of one of NORMALISERS, `whisper-en:TABLE`, or of a language: the row that has it, else basic.
 
     `folder` is where Whisper's spelling table is, if anywhere; without it the name says so.
     """
+    name, _, table = (name_or_lang or "").partition(":")
+    if name == WHISPER and table:
+        return _whisper_english(spelling_file(table))
     if name_or_lang in NORMALISERS:
         return NORMALISERS[name_or_lang].make(folder)
-    lang = re.split("[-_]", name_or_lang.lower())[0] if name_or_lang else None
-    row = next((row for row in NORMALISERS.values() if lang in row.langs), NORMALISERS["basic"])
-    return row.make(folder)
+    return (row_of(name_or_lang) or NORMALISERS["basic"]).make(folder)
+
+
+def row_of(lang: str | None) -> "NormaliserRow | None":
+    """The row of a language that has one of its own."""
+    code = language(lang)
+    return next((row for row in NORMALISERS.values() if code in row.langs), None)
+
+
+def scored_language(lang: str | None, references: Iterable[str]) -> str | None:
+    """The language that decides how texts are scored: `lang` where it has a row, else what the references are written in."""
+    return lang if row_of(lang) else written_language(references) or lang
 
 
 @cache
@@ -75,47 +100,56 @@ def own_normaliser(spec: str) -> Normaliser:
     return Normaliser(spec, load_function(spec, FLAG, "def fold(text: str) -> str"))
 
 
-def basic(text: str) -> str:
-    """NFC, lower case, punctuation other than apostrophes between letters gone, single spaces."""
-    text = unicodedata.normalize("NFC", text).replace("\u2019", "'")
-    kept = [
-        char if char.isalnum() or char.isspace() or (char == "'" and _between_letters(text, place)) else " "
-        for place, char in enumerate(text)
-    ]
-    return " ".join("".join(kept).lower().split())
-
-
-def _between_letters(text: str, place: int) -> bool:
-    return 0 < place < len(text) - 1 and text[place - 1].isalpha() and text[place + 1].isalpha()
-
-
-def zh_char(text: str) -> str:
-    """NFKC, every Han character a word, the rest as `basic`: runs of other letters and digits are words."""
-    return basic(HAN.sub(r" \1 ", unicodedata.normalize("NFKC", text)))
-
-
 def _spelt(text: str, read: Callable[[str], str]) -> str:
     return spelt(basic(THOUSANDS.sub("", text)), read)
 
 
-BASIC = Normaliser("basic", basic)
-ZH_CHAR = Normaliser("zh-char", zh_char, has_spaces=False)
+BASIC = Normaliser("basic", basic, lenient=True)
+TURKIC = Normaliser("basic-tr", turkic)
+PERSIAN = Normaliser("basic-fa", persian, lenient=True)
+ZH_CHAR = Normaliser("zh-char", by_character, has_spaces=False)
+CHAR = Normaliser("char", by_character, has_spaces=False)
 SPELT_ENGLISH = Normaliser(
     "spelt-en", lambda text: _spelt(text, as_number), otherwise=lambda text: _spelt(text, digit_by_digit)
 )
 
 
+def _whisper(folder: Path | None) -> Normaliser:
+    """With the folder's table, else with the one that an installed package brings."""
+    return _whisper_english(folder / SPELLING if folder is not None and (folder / SPELLING).is_file() else _installed())
+
+
 @cache
-def _whisper_english(folder: Path | None) -> Normaliser:
+def _installed() -> Path | None:
+    for package, place in PACKAGES.items():
+        found = importlib.util.find_spec(package)
+        for folder in (found.submodule_search_locations or ()) if found else ():
+            if (Path(folder) / place).is_file():
+                return Path(folder) / place
+    return None
+
+
+def spelling_file(place: str) -> Path:
+    """The table that `whisper-en:PLACE` names: the file, or a folder of Whisper. Raises UserError where there is none."""
+    path = Path(place) / SPELLING if Path(place).is_dir() else Path(place)
+    if not path.is_file():
+        raise UserError(
+            f"{FLAG} {WHISPER}:{place}: has no {SPELLING}; name a folder of Whisper that has it, or the file"
+        )
+    return path
+
+
+@cache
+def _whisper_english(table: Path | None) -> Normaliser:
     """Whisper's normaliser of English (Radford et al. 2022, appendix C), as `transformers` has it.
 
     Contractions are spelt out, numbers written in digits: "three one four" becomes the one word "314".
     """
     from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
-    spelling = _spelling(folder / SPELLING) if folder is not None and (folder / SPELLING).is_file() else {}
+    spelling = _spelling(table) if table is not None else {}
     whisper = EnglishTextNormalizer(spelling)
-    name = "whisper-en" if spelling else "whisper-en (no spelling table)"
+    name = WHISPER if spelling else f"{WHISPER} (no spelling table)"
     return Normaliser(name, lambda text: " ".join(whisper(text).split()))
 
 
@@ -138,9 +172,10 @@ class NormaliserRow:
 
 NORMALISERS = {
     "basic": NormaliserRow(lambda folder: BASIC),
+    "basic-tr": NormaliserRow(lambda folder: TURKIC, frozenset({"tr", "az", "crh", "gag"})),
+    "basic-fa": NormaliserRow(lambda folder: PERSIAN, frozenset({"fa", "ur"})),
     "spelt-en": NormaliserRow(lambda folder: SPELT_ENGLISH),
-    "whisper-en": NormaliserRow(_whisper_english, frozenset({"en", "eng", "english"})),
-    "zh-char": NormaliserRow(
-        lambda folder: ZH_CHAR, frozenset({"zh", "zho", "chi", "cmn", "yue", "chinese", "mandarin", "cantonese"})
-    ),
+    WHISPER: NormaliserRow(_whisper, frozenset({"en"})),
+    "zh-char": NormaliserRow(lambda folder: ZH_CHAR, frozenset({"zh", "yue"})),
+    "char": NormaliserRow(lambda folder: CHAR, frozenset({"ja", "th", "lo", "km", "my", "bo", "dz", "tai"})),
 }

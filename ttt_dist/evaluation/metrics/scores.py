@@ -1,15 +1,17 @@
 """Scores of a task as its summary shows them, made of records alone; and what several tasks count in the same way."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ttt_dist.evaluation.metrics.error_rates import Score
 from ttt_dist.evaluation.metrics.intervals import Interval, confidence_interval, ratio, wilson_interval
-from ttt_dist.evaluation.metrics.normalise import NORMALISERS, Normaliser, normaliser, own_normaliser
+from ttt_dist.evaluation.metrics.normalise import NORMALISERS, Normaliser, normaliser, own_normaliser, scored_language
 
 Record = dict[str, Any]
+BY_WRITING = "by its writing"
+"""Beside the name of a normaliser that no `lang` asks for."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,24 @@ class Normalisers:
     """Where Whisper's spelling table may be."""
 
     def of(self, record: Record) -> Normaliser:
-        if self.asked is not None and self.asked not in NORMALISERS:
-            return own_normaliser(self.asked)
-        return normaliser(self.asked or record.get("lang"), self.folder)
+        if self.asked is not None:
+            is_own = self.asked.partition(":")[0] not in NORMALISERS
+            return own_normaliser(self.asked) if is_own else normaliser(self.asked, self.folder)
+        lang = record.get("lang")
+        scored = scored_language(lang, _wanted(record))
+        found = normaliser(scored, self.folder)
+        return found if scored == lang else replace(found, name=f"{found.name} ({BY_WRITING})")
 
     def names(self, records: Sequence[Record]) -> str:
         """Of all that these records take."""
         return " + ".join(sorted({self.of(record).name for record in records}))
+
+
+def _wanted(record: Record) -> list[str]:
+    """The texts that a record is scored against."""
+    values = (record.get(name) for name in ("reference", "captions", "answers", "label"))
+    texts = (value if isinstance(value, list) else [value] for value in values if isinstance(value, str | list))
+    return [text for some in texts for text in some if isinstance(text, str)]
 
 
 def error_rates(records: Sequence[Record], normalisers: Normalisers, most: float | None = None) -> Scored:

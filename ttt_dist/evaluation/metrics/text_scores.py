@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ttt_dist.evaluation.metrics.normalise import Normaliser, normaliser
+from ttt_dist.evaluation.metrics.normalise import Normaliser, normaliser, scored_language
 
 MAX_NGRAM = 4
+TOKENIZERS = {"zh-char": "zh", "char": "char"}  # of BLEU, by the normaliser
 SIGMA = 6.0  # of CIDEr-D's penalty, in words
 Gram = tuple[str, ...]
 
@@ -24,37 +25,58 @@ def contains_reference(answer: str, references: Sequence[str], normaliser: Norma
 
     An accepted answer of which the normaliser leaves nothing is in no answer.
     """
-    padded = f" {normaliser(answer)} "
-    return any(f" {wanted} " in padded for wanted in map(normaliser, references) if wanted)
+    pairs = (normaliser.pair(reference, answer) for reference in references)
+    return any(wanted and f" {wanted} " in f" {given} " for wanted, (given, *_) in pairs)
 
 
 def bleu_counts(hypothesis: str, references: Sequence[str], lang: str | None = None) -> list[int]:
     """What an item adds to BLEU (Papineni et al. 2002): hypothesis and reference length, matches 1..4, n-grams 1..4.
 
-    By sacrebleu, without case, tokenised for the language (`bleu_name`); of several references the closest length counts.
+    By sacrebleu, without case, tokenised for the language (`bleu_name`), or for the writing of the references; of several
+    references the closest length counts.
     """
-    found = _bleu(_bleu_tokenizer(lang)).sentence_score(hypothesis, list(references))
+    found = _bleu(bleu_tokenizer(lang, references)).sentence_score(hypothesis, list(references))
     return [found.sys_len, found.ref_len, *found.counts, *found.totals]
 
 
-def bleu(sums: np.ndarray) -> np.ndarray:
-    """Summed `bleu_counts` [R, 10] -> BLEU [R] of each, 0..100; exponential smoothing where a count is zero."""
+def bleu(sums: np.ndarray, order: int = MAX_NGRAM) -> np.ndarray:
+    """Summed `bleu_counts` [R, 10] -> BLEU [R] of each, 0..100; exponential smoothing where a count is zero.
+
+    `order`: the longest n-grams that count.
+    """
     from sacrebleu.metrics import BLEU
 
     rows = [[int(count) for count in row] for row in sums]
-    scores = [BLEU.compute_bleu(row[2:6], row[6:], row[0], row[1], "exp").score for row in rows]
+    scores = [
+        BLEU.compute_bleu(row[2 : 2 + order], row[6 : 6 + order], row[0], row[1], "exp", max_ngram_order=order).score
+        for row in rows
+    ]
     return np.array([min(score, 100.0) for score in scores])
 
 
-def bleu_name(lang: str | None = None) -> str:
+def bleu_order(longest: int) -> int:
+    """The longest n-grams that references of so many words have: with 4 of them, three words said rightly would score 0."""
+    return min(max(longest, 1), MAX_NGRAM)
+
+
+def bleu_length(references: Sequence[str], lang: str | None = None) -> int:
+    """Words of the longest reference, as BLEU counts them."""
+    found = _bleu(bleu_tokenizer(lang, references))
+    return max((found.sentence_score(text, [text]).sys_len for text in references), default=0)
+
+
+def bleu_name(lang: str | None = None, references: Sequence[str] = (), order: int = MAX_NGRAM) -> str:
     """What the figure was made by, for the record."""
     import sacrebleu
 
-    return f"BLEU, sacrebleu {sacrebleu.__version__}, case:lc, tok:{_bleu_tokenizer(lang)}, smooth:exp"
+    shorter = f", order:{order}" if order < MAX_NGRAM else ""
+    tokenizer = bleu_tokenizer(lang, references)
+    return f"BLEU, sacrebleu {sacrebleu.__version__}, case:lc, tok:{tokenizer}, smooth:exp{shorter}"
 
 
-def _bleu_tokenizer(lang: str | None) -> str:
-    return "zh" if normaliser(lang).name == "zh-char" else "13a"
+def bleu_tokenizer(lang: str | None, references: Sequence[str] = ()) -> str:
+    """sacrebleu's: `zh` of Chinese, `char` of other writing without spaces between words, else `13a`."""
+    return TOKENIZERS.get(normaliser(scored_language(lang, references)).name, "13a")
 
 
 @cache
@@ -141,9 +163,12 @@ def _clipped_cosine(ours: dict[Gram, float], theirs: dict[Gram, float]) -> float
 
 
 def find_label(answer: str, labels: Sequence[str], normaliser: Normaliser) -> str | None:
-    """The known label that the answer is, both normalised; None where it is none of them."""
-    given = normaliser(answer)
-    return next((label for label in labels if normaliser(label) == given), None)
+    """The known label that the answer is: to the letter, else both normalised; None where it is none of them, or may be two."""
+    if answer.strip() in labels:
+        return answer.strip()
+    pairs = ((label, *normaliser.pair(label, answer)) for label in labels)
+    found = [label for label, wanted, (given, *_) in pairs if wanted and wanted == given]
+    return found[0] if len(found) == 1 else None
 
 
 def class_values(truth: str, given: str | None, labels: Sequence[str]) -> list[int]:

@@ -1,6 +1,7 @@
 """Tasks on sounds: `caption` describes them, `classification` names their class."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -12,7 +13,9 @@ from ttt_dist.evaluation.metrics.scores import Figure, Normalisers, Record, Scor
 from ttt_dist.evaluation.metrics.text_scores import (
     bleu,
     bleu_counts,
+    bleu_length,
     bleu_name,
+    bleu_order,
     cider_d,
     class_values,
     classification,
@@ -60,12 +63,15 @@ def score_captions(records: Sequence[Record], normalisers: Normalisers) -> Score
 
 
 def _bleu(records: Sequence[Record]) -> Figure:
-    counts = [bleu_counts(record["hypothesis"], record["captions"], record.get("lang")) for record in records]
-    by = " + ".join(sorted({bleu_name(record.get("lang")) for record in records}))
-    if not counts:
+    wanted = [(record["captions"], record.get("lang")) for record in records]
+    order = bleu_order(max((bleu_length(*one) for one in wanted), default=0))
+    by = " + ".join(sorted({bleu_name(lang, captions, order) for captions, lang in wanted}))
+    if not records:
         return Figure(None, None, by, 0)
-    value = float(bleu(np.array(counts).sum(axis=0)[None])[0])
-    return Figure(value, confidence_interval(bleu, ids(records), counts), by, len(records))
+    counts = [bleu_counts(record["hypothesis"], *one) for record, one in zip(records, wanted, strict=True)]
+    score = partial(bleu, order=order)
+    value = float(score(np.array(counts).sum(axis=0)[None])[0])
+    return Figure(value, confidence_interval(score, ids(records), counts), by, len(records))
 
 
 def score_labels(records: Sequence[Record], normalisers: Normalisers) -> Scored:

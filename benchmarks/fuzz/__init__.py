@@ -1,0 +1,1 @@
+"""Mutated files, settings and requests, given to everything that reads what others wrote."""
