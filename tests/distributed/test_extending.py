@@ -156,3 +156,19 @@ def test_a_callback(lab: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     beats = [line.split() for line in (tmp_path / "run" / "heartbeat").read_text().splitlines()]
     assert [int(step) for _, step, _ in beats] == sorted({*range(2, STEPS + 1, 2), STEPS})
+
+
+def test_a_callback_ends_the_training_and_is_kept(lab: Path, tmp_path: Path) -> None:
+    """A rate of nothing: the held-out loss stays what it was at the first evaluation."""
+    config = make_run(tmp_path, train={"lr": 1e-30, "eval_every": 1})
+    found = re.search(r"'(callbacks=\[\{lab\.patience:.*?\}\])'", PAGE)
+    assert found is not None
+    words = found[1].replace("evaluations: 5", "evaluations: 2")
+    done = execute([sys.executable, TRAIN, "--config", str(config), words], PYTHONPATH=f"{ROOT}:{lab}")
+    assert done.returncode == 0, done.stderr
+    last = tmp_path / "run" / "checkpoints" / "step-00000003"
+    (kept,) = json.loads((last / "run.json").read_text())["counters"]["callbacks"]
+    assert kept["name"] == "lab.patience:Patience" and kept["state"]["since"] == 2
+    assert (tmp_path / "run" / "export" / "config.json").is_file()
+    again = execute([sys.executable, TRAIN, "--config", str(config), words], PYTHONPATH=f"{ROOT}:{lab}")
+    assert again.returncode == 0 and "no better held-out loss in 3 evaluations" in again.stdout

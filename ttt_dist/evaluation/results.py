@@ -11,9 +11,11 @@ from ttt_dist.evaluation import page
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.job import EvaluationJob, write_jsonl
 from ttt_dist.evaluation.judge_registry import find_judge, parse
-from ttt_dist.evaluation.metrics.scores import Normalisers
+from ttt_dist.evaluation.metrics.scores import Figure, Normalisers, Record, Scored
 from ttt_dist.evaluation.summary import as_markdown, summarise
+from ttt_dist.evaluation.tasks.registry import FLAG, Task
 from ttt_dist.util.atomic_files import atomic_write, remove_leftovers
+from ttt_dist.util.errors import UserError
 from ttt_dist.util.file_lock import lease
 
 
@@ -29,7 +31,7 @@ def write_results(job: EvaluationJob) -> dict[str, Any] | None:
     task = args.row
     folders = [Path(place) for kind, place in map(parse, args.judges) if find_judge(kind).is_folder]
     normalisers = Normalisers(args.normaliser, next(iter(folders), None))
-    scored = task.score(collected.records, normalisers)
+    scored = _scored(task, collected.records, normalisers)
     summary = summarise(args, job.made_from, collected, scored)
     worst = sorted(scored.records, key=task.worst, reverse=True)
     items = {line.id: line for line in job.lines if isinstance(line, Item)}
@@ -43,6 +45,20 @@ def write_results(job: EvaluationJob) -> dict[str, Any] | None:
             task.submissions(args, scored.records)
         _write(paths[1], json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     return summary
+
+
+def _scored(task: Task, records: list[Record], normalisers: Normalisers) -> Scored:
+    """What the task makes of its records. Raises UserError where a task of one's own gives something else."""
+    scored: Any = task.score(records, normalisers)
+    figures = scored.figures if isinstance(scored, Scored) else scored
+    found = list(figures.values()) if isinstance(scored, Scored) and isinstance(figures, dict) else [figures]
+    wrong = [one for one in found if not isinstance(one, Figure)] if isinstance(scored, Scored) else found
+    if not wrong:
+        return scored
+    raise UserError(
+        f"{FLAG} {task.name}: its score() gives {type(wrong[0]).__name__} {str(wrong[0])[:40]!r} where scores are wanted; "
+        "return Scored(records, {'name': Figure(value, None, 'made by', len(records))}) of ttt_dist.evaluation.metrics.scores"
+    )
 
 
 def _write(path: Path, content: str) -> None:
