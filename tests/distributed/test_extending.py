@@ -58,7 +58,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_the_page_has_an_example_of_each() -> None:
-    wanted = {"codec", "reader", "schedules", "evaluation", "sharding", "hooks"}
+    wanted = {"codec", "reader", "schedules", "evaluation", "sharding", "hooks", "patience"}
     assert set(FILES) == {f"lab/{name}.py" for name in wanted}
     assert all(len(source.splitlines()) <= 32 for source in FILES.values())
 
@@ -98,19 +98,21 @@ def test_a_masking_schedule(lab: Path) -> None:
 def test_a_loss_term(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"NonNegativeFloat": NonNegativeFloat, "Objective": Objective, "dataclass": dataclass}
     field = block_after("`ttt_dist/config/objective.py`: the setting").replace("\n", "\n    ")
-    exec(f"@dataclass\nclass WithZ(Objective):\n    {field}", settings)
+    exec(f"@dataclass\nclass WithFocal(Objective):\n    {field}", settings)
     rows = eval("{" + block_after("`ttt_dist/sequence/loss_terms.py`, a row") + "}", {"LossTerm": LossTerm})
-    monkeypatch.setitem(loss_terms.MORE_TERMS, "z", rows["z"])
+    monkeypatch.setitem(loss_terms.MORE_TERMS, "focal", rows["focal"])
     [packs] = global_batches(1, 2)
-    batch = collate(packs, LAYOUT, settings["WithZ"](z_loss=0.5, p_mix=1.0), 1, [0, 0], SEQ_LEN)
+    batch = collate(packs, LAYOUT, settings["WithFocal"](focal=0.5, p_mix=0.0), 1, [0, 0], SEQ_LEN)
     random = torch.Generator().manual_seed(0)
     targets = loss_rows(batch, slice(None))
     hidden = torch.randn(len(targets.rows), 6, generator=random, dtype=torch.float64)
     weight = torch.randn(LAYOUT.padded_vocab_size, 6, generator=random, dtype=torch.float64)
     sums = linear_cross_entropy(hidden, weight, targets, VocabularySlice(0, LAYOUT.vocab_size))
-    log_sums = (hidden @ weight[: LAYOUT.vocab_size].T).logsumexp(1)
-    ar = targets.kinds["ar"]
-    torch.testing.assert_close(sums.terms["z"], 0.5 * (log_sums**2 * targets.weights)[ar].sum())
+    logits = hidden @ weight[: LAYOUT.vocab_size].T
+    nats = torch.nn.functional.cross_entropy(logits, targets.targets, reduction="none")
+    focal = ((1 - (-nats).exp()) ** 2 * nats * targets.weights)[targets.kinds["nar"]].sum()
+    assert focal > 0
+    torch.testing.assert_close(sums.terms["focal"], 0.5 * focal)
     torch.testing.assert_close(sums.loss, sum(sums.terms.values()))
 
 
