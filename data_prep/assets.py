@@ -55,6 +55,7 @@ def save_tokenizer(tokenizer: TextTokenizer, target: Path) -> None:
         return
     temporary = temporary_name(target.with_name("saved-" + target.name))
     try:
+        temporary.mkdir(parents=True)
         tokenizer.save(temporary)
         copy_folder(temporary, target)
     finally:

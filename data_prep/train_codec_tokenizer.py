@@ -69,6 +69,7 @@ def _learn_once(
         remove_leftovers(place, note_of(folder))
         temporary = temporary_name(place)
         try:
+            temporary.mkdir()
             learn(temporary)
             with atomic_write(note_of(folder)) as file:
                 file.write(metadata.render({"learnt_from": learnt_from, "sha256": sha256_folder(temporary)}))

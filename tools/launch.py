@@ -183,7 +183,7 @@ def marker(run_dir: Path) -> Iterator[Path | None]:
 def ask(ssh: list[str], host: str, asked: dict[str, Any], port: int | None) -> str:
     """What is wrong with a host, in words, or with a port of it; empty if nothing."""
     command = f"cd {shlex.quote(os.getcwd())} && exec {shlex.quote(sys.executable)} -"
-    source = "".join(map(inspect.getsource, (lacks, port_problem)))
+    source = "".join(inspect.getsource(function) for function in (lacks, port_problem))
     source += f"print(lacks(**{asked!r}) or port_problem({port!r}))"
     try:
         done = subprocess.run(

@@ -315,4 +315,4 @@ def encodable(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main_guard(main))
+    main_guard(main)

@@ -67,14 +67,14 @@ def train(plan: "TrainPlan", dist_info: "DistInfo") -> None:
 
     share_cores(dist_info.local_size)
     trainer = set_up(plan, dist_info)
-    config, last = plan.config, max(plan.config.train.steps, trainer.start_step)
+    config = plan.config
     export = trainer.folder / "export"
     try:
         with trainer.watchdog.faults_told():
-            fit(trainer)
+            last = fit(trainer)
             trainer.watchdog.mark(last, "exporting the model", config.guard.start_timeout)
             export_model(trainer.engine, trainer.mesh, config, plan.metadata.layout, export, last)
-        trainer.tell("finish", last)
+        trainer.tell("finish", last, **({"reason": trainer.stop_reason} if trainer.stop_reason else {}))
         print_rank0(f"{export}: the trained model")
     finally:
         trainer.close()

@@ -231,6 +231,7 @@ def any_number(folder: Path) -> int:
 
 
 THREE = ("path", "sentence", "speaker")
+LONG: tuple[tuple[str, dict[str, Any]], ...] = (("GigaSpeech", {}), ("WenetSpeech", {"subset": "S"}))
 CORPORA = (
     *map(sounds, KINDS),
     corpus("tar", make_tar, "a.tar", "bytes", "emilia", rows=False),
@@ -262,6 +263,6 @@ CORPORA = (
             files={f"{name}.json": "json"},
             read=partial(read_corpus, name.lower(), ".", there=any_number, **subset),
         )
-        for name, subset in (("GigaSpeech", {}), ("WenetSpeech", {"subset": "S"}))
+        for name, subset in LONG
     ),
 )

@@ -123,7 +123,7 @@ def swap(content: bytes, random: Random) -> bytes:
 def put_integer(content: bytes, random: Random) -> bytes:
     """A number of a header is another one."""
     size, order = random.choice((1, 2, 4, 8)), random.choice(("little", "big"))
-    value = (random.choice(EXTREMES) % 256**size).to_bytes(size, order)  # type: ignore[arg-type]
+    value = (random.choice(EXTREMES) % 256**size).to_bytes(size, order)
     most = len(content) if random.random() < 0.5 else min(len(content), 256)
     start = random.randrange(most + 1)
     return content[:start] + value + content[start + size :]

@@ -68,7 +68,7 @@ class Campaign:
         self._process = (source, seeds, scratch, seed)
         self.inputs: Counter[str] = Counter()
         """Read so far, by entrance."""
-        self._seconds: Counter[str] = Counter()
+        self._seconds: dict[str, float] = defaultdict(float)
         self._next: Counter[str] = Counter()
         self._left: defaultdict[str, list[Batch]] = defaultdict(list)  # by processes that died
 

@@ -5,7 +5,7 @@ import io
 import json
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from werkzeug.test import run_wsgi_app
@@ -27,7 +27,7 @@ from ttt_dist.inference.decoder import Request
 from ttt_dist.model.hf.folder import load_folder
 from ttt_dist.sequence.text_tokenizer import load_tokenizer
 from ttt_dist.serving.app import App
-from ttt_dist.serving.decoding_thread import BusyError
+from ttt_dist.serving.decoding_thread import BusyError, DecodingThread
 from ttt_dist.serving.request_builder import RequestBuilder
 from ttt_dist.telemetry.events import read_events, with_silent_ends
 from ttt_dist.telemetry.metrics import open_metrics
@@ -186,9 +186,9 @@ def page() -> App:
     folder = load_folder(GOLDEN / "export")
     return App(
         RequestBuilder(folder, load_codec(folder.codec), folder_settings(GOLDEN / "export"), "golden"),
-        _Full(),
+        cast(DecodingThread, _Full()),
         ["127.0.0.1"],
-    )  # type: ignore[arg-type]
+    )
 
 
 def make_request(folder: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data_prep.commands.flags import add_max_errors
 from data_prep.jobs.compose import CodesPart, ComposeJob
 from data_prep.token_layout_args import add_layout_argument
 from data_prep.train_codec_tokenizer import learn_tokenizer
@@ -48,7 +49,7 @@ def add_parser(subparsers: Any) -> None:
     add_template_arguments(parser)
     parser.add_argument("--name-speaker", action="store_true", help="name the speaker in tts prompts")
     parser.add_argument("--deduplicate", action="store_true", help="of entries with the same audio keep the first")
-    parser.add_argument("--max-errors", type=int, default=0, help="bad utterances that are put up with (default 0)")
+    add_max_errors(parser, "bad utterances")
     parser.add_argument("--out", type=Path, required=True, help="folder for the samples")
     add_arguments(parser)
     parser.set_defaults(func=run)

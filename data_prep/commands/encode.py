@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from data_prep.jobs.encode import PART_SIZE, EncodeJob
+from data_prep.commands.flags import add_max_errors, add_part_size
+from data_prep.jobs.encode import EncodeJob
 from data_prep.train_codec_tokenizer import learn_codec
 from ttt_dist.audio.registry import CODECS
 from ttt_dist.jobs.parts import cut_lines, remove_part, require_no_others
@@ -33,8 +34,6 @@ the exit status is 1. A part that is complete is not made again.
 
 def run(args: argparse.Namespace) -> None:
     """Learn the codec where asked to, then encode this task's parts."""
-    if args.part_size < 1:
-        args.fail(f"--part-size {args.part_size}: at least 1 line is needed")
     shard = task_shard_of(args)
     spec = args.codec
     if args.train_codec:
@@ -101,8 +100,8 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--out", required=True, type=Path, help="folder for the codes")
     parser.add_argument("--audio-root", type=Path, help="folder that all audio lies in (default: the manifest's)")
-    parser.add_argument("--part-size", type=int, default=PART_SIZE, help=f"lines of a part (default {PART_SIZE})")
-    parser.add_argument("--max-errors", type=int, default=0, help="bad lines or files allowed (default 0)")
+    add_part_size(parser)
+    add_max_errors(parser, "bad lines or files")
     parser.add_argument("--retry", action="store_true", help="make parts again in which something could not be read")
     add_arguments(parser)
     learning = parser.add_argument_group("learning melvq")

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from data_prep.commands.flags import add_max_errors
 from data_prep.manifest_files import writing_manifests
 from ttt_dist.manifest.entry import Entry, with_paths
 from ttt_dist.manifest.problems import Problems
@@ -116,5 +117,5 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--by", required=True, help="field that tells documents apart, e.g. chapter or audio")
     parser.add_argument("--max-seconds", type=float, default=60.0, help="of speech in one entry (default 60)")
     parser.add_argument("--out", required=True, type=Path, help="manifest to write")
-    parser.add_argument("--max-errors", type=int, default=0, help="bad lines allowed (default 0)")
+    add_max_errors(parser)
     parser.set_defaults(func=run, fail=parser.error)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.assets import keep_codec
-from data_prep.jobs.encode import PART_SIZE
+from data_prep.commands.flags import add_max_errors, add_part_size
 from data_prep.jobs.import_text import ImportJob
 from data_prep.token_layout_args import add_layout_argument
 from ttt_dist.jobs.parts import LineRange, cut_lines, require_no_others
@@ -84,8 +84,8 @@ def add_parser(subparsers: Any) -> None:
     )
     add_layout_argument(parser)
     parser.add_argument("--settings", type=Path, help="YAML with the chat template (chatml or tokenizer)")
-    parser.add_argument("--part-size", type=int, default=PART_SIZE, help=f"lines of a part (default {PART_SIZE})")
-    parser.add_argument("--max-errors", type=int, default=0, help="bad records that are put up with (default 0)")
+    add_part_size(parser)
+    add_max_errors(parser, "bad records")
     parser.add_argument("--out", type=Path, required=True, help="folder for the samples")
     add_arguments(parser)
     parser.set_defaults(func=run)

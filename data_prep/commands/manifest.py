@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.commands.flags import add_max_errors
 from data_prep.corpus_report import report_of
 from data_prep.manifest_files import ManifestFile, writing_manifests
 from data_prep.readers import FLAGS, READERS, ReaderOptions, find_reader, load_reader
@@ -173,5 +174,5 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--holdout-every", type=int, metavar="N", help="hold out every N-th: numbers N-1, 2N-1, ...")
     parser.add_argument("--holdout-field", help="integer field to count by; without it the position counts")
     parser.add_argument("--holdout-out", type=Path, help="manifest of what is held out")
-    parser.add_argument("--max-errors", type=int, default=0, help="bad files or lines allowed (default 0)")
+    add_max_errors(parser, "bad files or lines")
     parser.set_defaults(func=run, fail=parser.error)

@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from data_prep.commands.flags import add_max_errors
 from data_prep.jobs.pack import PackJob, finish
 from data_prep.packing.sample_source import SampleSource
 from ttt_dist.jobs.parts import find_parts
@@ -43,7 +44,7 @@ def add_parser(subparsers: Any) -> None:
         default="drop",
         help="samples longer than seq-len: leave them out, cut them at a span's border, or write nothing (default drop)",
     )
-    parser.add_argument("--max-errors", type=int, default=0, help="dropped samples that are put up with (default 0)")
+    add_max_errors(parser, "dropped samples")
     parser.add_argument(
         "--shard-samples",
         type=int,

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from data_prep.commands.flags import add_max_errors
 from data_prep.manifest_files import writing_manifests
 from ttt_dist.manifest.entry import Entry
 from ttt_dist.manifest.problems import Problems
@@ -175,5 +176,5 @@ def add_parser(subparsers: Any) -> None:
         "--tail", type=gap_range, default=(0.0, 0.3), metavar="LOW:HIGH", help="silence after the last, s (0.0:0.3)"
     )
     parser.add_argument("--seed", type=int, default=0, help="decides every draw (default 0)")
-    parser.add_argument("--max-errors", type=int, default=0, help="bad lines allowed (default 0)")
+    add_max_errors(parser)
     parser.set_defaults(func=run, fail=parser.error)

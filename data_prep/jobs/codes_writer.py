@@ -14,7 +14,7 @@ from ttt_dist.data.metadata import asset_checksums, with_suffix
 from ttt_dist.jobs.parts import describe_file, write_part
 from ttt_dist.manifest.entry import Entry
 from ttt_dist.manifest.reading import write_entry
-from ttt_dist.util.atomic_files import commit, remove_leftovers, temporary_name, writing
+from ttt_dist.util.atomic_files import commit, open_new, remove_leftovers, temporary_name, writing
 
 if TYPE_CHECKING:
     from ttt_dist.audio.codec import Codes
@@ -36,8 +36,8 @@ class PartWriter:
         with writing(prefix):
             prefix.parent.mkdir(parents=True, exist_ok=True)
             self._builder = new_builder(temporary_name(self.paths["bin"]), multimodal=False)
-            self._aside: IO[bytes] = temporary_name(aside).open("w+b")
-            self._lines: IO[str] = temporary_name(self.paths["jsonl"]).open("w", encoding="utf-8")
+            self._aside: IO[bytes] = open_new(temporary_name(aside), "w+b")
+            self._lines: IO[str] = open_new(temporary_name(self.paths["jsonl"]), "w")
 
     def __enter__(self) -> PartWriter:
         return self

@@ -34,7 +34,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from ttt_dist.audio import Codec
 
 FORMAT = "ttt_dist codes 1"
-PART_SIZE = 8192
 WINDOW_SECONDS = 600.0  # audio handed to the codec at once, and as much again read ahead: together 77 MB at 16 kHz
 READERS = 4  # threads that read ahead
 

@@ -14,7 +14,7 @@ from data_prep.packing.sample_parts import shared
 from data_prep.packing.truncation import cut, pieces
 from ttt_dist.data.shards import Document, ShardReader
 from ttt_dist.sequence.tokens import TokenLayout
-from ttt_dist.util.atomic_files import remove_dead_leftovers, temporary_name, writing
+from ttt_dist.util.atomic_files import open_new, remove_dead_leftovers, temporary_name, writing
 from ttt_dist.util.errors import UserError
 
 OPEN_PARTS = 256
@@ -93,7 +93,7 @@ class SampleSource:
         self._lengths_file = temporary_name(path)
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._lengths_file, "wb") as file:
+            with open_new(self._lengths_file) as file:
                 for number in range(len(self.parts)):
                     if self.parts[number][1]["counts"]["packs"]:
                         self._reader(number).lengths().astype("<i4").tofile(file)

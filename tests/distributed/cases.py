@@ -44,6 +44,7 @@ class Layout:
     normalisation: Normalisation = "sample"
     preset: Preset = "recommended"
     noise_schedule: str = "linear"
+    z_loss: float = 0.0
     staged: bool = False
     """Learns autoregressively before step `BORDER`."""
     tied: bool = False
@@ -62,7 +63,7 @@ class Layout:
     @property
     def reference(self) -> "Layout":
         """The one-process fp32 run of the same model and objective."""
-        same = ("normalisation", "preset", "noise_schedule", "staged", "tied", "kv_heads", "qk_norm")
+        same = ("normalisation", "preset", "noise_schedule", "z_loss", "staged", "tied", "kv_heads", "qk_norm")
         return Layout(**{name: getattr(self, name) for name in same})
 
     def config(self) -> Config:
@@ -84,7 +85,11 @@ class Layout:
                 tie_embeddings=self.tied,
             ),
             objective=Objective(
-                preset=self.preset, normalisation=self.normalisation, noise_schedule=self.noise_schedule, stages=stages
+                preset=self.preset,
+                normalisation=self.normalisation,
+                noise_schedule=self.noise_schedule,
+                z_loss=self.z_loss,
+                stages=stages,
             ),
             train=train,
             parallel=ParallelConfig(self.tensor, self.pipeline, self.ulysses, self.sequence_parallel),
@@ -96,7 +101,7 @@ class Layout:
 
 
 def losses(layout: Layout, num_steps: int) -> list[tuple[float, ...]]:
-    """(loss, AR loss, NAR loss, gradient norm) of each step."""
+    """(loss, AR loss, NAR loss, z-loss where it counts, gradient norm) of each step."""
     with new_engine(layout) as engine:
         return [run_step(engine, layout, step) for step in range(num_steps)]
 
@@ -224,7 +229,7 @@ def run_step(engine: Any, layout: Layout, step: int) -> tuple[float, ...]:
         for first in firsts
     ]
     result = train_step(engine, mesh, batches, LR)
-    return result.loss, *result.losses.by_term.values(), result.grad_norm
+    return *result.losses.record().values(), result.grad_norm
 
 
 def deviation(rows: list[tuple[float, ...]], reference: list[tuple[float, ...]]) -> float:

@@ -11,7 +11,9 @@ def losses_with_a_term(layout: Layout, num_steps: int) -> list[tuple[float, ...]
     """Losses by term and gradient norm of each step, then the losses of held-out packs."""
     from ttt_dist.training.validate import held_out_loss
 
-    loss_terms.MORE_TERMS["z"] = LossTerm("ar", lambda nats, log_sums: log_sums**2, lambda objective: 0.1)
+    loss_terms.MORE_TERMS["own"] = LossTerm(
+        "ar", lambda nats, log_sums: log_sums**2 / (1 + nats), lambda objective: 0.1
+    )
     try:
         with new_engine(layout) as engine:
             rows: list[tuple[float, ...]] = [run_step(engine, layout, step) for step in range(num_steps)]
@@ -22,6 +24,6 @@ def losses_with_a_term(layout: Layout, num_steps: int) -> list[tuple[float, ...]
                 collate(packs[first : first + size], LAYOUT, objective, 7, [0] * size, SEQ_LEN) for first in firsts
             ]
             losses = held_out_loss(engine, mesh, held_out)  # type: ignore[arg-type]  # batches are all that it asks for
-            return [*rows, (losses.loss, *losses.by_term.values(), 0.0)]
+            return [*rows, (*losses.record().values(), 0.0)]
     finally:
-        del loss_terms.MORE_TERMS["z"]
+        del loss_terms.MORE_TERMS["own"]

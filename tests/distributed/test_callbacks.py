@@ -59,6 +59,26 @@ def test_what_a_hook_raises_ends_the_run_and_everything_is_closed(config: Path, 
     assert read_events(tmp_path / "run")[-1]["event"] == "fault"
 
 
+def test_a_hook_ends_the_training_and_its_state_goes_on(config: Path, tmp_path: Path) -> None:
+    run, settings = tmp_path / "run", [f"run_dir={tmp_path}/run", "data.valid=null"]
+    launch(config, *settings, f"callbacks=[{{{NAME}: {{stop_at: 2, keep: [1, x]}}}}]")  # status 0
+    assert [event["event"] for event in read_events(run)] == ["start", "checkpoint", "finish"]
+    assert (read_events(run)[-1]["step"], read_events(run)[-1]["reason"]) == (2, "a hook has seen enough")
+    assert (run / "export" / "model.safetensors").is_file()
+    kept = json.loads((run / "checkpoints" / "step-00000002" / "run.json").read_text())["counters"]["callbacks"]
+    assert kept == [{"name": NAME, "state": {"steps": 2, "keep": [1, "x"]}}]
+    launch(config, *settings, f"callbacks=[{NAME}]")
+    for rank in range(2):
+        steps = [(line["step"], line["steps"]) for line in told(run, rank) if line["hook"] == "post_step"]
+        assert steps == [(step, step) for step in range(1, STEPS + 1)]
+
+
+def test_state_that_no_file_can_hold_is_named(config: Path, tmp_path: Path) -> None:
+    done = alone(config, f"run_dir={tmp_path}/run", f"callbacks=[{{{NAME}: {{stop_at: 1, keep: a set}}}}]")
+    assert done.returncode == 1
+    assert f"error: callbacks: {NAME}: state_dict() holds what JSON cannot" in done.stderr
+
+
 def test_a_dry_run_finds_a_wrong_name(config: Path, tmp_path: Path) -> None:
     done = alone(config, "--dry-run", f"run_dir={tmp_path}/run", "callbacks=[my_package.hooks:Mine]")
     assert done.returncode == 1

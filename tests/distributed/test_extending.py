@@ -58,7 +58,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_the_page_has_an_example_of_each() -> None:
-    wanted = {"codec", "reader", "schedules", "evaluation", "sharding", "hooks"}
+    wanted = {"codec", "reader", "schedules", "evaluation", "sharding", "hooks", "patience"}
     assert set(FILES) == {f"lab/{name}.py" for name in wanted}
     assert all(len(source.splitlines()) <= 32 for source in FILES.values())
 
@@ -98,19 +98,21 @@ def test_a_masking_schedule(lab: Path) -> None:
 def test_a_loss_term(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"NonNegativeFloat": NonNegativeFloat, "Objective": Objective, "dataclass": dataclass}
     field = block_after("`ttt_dist/config/objective.py`: the setting").replace("\n", "\n    ")
-    exec(f"@dataclass\nclass WithZ(Objective):\n    {field}", settings)
+    exec(f"@dataclass\nclass WithFocal(Objective):\n    {field}", settings)
     rows = eval("{" + block_after("`ttt_dist/sequence/loss_terms.py`, a row") + "}", {"LossTerm": LossTerm})
-    monkeypatch.setitem(loss_terms.MORE_TERMS, "z", rows["z"])
-    [packs] = global_batches(1, 2)
-    batch = collate(packs, LAYOUT, settings["WithZ"](z_loss=0.5, p_mix=1.0), 1, [0, 0], SEQ_LEN)
+    monkeypatch.setitem(loss_terms.MORE_TERMS, "focal", rows["focal"])
+    [packs] = global_batches(1, 8)
+    batch = collate(packs, LAYOUT, settings["WithFocal"](focal=0.5, p_mix=0.0), 1, [0] * 8, SEQ_LEN)
     random = torch.Generator().manual_seed(0)
     targets = loss_rows(batch, slice(None))
     hidden = torch.randn(len(targets.rows), 6, generator=random, dtype=torch.float64)
     weight = torch.randn(LAYOUT.padded_vocab_size, 6, generator=random, dtype=torch.float64)
     sums = linear_cross_entropy(hidden, weight, targets, VocabularySlice(0, LAYOUT.vocab_size))
-    log_sums = (hidden @ weight[: LAYOUT.vocab_size].T).logsumexp(1)
-    ar = targets.kinds["ar"]
-    torch.testing.assert_close(sums.terms["z"], 0.5 * (log_sums**2 * targets.weights)[ar].sum())
+    logits = hidden @ weight[: LAYOUT.vocab_size].T
+    nats = torch.nn.functional.cross_entropy(logits, targets.targets, reduction="none")
+    focal = ((1 - (-nats).exp()) ** 2 * nats * targets.weights)[targets.kinds["nar"]].sum()
+    assert focal > 0
+    torch.testing.assert_close(sums.terms["focal"], 0.5 * focal)
     torch.testing.assert_close(sums.loss, sum(sums.terms.values()))
 
 
@@ -156,3 +158,19 @@ def test_a_callback(lab: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     beats = [line.split() for line in (tmp_path / "run" / "heartbeat").read_text().splitlines()]
     assert [int(step) for _, step, _ in beats] == sorted({*range(2, STEPS + 1, 2), STEPS})
+
+
+def test_a_callback_ends_the_training_and_is_kept(lab: Path, tmp_path: Path) -> None:
+    """A rate of nothing: the held-out loss stays what it was at the first evaluation."""
+    config = make_run(tmp_path, train={"lr": 1e-30, "eval_every": 1})
+    found = re.search(r"'(callbacks=\[\{lab\.patience:.*?\}\])'", PAGE)
+    assert found is not None
+    words = found[1].replace("evaluations: 5", "evaluations: 2")
+    done = execute([sys.executable, TRAIN, "--config", str(config), words], PYTHONPATH=f"{ROOT}:{lab}")
+    assert done.returncode == 0, done.stderr
+    last = tmp_path / "run" / "checkpoints" / "step-00000003"
+    (kept,) = json.loads((last / "run.json").read_text())["counters"]["callbacks"]
+    assert kept["name"] == "lab.patience:Patience" and kept["state"]["since"] == 2
+    assert (tmp_path / "run" / "export" / "config.json").is_file()
+    again = execute([sys.executable, TRAIN, "--config", str(config), words], PYTHONPATH=f"{ROOT}:{lab}")
+    assert again.returncode == 0 and "no better held-out loss in 3 evaluations" in again.stdout

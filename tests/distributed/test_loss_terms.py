@@ -32,5 +32,5 @@ def records() -> dict[Layout, Any]:
 def test_one_loss_with_a_further_term(layout: Layout, records: dict[Layout, Any]) -> None:
     found, expected = records[layout], records[layout.reference]
     assert deviation(found, expected) < 1e-5
-    assert np.array(expected)[:, 3].min() > 1e-3  # loss, ar, nar, z, norm
+    assert np.array(expected)[:, 3].min() > 1e-3  # loss, ar, nar, own, norm
     np.testing.assert_allclose(np.array(expected)[:, 0], np.array(expected)[:, 1:4].sum(axis=1), rtol=1e-12)

@@ -70,6 +70,7 @@ FP32 = [
     # the paper's objective, and one that changes on the way
     *(replace(layout, preset="paper") for layout in (Layout(3, 2, 2), replace(SEQUENCE, zero=1), STAGES)),
     Layout(3, 2, 2, noise_schedule="cosine"),
+    *(replace(layout, z_loss=0.1) for layout in (Layout(3, 2, 2), replace(SEQUENCE, zero=1), STAGES, TOKENS)),
     *(replace(layout, staged=True) for layout in (Layout(2, 1, 2), SPLIT, replace(SEQUENCE, zero=3), STAGES, TOKENS)),
 ]
 # Neighbours of these rows, which the whole table has beside them: `python -m tests.distributed.test_one_loss`.

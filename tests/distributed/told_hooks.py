@@ -13,14 +13,23 @@ from ttt_dist.training.callbacks import Callback
 class Told(Callback):
     """Writes RUN/hooks-0.jsonl; every line has been counted over all ranks by a collective, but the last."""
 
-    def __init__(self, fail_at: int = 0) -> None:
-        self.fail_at = fail_at
+    def __init__(self, fail_at: int = 0, stop_at: int = 0, keep: object = None) -> None:
+        self.fail_at, self.stop_at, self.keep, self.steps = fail_at, stop_at, keep, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "keep": {1, 2} if self.keep == "a set" else self.keep}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
 
     def pre_step(self, trainer: Any, step: int) -> None:
         self._tell(trainer, "pre_step", step)
 
     def post_step(self, trainer: Any, step: int, result: Any) -> None:
-        self._tell(trainer, "post_step", step, loss=result.loss)
+        self.steps += 1
+        self._tell(trainer, "post_step", step, loss=result.loss, steps=self.steps)
+        if step == self.stop_at:
+            trainer.stop_reason = "a hook has seen enough"
         if step == self.fail_at:
             raise ValueError("a hook failed")
 

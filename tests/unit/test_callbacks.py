@@ -1,12 +1,13 @@
 """Callbacks that a config names: found and made before anything starts, or refused in one line that names the entry."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
 from ttt_dist.config.loader import load_config
-from ttt_dist.training.callbacks import Callback, load_callbacks
+from ttt_dist.training.callbacks import Callback, callback_states, load_callback_states, load_callbacks
 from ttt_dist.util.errors import UserError
 
 MODULE = """
@@ -74,3 +75,26 @@ def test_a_config_names_them_and_an_override_does(tmp_path: Path) -> None:
     assert load_config(path, ["callbacks=[x:Y]"]).callbacks == ["x:Y"]
     path.write_text("seed: 1\n")
     assert load_config(path).callbacks == []
+
+
+class Counting(Callback):
+    def __init__(self) -> None:
+        self.count = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.count = state["count"]
+
+
+def test_each_callback_gets_its_own_state_back(capsys: pytest.CaptureFixture[str]) -> None:
+    before: list[Callback] = [Counting(), Callback(), Counting()]
+    before[0].count, before[2].count = 3, 5  # type: ignore[attr-defined]
+    states = json.loads(json.dumps(callback_states(before)))
+    assert [entry["name"] for entry in states] == [f"{__name__}:Counting"] * 2
+    after = [Counting(), Counting(), Counting()]
+    load_callback_states([*after], states)
+    assert [callback.count for callback in after] == [3, 5, 0]
+    load_callback_states([], states)
+    assert f"{__name__}:Counting, which this run does not name" in capsys.readouterr().err

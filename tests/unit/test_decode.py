@@ -261,6 +261,19 @@ def test_sampling_follows_the_probabilities() -> None:
     assert confidence is probability
 
 
+@pytest.mark.parametrize("temperature", [1e-320, 1e-45, 1e-39, 1e-30, 9e-6, 1e-4, 1e300])
+def test_no_temperature_draws_what_is_not_there(temperature: float) -> None:
+    logits = torch.tensor([[-60.0, 80.0, -1e4, 79.0]])
+    settings = DecodeSettings(temperature=temperature, code_temperature=temperature)
+    heats = torch.tensor([settings.code_temperature])
+    for number in (0.0, 0.5, 1.0):
+        ids = (
+            choose_text(logits, settings, torch.tensor([number])),
+            choose_codes(logits.clone(), heats, torch.tensor([number]))[0],
+        )
+        assert all(0 <= int(one) < 4 if temperature > 1 else int(one) == 1 for one in ids)
+
+
 @pytest.mark.parametrize("number", [0.0, 0.5, 1 - 2**-53, 1.0])
 def test_no_number_draws_what_is_impossible(number: float) -> None:
     probabilities = torch.tensor([[0.0, 0.0, 1e-30, 0.0], [0.0, 0.3, 0.7, 0.0]])

@@ -96,6 +96,21 @@ def test_loss_and_gradients_have_the_terms(terms: None, way: str) -> None:
         torch.testing.assert_close(mine, theirs)
 
 
+def test_the_z_loss_of_the_objective(way: str) -> None:
+    """The table's own row, as the settings ask for it."""
+    assert not any(term.weight(Objective()) for term in loss_terms.MORE_TERMS.values())
+    rows = loss_rows(batch_of(Objective(p_mix=0.1, z_loss=Z_LOSS)), slice(None))
+    hidden, weight = leaves(len(rows.rows))
+    sums, wanted = ours(hidden, weight, rows), naive(hidden, weight, rows)
+    del wanted["focal"]
+    for name, value in wanted.items():
+        torch.testing.assert_close(sums.terms[name], value.detach())
+    total = torch.stack(list(wanted.values())).sum()
+    found = torch.autograd.grad(sums.loss, (hidden, weight))
+    for mine, theirs in zip(found, torch.autograd.grad(total, (hidden, weight)), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
 def test_slopes_that_cancel_leave_the_gradient_of_the_target_alone(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Minus log_sums beside nats: what is left is minus the target's logit, without a softmax to scale."""
     term = LossTerm("ar", lambda nats, log_sums: -log_sums, lambda objective: 1.0)
@@ -123,6 +138,7 @@ def test_the_names_decide_what_is_summed_and_recorded(terms: None, monkeypatch: 
     record = steps.record(0.1)
     assert record["z_loss"] == named["z"] / 4 and record["loss"] == sum(named[name] for name in TERMS | {"ar": 0}) / 4
     assert losses.record("eval_").keys() == {
-        f"eval_{name}loss" for name in ("", "ar_", "nar_", "z_", "focal_", "late_")
+        f"eval_{name}loss"
+        for name in ("", "ar_", "nar_", "z_", "late_")  # focal is 0
     }
     assert Losses({"ar": 1.0, "z": 0.25}).told(digits=2) == "loss 1.25 (ar 1.00, z 0.25)"

@@ -99,6 +99,10 @@ def score(records, normalisers):
 
 LENGTH = Task(name="length", template="asr", prepare=transcript, run=run, score=score, version="1")
 ASR = Task(name="asr", run=run, score=score)
+PLAIN = Task(name="plain", template="asr", prepare=transcript, run=run, score=lambda records, normalisers: 0.5)
+MIXED = Task(name="plain", template="asr", prepare=transcript, run=run, score=lambda *_: Scored([], {"characters": 0.5}))
+BARE = Task(name="plain", template="asr", prepare=transcript, run=run, score=lambda *_: Scored([], 0.5))
+NOTHING = Task(name="plain", template="asr", prepare=transcript, run=run, score=lambda *_: None)
 
 def fold(text):
     return text.casefold().replace("one", "two")
@@ -309,6 +313,17 @@ def test_a_task_of_ones_own(own: Path, workplace: Path, tmp_path: Path) -> None:
     }.items():
         with pytest.raises(UserError, match=f"--task lab_extras.evaluation:{wrong}: {says}"):
             evaluated(workplace, tmp_path / "other", f"lab_extras.evaluation:{wrong}", "--template", "asr")
+
+
+@pytest.mark.parametrize(
+    ("name", "given"), [("PLAIN", "float"), ("MIXED", "float"), ("BARE", "float"), ("NOTHING", "NoneType")]
+)
+def test_a_task_whose_score_is_no_scored_is_named(
+    own: Path, workplace: Path, tmp_path: Path, name: str, given: str
+) -> None:
+    with pytest.raises(UserError, match=rf"^--task plain: its score\(\) gives {given} .* return Scored\("):
+        evaluated(workplace, tmp_path / "out", f"lab_extras.evaluation:{name}")
+    assert not (tmp_path / "out" / "plain_summary.json").exists()
 
 
 def test_a_judge_and_a_normaliser_of_ones_own(own: Path, workplace: Path, tmp_path: Path) -> None:

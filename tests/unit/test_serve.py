@@ -33,9 +33,11 @@ from ttt_dist.model.hf.folder import ModelFolder, load_folder
 from ttt_dist.sequence.templates import ChatTemplate
 from ttt_dist.serving import decoding_thread
 from ttt_dist.serving import request_builder as studio_module
-from ttt_dist.serving.app import HEADERS, MAX_UPLOAD, App
+from ttt_dist.serving.app import App
 from ttt_dist.serving.decoding_thread import DecodingThread
+from ttt_dist.serving.refusals import HEADERS
 from ttt_dist.serving.request_builder import RequestBuilder
+from ttt_dist.serving.requests import MAX_UPLOAD
 from ttt_dist.serving.server import is_loopback, listen, server_on, trusted_names, url_of
 from ttt_dist.util.errors import UserError
 
@@ -243,7 +245,7 @@ def test_a_slow_client_is_told_why_its_upload_is_refused(port: int) -> None:
 def test_a_refused_client_that_does_not_end_is_cut_off(
     port: int, monkeypatch: pytest.MonkeyPatch, limit: str, pause: float
 ) -> None:
-    monkeypatch.setattr(f"ttt_dist.serving.server.{limit}", 0.2)
+    monkeypatch.setattr(f"ttt_dist.serving.connections.{limit}", 0.2)
 
     def send_on(connection: socket.socket) -> None:
         deadline = time.monotonic() + 30

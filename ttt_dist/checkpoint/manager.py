@@ -34,7 +34,7 @@ from ttt_dist.config.reading import build
 from ttt_dist.config.run import CheckpointConfig, Config
 from ttt_dist.data.blend import past
 from ttt_dist.sequence.tokens import TokenLayout
-from ttt_dist.util.atomic_files import atomic_write, fsync_folder, remove_leftovers, writing
+from ttt_dist.util.atomic_files import atomic_write, fsync_folder, remove, remove_leftovers, writing
 from ttt_dist.util.console import warn
 from ttt_dist.util.errors import UserError
 
@@ -320,7 +320,7 @@ def _make_empty(folder: Path) -> None:
     """A new folder; space that a killed process was about to free is freed first, or the save might not find enough."""
     with writing(folder):
         _remove_all(list(folder.parent.glob(f"{GONE}*")))
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         folder.mkdir(parents=True)
 
 
@@ -369,7 +369,7 @@ def _drop(newest: Path, keep: CheckpointConfig) -> threading.Thread:
     """
     folder = newest.parent
     for left in folder.glob(".step-*.tmp"):
-        shutil.rmtree(left)
+        remove(left)
     older = [path for path in _named(folder) if _number(path) < _number(newest)]
     complete = [path for path in older if (path / MANIFEST).is_file()]
     kept = {path for path in complete if keep.keep_every and _number(path) % keep.keep_every == 0}
@@ -386,7 +386,7 @@ def _drop(newest: Path, keep: CheckpointConfig) -> threading.Thread:
 def _hide(checkpoint: Path) -> None:
     """Give a checkpoint a name under which nobody looks for one; the next `_drop` removes it."""
     gone = checkpoint.with_name(GONE + checkpoint.name)
-    shutil.rmtree(gone, ignore_errors=True)
+    remove(gone)
     os.replace(checkpoint, gone)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ttt_dist.util.atomic_files import open_new
 from ttt_dist.util.errors import UserError
 
 # Magic bytes, version, code of the tokens' type, sequences, entries of document_indices (one more than documents).
@@ -27,7 +28,7 @@ class IndexedBuilder:
     """
 
     def __init__(self, bin_path: Path, multimodal: bool) -> None:
-        self.data_file = bin_path.open("wb")
+        self.data_file = open_new(bin_path)
         self._lengths, self._document_ends, self._modes = array("i"), array("q", [0]), array("b")
         self._multimodal = multimodal
 
@@ -57,7 +58,7 @@ class IndexedBuilder:
         self.data_file.close()
         lengths = np.array(self._lengths, "<i4")
         places = np.cumsum(lengths, dtype="<i8") - lengths
-        with open(idx_path, "wb") as file:
+        with open_new(idx_path) as file:
             file.write(HEADER.pack(MAGIC, VERSION, INT32, len(lengths), len(self._document_ends)))
             for values in (lengths, places * 4, np.array(self._document_ends, "<i8")):
                 file.write(values.data)

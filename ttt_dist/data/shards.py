@@ -23,7 +23,7 @@ from ttt_dist.data.metadata import with_suffix
 from ttt_dist.sequence.id_bytes import to_array
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.sequence.tokens import TokenLayout
-from ttt_dist.util.atomic_files import fsync_folder, sha256_file, temporary_name, writing
+from ttt_dist.util.atomic_files import fsync_folder, open_new, sha256_file, temporary_name, writing
 from ttt_dist.util.errors import UserError
 
 STARTS_SAMPLE = 1
@@ -183,6 +183,7 @@ class ShardWriter:
         }
         beside = metadata.asset_checksums(self.prefix.parent)
         meta = {"format": metadata.FORMAT, **self.meta, "counts": self.counts(), "files": files, "beside": beside}
+        open_new(self._temporary[".json"]).close()
         self._temporary[".json"].write_text(metadata.render(meta), encoding="utf-8")
         for path in self._temporary.values():
             with open(path, "rb") as file:

@@ -11,11 +11,14 @@ from ttt_dist.evaluation import page
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.job import EvaluationJob, write_jsonl
 from ttt_dist.evaluation.judge_registry import find_judge, parse
-from ttt_dist.evaluation.metrics.normalise import FLAG, SPELLING, WHISPER
-from ttt_dist.evaluation.metrics.scores import BY_WRITING, Normalisers
+from ttt_dist.evaluation.metrics.normalise import FLAG as NORMALISER_FLAG
+from ttt_dist.evaluation.metrics.normalise import SPELLING, WHISPER
+from ttt_dist.evaluation.metrics.scores import BY_WRITING, Figure, Normalisers, Record, Scored
 from ttt_dist.evaluation.summary import as_markdown, summarise
+from ttt_dist.evaluation.tasks.registry import FLAG, Task
 from ttt_dist.util.atomic_files import atomic_write, remove_leftovers
 from ttt_dist.util.console import warn
+from ttt_dist.util.errors import UserError
 from ttt_dist.util.file_lock import lease
 
 
@@ -32,7 +35,7 @@ def write_results(job: EvaluationJob) -> dict[str, Any] | None:
     folders = [Path(place) for kind, place in map(parse, args.judges) if find_judge(kind).is_folder]
     tables = [folder for folder in (*folders, args.model) if (folder / SPELLING).is_file()]
     normalisers = Normalisers(args.normaliser, next(iter(tables), None))
-    scored = task.score(collected.records, normalisers)
+    scored = _scored(task, collected.records, normalisers)
     _tell_normalisers(" + ".join(sorted({figure.by for figure in scored.figures.values()})))
     summary = summarise(args, job.made_from, collected, scored)
     worst = sorted(scored.records, key=task.worst, reverse=True)
@@ -51,12 +54,28 @@ def write_results(job: EvaluationJob) -> dict[str, Any] | None:
 
 def _tell_normalisers(names: str) -> None:
     if BY_WRITING in names:
-        warn(f"items without a `lang` that decides it are scored {BY_WRITING} ({names}); name it, or take {FLAG}")
+        warn(
+            f"items without a `lang` that decides it are scored {BY_WRITING} ({names}); name it, or take {NORMALISER_FLAG}"
+        )
     if f"{WHISPER} (" in names:
         warn(
             f"Whisper's spelling table is not here, so 'colour' and 'color' differ: install whisper-normalizer, "
-            f"or {FLAG} {WHISPER}:DIR with a folder of Whisper that has {SPELLING}"
+            f"or {NORMALISER_FLAG} {WHISPER}:DIR with a folder of Whisper that has {SPELLING}"
         )
+
+
+def _scored(task: Task, records: list[Record], normalisers: Normalisers) -> Scored:
+    """What the task makes of its records. Raises UserError where a task of one's own gives something else."""
+    scored: Any = task.score(records, normalisers)
+    figures = scored.figures if isinstance(scored, Scored) else scored
+    found = list(figures.values()) if isinstance(scored, Scored) and isinstance(figures, dict) else [figures]
+    wrong = [one for one in found if not isinstance(one, Figure)] if isinstance(scored, Scored) else found
+    if not wrong:
+        return scored
+    raise UserError(
+        f"{FLAG} {task.name}: its score() gives {type(wrong[0]).__name__} {str(wrong[0])[:40]!r} where scores are wanted; "
+        "return Scored(records, {'name': Figure(value, None, 'made by', len(records))}) of ttt_dist.evaluation.metrics.scores"
+    )
 
 
 def _write(path: Path, content: str) -> None:

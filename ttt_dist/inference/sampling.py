@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ttt_dist.config.decode import DecodeSettings
 
+COLD = 1e-5  # temperatures below it are greedy: divided by them logits overflow, and nothing but the likeliest would be left
 BELOW_ONE = 1 - 2**-23  # so that, in fp32, a number times the whole sum stays below it
 
 
@@ -38,7 +39,7 @@ def guided(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) ->
 
 def choose_text(logits: Tensor, settings: DecodeSettings, uniforms: Tensor) -> Tensor:
     """A column of each row of logits [n, V]: greedy, or sampled with temperature, top-k and top-p by uniforms [n]."""
-    if settings.temperature == 0:
+    if settings.temperature < COLD:
         return logits.argmax(-1)
     logits, columns = logits / settings.temperature, None
     if 0 < settings.top_k < logits.shape[-1]:
@@ -67,12 +68,12 @@ def choose_codes(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A column of each row of logits [n, V], the model's probability of it, and its confidence; all [n].
 
-    Rows of temperature 0 are greedy. Confidence is the probability but in the rows that `measured` names for a rule of
+    Rows of a temperature below COLD are greedy. Confidence is the probability but in the rows that `measured` names for a rule of
     MEASURES. Temperatures and uniforms [n] are on the CPU. The logits are used up: what they become is not copied.
     """
     best, ids = logits.max(-1, keepdim=True)
     ids = ids.squeeze(-1)
-    sampled = temperatures.nonzero().squeeze(-1)
+    sampled = (temperatures >= COLD).nonzero().squeeze(-1)
     if len(sampled):
         heat, numbers = temperatures[sampled].to(logits), uniforms[sampled].to(logits.device)
         sampled = sampled.to(logits.device)

@@ -33,8 +33,10 @@ class LossTerm:
     """How much, by the objective of the step; 0: the term is not computed."""
 
 
-MORE_TERMS: dict[str, LossTerm] = {}
-"""By name; a record has `{name}_loss`."""
+MORE_TERMS: dict[str, LossTerm] = {
+    "z": LossTerm("ar", lambda nats, log_sums: log_sums**2, lambda objective: objective.z_loss),
+}
+"""By name; a record has `{name}_loss` where the term counts."""
 
 
 def term_names() -> list[str]:

@@ -16,32 +16,28 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from importlib.resources import files
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import numpy as np
-from werkzeug.exceptions import BadRequest, Forbidden, HTTPException, NotFound, RequestEntityTooLarge
+from werkzeug.exceptions import ClientDisconnected, HTTPException, NotFound
 from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Request, Response
 
+from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.inference import decoder
 from ttt_dist.inference.detokenizer import Event, Finished, Result, SpanDone, TextPiece
 from ttt_dist.serving.decoding_thread import BusyError, DecodingThread, Listener
+from ttt_dist.serving.refusals import HEADERS, refusal
 from ttt_dist.serving.request_builder import Recording, RequestBuilder
+from ttt_dist.serving.requests import MAX_UPLOAD, LimitedRequest, require_form, require_readable, require_trusted
 from ttt_dist.util.errors import UserError
 
-MAX_UPLOAD = 20 * 2**20
 MAX_KEPT = 200  # answers whose speech and picture can still be asked for
+MAX_RECORDINGS = 2  # decoded at once: one may take hundreds of megabytes
 SCRIPTS = ("page.js", "playing.js", "recording.js")
 PAGE = {"page.html": "text/html", "page.css": "text/css"} | dict.fromkeys(SCRIPTS, "text/javascript")
-HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; media-src 'self' blob:; "
-    "frame-ancestors 'none'; form-action 'none'; base-uri 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
 ROUTES = Map(
     [
         Rule("/", endpoint="page", methods=["GET"]),
@@ -53,12 +49,6 @@ ROUTES = Map(
     ],
     merge_slashes=False,
 )
-
-
-class LimitedRequest(Request):
-    """A request whose body is not read beyond the limit."""
-
-    max_content_length = MAX_UPLOAD
 
 
 class Kept(NamedTuple):
@@ -77,39 +67,33 @@ class App:
         self.trusted = frozenset(trusted)
         self._kept: OrderedDict[str, Kept] = OrderedDict()
         self._lock = threading.Lock()  # of `_kept`
+        self._recordings = threading.BoundedSemaphore(MAX_RECORDINGS)
         self._files = {name: files(__package__).joinpath("page", name).read_bytes() for name in PAGE}
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         try:
             response = self._respond(LimitedRequest(environ))
-        except RequestEntityTooLarge:
-            response = _error(
-                413, f"the upload is larger than {MAX_UPLOAD // 2**20} MB, or its text than 0.5 MB; send less"
-            )
+        except ClientDisconnected:
+            response = refusal(400, "the request ends before its body does, or its chunks are malformed; send it whole")
         except HTTPException as error:
-            response = _error(error.code or 500, error.description or error.name)
+            response = refusal(error.code or 500, error.description or error.name)
         except BusyError as error:
-            response = _error(503, str(error))
+            response = refusal(503, str(error))
         except UserError as error:
-            response = _error(400, str(error))
+            response = refusal(400, str(error))
         response.headers.update(HEADERS)
         return response(environ, start_response)
 
     def _respond(self, request: Request) -> Response:
-        self._require_trusted(request)
+        require_trusted(request, self._names(request))
+        require_readable(request)
         endpoint, values = ROUTES.bind_to_environ(request.environ).match()
         handler: Callable[..., Response] = getattr(self, f"_{endpoint}")
         return handler(request, **values)
 
-    def _require_trusted(self, request: Request) -> None:
-        """Refuse other names of this address (a site that has its name point here would read along), and other sites' forms."""
-        host = request.environ.get("HTTP_HOST", "")
-        here = {request.environ["werkzeug.socket"].getsockname()[0]} | self.trusted
-        if _hostname(host) not in here:
-            raise BadRequest(f"the server is not called {host[:80]!r}; open it by the address that it printed")
-        origin = request.headers.get("Origin")
-        if origin is not None and request.method != "GET" and urlsplit(origin).netloc != host:
-            raise Forbidden(f"a page of {origin[:80]!r} may not ask this server; open its own page")
+    def _names(self, request: Request) -> frozenset[str]:
+        """What the server may be called in this request: its names, and the address that the connection came to."""
+        return self.trusted | {request.environ["werkzeug.socket"].getsockname()[0]}
 
     def _page(self, _: Request, name: str = "page.html") -> Response:
         if name not in PAGE:
@@ -121,16 +105,22 @@ class App:
 
     def _ask(self, request: Request) -> Response:
         start = time.monotonic()
-        upload = request.files.get("recording")
-        recording = None
-        if upload is not None and (data := upload.read()):
-            recording = Recording(data, " ".join((upload.filename or "recording").split())[-80:])
-        asked, settings = self.studio.question(request.form, recording)
+        require_form(request)
+        asked, settings = self._question(request)
         listener = self.thread.ask(asked, settings)
         lines = self._lines(asked, not settings.stop_at_last_span, listener, start)
         response = Response(lines, mimetype="application/x-ndjson")
         response.call_on_close(listener.close)
         return response
+
+    def _question(self, request: Request) -> tuple[decoder.Request, DecodeSettings]:
+        upload = request.files.get("recording")
+        if upload is None:
+            return self.studio.question(request.form, None)
+        with closing(upload), self._recordings:
+            data = upload.read()
+            recording = Recording(data, _shown(upload.filename or "recording")) if data else None
+            return self.studio.question(request.form, recording)
 
     def _lines(self, asked: decoder.Request, speaks: bool, listener: Listener, start: float) -> Iterator[bytes]:
         """What happens to a question, a JSON object a line; empty lines show whether anybody is listening."""
@@ -188,20 +178,13 @@ class App:
             return self._kept[key]
 
 
-def _hostname(host: str) -> str | None:
-    """The name or address in a Host header."""
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None
+def _shown(name: str) -> str:
+    """The end of a file's name, without what a terminal or a page would obey."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in name).split())[-80:]
 
 
-def _error(status: int, message: str) -> Response:
-    return _json({"error": " ".join(message.split())}, status)
-
-
-def _json(values: dict[str, Any], status: int = 200) -> Response:
-    return Response(json.dumps(values), status, mimetype="application/json")
+def _json(values: dict[str, Any]) -> Response:
+    return Response(json.dumps(values), mimetype="application/json")
 
 
 def _line(values: dict[str, Any]) -> bytes:

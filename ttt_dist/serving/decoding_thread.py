@@ -10,7 +10,7 @@ from ttt_dist.inference.decoder import Decoder, Request
 from ttt_dist.inference.detokenizer import Event, Finished
 from ttt_dist.util.errors import UserError
 
-MAX_OPEN = 256  # requests that decode or wait; more are refused
+MAX_OPEN = 96  # requests that decode or wait, fewer than connections: the page and what was spoken can be had meanwhile
 HEARTBEAT_S = 1.0
 
 

@@ -1,41 +1,15 @@
-"""The socket, the threads of connections, and how the server ends."""
+"""The socket, the names that it may be called by, and how the server ends."""
 
 import os
 import signal
 import socket
-import time
-from contextlib import suppress
 from ipaddress import ip_address
-from typing import Any
-
-from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from ttt_dist.serving.app import App
+from ttt_dist.serving.connections import Connection, Server
 from ttt_dist.util.errors import UserError
 
-CONNECTION_TIMEOUT_S = 60  # for a client that neither sends nor reads
-LINGER_S = 60  # for the rest of an upload that was refused before it was read
-LINGER_SILENCE_S = 5
 LOCAL = ("127.0.0.1", "::1", "localhost")
-
-
-class Connection(WSGIRequestHandler):
-    """One connection. Requests are not logged: the page tells whoever asked."""
-
-    timeout = CONNECTION_TIMEOUT_S
-
-    def log_request(self, *_: Any) -> None:
-        """Nothing."""
-
-    def finish(self) -> None:
-        """Close once the client has, or stopped sending: closing while it sends would take the answer from it (RFC 9112, 9.6)."""
-        super().finish()
-        until = time.monotonic() + LINGER_S
-        self.connection.settimeout(LINGER_SILENCE_S)
-        with suppress(OSError):
-            self.connection.shutdown(socket.SHUT_WR)
-            while self.connection.recv(2**16) and time.monotonic() < until:
-                pass
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -72,10 +46,10 @@ def url_of(host: str, port: int) -> str:
     return f"http://{f'[{name}]' if ':' in name else name}:{port}/"
 
 
-def server_on(listening: socket.socket, app: App) -> BaseWSGIServer:
-    """A server with a thread for every connection."""
+def server_on(listening: socket.socket, app: App) -> Server:
+    """The server of an application."""
     host, port = listening.getsockname()[:2]
-    return make_server(host, port, app, threaded=True, request_handler=Connection, fd=listening.fileno())
+    return Server(host, port, app, Connection, fd=listening.fileno())
 
 
 def serve(listening: socket.socket, app: App) -> None:

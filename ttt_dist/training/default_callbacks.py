@@ -157,15 +157,15 @@ class Evaluation(Callback):
 
 
 class Checkpointing(Callback):
-    """A checkpoint every checkpoint.save_every steps, and where the run is asked to stop; then `checkpoint_saved`."""
+    """A checkpoint every checkpoint.save_every steps, and where the run ends before its last step; then `checkpoint_saved`."""
 
     def post_step(self, trainer: Trainer, step: int, result: StepResult) -> None:
-        if not trainer.stop_reason and not trainer.is_due(step, trainer.config.checkpoint.save_every):
+        if not trainer.is_last and not trainer.is_due(step, trainer.config.checkpoint.save_every):
             return
         trainer.watchdog.mark(step, "saving a checkpoint", trainer.config.guard.start_timeout)
         begin = time.perf_counter()
         folder, keep = trainer.folder / "checkpoints", trainer.config.checkpoint
-        saved = manager.save(trainer.engine, folder, step, trainer.metadata, trainer.guard.state, keep)
+        saved = manager.save(trainer.engine, folder, step, trainer.metadata, trainer.counters, keep)
         seconds = time.perf_counter() - begin
         trainer.stop.longest_save_s = max(trainer.stop.longest_save_s, seconds)
         trainer.tell("checkpoint", step, seconds=round(seconds, 3))

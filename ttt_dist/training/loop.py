@@ -18,7 +18,7 @@ from ttt_dist.telemetry.events import EventKind, Events
 from ttt_dist.telemetry.metrics import MetricsLog
 from ttt_dist.telemetry.run_folder import open_run_folder
 from ttt_dist.training import schedule
-from ttt_dist.training.callbacks import Callback
+from ttt_dist.training.callbacks import Callback, callback_states, load_callback_states
 from ttt_dist.training.default_callbacks import all_callbacks
 from ttt_dist.training.dry_run import describe_data
 from ttt_dist.training.skip_step import SkipStep
@@ -57,8 +57,10 @@ class Trainer:
     callbacks: list[Callback]
     start_step: int
     """Updates done before this start of the run."""
+    interruption: str | None = None
+    """Who asks that the run stop after the step at hand, to be started again; the same on all ranks."""
     stop_reason: str | None = None
-    """Why the run is to stop after the step at hand, the same on all ranks."""
+    """Why the training ends with the step at hand though there were more: for callbacks, which set it on all ranks alike."""
 
     @classmethod
     def of_plan(
@@ -67,6 +69,7 @@ class Trainer:
     ) -> Trainer:  # fmt: skip
         """The trainer of a run that goes on after `start_step` updates with these counters; needs a process group."""
         config, guard = plan.config, SkipStep(plan.config.guard, counters)
+        load_callback_states(plan.callbacks, counters.get("callbacks", []))
         wrap_optimizer_step(engine, guard.accepts)
         return cls(
             config=config,
@@ -84,6 +87,11 @@ class Trainer:
             callbacks=all_callbacks(config, plan.mesh.rank, start_step, plan.callbacks),
             start_step=start_step,
         )
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no step follows the one at hand, by the will of a callback or of whoever runs the job."""
+        return bool(self.stop_reason or self.interruption)
 
     @property
     def folder(self) -> Path:
@@ -107,6 +115,11 @@ class Trainer:
         """That of a step's update."""
         train = self.config.train
         return schedule.learning_rate(step - 1, train.lr, train.warmup, train.steps, train.min_lr_ratio)
+
+    @property
+    def counters(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside weights and optimizer; collective where a callback's is."""
+        return {**self.guard.state, "callbacks": callback_states(self.callbacks)}
 
     def announce(self, checkpoint: Path | None) -> None:
         """Tell of the start: what is trained, on what, from which checkpoint."""
@@ -133,28 +146,32 @@ class Trainer:
                 stack.callback(callback.close, self)
 
 
-def fit(trainer: Trainer) -> None:
-    """Train to the last step, with what the callbacks do around each one.
+def fit(trainer: Trainer) -> int:
+    """Train to the last step, or to where a callback ends it, with what the callbacks do around each one; steps done.
 
     Raises StopRequestedError when asked to stop, with a checkpoint saved, and DivergedError, without.
     """
-    last = trainer.config.train.steps
+    step, last = trainer.start_step, trainer.config.train.steps
     with Progress(last, "training", "step") as progress:
         progress.skip(trainer.start_step)
         for step in range(trainer.start_step + 1, last + 1):
             for callback in trainer.callbacks:
                 callback.pre_step(trainer, step)
             result = run_step(trainer, step)
-            trainer.stop_reason = trainer.stop.should_stop(trainer.engine.device)
+            trainer.interruption = trainer.stop.should_stop(trainer.engine.device)
             progress.note = result.losses.told(digits=3)
             for callback in trainer.callbacks:
                 callback.post_step(trainer, step, result)
             progress.advance()
-            if trainer.stop_reason and step < last:
-                trainer.tell("stop", step, reason=trainer.stop_reason)
+            if trainer.stop_reason:
+                print_rank0(f"{trainer.folder}: the training ends at step {step} of {last}: {trainer.stop_reason}")
+                break
+            if trainer.interruption and step < last:
+                trainer.tell("stop", step, reason=trainer.interruption)
                 raise StopRequestedError(
-                    f"{trainer.folder}: {trainer.stop_reason}; saved at step {step}, start again to go on"
+                    f"{trainer.folder}: {trainer.interruption}; saved at step {step}, start again to go on"
                 )
+    return step
 
 
 def run_step(trainer: Trainer, step: int) -> StepResult:

@@ -18,7 +18,7 @@ from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.parallel.zero import reported_norm, set_learning_rate
 from ttt_dist.sequence.batch import Batch
 from ttt_dist.sequence.corruption import NUM_P_BINS
-from ttt_dist.sequence.loss_terms import term_names
+from ttt_dist.sequence.loss_terms import TARGET_KINDS, term_names
 from ttt_dist.training.step_timing import StepClock, StepTimes
 
 
@@ -62,13 +62,17 @@ class Losses:
         return sum(self.by_term.values())
 
     def record(self, prefix: str = "") -> dict[str, float]:
-        """As records have them: `loss`, `ar_loss`, `nar_loss`, ..."""
-        return {f"{prefix}loss": self.loss} | {f"{prefix}{name}_loss": value for name, value in self.by_term.items()}
+        """As records have them: `loss`, `ar_loss`, `nar_loss`, and further terms where they count."""
+        return {f"{prefix}loss": self.loss} | {f"{prefix}{name}_loss": value for name, value in self._counting()}
 
     def told(self, digits: int) -> str:
         """As the console shows them: loss 3.214 (ar 1.002, nar 2.212)."""
-        terms = ", ".join(f"{name} {value:.{digits}f}" for name, value in self.by_term.items())
+        terms = ", ".join(f"{name} {value:.{digits}f}" for name, value in self._counting())
         return f"loss {self.loss:.{digits}f} ({terms})"
+
+    def _counting(self) -> list[tuple[str, float]]:
+        """The terms without those that most objectives leave out."""
+        return [(name, value) for name, value in self.by_term.items() if value or name in TARGET_KINDS]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ import errno
 import glob
 import hashlib
 import os
+import secrets
 import shutil
 import socket
 from collections.abc import Iterator
@@ -24,21 +25,47 @@ NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR
 
 
 def temporary_name(path: Path) -> Path:
-    """The name under which `path` is written before it is complete: hidden, beside it, of this process alone."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    """The name under which `path` is written before it is complete: hidden, beside it, the same for all of this process.
+
+    Nobody can know it before: in a folder that others write to, a link might lie there. Open it by `open_new`.
+    """
+    return _hidden(path, _TOKEN)
+
+
+_TOKEN = secrets.token_hex(4)
+
+
+def _hidden(path: Path, token: str) -> Path:
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{token}.tmp")
+
+
+def open_new(path: str | Path, mode: str = "wb") -> IO[Any]:
+    """Open a file that did not exist, in mode "w", "wb" or "w+b"; a link or a file that lies there goes unread."""
+    Path(path).unlink(missing_ok=True)
+    return open(path, mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8")
 
 
 def remove_leftovers(*paths: Path) -> None:
     """Remove what killed processes left of these files; call it only where no other process is writing them."""
     for path in paths:
         for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            remove(left)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder, or a link and not what it points to; nothing happens where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def remove_dead_leftovers(path: Path) -> None:
     """Remove what killed processes of this machine left of `path`, while others may be writing theirs."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(socket.gethostname())}.*.tmp"):
-        if not Path(f"/proc/{left.name.rsplit('.', 2)[-2]}").exists():
+    start = f".{path.name}.{socket.gethostname()}."
+    for left in path.parent.glob(f"{glob.escape(start)}*.tmp"):
+        process = left.name[len(start) :].split(".")[0]  # older builds put nothing after it
+        if process.isdecimal() and not Path(f"/proc/{process}").exists():
             left.unlink(missing_ok=True)
 
 
@@ -50,11 +77,11 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """
     assert mode in ("w", "wb")
     path = Path(path)
-    temporary = temporary_name(path)
+    temporary = _hidden(path, secrets.token_hex(4))
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, mode, encoding="utf-8" if mode == "w" else None) as file:
+            with open_new(temporary, mode) as file:
                 yield file
             commit(temporary, path)
     finally:
@@ -81,7 +108,8 @@ def _concerns(error: OSError, path: Path) -> bool:
     if error.filename is None:
         return True
     other = Path(error.filename)
-    return other in (path, temporary_name(path)) or other in path.parents
+    is_temporary = other.parent == path.parent and other.match(f".{glob.escape(path.name)}.*.tmp")
+    return other == path or is_temporary or other in path.parents
 
 
 def commit(temporary: Path, path: Path) -> None:
@@ -130,7 +158,7 @@ def copy_folder(source: str | Path, target: str | Path) -> None:
     temporary = temporary_name(target)
     try:
         with writing(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir(parents=True)
             for path in sorted(path for path in source.rglob("*") if path.is_file()):
                 copy = temporary / path.relative_to(source)
                 copy.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from ttt_dist.util.console import warn
 from ttt_dist.util.errors import UserError
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+NOT_A_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO)  # of opening a link, a folder, a socket
 
 
 @contextmanager
@@ -29,7 +31,7 @@ def lease(path: Path, wait: bool = False) -> Iterator[bool]:
     writes under names of its own, but work may be done twice.
     """
     lock = lock_name(path)
-    with writing(path):
+    with writing(path), writing(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _acquire(lock, wait)
     try:
@@ -57,14 +59,19 @@ def lock_name(path: Path) -> Path:
 def holder(path: Path) -> str:
     """Who has the lease on `path`, as far as can be told."""
     try:
-        return lock_name(path).read_text(encoding="utf-8") or "another job"
+        descriptor = os.open(lock_name(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return "another job"
+    try:
+        told = os.read(descriptor, 200).decode("utf-8", "replace") if _is_own_file(descriptor) else ""
+        return "".join(sign if sign.isprintable() else " " for sign in told) or "another job"
+    finally:
+        os.close(descriptor)
 
 
 def _acquire(lock: Path, wait: bool) -> int | None:
     while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = _open(lock)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -82,8 +89,30 @@ def _acquire(lock: Path, wait: bool) -> int | None:
         os.close(descriptor)  # its holder removed the file while we waited: the lock is on a new one
 
 
+def _open(lock: Path) -> int:
+    """The lock's file, made where there is none. Raises UserError where something else lies there: it is written to."""
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    except OSError as error:
+        if error.errno not in NOT_A_FILE:
+            raise
+    else:
+        if _is_own_file(descriptor):
+            return descriptor
+        os.close(descriptor)
+    raise UserError(
+        f"{lock}: is a link or no file, and not the lock that belongs there; find out who made it and remove it"
+    )
+
+
+def _is_own_file(descriptor: int) -> bool:
+    """Whether a file has no other name, so that nothing but a lock is overwritten; it may just have lost its only one."""
+    found = os.fstat(descriptor)
+    return stat.S_ISREG(found.st_mode) and found.st_nlink <= 1
+
+
 def _is_current(lock: Path, descriptor: int) -> bool:
     try:
-        return os.stat(lock).st_ino == os.fstat(descriptor).st_ino
+        return os.lstat(lock).st_ino == os.fstat(descriptor).st_ino
     except FileNotFoundError:
         return False

@@ -234,7 +234,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     folder = Path(folder)
     temporary = temporary_name(folder)
     with lease(folder, wait=True), writing(folder):
-        if _old(folder).exists() and not folder.exists():
+        if _old(folder).is_dir() and not _old(folder).is_symlink() and not folder.exists():
             os.replace(_old(folder), folder)
         remove_leftovers(folder)
         try:

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ttt_dist.util.atomic_files import open_new
 from ttt_dist.util.errors import UserError
 
 SINGLE = "model.safetensors"
@@ -134,7 +135,7 @@ class TensorWriter:
                 return used
             self._close()
         self._shards.append({"__metadata__": {"format": "pt"}})
-        self._file = open(self._aside(len(self._shards) - 1), "wb")  # noqa: SIM115  # lives until the file is full
+        self._file = open_new(self._aside(len(self._shards) - 1))  # lives until the file is full
         self._file.seek(DATA_START)
         return 0
 
