@@ -8,7 +8,6 @@ Shows what the run folder holds; parts that a run has not (no results yet, no ma
 import argparse
 import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
