@@ -13,7 +13,7 @@ from ttt_dist.evaluation.job import EvaluationJob, write_jsonl
 from ttt_dist.evaluation.judge_registry import find_judge, parse
 from ttt_dist.evaluation.metrics.scores import Figure, Normalisers, Record, Scored
 from ttt_dist.evaluation.summary import as_markdown, summarise
-from ttt_dist.evaluation.tasks.registry import FLAG, Task
+from ttt_dist.evaluation.tasks import registry
 from ttt_dist.util.atomic_files import atomic_write, remove_leftovers
 from ttt_dist.util.errors import UserError
 from ttt_dist.util.file_lock import lease
@@ -47,7 +47,7 @@ def write_results(job: EvaluationJob) -> dict[str, Any] | None:
     return summary
 
 
-def _scored(task: Task, records: list[Record], normalisers: Normalisers) -> Scored:
+def _scored(task: registry.Task, records: list[Record], normalisers: Normalisers) -> Scored:
     """What the task makes of its records. Raises UserError where a task of one's own gives something else."""
     scored: Any = task.score(records, normalisers)
     figures = scored.figures if isinstance(scored, Scored) else scored
@@ -56,7 +56,7 @@ def _scored(task: Task, records: list[Record], normalisers: Normalisers) -> Scor
     if not wrong:
         return scored
     raise UserError(
-        f"{FLAG} {task.name}: its score() gives {type(wrong[0]).__name__} {str(wrong[0])[:40]!r} where scores are wanted; "
+        f"{registry.FLAG} {task.name}: its score() gives {type(wrong[0]).__name__} {str(wrong[0])[:40]!r} where scores are wanted; "
         "return Scored(records, {'name': Figure(value, None, 'made by', len(records))}) of ttt_dist.evaluation.metrics.scores"
     )
 
