@@ -15,7 +15,7 @@ from ttt_dist.evaluation.metrics.normalise import FLAG as NORMALISER_FLAG
 from ttt_dist.evaluation.metrics.normalise import SPELLING, WHISPER
 from ttt_dist.evaluation.metrics.scores import BY_WRITING, Figure, Normalisers, Record, Scored
 from ttt_dist.evaluation.summary import as_markdown, summarise
-from ttt_dist.evaluation.tasks.registry import FLAG, Task
+from ttt_dist.evaluation.tasks import registry
 from ttt_dist.util.atomic_files import atomic_write, remove_leftovers
 from ttt_dist.util.console import warn
 from ttt_dist.util.errors import UserError
@@ -64,7 +64,7 @@ def _tell_normalisers(names: str) -> None:
         )
 
 
-def _scored(task: Task, records: list[Record], normalisers: Normalisers) -> Scored:
+def _scored(task: registry.Task, records: list[Record], normalisers: Normalisers) -> Scored:
     """What the task makes of its records. Raises UserError where a task of one's own gives something else."""
     scored: Any = task.score(records, normalisers)
     figures = scored.figures if isinstance(scored, Scored) else scored
@@ -73,7 +73,7 @@ def _scored(task: Task, records: list[Record], normalisers: Normalisers) -> Scor
     if not wrong:
         return scored
     raise UserError(
-        f"{FLAG} {task.name}: its score() gives {type(wrong[0]).__name__} {str(wrong[0])[:40]!r} where scores are wanted; "
+        f"{registry.FLAG} {task.name}: its score() gives {type(wrong[0]).__name__} {str(wrong[0])[:40]!r} where scores are wanted; "
         "return Scored(records, {'name': Figure(value, None, 'made by', len(records))}) of ttt_dist.evaluation.metrics.scores"
     )
 
