@@ -115,9 +115,9 @@ def detect_task(environment: Environment) -> TaskPlace:
     """
     with _nonsense_told():
         told, flux = next(_told_by_mpi(environment), None), _told(_FLUX, environment)
-        # Flux offers PMI to all, whether they are MPI's or not.
-        is_mpi = told is not None and (flux is None or told.size != flux.size)
-        if told := told or flux or _told(_BY_HAND, environment):
+        by_flux = flux is not None and (told is None or told.size == flux.size)  # it offers PMI to all, MPI's or not
+        is_mpi = told is not None and not by_flux
+        if told := (flux if by_flux else told) or _told(_BY_HAND, environment):
             local_rank = told.local_rank if told.local_rank is not None else int(environment.get("SLURM_LOCALID") or 0)
             return TaskPlace(_require_in_range(told).rank, told.size, is_mpi and told.size > 1, local_rank)
         if slurm := _of_slurm(environment):
