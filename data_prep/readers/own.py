@@ -83,7 +83,7 @@ def _measure(entry: Entry, problems: Problems, place: str, containers: Container
         return add_duration(entry, problems, place, containers)
     try:
         seconds = [clip_seconds(dict(clip), place, containers) for clip in clips(entry)]
-    except UserError as error:
+    except (OSError, ValueError) as error:
         problems.report(error if place in str(error) else f"{place}: {error}", "bad audio")
         return False
     if entry.get("audio") and not entry.get("segments"):

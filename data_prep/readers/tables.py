@@ -1,4 +1,4 @@
-"""Tables of one's own: TSV, CSV, JSONL, Parquet and Arrow, with the columns that hold the fields of an entry."""
+"""Tables of one's own: TSV, CSV, JSON lines or lists, Parquet and Arrow, with the columns that hold the fields of an entry."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ from data_prep.readers import ReaderOptions
 from data_prep.readers.arrow_rows import read_arrow_rows
 from data_prep.readers.columns import choose_columns, entry_of, require_column
 from data_prep.readers.common import add_duration, is_there, require_file
-from ttt_dist.manifest.delimited import delimiter_of, read_rows
-from ttt_dist.manifest.entry import Entry, parse_object
+from ttt_dist.manifest.entry import Entry
 from ttt_dist.manifest.problems import Problems
-from ttt_dist.manifest.reading import numbered_lines
-from ttt_dist.util.errors import UserError
+from ttt_dist.manifest.records import read_records
 
 ARROW_SUFFIXES = (".parquet", ".arrow")
 
 
 def read_table(options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
-    """A file with a row per utterance: .tsv, .csv, .jsonl, .parquet or .arrow.
+    """A file with a row per utterance: .tsv, .csv, .parquet, .arrow, or JSON under any name (NeMo's manifests too).
 
     `--columns audio=path,text=sentence,...` says which column holds a field (columns.py has the names that need no
     saying); fields of any name may be added, other columns are left out. Paths are relative to the file, or absolute.
@@ -36,10 +34,13 @@ def read_table(options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
 def read_text_rows(
     path: Path, prefix: str, options: ReaderOptions, problems: Problems, fields: Mapping[str, Any]
 ) -> Iterator[Entry]:
-    """The entries of a TSV, CSV or JSONL; `fields` are added where no column holds them. Ids are those of a column, or
+    """The entries of a TSV, CSV or JSON; `fields` are added where no column holds them. Ids are those of a column, or
     PREFIX-LINE."""
     columns: dict[str, str] = {}
-    for place, row in _rows(path, problems):
+    for place, row in read_records(path, problems):
+        if not isinstance(row, dict):
+            problems.report(f"{place}: is {type(row).__name__}, not an object; write one object per utterance")
+            continue
         columns = columns or choose_columns(row, options.columns, path)
         column = require_column(columns, "audio", path)
         entry = entry_of(row, columns, place, options, problems)
@@ -53,17 +54,6 @@ def read_text_rows(
         entry = {"id": f"{prefix}-{number}", "audio": str(path.parent / audio), **fields, **entry}
         if options.wants(str(entry.get("split", "")), problems, place) and _has_length(entry, problems, place):
             yield entry
-
-
-def _rows(path: Path, problems: Problems) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if path.suffix.lower() != ".jsonl":
-        yield from read_rows(path, problems, delimiter_of(path))
-        return
-    for place, line in numbered_lines(path, problems):
-        try:
-            yield place, parse_object(line, place)
-        except UserError as error:
-            problems.report(error)
 
 
 def _has_length(entry: Entry, problems: Problems, place: str) -> bool:
