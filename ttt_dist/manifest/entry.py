@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from ttt_dist.util.errors import UserError
 
@@ -180,7 +180,7 @@ def bad_path(path: str) -> str | None:
     return None
 
 
-def is_seconds(value: Any) -> bool:
+def is_seconds(value: Any) -> TypeGuard[float]:
     """Whether a value can be the place or length of a piece of sound."""
     return not isinstance(value, bool) and isinstance(value, int | float) and 0 <= value <= MAX_SECONDS
 

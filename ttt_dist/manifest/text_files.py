@@ -6,15 +6,15 @@ import bz2
 import gzip
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any
 
 from ttt_dist.util.errors import UserError
 
-COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+COMPRESSED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 """What opens a file that begins with these bytes."""
 SUFFIXES = (".gz", ".bz2", ".xz")
 MAX_LINE = 2**27  # bytes; more without an end of line is no text
@@ -37,7 +37,7 @@ def reading(path: Path) -> Iterator[IO[bytes]]:
                 yield file
             else:
                 with known(file, "rb") as text:
-                    yield cast(IO[bytes], text)
+                    yield text
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: is damaged or cut off ({error}); fetch it again") from error
     except OSError as error:
