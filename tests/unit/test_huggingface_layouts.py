@@ -105,16 +105,11 @@ def test_samples_in_the_table_are_the_recording(tmp_path: Path, kind: str) -> No
 
 def test_samples_that_are_none_cost_their_row(tmp_path: Path) -> None:
     good = {"array": tone("one").tolist(), "sampling_rate": RATE}
-    rows = [
-        good,
-        {"array": [0.0] * 9, "sampling_rate": -5},
-        {"array": [], "sampling_rate": RATE},
-        {"array": [None, 1.0], "sampling_rate": RATE},
-    ]
-    parquet.write_table(pa.table({"audio": rows, "text": list("abcd")}), tmp_path / "train.parquet")
+    bad = [{"array": [0.0] * 9, "sampling_rate": -5}, {"array": [], "sampling_rate": RATE}]
+    parquet.write_table(pa.table({"audio": [good, *bad], "text": list("abc")}), tmp_path / "train.parquet")
     found, problems = listed("hf", tmp_path)
     assert [entry["text"] for entry in found] == ["a"]
-    assert problems.count >= 2
+    assert problems.count == 2
 
 
 def test_tags_of_gigaspeech_are_not_spoken(tmp_path: Path) -> None:
