@@ -66,6 +66,9 @@ def entry_of(
             if value is None:
                 problems.report(f"{place}: column '{column}' is {row[column]!r}, not seconds; correct the line")
                 return None
+        if name in ("text", "label") and isinstance(value, list | dict):
+            problems.report(f"{place}: column '{column}' is {type(value).__name__}, not text; correct the line")
+            return None
         entry[name] = value if name in SECONDS else punctuated(str(value)) if name == "text" else str(value).strip()
     if options.lang:
         entry["lang"] = options.lang

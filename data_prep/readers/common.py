@@ -17,10 +17,10 @@ AUDIO_SUFFIXES = {".aac", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wa
 TOLERANCE_SECONDS = 0.01  # that a piece may reach beyond its recording: corpora round their times
 
 
-def require_folder(source: Path) -> Path:
+def require_folder(source: Path, flag: str = "--source") -> Path:
     """The folder itself. Raises UserError where it is none."""
     if not source.is_dir():
-        raise UserError(f"{source}: is no folder; correct --source")
+        raise UserError(f"{source}: is no folder; correct {flag}")
     return source
 
 

@@ -65,7 +65,7 @@ def read_jsonl(options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
 
     `duration` is filled in: the length of `audio`, or of all recordings of the turns or segments.
     """
-    folder = options.source.parent
+    folder = options.audio_root or options.source.parent
     containers = Containers()
     for place, line in read_manifest(options.source, problems):
         entry = with_paths(line, lambda name: str(folder / name))

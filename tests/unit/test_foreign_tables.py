@@ -121,6 +121,7 @@ def test_json_lists_are_tables_too(tmp_path: Path) -> None:
         found, problems = listed("table", path)
         assert [entry["text"] for entry in found] == ["one", "two"]
         assert problems.count == 1 and "is int, not an object" in errors(problems)[0]
+        assert len({entry["id"] for entry in found}) == 2
 
 
 @pytest.mark.parametrize(("suffix", "packed"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)])
@@ -159,3 +160,52 @@ def test_a_table_that_is_cut_off_within_gzip_keeps_its_rows(tmp_path: Path) -> N
     found, problems = rows_of(path)
     assert 0 < len(found) < 5000 and problems.count == 1
     assert "is damaged or cut off" in errors(problems)[0]
+
+
+def test_captions_whose_recordings_lie_elsewhere(tmp_path: Path) -> None:
+    """A CSV that was fetched by itself: the sounds lie in a folder beside its own, or where --audio-root says."""
+    record(tmp_path / "set" / "audio" / "train" / "rain.wav")
+    record(tmp_path / "set" / "audio" / "test" / "rain.wav", name="other")
+    record(tmp_path / "set" / "documents" / "dog.wav")
+    table = put(tmp_path / "set" / "csv" / "train.csv", "file_name,caption", "rain.wav,It rains", "dog.wav,A dog")
+    found, problems = listed("captions", table)
+    assert [entry["audio"] for entry in found] == [str(tmp_path / "set/audio/train/rain.wav")]
+    assert "dog.wav: no such recording below" in errors(problems)[0] and "--audio-root" in errors(problems)[0]
+    away = put(tmp_path / "away" / "train.csv", "file_name,caption", "rain.wav,It rains", "documents/dog.wav,A dog")
+    found, problems = listed("captions", away, audio_root=tmp_path / "set")
+    assert [entry["text"] for entry in found] == ["It rains", "A dog"] and not problems.count
+    both = put(
+        tmp_path / "set" / "all.csv", "file_name,caption", "audio/test/rain.wav,It rains", f"{away.parent}/x.wav,X"
+    )
+    record(away.parent / "x.wav")
+    found, problems = listed("captions", both)
+    assert [Path(entry["audio"]).relative_to(tmp_path).as_posix() for entry in found] == [
+        "set/audio/test/rain.wav",
+        "away/x.wav",
+    ]
+    with pytest.raises(UserError, match="gone: is no folder; correct --audio-root"):
+        listed("captions", away, audio_root=tmp_path / "gone")
+
+
+@pytest.mark.parametrize("reader", ["table", "jsonl"])
+def test_a_manifest_apart_from_its_recordings(tmp_path: Path, reader: str) -> None:
+    record(tmp_path / "audio" / "a.wav")
+    path = put(tmp_path / "lists" / "m.jsonl", json.dumps({"audio": "a.wav", "text": "x"}))
+    found, problems = listed(reader, path, audio_root=tmp_path / "audio")
+    assert [entry["audio"] for entry in found] == [str(tmp_path / "audio" / "a.wav")] and not problems.count
+
+
+def test_rows_of_json_need_not_have_the_same_fields(tmp_path: Path) -> None:
+    record(tmp_path / "a.wav")
+    rows = [
+        {"text": "no recording"},
+        {"path": "a.wav", "text": "one"},
+        {"wav": "a.wav", "text": "two", "speaker": "ann"},
+        {"path": "a.wav", "text": ["three"]},
+    ]
+    path = put(tmp_path / "m.json", *map(json.dumps, rows))
+    found, problems = listed("table", path)
+    assert [(entry["text"], entry.get("speaker")) for entry in found] == [("one", None), ("two", "ann")]
+    assert [message.partition(": ")[0] for message in errors(problems)] == [f"{path}:1", f"{path}:4"]
+    found, _ = listed("table", path, columns={"who": "speaker"})
+    assert [entry.get("who") for entry in found] == ["ann"]

@@ -22,8 +22,16 @@ MAX_LINE = 2**27  # bytes; more without an end of line is no text
 
 def suffix_of(path: Path) -> str:
     """`.jsonl` of words.jsonl and of words.JSONL.gz."""
-    bare = path.with_suffix("") if path.suffix.lower() in SUFFIXES else path
-    return bare.suffix.lower()
+    return _unpacked(path).suffix.lower()
+
+
+def stem_of(path: Path) -> str:
+    """`words` of words.jsonl and of words.jsonl.gz."""
+    return _unpacked(path).stem
+
+
+def _unpacked(path: Path) -> Path:
+    return path.with_suffix("") if path.suffix.lower() in SUFFIXES else path
 
 
 @contextmanager
