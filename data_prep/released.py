@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from ttt_dist.data.document import check_document
 from ttt_dist.data.shards import to_document
-from ttt_dist.data.verify import check_document
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.manifest.reading import numbered_lines
 from ttt_dist.manifest.text_files import reading, suffix_of
