@@ -11,6 +11,7 @@ from ttt_dist.data import metadata
 from ttt_dist.data.metadata import with_suffix
 from ttt_dist.data.verify import verify, verify_assets, verify_files
 from ttt_dist.jobs.parts import part_prefix
+from ttt_dist.manifest.text_files import suffix_of
 from ttt_dist.util.atomic_files import sha256_file, sha256_folder
 from ttt_dist.util.errors import UserError
 
@@ -27,7 +28,7 @@ def check(path: Path, tick: Tick) -> list[str]:
         if note_of(path).is_file() and not any(path.glob("part-*")):
             return _check_learnt(path)
         return _check_parts(path, tick)
-    if path.suffix == ".jsonl":
+    if suffix_of(path) == ".jsonl":
         return _check_manifest(path)
     return verify(path, tick)
 
@@ -37,7 +38,7 @@ def _check_learnt(folder: Path) -> list[str]:
     content = note.read_bytes()
     if not metadata.is_rendered(content):
         return [f"{note}: changed since it was written"]
-    same = json.loads(content)["sha256"] == sha256_folder(folder)
+    same = json.loads(content).get("sha256") == sha256_folder(folder)
     return [] if same else [f"{folder}: checksum differs, its contents have changed"]
 
 
@@ -49,12 +50,17 @@ def _check_manifest(path: Path) -> list[str]:
         if not metadata.is_rendered(content):
             damaged.append(f"{report}: changed since it was written")
             continue
-        record = json.loads(content)["manifests"].get(path.name)
-        if record is None:
+        manifests = json.loads(content).get("manifests")
+        record = manifests.get(path.name) if isinstance(manifests, dict) else None
+        if not isinstance(record, dict):
             continue
         if not path.is_file():
             return [f"{path}: missing"]
-        return [] if sha256_file(path) == record["sha256"] else [f"{path}: checksum differs, its contents have changed"]
+        return (
+            []
+            if sha256_file(path) == record.get("sha256")
+            else [f"{path}: checksum differs, its contents have changed"]
+        )
     if damaged:
         return damaged
     raise UserError(f"{path.parent}: no *.report.json here knows {path.name}; make the manifest again")
@@ -90,4 +96,8 @@ def _check_part(prefix: Path, tick: Tick) -> list[str]:
     part = json.loads(content)
     if part.get("format") == metadata.FORMAT:
         return verify(prefix, tick)
-    return [*verify_files(prefix, part["files"]), *verify_assets(prefix.parent, part["beside"])]
+    try:
+        metadata.require_shape(part, path, "write it again")
+    except UserError as error:
+        return [str(error)]
+    return [*verify_files(prefix, part.get("files", {})), *verify_assets(prefix.parent, part.get("beside", {}))]

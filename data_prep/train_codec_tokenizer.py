@@ -61,7 +61,7 @@ def _learn_once(
     with lease(folder, wait=True), writing(folder):
         if folder.exists() and any(folder.iterdir()):
             note = read_note(folder)
-            if note and note["learnt_from"] == learnt_from:
+            if note and note.get("learnt_from") == learnt_from:
                 return False
             raise UserError(
                 f"{folder}: holds a {what} learnt from something else; remove it and {note_of(folder).name}, or choose "

@@ -6,7 +6,6 @@ Nothing is copied: entries refer to rows.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,9 +16,10 @@ from data_prep.readers import ReaderOptions
 from data_prep.readers.arrow_rows import read_arrow_rows
 from data_prep.readers.common import require_folder, walk
 from data_prep.readers.tables import read_text_rows
-from ttt_dist.manifest.entry import Entry
+from ttt_dist.manifest.entry import Entry, bad_path
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.json_files import read_object
 
 NUMBERED = re.compile(r"-\d{5}-of-\d{5}.*$")  # train-00000-of-00002, with or without a hash behind
 PIECE = re.compile(r"(.*?)[-_.]?\d+")  # 0000, part-3, train_12
@@ -100,16 +100,14 @@ def _files(folder: Path) -> list[Path]:
         names = [Path(item["filename"]) for item in _json(path)["_data_files"]]
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: names no '_data_files'; save the data set again") from error
-    if any(name.name != str(name) for name in names):
+    if any(name.name != str(name) or bad_path(str(name)) for name in names):
         raise UserError(f"{path}: names files in other folders; save the data set again")
     return [folder / name for name in names]
 
 
 def _json(path: Path) -> dict[str, Any]:
+    remedy = "save the data set again"
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); save the data set again") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: is no JSON object; save the data set again")
-    return found
+        return read_object(path, remedy)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: missing; {remedy}") from error

@@ -17,14 +17,17 @@ from ttt_dist.util.errors import UserError
 MAX_PACK_PROBLEMS = 20
 
 
-def verify(prefix: str | Path, tick: Callable[[], None] = lambda: None) -> list[str]:
-    """The problems of the shard at `prefix`, one line each: none where it is sound. Calls `tick` after each pack."""
+def verify(prefix: str | Path, tick: Callable[[], None] = lambda: None, is_member: bool = False) -> list[str]:
+    """The problems of the shard at `prefix`, or of the member of a set: one line each, none where it is sound. Calls `tick`
+    after each pack."""
     try:
         meta = metadata.read(prefix)
     except UserError as error:
         return [str(error)]
     problems = [] if metadata.is_intact(prefix) else [f"{with_suffix(prefix, '.json')}: changed since it was written"]
     problems += verify_assets(Path(prefix).parent, meta.get("beside", {}))
+    if "shards" in meta and is_member:
+        return [f"{with_suffix(prefix, '.json')}: a set of shards within a set"]
     if "shards" in meta:
         return problems or _verify_set(Path(prefix), meta, tick)
     problems += verify_files(Path(prefix), meta["files"])
@@ -36,7 +39,7 @@ def _verify_set(prefix: Path, meta: dict[str, Any], tick: Callable[[], None]) ->
     if problems:
         return problems
     for name in meta["shards"]:
-        problems += verify(prefix.with_name(name), tick)
+        problems += verify(prefix.with_name(name), tick, is_member=True)
     return problems
 
 

@@ -23,6 +23,7 @@ from ttt_dist.data.metadata import with_suffix
 from ttt_dist.manifest.text_files import reading
 from ttt_dist.util.atomic_files import atomic_write, sha256_file
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.json_files import read_bytes
 
 CHUNK_BYTES = 1 << 24
 PACKAGES = ("ttt-dist", "torch", "transformers", "megatron-core", "numpy")
@@ -92,15 +93,16 @@ def part_prefix(folder: Path, number: int) -> Path:
 def read_part(prefix: Path, again: str) -> dict[str, Any] | None:
     """The JSON of a part; None where there is none. Raises UserError where it is damaged; `again` is the remedy."""
     path = with_suffix(prefix, ".json")
+    remedy = f"remove it, then {again}"
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, remedy)
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); correct its permissions") from error
     if not metadata.is_rendered(content):
-        raise UserError(f"{path}: is damaged, its checksum differs; remove it, then {again}")
-    return dict(json.loads(content))
+        raise UserError(f"{path}: is damaged, its checksum differs; {remedy}")
+    part = dict(json.loads(content))
+    metadata.require_shape(part, path, remedy)
+    return part
 
 
 def write_part(prefix: Path, values: dict[str, Any]) -> None:
@@ -146,6 +148,8 @@ def find_parts(folder: Path, made_by: str) -> list[tuple[Path, dict[str, Any]]]:
         part = read_part(prefix, again)
         if part is None:
             raise UserError(f"{prefix}.json: missing, there are to be {first['parts']} parts; {again}, all its tasks")
+        if missing := [key for key in ("counts", "files") if key not in part]:
+            raise UserError(f"{prefix}.json: lacks '{missing[0]}'; remove it, then {again}")
         if part.get("parts") != first.get("parts"):
             raise UserError(
                 f"{prefix}.json: one of {part.get('parts')} parts, others of {first['parts']}; {again} anew"
