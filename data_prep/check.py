@@ -16,6 +16,7 @@ from ttt_dist.util.atomic_files import sha256_file, sha256_folder
 from ttt_dist.util.errors import UserError
 
 Tick = Callable[[], None]
+MAX_PROBLEMS = 1000  # of a folder of parts: one file may claim that there are billions
 
 
 def check(path: Path, tick: Tick) -> list[str]:
@@ -78,11 +79,14 @@ def _check_parts(folder: Path, tick: Tick) -> list[str]:
     for path in found:
         content = path.read_bytes()
         if metadata.is_rendered(content):
-            totals.add(json.loads(content).get("parts"))
+            parts = json.loads(content).get("parts")
+            totals.add(parts if isinstance(parts, int) else None)
     if len(totals) > 1:
-        problems.append(f"{folder}: holds parts of several runs, of {', '.join(map(str, sorted(totals)))} parts")
+        problems.append(f"{folder}: holds parts of several runs, of {', '.join(sorted(map(str, totals)))} parts")
     for number in range(max((total for total in totals if isinstance(total, int)), default=len(found))):
         problems += _check_part(part_prefix(folder, number), tick)
+        if len(problems) > MAX_PROBLEMS:
+            return [*problems, f"{folder}: and more; the parts after {number} were not looked at"]
     return problems
 
 
