@@ -11,10 +11,12 @@ from ttt_dist.data import metadata
 from ttt_dist.data.metadata import with_suffix
 from ttt_dist.data.verify import verify, verify_assets, verify_files
 from ttt_dist.jobs.parts import part_prefix
+from ttt_dist.manifest.text_files import suffix_of
 from ttt_dist.util.atomic_files import sha256_file, sha256_folder
 from ttt_dist.util.errors import UserError
 
 Tick = Callable[[], None]
+MAX_PROBLEMS = 1000  # of a folder of parts: one file may claim that there are billions
 
 
 def check(path: Path, tick: Tick) -> list[str]:
@@ -27,7 +29,7 @@ def check(path: Path, tick: Tick) -> list[str]:
         if note_of(path).is_file() and not any(path.glob("part-*")):
             return _check_learnt(path)
         return _check_parts(path, tick)
-    if path.suffix == ".jsonl":
+    if suffix_of(path) == ".jsonl":
         return _check_manifest(path)
     return verify(path, tick)
 
@@ -37,7 +39,7 @@ def _check_learnt(folder: Path) -> list[str]:
     content = note.read_bytes()
     if not metadata.is_rendered(content):
         return [f"{note}: changed since it was written"]
-    same = json.loads(content)["sha256"] == sha256_folder(folder)
+    same = json.loads(content).get("sha256") == sha256_folder(folder)
     return [] if same else [f"{folder}: checksum differs, its contents have changed"]
 
 
@@ -49,12 +51,17 @@ def _check_manifest(path: Path) -> list[str]:
         if not metadata.is_rendered(content):
             damaged.append(f"{report}: changed since it was written")
             continue
-        record = json.loads(content)["manifests"].get(path.name)
-        if record is None:
+        manifests = json.loads(content).get("manifests")
+        record = manifests.get(path.name) if isinstance(manifests, dict) else None
+        if not isinstance(record, dict):
             continue
         if not path.is_file():
             return [f"{path}: missing"]
-        return [] if sha256_file(path) == record["sha256"] else [f"{path}: checksum differs, its contents have changed"]
+        return (
+            []
+            if sha256_file(path) == record.get("sha256")
+            else [f"{path}: checksum differs, its contents have changed"]
+        )
     if damaged:
         return damaged
     raise UserError(f"{path.parent}: no *.report.json here knows {path.name}; make the manifest again")
@@ -72,11 +79,14 @@ def _check_parts(folder: Path, tick: Tick) -> list[str]:
     for path in found:
         content = path.read_bytes()
         if metadata.is_rendered(content):
-            totals.add(json.loads(content).get("parts"))
+            parts = json.loads(content).get("parts")
+            totals.add(parts if isinstance(parts, int) else None)
     if len(totals) > 1:
-        problems.append(f"{folder}: holds parts of several runs, of {', '.join(map(str, sorted(totals)))} parts")
+        problems.append(f"{folder}: holds parts of several runs, of {', '.join(sorted(map(str, totals)))} parts")
     for number in range(max((total for total in totals if isinstance(total, int)), default=len(found))):
         problems += _check_part(part_prefix(folder, number), tick)
+        if len(problems) > MAX_PROBLEMS:
+            return [*problems, f"{folder}: and more; the parts after {number} were not looked at"]
     return problems
 
 
@@ -90,4 +100,8 @@ def _check_part(prefix: Path, tick: Tick) -> list[str]:
     part = json.loads(content)
     if part.get("format") == metadata.FORMAT:
         return verify(prefix, tick)
-    return [*verify_files(prefix, part["files"]), *verify_assets(prefix.parent, part["beside"])]
+    try:
+        metadata.require_shape(part, path, "write it again")
+    except UserError as error:
+        return [str(error)]
+    return [*verify_files(prefix, part.get("files", {})), *verify_assets(prefix.parent, part.get("beside", {}))]

@@ -63,7 +63,7 @@ def provenance(manifest: Path) -> dict[str, Any]:
     if not report.is_file() or not is_rendered(content := report.read_bytes()):
         return {"name": manifest.name}
     known = json.loads(content)
-    return {"name": manifest.name, "made_by": known["made_by"], "source": known["source"]}
+    return {"name": manifest.name} | {key: known[key] for key in ("made_by", "source") if key in known}
 
 
 def write_report(path: Path, made_by: str, source: Path, written: Mapping[Path, Totals], problems: Problems) -> None:

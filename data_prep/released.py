@@ -6,16 +6,18 @@ ids without the detour through the text tokenizer.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from ttt_dist.data.document import check_document
 from ttt_dist.data.shards import to_document
-from ttt_dist.data.verify import check_document
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.manifest.reading import numbered_lines
+from ttt_dist.manifest.text_files import reading, suffix_of
 from ttt_dist.sequence.sample import Sample
 from ttt_dist.sequence.template_form import ASSISTANT, CHAT_ROLES
 from ttt_dist.sequence.templates import ChatTemplate
@@ -36,9 +38,10 @@ def read_released(path: Path, problems: Problems) -> Iterator[tuple[str, Record]
     Bad lines of JSONL and records that are no objects are reported; raises UserError on a file that cannot be read on.
     """
     readers = {".jsonl": _read_lines, ".json": _read_json, ".parquet": _read_parquet}
-    if path.suffix not in readers:
+    kind = suffix_of(path)
+    if kind not in readers:
         raise UserError(f"{path}: unknown kind of file; give .jsonl, .json or .parquet")
-    for place, record in readers[path.suffix](path, problems):
+    for place, record in readers[kind](path, problems):
         if isinstance(record, dict):
             yield place, record
         else:
@@ -58,8 +61,8 @@ def _read_lines(path: Path, problems: Problems) -> Iterator[tuple[str, Any]]:
 def _read_json(path: Path, problems: Problems) -> Iterator[tuple[str, Any]]:
     """One array of records, or records one after the other."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            text = _JsonText(path, file)
+        with reading(path) as raw:
+            text = _JsonText(path, io.TextIOWrapper(raw, encoding="utf-8-sig"))
             is_array = text.take("[")
             at_end = text.take("]") if is_array else text.at_end()
             while not at_end:
@@ -69,8 +72,6 @@ def _read_json(path: Path, problems: Problems) -> Iterator[tuple[str, Any]]:
                 raise UserError(f"{text.place()}: more follows the array; write one array, or objects alone")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 ({error.reason}); convert the file") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
 
 
 class _JsonText:

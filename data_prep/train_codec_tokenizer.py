@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.jobs.compose import CodesPart, fingerprint
+from data_prep.jobs.encode import UNREADABLE
 from ttt_dist.data import metadata
 from ttt_dist.manifest.clips import clips
+from ttt_dist.manifest.entry import is_seconds, parse_object
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.manifest.reading import numbered_lines, read_manifest
 from ttt_dist.util.atomic_files import (
@@ -59,7 +61,7 @@ def _learn_once(
     with lease(folder, wait=True), writing(folder):
         if folder.exists() and any(folder.iterdir()):
             note = read_note(folder)
-            if note and note["learnt_from"] == learnt_from:
+            if note and note.get("learnt_from") == learnt_from:
                 return False
             raise UserError(
                 f"{folder}: holds a {what} learnt from something else; remove it and {note_of(folder).name}, or choose "
@@ -108,37 +110,45 @@ def _learn(manifest: Path, settings: dict[str, Any], audio_root: Path | None) ->
 def total_seconds(manifest: Path) -> float | None:
     """The manifest's audio by its `duration` fields; None where one has none. Bad lines are left to the reading."""
     total = 0.0
-    for _, line in numbered_lines(manifest, Problems(told=0)):
+    for place, line in numbered_lines(manifest, Problems(told=0)):
         try:
-            total += json.loads(line)["duration"]
-        except (ValueError, KeyError, TypeError):
+            seconds = parse_object(line, place).get("duration")
+        except UserError:
             return None
+        if not is_seconds(seconds):
+            return None
+        total += seconds
     return total
 
 
 def _waves(manifest: Path, reader: UtteranceReader, progress: Progress, share: float, seed: int) -> Iterator[Tensor]:
-    """The audio of a random share of the manifest. What is bad is passed over: encoding counts it again.
+    """The audio of a random share of the manifest, or of all where that share has none: one duration may be far too long.
+    What is bad is passed over: encoding counts it again.
 
     Raises UserError where nothing can be read, with the first reason.
     """
-    generator = random.Random(seed)
     problems = Problems(told=0)
-    readable = False
+    for part in {share: None, 1.0: None}:
+        readable = False
+        for wave in _readable(manifest, reader, part, seed, problems):
+            readable = True
+            yield wave
+            progress.advance(len(wave) / reader.sample_rate)
+        if readable:
+            return
+    reasons = [place for tally in problems.errors.values() for place in tally.places] or ["it has no line"]
+    raise UserError(f"{manifest}: no audio could be read to learn the codec from: {reasons[0]}")
+
+
+def _readable(manifest: Path, reader: UtteranceReader, share: float, seed: int, problems: Problems) -> Iterator[Tensor]:
+    generator = random.Random(seed)
     for place, entry in read_manifest(manifest, problems):
         if generator.random() >= share:
             continue
         try:
-            waves = [reader.read(clip) for clip in clips(entry)]
-        except UserError as error:
+            yield from [reader.read(clip) for clip in clips(entry)]
+        except UNREADABLE as error:
             problems.report(f"{place}: {error}")
-            continue
-        for wave in waves:
-            readable = True
-            yield wave
-            progress.advance(len(wave) / reader.sample_rate)
-    if not readable:
-        reasons = [place for tally in problems.errors.values() for place in tally.places] or ["it has no line"]
-        raise UserError(f"{manifest}: no audio could be read to learn the codec from: {reasons[0]}")
 
 
 def learn_tokenizer(

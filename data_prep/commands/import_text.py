@@ -17,6 +17,7 @@ from data_prep.token_layout_args import add_layout_argument
 from ttt_dist.jobs.parts import LineRange, cut_lines, require_no_others
 from ttt_dist.jobs.runner import add_arguments, run_parts, task_shard_of, tell
 from ttt_dist.manifest.problems import Problems
+from ttt_dist.manifest.text_files import suffix_of
 from ttt_dist.sequence.templates import TemplateSettings, load_template_settings
 
 EXAMPLES = """examples:
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     shard = task_shard_of(args)
     pieces: list[LineRange | Path] = []
     for source in args.source:
-        pieces += cut_lines(source, args.part_size) if source.suffix == ".jsonl" else [source]
+        pieces += cut_lines(source, args.part_size) if suffix_of(source) == ".jsonl" else [source]
     require_no_others(args.out, len(pieces))
     settings = load_template_settings(args.settings) if args.settings else TemplateSettings()
     num_codes = args.num_codes or _keep(args.codec, args.out)

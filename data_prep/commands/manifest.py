@@ -87,7 +87,9 @@ def run(args: argparse.Namespace) -> None:
     for name in FLAGS:
         if getattr(args, name) and name not in takes:
             own = f"; one of your own says so by its `takes = ({name!r},)`" if args.reader not in READERS else ""
-            args.fail(f"--{name}: is for reader {', '.join(readers_with(name))}, not {args.reader}{own}")
+            args.fail(
+                f"--{name.replace('_', '-')}: is for reader {', '.join(readers_with(name))}, not {args.reader}{own}"
+            )
     holdout = Holdout(args.holdout_every, args.holdout_field) if args.holdout_every else None
     problems = Problems(args.max_errors)
     options = ReaderOptions(
@@ -97,6 +99,7 @@ def run(args: argparse.Namespace) -> None:
         split=args.split,
         subset=args.subset,
         columns=args.columns or {},
+        audio_root=args.audio_root,
     )
     paths = [args.out, args.holdout_out] if args.holdout_out else [args.out]
     with (
@@ -169,6 +172,11 @@ def add_parser(subparsers: Any) -> None:
         type=columns,
         metavar="FIELD=COLUMN,...",
         help=f"for {', '.join(readers_with('columns'))}: e.g. text=sentence,lang=code",
+    )
+    parser.add_argument(
+        "--audio-root",
+        type=Path,
+        help=f"for {', '.join(readers_with('audio_root'))}: where the recordings lie that a table names (default: its folder)",
     )
     parser.add_argument("--out", required=True, type=Path, help="manifest to write")
     parser.add_argument("--holdout-every", type=int, metavar="N", help="hold out every N-th: numbers N-1, 2N-1, ...")

@@ -26,7 +26,7 @@ from ttt_dist.jobs.runner import Outcome, PartJob, ProgressCallback
 from ttt_dist.manifest.clips import Clip, clips
 from ttt_dist.manifest.entry import Entry, parse_line, with_paths
 from ttt_dist.manifest.reading import relocate
-from ttt_dist.util.errors import UserError
+from ttt_dist.util.errors import UserError, one_line
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help should not
     from torch import Tensor
@@ -35,6 +35,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help should not
 
 FORMAT = "ttt_dist codes 1"
 WINDOW_SECONDS = 600.0  # audio handed to the codec at once, and as much again read ahead: together 77 MB at 16 kHz
+UNREADABLE = (OSError, ValueError, ArithmeticError, RuntimeError, MemoryError)
+"""What reading one line's audio may raise, UserError among them: whatever a line asks for costs no other."""
 READERS = 4  # threads that read ahead
 
 
@@ -180,15 +182,20 @@ class EncodeJob(PartJob):
 
         try:
             return audio_seconds(self.reader.path(clip["audio"])) - float(clip.get("offset") or 0)
-        except UserError:  # told when it is read
+        except UNREADABLE:  # told when it is read
             return 0.0
 
     def _read(self, line: Line) -> list[Tensor]:
         """The waveforms of a line's clips; none, with its problem noted, where one cannot be read."""
         try:
             waves = [self.reader.read(clip) for clip in clips(line.entry)]
-        except UserError as error:
-            line.problem = f"{line.place}: {error}"
+        except UNREADABLE as error:
+            reason = (
+                error
+                if isinstance(error, UserError)
+                else f"cannot be read ({type(error).__name__}: {error}); correct it"
+            )
+            line.problem = one_line(f"{line.place}: {reason}")
             return []
         line.audio_hash, line.num_samples = hash_of(waves), total_length(waves)
         return waves

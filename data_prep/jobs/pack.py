@@ -1,7 +1,6 @@
 """Packing: windows of the one random order of all samples, each run of them a shard."""
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -174,8 +173,7 @@ def _files_of(prefix: Path) -> set[str]:
     """The names of the files that the shard or set at `prefix` consists of."""
     path = with_suffix(prefix, ".json")
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        names = metadata.shard_names(prefix, meta)
+        names = metadata.shard_names(prefix, metadata.read(prefix))
         return {path.name, *(f"{name}{suffix}" for name in names for suffix in SUFFIXES)}
-    except (OSError, ValueError, AttributeError):
+    except UserError:  # none, or one that nothing can be told of
         return set()

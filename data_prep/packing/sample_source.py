@@ -12,7 +12,8 @@ import numpy as np
 
 from data_prep.packing.sample_parts import shared
 from data_prep.packing.truncation import cut, pieces
-from ttt_dist.data.shards import Document, ShardReader
+from ttt_dist.data.document import Document
+from ttt_dist.data.shards import ShardReader
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.util.atomic_files import open_new, remove_dead_leftovers, temporary_name, writing
 from ttt_dist.util.errors import UserError

@@ -7,7 +7,7 @@ targets alone is cut into as many pieces as it takes. A piece without targets te
 
 import numpy as np
 
-from ttt_dist.data.shards import IS_TARGET, STARTS_SAMPLE, Document
+from ttt_dist.data.document import IS_TARGET, STARTS_SAMPLE, Document
 from ttt_dist.sequence.sample import runs
 from ttt_dist.sequence.tokens import TokenLayout
 

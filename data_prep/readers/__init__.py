@@ -28,6 +28,7 @@ class ReaderOptions:
     split: str | None = None
     subset: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)  # field of an entry: column of the corpus's table
+    audio_root: Path | None = None  # where the recordings lie that a table names, if not beside it
 
     def wants(self, split: str, problems: Problems, place: str) -> bool:
         """Whether the split is the one asked for; one that is not is counted as skipped."""
@@ -39,7 +40,7 @@ class ReaderOptions:
 
 Reader = Callable[[ReaderOptions, Problems], Iterator[Entry]]
 SIGNATURE = "def read(options: ReaderOptions, problems: Problems) -> Iterator[Entry]"
-FLAGS = ("pattern", "split", "subset", "columns")
+FLAGS = ("pattern", "split", "subset", "columns", "audio_root")
 """Of `data_prep manifest`: those that a reader may take or not."""
 
 
@@ -61,7 +62,7 @@ READERS = {
     "captions": ReaderRow(
         "data_prep.readers.captions:read_captions",
         "CSV, or folder of CSVs: file_name and caption or caption_1, ... (Clotho, AudioCaps)",
-        ("split", "columns"),
+        ("split", "columns", "audio_root"),
     ),
     "commonvoice": ReaderRow(
         "data_prep.readers.commonvoice:read_commonvoice",
@@ -80,7 +81,11 @@ READERS = {
         "data set folder of Hugging Face: save_to_disk, Parquet, or metadata.csv with files",
         ("split", "columns"),
     ),
-    "jsonl": ReaderRow("data_prep.readers.own:read_jsonl", "JSONL of manifest lines, paths relative to the file"),
+    "jsonl": ReaderRow(
+        "data_prep.readers.own:read_jsonl",
+        "JSONL of manifest lines, paths relative to the file",
+        ("split", "audio_root"),
+    ),
     "librispeech": ReaderRow(
         "data_prep.readers.librispeech:read_librispeech", "folder: SPEAKER/CHAPTER/*.trans.txt and .flac"
     ),
@@ -92,7 +97,9 @@ READERS = {
         "data_prep.readers.own:read_pattern", "folder of files whose names say all; see --pattern", ("split", "pattern")
     ),
     "table": ReaderRow(
-        "data_prep.readers.tables:read_table", "TSV, CSV, JSONL or Parquet file; see --columns", ("split", "columns")
+        "data_prep.readers.tables:read_table",
+        "TSV, CSV, JSON or Parquet file; see --columns",
+        ("split", "columns", "audio_root"),
     ),
     "wenetspeech": ReaderRow(
         "data_prep.readers.long_recordings:read_wenetspeech",

@@ -1,4 +1,4 @@
-"""AISHELL-1, -2 and -3: Mandarin read aloud, a file per utterance. Texts are joined without spaces."""
+"""AISHELL-1, -2 and -3: Mandarin read aloud, a file per utterance. Spaces beside Han characters are dropped."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_prep.readers import ReaderOptions
 from data_prep.readers.common import add_duration, lines_of, require_file, require_folder, walk
+from data_prep.readers.transcripts import unsegmented
 from ttt_dist.manifest.entry import Entry
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.util.errors import UserError
@@ -15,7 +16,7 @@ from ttt_dist.util.errors import UserError
 def read_aishell1(options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
     """wav/{train,dev,test}/SPEAKER/ID.wav and transcript/aishell_transcript_v0.8.txt (`ID WORD WORD ...`).
 
-    The spaces between the words are a segmentation, not spelling: they are dropped. Recordings without a line are
+    The spaces between Chinese words are a segmentation, not spelling: they are dropped. Recordings without a line are
     skipped: the published corpus has some hundred.
     """
     folder = require_folder(options.source)
@@ -87,7 +88,7 @@ def read_aishell3(options: ReaderOptions, problems: Problems) -> Iterator[Entry]
         for place, line in lines_of(content, problems):
             name, _, tokens = line.partition("\t")
             stem = name.strip().removesuffix(".wav")
-            speaker, text = stem[:-4], "".join(tokens.split()[::2])
+            speaker, text = stem[:-4], unsegmented(" ".join(tokens.split()[::2]))
             if not text:
                 problems.report(f"{place}: utterance {stem} has no text; complete or remove the line", "no text")
                 continue
@@ -98,12 +99,12 @@ def read_aishell3(options: ReaderOptions, problems: Problems) -> Iterator[Entry]
 
 
 def _keyed_lines(path: Path, problems: Problems) -> dict[str, tuple[str, str]]:
-    """(`file:line`, text without spaces) by key, of lines `KEY TEXT`; lines without a text are reported."""
+    """(`file:line`, text without its segmentation) by key, of lines `KEY TEXT`; lines without a text are reported."""
     texts: dict[str, tuple[str, str]] = {}
     for place, line in lines_of(path, problems):
-        name, *words = line.split()
+        name, *words = line.split(maxsplit=1)
         if words:
-            texts[name] = place, "".join(words)
+            texts[name] = place, unsegmented(words[0])
         else:
             problems.report(f"{place}: utterance {name} has no text; complete or remove the line", "no text")
     return texts

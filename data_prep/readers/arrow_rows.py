@@ -37,12 +37,12 @@ def read_arrow_rows(
     if "id" not in options.columns:
         columns.pop("id", None)
     member_column = require_column(columns, "audio", path)
-    names = label_names(table.schema, columns.get("label"))
     others = sorted({column for name, column in columns.items() if name != "audio"})
+    labels = {column: names for column in others if (names := label_names(table.schema, column))}
     containers = Containers()
     for row, values in _rows(path, others, problems):
         place = f"{path}: row {row}"
-        entry = entry_of(_named(values, columns.get("label"), names), columns, place, options, problems)
+        entry = entry_of(_named(values, labels), columns, place, options, problems)
         if entry is None:
             continue
         entry = {"id": f"{prefix}-{row}", "audio": str(path), **fields, **entry}
@@ -83,12 +83,13 @@ def audio_column(schema: Schema, given: Mapping[str, str], path: Path) -> dict[s
 def _is_struct_of_audio(kind: Any) -> bool:
     from pyarrow import types
 
-    return bool(types.is_struct(kind)) and {kind.field(i).name for i in range(kind.num_fields)} >= {"bytes", "path"}
+    names = {kind.field(i).name for i in range(kind.num_fields)} if types.is_struct(kind) else set()
+    return names >= {"bytes", "path"} or names >= {"array", "sampling_rate"}
 
 
-def label_names(schema: Schema, column: str | None) -> list[str]:
+def label_names(schema: Schema, column: str) -> list[str]:
     """What the numbers of a column of class labels stand for; empty where the file does not say."""
-    names = _features(schema).get(column or "", {}).get("names")
+    names = _features(schema).get(column, {}).get("names")
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
@@ -102,9 +103,11 @@ def _features(schema: Schema) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _named(values: dict[str, Any], column: str | None, names: list[str]) -> dict[str, Any]:
-    """The row with the label's name in place of its number; a number without a name is no label."""
-    if not names or not isinstance(values.get(column or ""), int):
-        return values
-    number = values[column or ""]
-    return {**values, column or "": names[number] if 0 <= number < len(names) else None}
+def _named(values: dict[str, Any], labels: Mapping[str, list[str]]) -> dict[str, Any]:
+    """The row with the names of its class labels in place of their numbers; a number without a name is no label."""
+    named = {}
+    for column, names in labels.items():
+        number = values.get(column)
+        if isinstance(number, int):
+            named[column] = names[number] if 0 <= number < len(names) else None
+    return values | named

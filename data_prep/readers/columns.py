@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from data_prep.readers import ReaderOptions
-from ttt_dist.manifest.entry import Entry
+from data_prep.readers.transcripts import no_speech, punctuated
+from ttt_dist.manifest.entry import Entry, seconds_of
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.util.errors import UserError
 
@@ -54,30 +54,29 @@ def require_column(columns: Mapping[str, str], name: str, path: Path) -> str:
 def entry_of(
     row: Mapping[str, Any], columns: Mapping[str, str], place: str, options: ReaderOptions, problems: Problems
 ) -> Entry | None:
-    """The fields of a row but `audio`; None, reported, where it has neither text nor label, or a number is none."""
+    """The fields of a row but `audio`; None, reported, where it has neither text nor label, or a number is none; None, skipped,
+    where its text says that nothing is spoken."""
     entry: Entry = {}
     for name, column in columns.items():
         value = row.get(column)
         if name == "audio" or value is None or value == "":
             continue
         if name in SECONDS:
-            value = _seconds(value)
+            value = seconds_of(value)
             if value is None:
                 problems.report(f"{place}: column '{column}' is {row[column]!r}, not seconds; correct the line")
                 return None
-        entry[name] = value if name in SECONDS else str(value).strip()
+        if name in ("text", "label") and isinstance(value, list | dict):
+            problems.report(f"{place}: column '{column}' is {type(value).__name__}, not text; correct the line")
+            return None
+        entry[name] = value if name in SECONDS else punctuated(str(value)) if name == "text" else str(value).strip()
     if options.lang:
         entry["lang"] = options.lang
+    if tag := no_speech(entry.get("text", "")):
+        problems.skip(f"no speech: {tag}", place)
+        return None
     if not entry.get("text") and not entry.get("label"):
         message = f"{place}: has neither text nor label; complete or remove the line, or name the column by --columns"
         problems.report(message, "no text")
         return None
     return entry
-
-
-def _seconds(value: Any) -> float | None:
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        return None
-    return seconds if math.isfinite(seconds) and seconds >= 0 else None

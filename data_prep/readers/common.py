@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ttt_dist.audio.containers import Containers
 from ttt_dist.audio.io import audio_seconds
-from ttt_dist.manifest.entry import Entry, is_unicode
+from ttt_dist.manifest.entry import Entry, bad_path, is_unicode
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.manifest.reading import numbered_lines
 from ttt_dist.util.errors import UserError
@@ -17,10 +17,10 @@ AUDIO_SUFFIXES = {".aac", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wa
 TOLERANCE_SECONDS = 0.01  # that a piece may reach beyond its recording: corpora round their times
 
 
-def require_folder(source: Path) -> Path:
+def require_folder(source: Path, flag: str = "--source") -> Path:
     """The folder itself. Raises UserError where it is none."""
     if not source.is_dir():
-        raise UserError(f"{source}: is no folder; correct --source")
+        raise UserError(f"{source}: is no folder; correct {flag}")
     return source
 
 
@@ -66,9 +66,10 @@ def lines_of(path: Path, problems: Problems) -> Iterator[tuple[str, str]]:
 
 def is_there(path: Path, problems: Problems, place: str) -> bool:
     """Whether a recording whose length the corpus states is there; False, reported, where it is not."""
-    if path.is_file():
+    reason = bad_path(str(path))
+    if reason is None and path.is_file():
         return True
-    problems.report(f"{place}: {path}: no such file; fetch it, or remove the line", "no recording")
+    problems.report(f"{place}: {path}: {reason or 'no such file'}; fetch it, or remove the line", "no recording")
     return False
 
 
@@ -76,7 +77,7 @@ def add_duration(entry: Entry, problems: Problems, place: str, containers: Conta
     """Open the entry's audio and note its seconds; False, reported, where it is bad."""
     try:
         entry["duration"] = clip_seconds(entry, place, containers)
-    except UserError as error:
+    except (OSError, ValueError) as error:  # whatever the system says of such a name: it is this line's fault alone
         problems.report(error if place in str(error) else f"{place}: {error}", "bad audio")
         return False
     return True

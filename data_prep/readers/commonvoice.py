@@ -8,7 +8,7 @@ from pathlib import Path
 from data_prep.readers import ReaderOptions
 from data_prep.readers.common import add_duration, is_there, require_folder
 from ttt_dist.manifest.delimited import Row, read_rows
-from ttt_dist.manifest.entry import Entry
+from ttt_dist.manifest.entry import Entry, seconds_of
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.util.errors import UserError
 
@@ -33,7 +33,7 @@ def read_commonvoice(options: ReaderOptions, problems: Problems) -> Iterator[Ent
     for table in tables:
         if table.parent != last:
             last, seconds = table.parent, _clip_seconds(table.parent / "clip_durations.tsv", problems)
-        for place, row in read_rows(table, problems, "\t", quoted=False):
+        for place, row in read_rows(table, problems, "\t"):
             entry = _entry(table, row, place, options, problems)
             if entry and _has_length(entry, seconds, problems, place):
                 yield entry
@@ -64,9 +64,10 @@ def _clip_seconds(path: Path, problems: Problems) -> dict[str, float]:
     seconds: dict[str, float] = {}
     if not path.is_file():
         return seconds
-    for place, row in read_rows(path, problems, "\t", quoted=False):
-        try:
-            seconds[row["clip"]] = int(row["duration[ms]"]) / 1000
-        except (KeyError, ValueError):
+    for place, row in read_rows(path, problems, "\t"):
+        milliseconds = seconds_of(row.get("duration[ms]"))
+        if "clip" in row and milliseconds is not None:
+            seconds[row["clip"]] = milliseconds / 1000
+        else:
             problems.report(f"{place}: is not CLIP<TAB>MILLISECONDS below 'clip' and 'duration[ms]'; correct the line")
     return seconds

@@ -13,7 +13,7 @@ from pathlib import Path
 from data_prep.readers import ReaderOptions
 from data_prep.readers.common import AUDIO_SUFFIXES, add_duration, is_there, lines_of, walk
 from ttt_dist.audio.containers import Containers
-from ttt_dist.manifest.entry import Entry, decode_line, parse_object
+from ttt_dist.manifest.entry import Entry, decode_line, is_seconds, parse_object
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.util.errors import UserError
 
@@ -153,7 +153,7 @@ def _entry(line: str, place: str, options: ReaderOptions, problems: Problems) ->
         problems.report(f"{place}: has no 'id' or no 'text'; complete or remove it", "no text")
         return None
     entry: Entry = {"id": name, "text": text.strip()}
-    if isinstance(seconds, int | float) and seconds > 0:
+    if is_seconds(seconds) and seconds > 0:
         entry["duration"] = round(float(seconds), 6)
     lang = options.lang or fields.get("language")
     optional = {"lang": lang and str(lang).lower(), "speaker": fields.get("speaker"), "dnsmos": fields.get("dnsmos")}

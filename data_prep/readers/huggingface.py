@@ -6,7 +6,6 @@ Nothing is copied: entries refer to rows.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,11 +16,15 @@ from data_prep.readers import ReaderOptions
 from data_prep.readers.arrow_rows import read_arrow_rows
 from data_prep.readers.common import require_folder, walk
 from data_prep.readers.tables import read_text_rows
-from ttt_dist.manifest.entry import Entry
+from ttt_dist.manifest.entry import Entry, bad_path
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.json_files import read_object
 
 NUMBERED = re.compile(r"-\d{5}-of-\d{5}.*$")  # train-00000-of-00002, with or without a hash behind
+PIECE = re.compile(r"(.*?)[-_.]?\d+")  # 0000, part-3, train_12
+SPLITS = {"train", "training", "validation", "valid", "dev", "val", "test", "testing", "eval", "evaluation"}
+NO_SPLITS = {"", "data", "part", "shard", "chunk", "file", "output", "dataset", "metadata", "default"}
 METADATA = ("metadata.csv", "metadata.jsonl")
 
 
@@ -29,8 +32,7 @@ def read_hf(options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
     """A data set's folder. The column of audio is found by the schema; `--columns` names others (`text=sentence`).
 
     `save_to_disk`: its Arrow files, the split being the folder's name in a `DatasetDict`. Otherwise all .parquet and
-    .arrow files below, the split being the name before `-00000-of-00002`, or the file's; and each metadata.csv or
-    metadata.jsonl with `file_name`, the split being its folder's name where that is not the source.
+    .arrow files below, and each metadata.csv or metadata.jsonl with `file_name`; their split is what `split_of` finds.
     """
     folder = require_folder(options.source)
     saved = _saved(folder)
@@ -40,9 +42,25 @@ def read_hf(options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
         return
     for path in walk(folder, problems):
         if path.suffix in (".parquet", ".arrow") and not path.name.startswith("cache-"):
-            yield from _table(path, NUMBERED.sub("", path.stem), options, problems)
+            yield from _table(path, split_of(path, folder), options, problems)
         elif path.name in METADATA:
             yield from _metadata(path, options, problems)
+
+
+def split_of(path: Path, folder: Path) -> str | None:
+    """The split of a file below a data set's folder: by its name (`train-00000-of-00002`, `test`), or else by its folder's
+    (`CONFIG/train/0000.parquet`, `partial-train`); None where neither says one.
+
+    A name with one of SPLITS in it goes before any other name.
+    """
+    stem = NUMBERED.sub("", path.stem)
+    if stem == path.stem and (piece := PIECE.fullmatch(stem)) and piece[1].lower() in SPLITS | NO_SPLITS:
+        stem = piece[1]
+    above = [name.removeprefix("partial-") for name in reversed(path.parent.relative_to(folder).parts)]
+    names = [name for name in (stem, *above) if name.lower() not in NO_SPLITS]
+    if folder.name.lower() in SPLITS:
+        names.append(folder.name)
+    return next((name for name in names if SPLITS & set(re.split(r"[\W_]", name.lower()))), next(iter(names), None))
 
 
 def _table(path: Path, split: str | None, options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
@@ -53,8 +71,9 @@ def _table(path: Path, split: str | None, options: ReaderOptions, problems: Prob
 
 def _metadata(path: Path, options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
     named = replace(options, columns={"audio": "file_name", **options.columns})
-    split = {} if path.parent == options.source else {"split": path.parent.name}
-    yield from read_text_rows(path, _name(path.with_suffix(""), options), named, problems, split)
+    split = split_of(path, options.source)
+    fields = {"split": split} if split else {}
+    yield from read_text_rows(path, _name(path.with_suffix(""), options), named, problems, fields)
 
 
 def _name(path: Path, options: ReaderOptions) -> str:
@@ -81,16 +100,14 @@ def _files(folder: Path) -> list[Path]:
         names = [Path(item["filename"]) for item in _json(path)["_data_files"]]
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: names no '_data_files'; save the data set again") from error
-    if any(name.name != str(name) for name in names):
+    if any(name.name != str(name) or bad_path(str(name)) for name in names):
         raise UserError(f"{path}: names files in other folders; save the data set again")
     return [folder / name for name in names]
 
 
 def _json(path: Path) -> dict[str, Any]:
+    remedy = "save the data set again"
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); save the data set again") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: is no JSON object; save the data set again")
-    return found
+        return read_object(path, remedy)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: missing; {remedy}") from error

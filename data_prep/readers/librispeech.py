@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_prep.readers import ReaderOptions
 from data_prep.readers.common import add_duration, is_there, lines_of, require_folder, walk
-from ttt_dist.manifest.entry import Entry
+from ttt_dist.manifest.entry import Entry, seconds_of
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.util.errors import UserError
 
@@ -108,9 +108,10 @@ def _mls_seconds(path: Path, problems: Problems) -> dict[str, float]:
         return {}
     seconds: dict[str, float] = {}
     for place, line in lines_of(path, problems):
-        try:
-            name, _, begin, end = line.split("\t")
-            seconds[name] = round(float(end) - float(begin), 6)
-        except ValueError:
+        name, *_, begin, end = fields if len(fields := line.split("\t")) == 4 else ("", "", "")
+        start, stop = seconds_of(begin), seconds_of(end)
+        if start is not None and stop is not None and start < stop:
+            seconds[name] = round(stop - start, 6)
+        else:
             problems.report(f"{place}: is not ID<TAB>URL<TAB>BEGIN<TAB>END; correct the line")
     return seconds

@@ -13,14 +13,14 @@ from typing import Any
 
 from data_prep.readers import ReaderOptions
 from data_prep.readers.common import TOLERANCE_SECONDS, require_file
+from data_prep.readers.transcripts import no_speech, punctuated
 from ttt_dist.audio.io import audio_seconds
-from ttt_dist.manifest.entry import Entry, is_unicode
+from ttt_dist.manifest.entry import Entry, is_deep, is_seconds, is_unicode
 from ttt_dist.manifest.json_stream import stream_array
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.util.errors import UserError
 
-PUNCTUATION = {" <COMMA>": ",", " <PERIOD>": ".", " <QUESTIONMARK>": "?", " <EXCLAMATIONPOINT>": "!"}
-GARBAGE = ("<SIL>", "<MUSIC>", "<NOISE>", "<OTHER>")
+WEAK = "W"
 EVALUATION = {"DEV": "dev", "TEST": "test", "TEST_NET": "test_net", "TEST_MEETING": "test_meeting"}
 
 TextOf = Callable[[dict[str, Any]], str]
@@ -29,7 +29,8 @@ TextOf = Callable[[dict[str, Any]], str]
 def read_wenetspeech(options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
     """WenetSpeech.json: `audios` with `path` and `segments` of `sid`, `begin_time`, `end_time`, `text`, `confidence`.
 
-    `--subset` L, M or S; DEV, TEST_NET and TEST_MEETING are splits, everything else is `train`.
+    `--subset` L, M, S or W; DEV, TEST_NET and TEST_MEETING are splits, everything else is `train`. The labels of W are weak, read
+    off by a recogniser that was less sure: they are skipped unless they are asked for.
     """
     yield from _read(options, problems, "WenetSpeech.json", "zh", lambda segment: segment["text"].strip())
 
@@ -41,13 +42,6 @@ def read_gigaspeech(options: ReaderOptions, problems: Problems) -> Iterator[Entr
     `--subset` XL, L, M, S or XS; DEV and TEST are splits, everything else is `train`.
     """
     yield from _read(options, problems, "GigaSpeech.json", "en", lambda segment: punctuated(segment["text_tn"]))
-
-
-def punctuated(text: str) -> str:
-    """`YES <COMMA> IT IS <PERIOD>` as `YES, IT IS.`"""
-    for tag, mark in PUNCTUATION.items():
-        text = text.replace(tag, mark)
-    return text.strip()
 
 
 def _read(options: ReaderOptions, problems: Problems, name: str, lang: str, text_of: TextOf) -> Iterator[Entry]:
@@ -79,7 +73,7 @@ def _entry(segment: Any, place: str, options: ReaderOptions, problems: Problems,
         name, subsets = str(segment["sid"]), [str(subset).strip("{}") for subset in segment.get("subsets", [])]
         begin, end = float(segment["begin_time"]), float(segment["end_time"])
         text = text_of(segment)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         message = f"{place}: a segment lacks or garbles a field ({type(error).__name__}: {error}); correct the file"
         problems.report(message, "bad segment")
         return None
@@ -91,7 +85,8 @@ def _entry(segment: Any, place: str, options: ReaderOptions, problems: Problems,
         entry["speaker"] = str(segment["speaker"])
     if "confidence" in segment:
         entry["confidence"] = segment["confidence"]
-    if not text or not 0 <= begin < end or not is_unicode(json.dumps(entry, ensure_ascii=False)):
+    is_piece = is_seconds(begin) and is_seconds(end) and begin < end
+    if not text or not is_piece or is_deep(entry) or not is_unicode(json.dumps(entry, ensure_ascii=False)):
         message = f"{where}: has no text, text that is not UTF-8, or no length ({begin} to {end} s); correct the file"
         problems.report(message, "bad segment")
         return None
@@ -99,11 +94,12 @@ def _entry(segment: Any, place: str, options: ReaderOptions, problems: Problems,
 
 
 def _is_wanted(subsets: list[str], text: str, where: str, options: ReaderOptions, problems: Problems) -> bool:
-    tag = next((tag for tag in GARBAGE if tag in text), None)
-    if tag:
+    if tag := no_speech(text):
         problems.skip(f"no speech: {tag}", where)
     elif options.subset and options.subset not in subsets:
         problems.skip(f"not in subset {options.subset}", where)
+    elif not options.subset and set(subsets) == {WEAK}:
+        problems.skip(f"weak label; ask for them by --subset {WEAK}", where)
     else:
         return options.wants(_split(subsets), problems, where)
     return False

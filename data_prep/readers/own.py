@@ -65,7 +65,7 @@ def read_jsonl(options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
 
     `duration` is filled in: the length of `audio`, or of all recordings of the turns or segments.
     """
-    folder = options.source.parent
+    folder = options.audio_root or options.source.parent
     containers = Containers()
     for place, line in read_manifest(options.source, problems):
         entry = with_paths(line, lambda name: str(folder / name))
@@ -83,7 +83,7 @@ def _measure(entry: Entry, problems: Problems, place: str, containers: Container
         return add_duration(entry, problems, place, containers)
     try:
         seconds = [clip_seconds(dict(clip), place, containers) for clip in clips(entry)]
-    except UserError as error:
+    except (OSError, ValueError) as error:
         problems.report(error if place in str(error) else f"{place}: {error}", "bad audio")
         return False
     if entry.get("audio") and not entry.get("segments"):

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tests.structures import SHARED, needs_shared
+from ttt_dist.data.document import check_document
 from ttt_dist.data.shards import to_document
-from ttt_dist.data.verify import check_document
 from ttt_dist.sequence.chat_markup import end_of_turn
 from ttt_dist.sequence.templates import ChatTemplate, TemplateSettings
 from ttt_dist.sequence.text_tokenizer import HuggingFaceTokenizer, TextTokenizer, load_tokenizer, train_sentencepiece

@@ -73,7 +73,7 @@ def test_rows_know_their_lines_and_bad_ones_cost_no_others(tmp_path: Path) -> No
     assert delimiter_of(Path("a.TSV")) == "\t"
     tab = tmp_path / "a.tsv"
     tab.write_text('id\ttext\n1\t"so" he said\n2\t\n')
-    assert [row["text"] for _, row in read_rows(tab, problems, "\t", quoted=False)] == ['"so" he said', ""]
+    assert [row["text"] for _, row in read_rows(tab, problems, "\t")] == ['"so" he said', ""]
 
 
 @pytest.fixture(scope="module")

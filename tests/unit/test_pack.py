@@ -14,8 +14,9 @@ from data_prep.packing.binpack import best_fit_decreasing, num_windows, pack_win
 from data_prep.packing.sample_parts import SampleWriter
 from data_prep.packing.truncation import cut, pieces
 from tests.structures import tiny_layout
+from ttt_dist.data.document import check_document
 from ttt_dist.data.shards import ShardReader, to_document, to_samples
-from ttt_dist.data.verify import check_document, verify
+from ttt_dist.data.verify import verify
 from ttt_dist.jobs.parts import part_prefix
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.sequence.tokens import TokenLayout

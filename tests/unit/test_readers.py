@@ -11,7 +11,7 @@ from data_prep.readers import READERS, load_reader
 from data_prep.readers.long_recordings import punctuated
 from tests.corpora import SECONDS, assert_sounds_like, encoded, errors, listed, put, record, tone, write
 from ttt_dist.audio import UtteranceReader
-from ttt_dist.manifest import reading
+from ttt_dist.manifest import text_files
 from ttt_dist.manifest.json_stream import stream_array
 from ttt_dist.util.errors import UserError
 
@@ -192,6 +192,7 @@ def test_wenetspeech(tmp_path: Path) -> None:
         {**piece(names[3], 3, "太长了", ["L"]), "end_time": 9.0},
         {**piece("empty", 3, "零", ["L"]), "end_time": 1.5},
         {"sid": "broken"},
+        piece("weak", 3, "也许", ["{W}"], confidence=0.7),
     ]
     audio = {"aid": "Y0000000001_abc", "duration": 2.0, "path": "audio/train/youtube/B00000/Y0000000001_abc.opus"}
     lost = {**audio, "path": "audio/lost.opus", "segments": [piece("lost", 0, "丢", ["L"])]}
@@ -223,13 +224,15 @@ def test_wenetspeech(tmp_path: Path) -> None:
         (3, "segment empty: has no text, text that is not UTF-8, or no length (1.5 to 1.5 s)"),
         (3, "a segment lacks or garbles a field (KeyError: 'begin_time')"),
         (3, f"segment {names[3]}: ends at 9.000 s"),
-        (62, "lost.opus: no such file"),
-        (78, "this audio lacks a path or segments ('path')"),
+        (72, "lost.opus: no such file"),
+        (88, "this audio lacks a path or segments ('path')"),
     ]:
         assert any(f"{source}:{number}: " in message and reason in message for message in told), (reason, told)
     found, problems = listed("wenetspeech", source, subset="M")
     assert [entry["id"] for entry in found] == names[:1]
-    assert problems.skipped["not in subset M"].count == 5
+    assert problems.skipped["not in subset M"].count == 6
+    weak, _ = listed("wenetspeech", source, subset="W")
+    assert [entry["id"] for entry in weak] == ["weak"]
     assert [entry["id"] for entry in listed("wenetspeech", tmp_path, split="test_net")[0]] == [names[2]]
 
 
@@ -417,7 +420,7 @@ def test_a_file_that_cannot_be_read_is_reported_and_the_rest_goes_on(
             raise PermissionError(13, "Permission denied", str(path))
         return open(path, mode)
 
-    monkeypatch.setattr(reading, "open", refuse, raising=False)
+    monkeypatch.setattr(text_files, "open", refuse, raising=False)
     found, problems = listed("librispeech", tmp_path / "clean")
     assert [entry["id"] for entry in found] == ["3-4-0"]
     refused = tmp_path / "clean/1/2/1-2.trans.txt"

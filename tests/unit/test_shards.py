@@ -16,10 +16,14 @@ from hypothesis import strategies as st
 
 from tests.megatron_files import indexed_dataset
 from tests.structures import packs, tiny_layout
+from ttt_dist.config.objective import Objective
 from ttt_dist.data import metadata
+from ttt_dist.data.document import Document, check_document
 from ttt_dist.data.indexed import new_builder, open_indexed
-from ttt_dist.data.shards import Document, ShardReader, ShardWriter, to_document, to_samples
-from ttt_dist.data.verify import check_document, verify
+from ttt_dist.data.metadata import with_suffix
+from ttt_dist.data.shards import ShardReader, ShardWriter, _sha256_of, to_document, to_samples
+from ttt_dist.data.verify import verify
+from ttt_dist.sequence.batch import collate
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.util.errors import UserError
 
@@ -274,8 +278,58 @@ def test_an_index_that_points_outside_is_named_when_read(prefix: Path) -> None:
     num_sequences = 20
     content[34 + 4 * num_sequences + 8 * 4 + 6] = 1  # high byte of the pointer of pack 1
     path.write_bytes(content)
+    with pytest.raises(UserError, match=r"train\.idx: checksum differs"):
+        ShardReader(prefix)[1]
+    meta = metadata.read(prefix)
+    del meta["files"]["train.idx"]["sha256"]
+    prefix.with_suffix(".json").write_text(metadata.render(meta))
     with pytest.raises(UserError, match=r"train\.idx: pack 1 lies outside"):
         ShardReader(prefix)[1]
+
+
+@given(
+    flips=st.lists(st.tuples(st.sampled_from([".bin", ".idx"]), st.integers(0, 10**6), st.integers(1, 255)), min_size=1)
+)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_bytes_that_changed_are_told_by_their_shard(prefix: Path, flips: list[tuple[str, int, int]]) -> None:
+    """Of equal size, in a shard of a set: a pack is read as a sound one, or refused by name; nothing else ever fails on it."""
+    content = {suffix: bytearray(with_suffix(prefix, suffix).read_bytes()) for suffix in (".bin", ".idx")}
+    before = {suffix: bytes(some) for suffix, some in content.items()}
+    for suffix, at, bits in flips:
+        content[suffix][at % len(content[suffix])] ^= bits
+    try:
+        for suffix, some in content.items():
+            with_suffix(prefix, suffix).write_bytes(some)
+        _sha256_of.cache_clear()
+        told = []
+        for index in range(5):
+            try:
+                reader = ShardReader(prefix)
+                batch = collate([reader[index]], LAYOUT, Objective(), 0, [0], SEQ_LEN)
+                assert 0 <= int(batch.input_ids.min()) <= int(batch.input_ids.max()) < LAYOUT.padded_vocab_size
+            except UserError as error:
+                told.append(str(error))
+        assert all(message.startswith(f"{prefix}.") for message in told)
+        assert len(told) == 5 or content[".idx"] == before[".idx"]
+    finally:
+        for suffix, some in before.items():
+            with_suffix(prefix, suffix).write_bytes(some)
+
+
+def test_a_changed_shard_of_a_set_is_named_with_its_own_pack(tmp_path: Path) -> None:
+    names = [f"train-{number:05d}-of-00002" for number in range(2)]
+    metas = [write(tmp_path / name, [[sample(number, i)] for i in range(3)]) for number, name in enumerate(names)]
+    counts = {key: sum(one["counts"][key] for one in metas) for key in metas[0]["counts"]}
+    joined = {"format": metadata.FORMAT, **meta(), "shards": names, "counts": counts, "files": {}}
+    (tmp_path / "train.json").write_text(metadata.render(joined))
+    path = tmp_path / f"{names[1]}.bin"
+    path.write_bytes(path.read_bytes()[:-4] + b"\xff\xff\xff\x7f")
+    reader = ShardReader(tmp_path / "train")
+    assert [len(reader[index]) for index in range(5)] == [1] * 5
+    with pytest.raises(
+        UserError, match=rf"{names[1]}\.bin: pack 2: token \d+: id 2147483647 is outside the vocabulary"
+    ):
+        reader[5]
 
 
 def test_out_of_range_packs(prefix: Path) -> None:

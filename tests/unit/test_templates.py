@@ -11,8 +11,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from data_prep.assets import render_template
+from ttt_dist.data.document import check_document
 from ttt_dist.data.shards import to_document
-from ttt_dist.data.verify import check_document
 from ttt_dist.manifest.clips import clips
 from ttt_dist.sequence.sample import Sample, spans
 from ttt_dist.sequence.template_form import read_template

@@ -1,8 +1,8 @@
 """Recordings inside container files: members of tar archives, rows of Parquet and Arrow files.
 
 Nothing is unpacked. A member of a tar is `{"offset": BYTES, "size": BYTES}` and is read by seeking; a row of a table is
-`{"row": N, "column": "audio"}`. A column holds the file's bytes, a path, or what Hugging Face `datasets` writes for
-an Audio column: a struct of `bytes` and `path`, of which the first may be null.
+`{"row": N, "column": "audio"}`. A column holds the file's bytes, a path, what Hugging Face `datasets` writes for an Audio
+column: a struct of `bytes` and `path`, of which the first may be null; or samples: a struct of `array` and `sampling_rate`.
 """
 
 from __future__ import annotations
@@ -139,6 +139,28 @@ def open_table(path: Path) -> Table:
         raise UserError(f"{path}: is no Parquet or Arrow file ({first_line(error)}); fetch it again") from error
 
 
+def wav_of(array: list[Any], rate: Any, name: str) -> bytes:
+    """Samples [T], or [channels, T], as the bytes of a WAV: floats as they are, whole numbers as 16 bits.
+
+    Raises UserError, which calls them `name`, where they are no such samples.
+    """
+    import io
+
+    import numpy as np
+    import soundfile
+
+    file = io.BytesIO()
+    try:
+        samples = np.array(array)
+        is_whole = samples.dtype.kind == "i" and np.abs(samples).max() <= 2**15
+        samples = samples.astype(np.int16 if is_whole else np.float32)
+        channels = samples.T if samples.ndim == 2 and len(samples) < samples.shape[1] else samples
+        soundfile.write(file, channels, int(rate), "PCM_16" if is_whole else "FLOAT", format="WAV")
+    except (ValueError, TypeError, OverflowError, IndexError, soundfile.SoundFileError) as error:
+        raise UserError(f"{name}: its array holds no samples ({first_line(error)}); remove the row") from error
+    return file.getvalue()
+
+
 def first_line(error: Exception) -> str:
     """What an error says, in one line: pyarrow adds the call stack to some of its messages."""
     return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0].rstrip(".")
@@ -193,6 +215,8 @@ class Containers:
         data, name = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, cell)
         if isinstance(data, bytes) and data:
             return data
+        if isinstance(cell, dict) and cell.get("array") and cell.get("sampling_rate"):
+            return wav_of(cell["array"], cell["sampling_rate"], describe(path, member))
         if not isinstance(name, str) or not name:
             raise UserError(
                 f"{describe(path, member)}: holds neither audio nor the path of an audio file; remove the row"

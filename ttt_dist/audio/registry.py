@@ -6,7 +6,6 @@ A codec of one's own is named as `package.module:Class[:FOLDER]`: a subclass of 
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from ttt_dist.audio.codec import CLASS, DESCRIPTION, Codec, CodecInfo
 from ttt_dist.audio.codecs.transformers_kinds import KINDS
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.json_files import read_object
 from ttt_dist.util.plugins import call_with, is_there, load_class, split_spec
 
 FLAG = "--codec"
@@ -115,7 +115,7 @@ def describe_codec(folder: str | Path) -> CodecInfo:
             codes_per_frame=int(stored.get("codes_per_frame", 1)),
             codebook_size=int(stored["codebook_size"]),
         )
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{path}: does not say what the codec is ({error!r}); save the codec again") from error
 
 
@@ -123,10 +123,12 @@ def read_description(folder: Path) -> Mapping[str, Any]:
     """The contents of a codec.json, of a codec that is known or names its class. Raises UserError naming the file."""
     path = folder / DESCRIPTION
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_object(path, "save the codec again")
         name = stored["name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, KeyError) as error:
         raise UserError(f"{path}: is no codec description ({error}); save the codec again") from error
+    if not isinstance(name, str) or not isinstance(stored.get(CLASS, ""), str):
+        raise UserError(f"{path}: does not name its codec by text; save the codec again")
     if CLASS not in stored and name not in CODECS:
         raise UserError(f"{path}: codec {name!r} is not known; known are {', '.join(sorted(CODECS))}")
     return dict(stored)

@@ -1,14 +1,18 @@
 """The JSON beside a shard: what is in it, where it comes from, and a checksum of every file, itself included."""
 
 import json
+import re
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from ttt_dist.util.atomic_files import sha256_file, sha256_folder
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.json_files import parse, read_object
 
 FORMAT = "ttt_dist shard 1"
+REMEDY = "write the shard again"
 ASSETS = ("tokenizer", "codec", "template.json")
 """What lies in the folder of a shard and belongs to it: folders and files, each with one checksum in the JSON. A model folder
 takes it over."""
@@ -56,21 +60,109 @@ def _text(values: dict[str, Any]) -> str:
 
 
 def read(prefix: str | Path) -> dict[str, Any]:
-    """The meta of a shard. Raises UserError where it is missing, unreadable, or of another format."""
+    """The meta of a shard. Raises UserError where it is missing, unreadable, of another format, or says what cannot be."""
+    if not Path(prefix).name:  # the folder that this process is in
+        raise UserError(_no_shard(Path(prefix)))
     path = with_suffix(prefix, ".json")
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = read_object(path, REMEDY)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such shard, or one that was never completed; run data_prep pack") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); write the shard again") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
-        raise UserError(f"{path}: format {found!r}, not {FORMAT!r}; write the shard again with this version")
+        raise UserError(_no_shard(Path(prefix))) from error
+    if meta.get("format") != FORMAT:
+        raise UserError(f"{path}: format {meta.get('format')!r}, not {FORMAT!r}; {REMEDY} with this version")
     missing = [key for key in ("layout", "counts", "files", "seq_len") if key not in meta]
     if missing:
-        raise UserError(f"{path}: lacks '{missing[0]}'; write the shard again")
+        raise UserError(f"{path}: lacks '{missing[0]}'; {REMEDY}")
+    require_shape(meta, path, REMEDY)
     return meta
+
+
+def require_shape(meta: Mapping[str, Any], path: Path, remedy: str) -> None:
+    """Raise UserError where one of the values that the JSON of a shard or part may have is none of its kind."""
+    for key, (kind, is_right) in SHAPES.items():
+        if key in meta and not is_right(meta[key]):
+            raise UserError(f"{path}: '{key}' is {meta[key]!r}, not {kind}; {remedy}")
+    if path.stem in meta.get("shards", ()):
+        raise UserError(f"{path}: lists itself among its shards; {remedy}")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and _is_count(value)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value == Path(value).name and "\0" not in value and value not in ("", ".", "..")
+
+
+def _are(values: Any, is_key: Callable[[Any], bool], is_value: Callable[[Any], bool]) -> bool:
+    return isinstance(values, dict) and all(is_key(key) and is_value(value) for key, value in values.items())
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, dict) and _is_size(value.get("bytes")) and isinstance(value.get("sha256", ""), str)
+
+
+SHAPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "layout": ("a token layout", lambda value: isinstance(value, dict)),
+    "seq_len": ("a number of tokens", lambda value: value is None or (_is_size(value) and 0 < value < 2**31)),
+    "counts": ("numbers by name", lambda value: _are(value, lambda key: True, _is_count)),
+    "files": ("sizes and checksums by file name", lambda value: _are(value, _is_name, _is_file)),
+    "beside": ("checksums by name", lambda value: _are(value, _is_name, lambda one: isinstance(one, str))),
+    "shards": ("a list of shards", lambda value: isinstance(value, list) and bool(value) and all(map(_is_name, value))),
+    "part": ("a number", _is_size),
+    "parts": ("a number", lambda value: _is_size(value) and value > 0),
+    "problems": (
+        "a list of messages",
+        lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value),
+    ),
+}
+"""Keys of the JSON of a shard or part whose values other code relies on."""
+
+
+def _no_shard(prefix: Path) -> str:
+    """What is said of a prefix without a JSON: what a user may have meant by it."""
+    told = f"{prefix}: is no prefix of shards"
+    if prefix.is_dir():
+        if any(prefix.glob("part-*.json")):
+            return f"{told}, but a folder of parts; run data_prep pack on samples, and name the prefix that it wrote"
+        inside = sorted(path.stem for path in prefix.glob("*.json") if is_shard(path.with_suffix("")))
+        whole = [name for name in inside if not _MEMBER.search(name)] or inside
+        remedy = (
+            f"name a shard in it: {', '.join(str(prefix / name) for name in whole[:3])}"
+            if whole
+            else "run data_prep pack"
+        )
+        return f"{told}, but a folder; {remedy}"
+    bare = prefix.with_suffix("")
+    if prefix.suffix in (".bin", ".idx", ".json") and is_shard(bare):
+        return f"{told}, but one of a shard's files; name them all by their prefix: {bare}"
+    pair = next(
+        (one for one in (prefix, bare) if with_suffix(one, ".bin").is_file() and with_suffix(one, ".idx").is_file()),
+        None,
+    )
+    if pair is not None:
+        return (
+            f"{told}: {pair}.bin and .idx have no {pair.name}.json, which says what their ids mean (a plain Megatron data set?); "
+            "make samples of its text by data_prep import, then run data_prep pack"
+        )
+    if prefix.is_file():
+        return f"{told}, but a file of another kind; run data_prep compose or import, then pack, and name the prefix that pack wrote"
+    return f"{with_suffix(prefix, '.json')}: no such shard, or one that was never completed; run data_prep pack"
+
+
+_MEMBER = re.compile(r"-\d{5}-of-\d{5}$")
+
+
+def is_shard(prefix: Path) -> bool:
+    """Whether a prefix has a JSON that calls itself a shard."""
+    try:
+        return read_object(with_suffix(prefix, ".json"), REMEDY).get("format") == FORMAT
+    except (OSError, ValueError):
+        return False
 
 
 def shard_names(prefix: Path, meta: dict[str, Any]) -> list[str]:
@@ -86,7 +178,7 @@ def is_intact(prefix: str | Path) -> bool:
 def is_rendered(content: bytes) -> bool:
     """Whether bytes are exactly what `render` made of the values in them."""
     try:
-        values = json.loads(content)
-    except ValueError:
+        values = parse(content)
+        return isinstance(values, dict) and content == render(values).encode()
+    except (ValueError, RecursionError):  # of lone surrogates, and of a depth that is read but not written
         return False
-    return isinstance(values, dict) and content == render(values).encode()

@@ -7,17 +7,20 @@ on, and PREFIX.json that lists them.
 """
 
 import os
+from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 
 from ttt_dist.data import metadata
+from ttt_dist.data.document import IS_TARGET, STARTS_SAMPLE, Document, check_document
 from ttt_dist.data.indexed import new_builder, open_indexed
 from ttt_dist.data.metadata import with_suffix
 from ttt_dist.sequence.id_bytes import to_array
@@ -26,18 +29,8 @@ from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.util.atomic_files import fsync_folder, open_new, sha256_file, temporary_name, writing
 from ttt_dist.util.errors import UserError
 
-STARTS_SAMPLE = 1
-IS_TARGET = 2
 SUFFIXES = (".bin", ".idx", ".json")
 DOCUMENTS_AT_ONCE = 128
-
-
-class Document(NamedTuple):
-    """A document as it lies on disk: ids int32 [n], and per segment its length and mode byte [m]."""
-
-    ids: np.ndarray
-    lengths: np.ndarray
-    modes: np.ndarray
 
 
 def to_document(samples: Sequence[Sample]) -> Document:
@@ -213,7 +206,9 @@ class ShardWriter:
 class ShardReader:
     """Reads a shard, or a set of shards as one: `len` documents, `[i]` the samples of one, `.document(i)` its arrays.
 
-    Opening checks that the files are there and have their sizes; `data_prep verify` checks every byte.
+    Opening checks that the files are there and have their sizes. What is read is checked when it is first used: the index by
+    its checksum, the tokens of `[i]` by their structure, so that bytes that changed are told by shard and pack and not by
+    whatever fails on them. `data_prep verify` checks every byte.
     """
 
     def __init__(self, prefix: str | Path) -> None:
@@ -226,6 +221,7 @@ class ShardReader:
             for name in metadata.shard_names(self.prefix, self.meta)
         ]
         self._ends = list(accumulate(map(len, self._shards)))
+        self._is_checked = np.zeros(len(self), dtype=bool)
         stated = self.meta["counts"].get("packs")
         if len(self) != stated:
             raise UserError(f"{self.prefix}.idx: {len(self)} documents, its JSON says {stated}; write the shard again")
@@ -250,7 +246,20 @@ class ShardReader:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> list[Sample]:
-        return to_samples(self.document(index))
+        document = self.document(index)
+        if not self._is_checked[index]:
+            self._check(index, document)
+        return to_samples(document)
+
+    def _check(self, index: int, document: Document) -> None:
+        problem = next(check_document(document, self.layout, self.seq_len), None)
+        if problem is not None:
+            number = bisect_right(self._ends, index)
+            prefix, pack = self._shards[number].prefix, index - [0, *self._ends][number]
+            raise UserError(
+                f"{prefix}.bin: pack {pack}: {problem}; its bytes have changed: run data_prep verify, write it again"
+            )
+        self._is_checked[index] = True
 
     def document(self, index: int) -> Document:
         """One document's arrays, copied: one contiguous read."""
@@ -278,7 +287,9 @@ class _IndexedShard:
 
     def __init__(self, prefix: Path, meta: dict[str, Any] | None) -> None:
         self.prefix = prefix
-        self._check_sizes((meta or metadata.read(prefix))["files"])
+        self._files = (meta or metadata.read(prefix))["files"]
+        self._check_sizes(self._files)
+        self._is_checked = False
         self._data = open_indexed(prefix, multimodal=True)
         self._borders = self._data.document_indices
 
@@ -295,7 +306,18 @@ class _IndexedShard:
     def __len__(self) -> int:
         return len(self._borders) - 1
 
+    def _require_whole_index(self) -> None:
+        """Raises UserError where the .idx is not the one that was written. Its bytes are few beside those of the .bin."""
+        if self._is_checked:
+            return
+        path = with_suffix(self.prefix, ".idx")
+        stated = self._files[path.name].get("sha256")
+        if stated not in (None, _sha256_of(path, path.stat().st_mtime_ns)):
+            raise UserError(f"{path}: checksum differs, its contents have changed; write the shard again")
+        self._is_checked = True
+
     def documents(self, indices: np.ndarray) -> list[Document]:
+        self._require_whole_index()
         firsts, lasts = self._borders[indices], self._borders[indices + 1]
         places = zip(indices.tolist(), firsts.tolist(), lasts.tolist(), strict=True)
         return [self._document(index, slice(first, last)) for index, first, last in places]
@@ -310,5 +332,12 @@ class _IndexedShard:
         return Document(ids.copy(), lengths, self._data.sequence_modes[where].copy())
 
     def lengths(self) -> np.ndarray:
+        self._require_whole_index()
         ends = np.concatenate([[0], np.cumsum(self._data.sequence_lengths, dtype=np.int64)])
         return np.diff(ends[self._borders])
+
+
+@lru_cache(maxsize=1 << 16)
+def _sha256_of(path: Path, mtime_ns: int) -> str:
+    """The checksum of a file that has not changed since it was last asked for: packing opens parts many times."""
+    return sha256_file(path)

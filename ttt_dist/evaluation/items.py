@@ -5,23 +5,19 @@ evaluation that it falls into.
 """
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ttt_dist.manifest.delimited import delimiter_of, read_rows
-from ttt_dist.manifest.entry import Entry, check_recordings, decode_line, is_unicode, parse_object
-from ttt_dist.manifest.json_stream import stream_array
+from ttt_dist.manifest.entry import Entry, check_recordings, is_deep, is_unicode
 from ttt_dist.manifest.problems import Collected
-from ttt_dist.manifest.reading import raw_lines
+from ttt_dist.manifest.records import TABLES, read_records
+from ttt_dist.manifest.text_files import suffix_of
 from ttt_dist.util.errors import UserError
 
 Prepare = Callable[[Entry], Entry]
 """An entry as a task takes it, under the project's names of fields; UserError where it lacks something."""
-
-LIST_KEYS = ("Data", "data", "questions")  # where a benchmark's JSON object keeps its list
 
 
 @dataclass(frozen=True)
@@ -64,6 +60,8 @@ def read_items(path: Path, prepare: Prepare, limit: int | None = None) -> list[I
 def _item(entry: Any, place: str, number: int, prepare: Prepare, seen: set[str]) -> Item | str:
     if not isinstance(entry, dict):
         return f"{place}: is {type(entry).__name__}, not an object; write one object per item"
+    if is_deep(entry):
+        return f"{place}: lists and objects stand in each other too deep; flatten the item"
     if not is_unicode(json.dumps(entry, ensure_ascii=False)):
         return f"{place}: is not UTF-8; convert the file"
     name = str(entry.get("id") or number)
@@ -82,30 +80,7 @@ def _item(entry: Any, place: str, number: int, prepare: Prepare, seen: set[str])
 
 
 def _entries(path: Path, problems: Collected) -> Iterator[tuple[str, Any]]:
-    """(`file:line`, entry) of every line that can be read."""
-    if path.suffix in (".csv", ".tsv"):
-        for place, row in read_rows(path, problems, delimiter_of(path)):
-            yield place, {name: value for name, value in row.items() if value.strip()}
-    elif path.suffix == ".json":
-        yield from stream_array(path, _list_key(path), problems)
-    else:
-        yield from _json_lines(path, problems)
-
-
-def _json_lines(path: Path, problems: Collected) -> Iterator[tuple[str, Any]]:
-    for place, raw in raw_lines(path):
-        try:
-            line = decode_line(raw, place)
-            if line:
-                yield place, parse_object(line, place)
-        except UserError as error:
-            problems.report(error)
-
-
-def _list_key(path: Path) -> str | None:
-    """Under which key a JSON file keeps its list; None where it is one itself."""
-    try:
-        text = path.read_text(encoding="utf8", errors="replace").removeprefix("\ufeff").lstrip()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); correct the path or its permissions") from error
-    return next((key for key in LIST_KEYS if text[:1] == "{" and re.search(rf'"{key}"\s*:\s*\[', text)), None)
+    """(`file:line`, entry) of every line that can be read; empty cells of a table are no fields."""
+    is_table = suffix_of(path) in TABLES
+    for place, entry in read_records(path, problems):
+        yield place, {name: value for name, value in entry.items() if value.strip()} if is_table else entry

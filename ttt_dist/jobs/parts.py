@@ -20,8 +20,10 @@ import numpy as np
 
 from ttt_dist.data import metadata
 from ttt_dist.data.metadata import with_suffix
+from ttt_dist.manifest.text_files import reading
 from ttt_dist.util.atomic_files import atomic_write, sha256_file
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.json_files import read_bytes
 
 CHUNK_BYTES = 1 << 24
 PACKAGES = ("ttt-dist", "torch", "transformers", "megatron-core", "numpy")
@@ -29,7 +31,7 @@ PACKAGES = ("ttt-dist", "torch", "transformers", "megatron-core", "numpy")
 
 @dataclass(frozen=True, kw_only=True)
 class LineRange:
-    """Consecutive lines of a file, by their bytes: number `first` (from 1) and the following."""
+    """Consecutive lines of a file, by the bytes of its text: number `first` (from 1) and the following."""
 
     path: Path
     start: int
@@ -39,12 +41,9 @@ class LineRange:
 
     def read(self) -> bytes:
         """The bytes. Raises UserError where the file has become shorter."""
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(self.start)
-                content = file.read(self.stop - self.start)
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be read ({error.strerror}); correct the path") from error
+        with reading(self.path) as file:
+            file.seek(self.start)
+            content = file.read(self.stop - self.start)
         if len(content) != self.stop - self.start:
             raise UserError(f"{self.path}: has changed while it was read; run this again")
         return content
@@ -61,34 +60,29 @@ class LineRange:
 
 
 def cut_lines(path: Path, lines_per_part: int) -> list[LineRange]:
-    """Cut a file into stretches of `lines_per_part` lines; one pass over its bytes. Raises UserError on an empty file."""
-    borders, number, offset = [0], 0, 0
-    try:
-        with open(path, "rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n"))
-                first = -(number + 1) % lines_per_part  # the first end in this chunk that is a border
-                borders += (ends[first::lines_per_part] + offset + 1).tolist()
-                number += len(ends)
-                offset += len(chunk)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
+    """Cut a file into stretches of `lines_per_part` lines; one pass over its bytes.
+
+    Raises UserError on an empty file.
+    """
+    borders, number, offset, last = [0], 0, 0, b""
+    with reading(path) as file:
+        while chunk := file.read(CHUNK_BYTES):
+            ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n"))
+            first = -(number + 1) % lines_per_part  # the first end in this chunk that is a border
+            borders += (ends[first::lines_per_part] + offset + 1).tolist()
+            number += len(ends)
+            offset += len(chunk)
+            last = chunk[-1:]
     if not offset:
         raise UserError(f"{path}: is empty; make the manifest again")
     if borders[-1] != offset:
         borders.append(offset)
     lines = [lines_per_part] * (len(borders) - 1)
-    lines[-1] = number - lines_per_part * (len(lines) - 1) + (_last_byte(path) != b"\n")
+    lines[-1] = number - lines_per_part * (len(lines) - 1) + (last != b"\n")
     return [
         LineRange(path=path, start=start, stop=stop, first=1 + lines_per_part * part, num_lines=lines[part])
         for part, (start, stop) in enumerate(itertools.pairwise(borders))
     ]
-
-
-def _last_byte(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(-1, 2)
-        return file.read(1)
 
 
 def part_prefix(folder: Path, number: int) -> Path:
@@ -99,15 +93,16 @@ def part_prefix(folder: Path, number: int) -> Path:
 def read_part(prefix: Path, again: str) -> dict[str, Any] | None:
     """The JSON of a part; None where there is none. Raises UserError where it is damaged; `again` is the remedy."""
     path = with_suffix(prefix, ".json")
+    remedy = f"remove it, then {again}"
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, remedy)
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); correct its permissions") from error
     if not metadata.is_rendered(content):
-        raise UserError(f"{path}: is damaged, its checksum differs; remove it, then {again}")
-    return dict(json.loads(content))
+        raise UserError(f"{path}: is damaged, its checksum differs; {remedy}")
+    part = dict(json.loads(content))
+    metadata.require_shape(part, path, remedy)
+    return part
 
 
 def write_part(prefix: Path, values: dict[str, Any]) -> None:
@@ -153,6 +148,8 @@ def find_parts(folder: Path, made_by: str) -> list[tuple[Path, dict[str, Any]]]:
         part = read_part(prefix, again)
         if part is None:
             raise UserError(f"{prefix}.json: missing, there are to be {first['parts']} parts; {again}, all its tasks")
+        if missing := [key for key in ("counts", "files") if key not in part]:
+            raise UserError(f"{prefix}.json: lacks '{missing[0]}'; remove it, then {again}")
         if part.get("parts") != first.get("parts"):
             raise UserError(
                 f"{prefix}.json: one of {part.get('parts')} parts, others of {first['parts']}; {again} anew"

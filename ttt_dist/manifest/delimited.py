@@ -1,4 +1,8 @@
-"""Tables as text: CSV and TSV, row by row, with the place of each row."""
+"""Tables as text: CSV and TSV, row by row, with the place of each row.
+
+In a TSV `"` is a letter, unless its header encloses every name in quotes. In a CSV it encloses values, and one that was
+meant as a letter would swallow the rows up to the next: a value may have line ends of its own, but not many, and no rows.
+"""
 
 from __future__ import annotations
 
@@ -8,67 +12,126 @@ from pathlib import Path
 
 from ttt_dist.manifest.entry import decode_line
 from ttt_dist.manifest.problems import Problems
-from ttt_dist.manifest.reading import raw_lines
+from ttt_dist.manifest.text_files import raw_lines, suffix_of
+from ttt_dist.util.console import warn
 from ttt_dist.util.errors import UserError
 
 Row = dict[str, str]
+MAX_LINES = 16  # of one row of a CSV
 
 
 class _Lines:
-    """The decoded lines of a file, and the place of the last one given; lines that are not UTF-8, and a
-    file that cannot be read, are reported."""
+    """The lines of a file for csv.reader, and those that the row being read has had so far."""
 
     def __init__(self, path: Path, problems: Problems) -> None:
-        self.place = str(path)
-        self._lines = raw_lines(path)
-        self._problems = problems
+        self.taken: list[tuple[str, str]] = []
+        """(`file:line`, text) of each line since the last row."""
+        self._lines = _decoded(path, problems)
+        self._again: list[tuple[str, str]] = []  # lines to be read once more, last first
 
     def __iter__(self) -> Iterator[str]:
-        for place, raw in self._readable():
+        return self
+
+    def __next__(self) -> str:
+        if len(self.taken) >= MAX_LINES:
+            raise csv.Error(f"the quote that opens here is not closed within {MAX_LINES} lines")
+        taken = self._again.pop() if self._again else next(self._lines)
+        self.taken.append(taken)
+        return taken[1]
+
+    def give_back(self) -> None:
+        """Let all lines of the row but its first be read again."""
+        self._again += self.taken[:0:-1]
+
+
+def _decoded(path: Path, problems: Problems) -> Iterator[tuple[str, str]]:
+    """(`file:line`, text) of every line; lines that are not UTF-8, and a file that cannot be read, are reported."""
+    try:
+        for place, raw in raw_lines(path):
             try:
                 decode_line(raw, place)
             except UserError as error:
-                self._problems.report(error, "not UTF-8")
-                continue
-            self.place = place
-            yield raw.decode("utf-8").removeprefix("\ufeff")  # not stripped: an empty column is white space in a TSV
-
-    def _readable(self) -> Iterator[tuple[str, bytes]]:
-        try:
-            yield from self._lines
-        except UserError as error:
-            self._problems.report(error, "no access")
+                problems.report(error, "not UTF-8")
+            else:  # not stripped: an empty column is white space in a TSV
+                yield place, raw.decode("utf-8").removeprefix("\ufeff")
+    except UserError as error:
+        problems.report(error, "no access")
 
 
-def read_rows(path: Path, problems: Problems, delimiter: str, quoted: bool = True) -> Iterator[tuple[str, Row]]:
+def read_rows(path: Path, problems: Problems, delimiter: str) -> Iterator[tuple[str, Row]]:
     """(`file:line`, {column: value}) of every row below the header; the line is the row's last.
 
-    `quoted` says whether `"` encloses values; where not, it is a letter like any other. Rows that have another number
-    of columns than the header are reported, and so is a file that cannot be read.
+    Rows that have another number of columns than the header are reported, and so is a file that cannot be read.
     """
-    lines = _Lines(path, problems)
-    reader = csv.reader(
-        iter(lines), delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=quoted
-    )
     header: list[str] | None = None
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            problems.report(f"{lines.place}: cannot be read as a row ({error}); correct the line")
-            continue
+    for place, row in _csv_rows(path, problems) if delimiter == "," else _tsv_rows(path, problems):
         if not any(row):
             continue
         if header is None:
             header = [name.strip() for name in row]
         elif len(row) != len(header):
-            problems.report(f"{lines.place}: has {len(row)} columns, the header {len(header)}; correct the line")
+            problems.report(f"{place}: has {len(row)} columns, the header {len(header)}; correct the line")
         else:
-            yield lines.place, dict(zip(header, row, strict=True))
+            yield place, dict(zip(header, row, strict=True))
+
+
+def _tsv_rows(path: Path, problems: Problems) -> Iterator[tuple[str, list[str]]]:
+    encloses: bool | None = None
+    told = False
+    for place, line in _decoded(path, problems):
+        row = line.rstrip("\r\n").split("\t")
+        if encloses is None and any(row):
+            encloses = all(map(_is_quoted, row))
+        if not (encloses or told) and '""' in line and any(map(_is_as_csv_writes, row)):
+            warn(
+                f'{place}: "" inside quotes is how a CSV writes a letter ", and stays as it is in a TSV; if it is CSV, say .csv'
+            )
+            told = True
+        yield place, [_unquoted(cell) for cell in row] if encloses else row
+
+
+def _is_quoted(cell: str) -> bool:
+    return len(cell) > 1 and cell[0] == cell[-1] == '"'
+
+
+def _is_as_csv_writes(cell: str) -> bool:
+    """Whether a CSV would have written this, of a value with a letter " in it."""
+    return _is_quoted(cell) and '""' in cell[1:-1] and '"' not in cell[1:-1].replace('""', "")
+
+
+def _unquoted(cell: str) -> str:
+    return cell[1:-1].replace('""', '"') if _is_quoted(cell) else cell
+
+
+def _csv_rows(path: Path, problems: Problems) -> Iterator[tuple[str, list[str]]]:
+    lines = _Lines(path, problems)
+    reader = csv.reader(lines, strict=True)
+    columns = 0
+    while True:
+        try:
+            row = next(reader)
+            if len(lines.taken) > 1:
+                _require_one_row([text for _, text in lines.taken], columns)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            place = lines.taken[0][0]
+            problems.report(f'{place}: cannot be read as a row ({error}); correct the line (a letter " is written "")')
+            lines.give_back()
+            reader = csv.reader(lines, strict=True)
+        else:
+            yield lines.taken[-1][0], row
+            columns = columns or len(row)
+        lines.taken.clear()
+
+
+def _require_one_row(lines: list[str], columns: int) -> None:
+    """Raise csv.Error where several lines, read as one row, are a whole row each: a quote that nobody closes ends at the
+    next one like it."""
+    if columns > 1 and all(len(next(csv.reader([line]), [])) == columns for line in lines):
+        raise csv.Error(f"the quote that opens here would take {len(lines)} rows for one")
 
 
 def delimiter_of(path: Path) -> str:
-    """A comma for .csv, else a tab."""
-    return "," if path.suffix.lower() == ".csv" else "\t"
+    """A comma for .csv, compressed or not, else a tab."""
+    return "," if suffix_of(path) == ".csv" else "\t"

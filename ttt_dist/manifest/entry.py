@@ -10,9 +10,8 @@ makes, and in which order, says ttt_dist/manifest/clips.py.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeGuard
 
 from ttt_dist.util.errors import UserError
 
@@ -20,6 +19,10 @@ Entry = dict[str, Any]
 
 ROLES = ("system", "user", "assistant")
 MEMBER_KEYS = ({"offset", "size"}, {"row", "column"})
+MAX_SECONDS = 1e8  # three years: more is no length of a recording
+MAX_SILENCE = 3600.0  # seconds, in all gaps and the tail of a clip: they are made in memory
+MAX_NAME, MAX_PATH = 255, 4095  # bytes that Linux takes
+MAX_DEPTH = 100  # of lists and objects in each other
 
 
 def decode_line(raw: bytes, place: str) -> str:
@@ -66,9 +69,23 @@ def parse_object(line: str, place: str) -> Entry:
         raise UserError(f"{place}: is not JSON ({error}); write one JSON object per line") from error
     if not isinstance(entry, dict):
         raise UserError(f"{place}: is {type(entry).__name__}, not an object; write one JSON object per line")
+    if line.count("[") + line.count("{") > MAX_DEPTH and is_deep(entry):
+        raise UserError(f"{place}: lists and objects stand in each other more than {MAX_DEPTH} deep; flatten the line")
     if "\\u" in line and not is_unicode(json.dumps(entry, ensure_ascii=False)):
         raise UserError(f"{place}: an escape \\uD800 to \\uDFFF stands alone, which is no character; remove it")
     return entry
+
+
+def is_deep(value: Any) -> bool:
+    """Whether a value read from JSON is nested so deeply that it may not be written again."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [inner for item in level for inner in _inside(item) if isinstance(inner, list | dict)]
+    return bool(level)
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def is_unicode(text: str) -> bool:
@@ -135,12 +152,14 @@ def _check_clip(clip: Entry, place: str, prefix: str) -> None:
     audio = clip.get("audio")
     if audio and not isinstance(audio, str) and not _is_list_of(audio, str):
         raise UserError(f"{place}: field '{prefix}audio' is neither a path nor a list of paths; correct it")
-    if isinstance(audio, str) and "\0" in audio:
-        raise UserError(f"{place}: field '{prefix}audio' holds a zero byte; correct the path")
+    for path in [audio] if isinstance(audio, str) else audio or []:
+        if reason := bad_path(path):
+            raise UserError(f"{place}: field '{prefix}audio' {reason}; correct the path")
     for name in ("offset", "duration", "tail"):
         value = clip.get(name)
-        if value is not None and not _is_seconds(value):
+        if value is not None and not is_seconds(value):
             raise UserError(f"{place}: field '{prefix}{name}' is {value!r}; give seconds, 0 or more")
+    _check_silence(clip.get("tail") or 0, place, f"{prefix}tail")
     _check_gaps(clip, place, prefix)
     _check_member(clip, place, prefix)
 
@@ -149,8 +168,30 @@ def _is_list_of(value: Any, kind: type) -> bool:
     return isinstance(value, list) and all(isinstance(part, kind) for part in value)
 
 
-def _is_seconds(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value) and value >= 0
+def bad_path(path: str) -> str | None:
+    """Why no file can have this name, whatever lies on the disk; None where one can."""
+    if "\0" in path:
+        return "holds a zero byte"
+    if len(path) <= MAX_NAME // 4:  # the usual case, at a glance: a character has at most four bytes
+        return None
+    raw = path.encode("utf-8", "surrogatepass")
+    if len(raw) > MAX_PATH or any(len(name) > MAX_NAME for name in raw.split(b"/")):
+        return f"is too long for the name of a file ({len(raw):,} bytes)"
+    return None
+
+
+def is_seconds(value: Any) -> TypeGuard[float]:
+    """Whether a value can be the place or length of a piece of sound."""
+    return not isinstance(value, bool) and isinstance(value, int | float) and 0 <= value <= MAX_SECONDS
+
+
+def seconds_of(value: Any) -> float | None:
+    """A number or its text as seconds; None where it is none."""
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return seconds if is_seconds(seconds) else None
 
 
 def _check_gaps(clip: Entry, place: str, prefix: str) -> None:
@@ -160,8 +201,16 @@ def _check_gaps(clip: Entry, place: str, prefix: str) -> None:
     parts = clip.get("audio")
     if not isinstance(parts, list) or not isinstance(gaps, list) or len(gaps) != len(parts):
         raise UserError(f"{place}: field '{prefix}gaps' does not have one number per path of 'audio'; correct it")
-    if not all(_is_seconds(gap) for gap in gaps):
+    if not all(is_seconds(gap) for gap in gaps):
         raise UserError(f"{place}: field '{prefix}gaps' holds something other than seconds of 0 or more; correct it")
+    _check_silence(sum(gaps), place, f"{prefix}gaps")
+
+
+def _check_silence(seconds: float, place: str, name: str) -> None:
+    if seconds > MAX_SILENCE:
+        raise UserError(
+            f"{place}: field '{name}' asks for {seconds:.6g} s of silence, {MAX_SILENCE:g} at most; correct it"
+        )
 
 
 def _check_member(clip: Entry, place: str, prefix: str) -> None:

@@ -5,6 +5,7 @@ Memory holds one chunk of text and one object.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from ttt_dist.manifest.problems import Problems
+from ttt_dist.manifest.text_files import reading
 from ttt_dist.util.errors import UserError
 
 CHUNK = 2**22  # characters read at once
-MAX_OBJECT = 2**28  # characters of one object: beyond, the file is taken to be damaged
+MAX_OBJECT = 2**26  # characters of one object: beyond, the file is taken to be damaged
 SEPARATORS = re.compile(r"[\s,]*")
 
 
@@ -27,31 +29,29 @@ def stream_array(path: Path, key: str | None, problems: Problems) -> Iterator[tu
     before it stays good. Raises UserError where the file cannot be read or has no such list.
     """
     decoder = json.JSONDecoder()
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            text, at = _find(file, key, path)
-            line = 1 + text.count("\n", 0, at)
-            while True:
-                start, at = at, SEPARATORS.match(text, at).end()  # type: ignore[union-attr]
-                line += text.count("\n", start, at)
-                if text.startswith("]", at):
+    with reading(path) as raw:
+        file = io.TextIOWrapper(raw, encoding="utf-8", errors="surrogateescape")
+        text, at = _find(file, key, path)
+        line = 1 + text.count("\n", 0, at)
+        while True:
+            start, at = at, SEPARATORS.match(text, at).end()  # type: ignore[union-attr]
+            line += text.count("\n", start, at)
+            if text.startswith("]", at):
+                return
+            try:
+                item, end = decoder.raw_decode(text, at)
+            except (ValueError, RecursionError) as error:
+                more = file.read(max(CHUNK, len(text) - at)) if len(text) - at < MAX_OBJECT else ""
+                if not more:
+                    problems.report(
+                        f"{path}:{line}: the list '{key or 'of the file'}' breaks off ({error}); fetch the file again"
+                    )
                     return
-                try:
-                    item, end = decoder.raw_decode(text, at)
-                except (ValueError, RecursionError) as error:
-                    more = file.read(max(CHUNK, len(text) - at)) if len(text) - at < MAX_OBJECT else ""
-                    if not more:
-                        problems.report(
-                            f"{path}:{line}: the list '{key or 'of the file'}' breaks off ({error}); fetch the file again"
-                        )
-                        return
-                    text, at = text[at:] + more, 0
-                    continue
-                yield f"{path}:{line}", item
-                line += text.count("\n", at, end)
-                at = end
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); correct the path or its permissions") from error
+                text, at = text[at:] + more, 0
+                continue
+            yield f"{path}:{line}", item
+            line += text.count("\n", at, end)
+            at = end
 
 
 def _find(file: IO[str], key: str | None, path: Path) -> tuple[str, int]:

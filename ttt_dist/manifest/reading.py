@@ -19,6 +19,7 @@ from typing import IO
 
 from ttt_dist.manifest.entry import Entry, decode_line, parse_entry
 from ttt_dist.manifest.problems import Problems
+from ttt_dist.manifest.text_files import raw_lines
 from ttt_dist.util.errors import UserError
 
 RECENT_IDS = 2**18  # in a set of Python's; older ones in a sorted array of 8 bytes each
@@ -53,16 +54,6 @@ class SeenIds:
         merged.sort(kind="stable")
         self._old = merged.data  # a memoryview: its items are Python's integers, which compare faster than numpy's
         self._recent.clear()
-
-
-def raw_lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(`file:line`, bytes) of every line. Raises UserError where the file cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            for number, raw in enumerate(file, start=1):
-                yield f"{path}:{number}", raw
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); correct the path or its permissions") from error
 
 
 def numbered_lines(path: Path, problems: Problems) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.json_files import read_object
 
+MAX_IDS = 2**26  # of a vocabulary: far above any, and few enough for a table of all of them
 # Delimiters that belong to the text class: ordinary autoregressive targets, or parts of the prompt.
 TEXT_SPECIALS = ("pad", "im_start", "im_end", "begin_of_audio", "end_of_audio", "begin_of_quad")
 # Members of the audio class besides the codes.
@@ -164,19 +166,23 @@ class TokenLayout:
         missing = [name for name in names if name not in values]
         if missing:
             raise UserError(f"{where}: token layout lacks '{missing[0]}': write the file again with this version")
-        return cls(**{name: values[name] for name in names})
+        for name in names:
+            _require_kind(name, values[name], where)
+        try:
+            return cls(**{name: values[name] for name in names})
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
 
     def save(self, path: str | Path) -> None:
         Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf8")
 
     @classmethod
     def load(cls, path: str | Path) -> "TokenLayout":
+        remedy = "export the model or write the shards again"
         try:
-            values = json.loads(Path(path).read_text(encoding="utf8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise UserError(
-                f"{path}: no readable token layout ({error}): export the model or write the shards again"
-            ) from error
+            values = read_object(Path(path), remedy)
+        except FileNotFoundError as error:
+            raise UserError(f"{path}: no readable token layout ({error}): {remedy}") from error
         return cls.from_dict(values, str(path))
 
     def require_same(self, other: "TokenLayout", where: str) -> None:
@@ -187,6 +193,22 @@ class TokenLayout:
                 raise UserError(
                     f"{where}: token layout differs in {field.name}: {theirs} there, {mine} here; use data and weights of one layout"
                 )
+
+
+def _require_kind(name: str, value: Any, where: str) -> None:
+    """Raise UserError where a value read for the field `name` is none of its kind: tables of all ids are made from them."""
+    if name in ("tokenizer", "tokenizer_hash"):
+        wanted, is_right = "text", isinstance(value, str)
+    elif name == "special_ids":
+        wanted, is_right = "ids by name", isinstance(value, dict) and all(map(_is_id, value.values()))
+    else:
+        wanted, is_right = f"a whole number of 0 to {MAX_IDS:,}", _is_id(value)
+    if not is_right:
+        raise UserError(f"{where}: token layout has {name} {value!r}, not {wanted}: write the file again")
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_IDS
 
 
 def extend(

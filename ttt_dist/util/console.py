@@ -16,7 +16,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from ttt_dist.util.errors import UserError
+from ttt_dist.util.errors import UserError, one_line
 
 PLAIN_INTERVAL_S = 10.0  # between two lines of progress where the output is no terminal
 BAR_INTERVAL_S = 0.1
@@ -68,14 +68,14 @@ def warn(message: str) -> None:
     """A line `warning: ...` on stderr, from rank 0 only."""
     if rank() == 0:
         _erase_bar()
-        _tell(f"warning: {message}\n")
+        _tell(f"warning: {one_line(message)}\n")
 
 
 def print_error(message: str) -> None:
     """A line `error: ...` on stderr, from every rank: the one that fails may not be the first."""
     _erase_bar()
     who = f" (rank {rank()})" if rank() else ""
-    _tell(f"error{who}: {message}\n")
+    _tell(f"error{who}: {one_line(message)}\n")
 
 
 def print_json(figures: Mapping[str, Any]) -> None:

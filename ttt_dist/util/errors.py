@@ -1,10 +1,28 @@
 """Exceptions that a user is meant to read, and the exit statuses that scripts go by."""
 
+import re
 from typing import ClassVar
+
+MAX_MESSAGE = 2000  # characters: messages quote what files hold, which may be megabytes
+_NOT_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def one_line(text: object) -> str:
+    """A message as a line of bounded length: its middle is left out where it is long, and what moves a cursor, ends a line or
+    is no character is written as Python writes it. File names and files of others may hold anything."""
+    line = _NOT_TEXT.sub(lambda found: repr(found[0])[1:-1], str(text))
+    if len(line) <= MAX_MESSAGE:
+        return line
+    return (
+        f"{line[: MAX_MESSAGE * 3 // 4]} [{len(line) - MAX_MESSAGE:,} characters left out] {line[-MAX_MESSAGE // 4 :]}"
+    )
 
 
 class UserError(ValueError):
     """Something the user can put right: one line that names the place (file and line, or key) and the remedy."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(one_line(message))
 
     status: ClassVar[int] = 1
     """Exit status of a command that ends with it; 2 is bad usage."""

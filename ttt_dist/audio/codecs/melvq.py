@@ -27,6 +27,7 @@ from ttt_dist.audio.logmel import LogMel, normalise_loudness
 from ttt_dist.audio.vocoder import synthesise
 from ttt_dist.util.atomic_files import atomic_write
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.json_files import read_object
 
 FORMAT = 1  # of the folder; raise it where codes of an old folder would change
 
@@ -72,7 +73,7 @@ class MelVQ(Codec):
         self.mean = mean.float().contiguous()  # [num_mels], of the corpus
         self.logmel = LogMel(settings.sample_rate, settings.num_mels)
         self._points = self.points(self.codebook)
-        self.hash = self._hash()
+        self.hash = _hash_of(settings, self.codebook, self.mean)
 
     @classmethod
     def learn(cls, waves: Iterable[Tensor], settings: MelVQSettings) -> MelVQ:
@@ -153,25 +154,29 @@ class MelVQ(Codec):
     def load(cls, folder: str | Path) -> MelVQ:
         """Read a folder that `save` wrote; UserError names the file where it is damaged."""
         folder = Path(folder)
-        description = json.loads((folder / "codec.json").read_text(encoding="utf-8"))
         try:
+            description = read_object(folder / "codec.json", "learn the codec again")
             settings = MelVQSettings(**{key: description[key] for key in MelVQSettings.__dataclass_fields__})
             tensors = load_file(folder / "codebook.safetensors")
-            codec = cls(settings, tensors["codebook"], tensors["mean"])
-        except (KeyError, OSError, SafetensorError, RuntimeError) as error:
+            codebook, mean = (tensors[name].float().contiguous() for name in ("codebook", "mean"))
+            found = _hash_of(settings, codebook, mean)
+        except UserError:
+            raise
+        except (KeyError, OSError, SafetensorError, RuntimeError, TypeError, ArithmeticError) as error:
             raise UserError(f"{folder}: melvq codec is damaged ({error}); restore it or learn it again") from error
-        if codec.hash != description.get("hash"):
+        if found != description.get("hash"):  # before anything is made of the sizes that it states
             raise UserError(
-                f"{folder}: melvq contents have hash {codec.hash[:12]}, codec.json says "
+                f"{folder}: melvq contents have hash {found[:12]}, codec.json says "
                 f"{str(description.get('hash'))[:12]}; restore the folder or learn the codec again"
             )
-        return codec
+        return cls(settings, codebook, mean)
 
-    def _hash(self) -> str:
-        total = hashlib.sha256(json.dumps([self.name, FORMAT, asdict(self.settings)], sort_keys=True).encode())
-        for tensor in (self.codebook, self.mean):
-            total.update(tensor.numpy().tobytes())
-        return total.hexdigest()
+
+def _hash_of(settings: MelVQSettings, codebook: Tensor, mean: Tensor) -> str:
+    total = hashlib.sha256(json.dumps([MelVQ.name, FORMAT, asdict(settings)], sort_keys=True).encode())
+    for tensor in (codebook, mean):
+        total.update(tensor.numpy().tobytes())
+    return total.hexdigest()
 
 
 def stacks_to_learn_from(settings: MelVQSettings) -> int:

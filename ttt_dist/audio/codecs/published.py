@@ -13,6 +13,7 @@ from typing import Any
 from ttt_dist.audio.codec import Codec
 from ttt_dist.util.atomic_files import sha256_file
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.json_files import read_object
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -37,8 +38,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: missing; name the folder that was downloaded, with config.json and model.safetensors")
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        return read_object(path, REMEDY)
+    except OSError as error:
         raise UserError(f"{path}: cannot be read ({error}); {REMEDY}") from error
 
 
@@ -48,9 +49,13 @@ def weight_files(folder: Path) -> list[Path]:
     names = ["model.safetensors"]
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            listed = sorted(set(read_object(index, REMEDY)["weight_map"].values()))
+        except (OSError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{index}: not a readable index of weights ({error}); {REMEDY}") from error
+        if not all(isinstance(name, str) for name in listed):
+            raise UserError(f"{index}: not a readable index of weights (a name is no text); {REMEDY}")
+        is_stale = (folder / names[0]).is_file() and not all((folder / name).is_file() for name in listed)
+        names = names if is_stale else listed
     for name in names:
         if Path(name).name != name:
             raise UserError(f"{index}: names a file outside its folder, {name}; {REMEDY}")

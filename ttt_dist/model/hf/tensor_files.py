@@ -1,6 +1,7 @@
 """Tensors in a folder of safetensors files, one piece at a time: neither side ever holds a whole model, or a whole file.
 
-A folder has `model.safetensors`, or `model-00001-of-0000N.safetensors` and an index that says which tensor is where.
+A folder has `model.safetensors`, or `model-00001-of-0000N.safetensors` and an index that says which tensor is where; of both
+the single file counts.
 """
 
 import json
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ttt_dist.util.atomic_files import open_new
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.json_files import read_object
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -40,8 +42,9 @@ class TensorFolder:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        index = self.folder / INDEX
-        self.tensors = _indexed(index) if index.exists() else _described(self.folder / SINGLE)
+        single, index = self.folder / SINGLE, self.folder / INDEX
+        # As transformers reads such a folder: an index may be left from the shards that a single file has replaced.
+        self.tensors = _indexed(index) if index.exists() and not single.exists() else _described(single)
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
@@ -155,12 +158,12 @@ class TensorWriter:
 def _indexed(index: Path) -> dict[str, TensorInfo]:
     """The tensors that an index names, each found in the file that it names."""
     try:
-        values = json.loads(index.read_text(encoding="utf8"))["weight_map"]
+        values = read_object(index, REMEDY)["weight_map"]
         places = {str(name): str(file) for name, file in values.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index}: not a readable index of tensors ({error}); {REMEDY}") from error
     files = sorted(set(places.values()))
-    outside = [name for name in files if Path(name).name != name]
+    outside = [name for name in files if Path(name).name != name or "\0" in name]
     if outside:
         raise UserError(f"{index}: names a file outside its folder, {outside[0]}; {REMEDY}")
     found = {name: _described(index.parent / name) for name in files}
