@@ -126,8 +126,7 @@ def test_a_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"huge\.flac: (is cut off or damaged|cannot be read)"):
         read_audio(tmp_path / "huge.flac", RATE)
     flac_with_length(tmp_path / "unknown.flac", 0)
-    with pytest.raises(UserError, match=r"unknown\.flac: its header does not say how long it is"):
-        read_audio(tmp_path / "unknown.flac", RATE)
+    assert len(read_audio(tmp_path / "unknown.flac", RATE)) == RATE
 
 
 @pytest.mark.parametrize("name", ["a.flac", "a.mp3", "a.ogg", "a.wav"])
