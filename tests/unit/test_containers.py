@@ -180,3 +180,26 @@ def test_what_cannot_be_read_is_named_with_file_and_member(tmp_path: Path) -> No
         with pytest.raises(UserError, match=reason) as error:
             UtteranceReader(tmp_path, RATE).read({"audio": name, "member": member})
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_damaged_arrow_file_is_named_and_ends_no_process(tmp_path: Path, stream: bool) -> None:
+    """pyarrow ends the process at some of these."""
+    cells = [{"bytes": encoded(str(n)), "path": "x"} for n in range(3)]
+    path, random = tmp_path / "a.arrow", np.random.default_rng(0)
+    write_arrow(path, cells, 2, stream)
+    whole = path.read_bytes()
+    outcomes = set()
+    for number in range(150):
+        data = bytearray(whole)
+        where = random.choice([random.integers(0, 700), len(data) - 1 - random.integers(0, 700)], 1 + number % 3)
+        data[where[0]] ^= 1 << int(random.integers(0, 8))
+        data[where[-1]] = int(random.choice([0, 255, data[where[-1]]]))
+        path.write_bytes(data)
+        try:
+            table = containers.open_table(path)
+            list(table.read(["audio"]) if "audio" in table.schema.names else ())
+            outcomes.add("read")
+        except (UserError, *containers.DAMAGE) as error:
+            outcomes.add("pyarrow gives up" if "gives up" in str(error) else "named")
+    assert outcomes >= {"read", "named", "pyarrow gives up"}

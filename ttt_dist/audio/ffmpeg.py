@@ -75,10 +75,6 @@ class FfmpegFile:
     def __exit__(self, *_: object) -> None:
         self._container.close()
 
-    def seekable(self) -> bool:
-        """Never: where a seek lands differs by format."""
-        return False
-
     def read(self, frames: int, **_: Any) -> np.ndarray:
         """The next [frames, channels], fewer at the end."""
         parts, left = [], frames

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import soundfile
@@ -35,7 +35,7 @@ BLOCK_FRAMES = 2**20  # read at once, of one channel, whatever length the header
 UNKNOWN_FRAMES = 2**62  # libsndfile gives such a number where the header names no length
 MOST_SAMPLES = 2**29  # frames x channels decoded for one clip: 3 hours of 48 kHz, or 2 GB
 
-Recording = soundfile.SoundFile | ffmpeg.FfmpegFile
+Recording: TypeAlias = "soundfile.SoundFile | ffmpeg.FfmpegFile"
 
 
 def read_audio(
@@ -105,7 +105,7 @@ def _decoder(source: Source, place: str | int, name: str) -> Recording:
             ) from error
         return ffmpeg.FfmpegFile(source, found[0], name)
     if file.frames >= UNKNOWN_FRAMES:  # then libsndfile fails to seek, and soundfile seeks after every read
-        file.seekable = lambda: False  # type: ignore[method-assign]
+        file.seekable = lambda: False
     return file
 
 
@@ -142,10 +142,10 @@ def _require_all(file: Recording, number: int, count: int, name: str) -> None:
 
 def _skip(file: Recording, frames: int) -> int:
     """Go to `frames` from the start, by reading where the file cannot seek; the number that there were to skip."""
-    if frames <= 0 or file.seekable():
-        if frames > 0:
-            file.seek(frames)
-        return frames
+    if frames <= 0:
+        return 0
+    if isinstance(file, soundfile.SoundFile) and file.seekable():
+        return int(file.seek(frames))
     left, most = frames, max(1, BLOCK_FRAMES // file.channels)
     while left and (got := len(file.read(min(left, most), dtype="float32", always_2d=True))):
         left -= got

@@ -126,10 +126,7 @@ def counted(data: Bytes, name: str) -> bytes | None:
 
 def _counting(number: int, head: bytes) -> bytes:
     """A frame "Info" like the one with this head that says how many follow."""
-    for index in range(1, 15):
-        new = bytes([head[0], head[1] | 1, index << 4 | head[2] & 0x0C, head[3]])  # no checksum, no padding
-        frame = parse(new)
-        assert frame is not None  # as `head` is one
-        if frame.size >= 4 + frame.side_info + HELD:
-            break
+    heads = (bytes([head[0], head[1] | 1, index << 4 | head[2] & 0x0C, head[3]]) for index in range(1, 15))
+    sizes = [(new, frame) for new in heads if (frame := parse(new))]  # no checksum, no padding, each bit rate
+    new, frame = next((new, frame) for new, frame in sizes if frame.size >= 4 + frame.side_info + HELD)
     return (new + bytes(frame.side_info) + struct.pack(">4sII", b"Info", 1, number)).ljust(frame.size, b"\0")

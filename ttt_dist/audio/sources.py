@@ -25,7 +25,7 @@ def require_regular(path: str | Path, name: str) -> None:
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
         kind = kinds.get(stat.S_IFMT(mode), "device")
-        raise UserError(f"{name}: cannot be read as audio (it is a {kind}, not a file); correct the path")
+        raise UserError(f"{name}: cannot be read (it is a {kind}, not a file); correct the path")
 
 
 def head_of(source: Source, size: int) -> bytes:

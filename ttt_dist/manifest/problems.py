@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ttt_dist.util.console import warn
-from ttt_dist.util.errors import UserError
+from ttt_dist.util.errors import UserError, one_line
 
 PLACES = 20  # named per reason; beyond, only the count grows
 
@@ -25,7 +25,7 @@ class Tally:
         """Once more, at `place`."""
         self.count += 1
         if len(self.places) < PLACES:
-            self.places.append(place.encode("utf-8", "backslashreplace").decode())  # file names may be any bytes
+            self.places.append(one_line(place))  # file names may be any bytes
 
 
 @dataclass
@@ -74,4 +74,4 @@ class Collected(Problems):
 
     def report(self, message: str | Exception, reason: str = "bad line") -> None:
         """Note one bad line."""
-        self.messages.append(str(message))
+        self.messages.append(one_line(message))

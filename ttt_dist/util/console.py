@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from ttt_dist.util.errors import UserError
+from ttt_dist.util.errors import UserError, one_line, printable
 
 PLAIN_INTERVAL_S = 10.0  # between two lines of progress where the output is no terminal
 BAR_INTERVAL_S = 0.1
@@ -31,7 +31,7 @@ def rank() -> int:
 def print_rank0(message: str = "") -> None:
     """A line on stdout, from rank 0 only."""
     if rank() == 0:
-        sys.stdout.write(f"{message}\n")
+        sys.stdout.write(f"{printable(message)}\n")
         sys.stdout.flush()
 
 
@@ -46,7 +46,7 @@ def warn(message: str) -> None:
     """A line `warning: ...` on stderr, from rank 0 only."""
     if rank() == 0:
         _erase_bar()
-        sys.stderr.write(f"warning: {message}\n")
+        sys.stderr.write(f"warning: {one_line(message)}\n")
         sys.stderr.flush()
 
 
@@ -54,7 +54,7 @@ def print_error(message: str) -> None:
     """A line `error: ...` on stderr, from every rank: the one that fails may not be the first."""
     _erase_bar()
     who = f" (rank {rank()})" if rank() else ""
-    sys.stderr.write(f"error{who}: {message}\n")
+    sys.stderr.write(f"error{who}: {one_line(message)}\n")
     sys.stderr.flush()
 
 

@@ -1,6 +1,27 @@
 """Exceptions that a user is meant to read, and the exit statuses that scripts go by."""
 
+import re
 from typing import ClassVar
+
+BROKEN = "\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff"  # control characters, and halves of characters
+UNSEEN = (
+    "\t\n\u2028\u2029\u202a-\u202e\u2066-\u2069"  # ends of lines and of words, and what turns the direction of text
+)
+_IN_A_LINE, _IN_A_TEXT = re.compile(f"[{BROKEN}{UNSEEN}]"), re.compile(f"[{BROKEN}]")
+
+
+def one_line(message: object) -> str:
+    """A message as it may be shown: names of files and what is in them may hold line ends, or orders to a terminal."""
+    return _IN_A_LINE.sub(_escaped, str(message))
+
+
+def printable(text: str) -> str:
+    """The same of a text that has lines and columns."""
+    return _IN_A_TEXT.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found.group().encode("unicode_escape").decode()
 
 
 class UserError(ValueError):
@@ -10,6 +31,9 @@ class UserError(ValueError):
     """Exit status of a command that ends with it; 2 is bad usage."""
     is_agreed: ClassVar[bool] = False
     """Whether all processes of a job raise it alike, so that the first one tells it for all."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(message))
 
 
 class StopRequestedError(UserError):
