@@ -42,15 +42,15 @@ def main() -> None:
         return
     import torch
 
-    from ttt_dist.audio import read_audio
+    import ttt_dist.audio
 
     torch.set_num_threads(1)
-    read_audio(args.folder / "first.WAV", TARGET)
+    ttt_dist.audio.read_audio(args.folder / "first.WAV", TARGET)
     files = sorted(args.folder.glob("[0-9]*")) * (REPEATS if args.rate == "usual" else 1)
     before = peak_mb()
     start = time.perf_counter()
     for file in files:
-        read_audio(file, TARGET)
+        ttt_dist.audio.read_audio(file, TARGET)
     speed = len(files) / (time.perf_counter() - start)
     sys.stdout.write(json.dumps({"speed": speed, "own_mb": round(peak_mb() - before, 1)}) + "\n")
 
