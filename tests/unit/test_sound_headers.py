@@ -4,6 +4,7 @@ import io
 import os
 import socket
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -212,3 +213,38 @@ def test_what_is_no_file_is_refused_and_does_not_block(tmp_path: Path) -> None:
             for read in (audio_seconds, lambda path: read_audio(path, RATE)):
                 with pytest.raises(UserError, match=rf"{name}\.wav: cannot be read \(it is a {kind}, not a file"):
                     read(tmp_path / f"{name}.wav")
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "form", "rate"),
+    [("a.m4a", "aac", "ipod", RATE), ("a.aac", "aac", "adts", RATE), ("a.webm", "libopus", "webm", 48_000)],
+)
+def test_what_telephones_and_browsers_record_is_read_through_pyav(
+    tmp_path: Path, name: str, codec: str, form: str, rate: int
+) -> None:
+    av = pytest.importorskip("av", reason="the extra `containers` is not installed")
+    with av.open(str(tmp_path / name), "w", format=form) as file:
+        stream = file.add_stream(codec, rate=rate)
+        stream.layout = "mono"
+        size, kind = stream.codec_context.frame_size or 1024, stream.codec_context.format
+        sound = av.AudioFrame.from_ndarray(speech(rate)[:, 0][None], format="fltp", layout="mono")
+        sound.sample_rate = rate
+        resampler = av.AudioResampler(format=kind, layout="mono", rate=rate, frame_size=size)
+        for frame in [*resampler.resample(sound), *resampler.resample(None), None]:
+            file.mux(stream.encode(frame))
+    data = (tmp_path / name).read_bytes()
+    for source in (tmp_path / name, data):
+        wave = read_audio(source, RATE)
+        assert len(wave) / RATE == pytest.approx(SECONDS, abs=0.15) == audio_seconds(source)
+        piece = read_audio(source, RATE, offset=1.0, duration=2.0)
+        np.testing.assert_allclose(piece[100:-100], wave[RATE : 3 * RATE][100:-100], atol=1e-3)
+    if form == "ipod":
+        with pytest.raises(UserError, match="cannot be read as audio"):
+            read_audio(data[: len(data) // 2], RATE)
+
+
+def test_what_pyav_would_read_is_refused_with_a_remedy_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    for head in (b"\0\0\0\x20ftypM4A ", b"\x1aE\xdf\xa3", b"\xff\xf1\x50\x80", b"#!AMR\n"):
+        with pytest.raises(UserError, match=r"convert it to WAV or FLAC, or install that package \(pip install av\)"):
+            read_audio(head + bytes(500), RATE)

@@ -25,13 +25,13 @@ def tar_members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]
     with tarfile.open(path, "r:") as tar, open(path, "rb") as file:
         while True:
             if (member := tar.next()) is None:
-                place = _after_end(file, tar.offset, size)  # type: ignore[attr-defined]  # where tarfile gave up
+                place = _after_end(file, tar.offset, size)  # where tarfile gave up
                 if place is None:
                     return
-                tar.offset = place  # type: ignore[attr-defined]
-                tar.fileobj.seek(place)  # type: ignore[union-attr]
+                tar.offset = place
+                tar.fileobj.seek(place)
                 continue
-            tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
+            tar.members.clear()  # tarfile would keep them all
             if member.size < 0 or member.offset_data + member.size > size:
                 raise tarfile.ReadError(f"it ends within member {member.name}")
             yield tar, member
