@@ -31,7 +31,7 @@ def tar_members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]
                 tar.offset = place
                 tar.fileobj.seek(place)
                 continue
-            tar.members.clear()  # tarfile would keep them all
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
             if member.size < 0 or member.offset_data + member.size > size:
                 raise tarfile.ReadError(f"it ends within member {member.name}")
             yield tar, member
