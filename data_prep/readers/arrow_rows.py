@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.readers import ReaderOptions
 from data_prep.readers.columns import choose_columns, entry_of, require_column
 from data_prep.readers.common import add_duration
-from ttt_dist.audio.containers import Containers, first_line, open_table
+from ttt_dist.audio.containers import DAMAGE, Containers, first_line, open_table
 from ttt_dist.manifest.entry import Entry
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.util.errors import UserError
@@ -60,7 +60,7 @@ def _rows(path: Path, columns: list[str], problems: Problems) -> Iterator[tuple[
         for values in open_table(path).read(columns):
             yield row, values
             row += 1
-    except (OSError, ValueError) as error:
+    except DAMAGE as error:
         problems.report(
             f"{path}: is damaged at row {row} or after it ({first_line(error)}); fetch it again", "bad table"
         )

@@ -13,7 +13,7 @@ from ttt_dist.manifest.problems import Problems
 from ttt_dist.manifest.reading import numbered_lines
 from ttt_dist.util.errors import UserError
 
-AUDIO_SUFFIXES = {".aac", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav"}
+AUDIO_SUFFIXES = {".aac", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".webm"}
 TOLERANCE_SECONDS = 0.01  # that a piece may reach beyond its recording: corpora round their times
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from data_prep.readers import ReaderOptions
 from data_prep.readers.common import AUDIO_SUFFIXES, add_duration, is_there, lines_of, walk
 from ttt_dist.audio.containers import Containers
+from ttt_dist.audio.tar_members import DAMAGE, tar_members
 from ttt_dist.manifest.entry import Entry, decode_line, is_seconds, parse_object
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.util.errors import UserError
@@ -81,22 +82,19 @@ def _read_tar(path: Path, options: ReaderOptions, problems: Problems) -> Iterato
     waiting: dict[str, Entry] = {}
     containers = Containers()
     try:
-        size = path.stat().st_size
-        with tarfile.open(path, "r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
-                if member.offset_data + member.size > size:
-                    raise tarfile.ReadError(f"it ends within member {member.name}")
-                half = _half(tar, member, path, options, problems)
-                if half is None:
-                    continue
-                key = member.name.rpartition(".")[0]
-                entry = waiting.pop(key, {}) | half
-                if not ("audio" in entry and "text" in entry):
-                    waiting[key] = entry
-                elif _is_complete(entry, f"{path}: member {member.name}", problems, containers):
-                    yield entry
-    except (tarfile.TarError, OSError) as error:
+        for tar, member in tar_members(path):
+            half = _half(tar, member, path, options, problems)
+            if half is None:
+                continue
+            key = member.name.rpartition(".")[0]
+            entry = waiting.pop(key, {}) | half
+            if not ("audio" in entry and "text" in entry):
+                waiting[key] = entry
+            elif _is_complete(entry, f"{path}: member {member.name}", problems, containers):
+                yield entry
+    except UserError as error:
+        problems.report(error, "bad tar")
+    except DAMAGE as error:
         problems.report(f"{path}: is damaged or no tar ({error}); fetch it again", "bad tar")
     for key, entry in waiting.items():
         missing = "object" if "audio" in entry else "recording"

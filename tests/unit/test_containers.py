@@ -1,6 +1,8 @@
 """Recordings inside tars, Parquet and Arrow files: read without reading the rest, and refused by name."""
 
 import io
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -180,3 +182,36 @@ def test_what_cannot_be_read_is_named_with_file_and_member(tmp_path: Path) -> No
         with pytest.raises(UserError, match=reason) as error:
             UtteranceReader(tmp_path, RATE).read({"audio": name, "member": member})
         assert "\n" not in str(error.value)
+
+
+OPENED = """
+import random, sys
+from pathlib import Path
+from ttt_dist.audio.containers import DAMAGE, open_table
+path, generator, names = Path(sys.argv[1]), random.Random(0), []
+whole = path.read_bytes()
+for _ in range(400):
+    data = bytearray(whole)
+    for _ in range(generator.choice([1, 1, 2, 4])):
+        place = generator.choice([generator.randrange(len(data)), generator.randrange(1500)])
+        data[place] = generator.choice([0, 255, data[place] ^ 1 << generator.randrange(8)])
+    path.write_bytes(data)
+    try:
+        table = open_table(path)
+        list(table.read(table.schema.names))
+    except DAMAGE:
+        names.append("refused")
+print(len(names))
+"""
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_damaged_arrow_file_is_refused_and_ends_no_process(tmp_path: Path, stream: bool) -> None:
+    table = pa.table({"audio": [{"bytes": bytes([n]) * 300, "path": "x"} for n in range(50)], "text": ["hello"] * 50})
+    open_writer = pa.ipc.new_stream if stream else pa.ipc.new_file
+    with open_writer(str(tmp_path / "a.arrow"), table.schema) as writer:
+        writer.write_table(table, max_chunksize=20)
+    command = [sys.executable, "-c", OPENED, str(tmp_path / "a.arrow")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert 50 < int(done.stdout) < 350

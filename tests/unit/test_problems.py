@@ -9,6 +9,7 @@ from data_prep.corpus_report import Totals, provenance, report_of, write_report
 from ttt_dist.data.metadata import is_rendered
 from ttt_dist.manifest.problems import PLACES, Collected, Problems
 from ttt_dist.util.atomic_files import sha256_file
+from ttt_dist.util.console import print_error, print_rank0
 from ttt_dist.util.errors import UserError
 
 
@@ -89,3 +90,28 @@ def test_a_report_tells_where_its_manifest_comes_from(tmp_path: Path) -> None:
     assert report["skipped"] == {"too short": {"count": 1, "places": ["a:1"]}}
     report_of(manifest).write_bytes(content.replace(b"librispeech", b"librispoken"))
     assert provenance(manifest) == {"name": "train.jsonl"}, "a report that was edited is believed"
+
+
+NAMES = ["a\nerror: b", "\x1b]0;title\x07", "\x9b2J", "\u202egnp", "a\u2028b", "a\rb", "\udcff", "a\tb", "\x00"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_name_holds_stays_in_its_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wherever a message goes out: errors, warnings, the report, and what a job collects."""
+    kept, collected = Problems(), []
+    kept.report(f"{name}.wav: bad")
+    kept.skip("too short", name)
+    Collected(collected).report(UserError(f"{name}.wav: bad"))
+    print_error(f"{name}.wav: bad")
+    shown = f"{name.encode('unicode_escape').decode()}.wav: bad"
+    assert [str(UserError(f"{name}.wav: bad")), *collected] == [shown, shown]
+    assert capsys.readouterr().err == f"warning: {shown}\nerror: {shown}\n"
+    assert kept.summary()["errors"]["bad line"]["places"] == [shown]
+    assert kept.summary()["skipped"]["too short"]["places"] == [shown.removesuffix(".wav: bad")]
+
+
+def test_names_in_any_script_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("naïve.wav", "م\u200cی.wav", "a\\nb", "👩\u200d🚀", "\u05d0"):
+        assert str(UserError(name)) == name
+    print_rank0("two\tcolumns\nand lines, \u202bof text\u202c\x1b[2J")
+    assert capsys.readouterr().out == "two\tcolumns\nand lines, \u202bof text\u202c\\x1b[2J\n"

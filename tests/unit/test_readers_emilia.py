@@ -4,7 +4,10 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from random import Random
 from typing import Any
+
+import pytest
 
 from tests.corpora import SECONDS, assert_sounds_like, encoded, errors, hertz, listed, put, record
 
@@ -130,6 +133,52 @@ def test_emilia_tars_that_cannot_be_read(tmp_path: Path) -> None:
     assert any(f"a.tar: is damaged or no tar (it ends within member {NAMES[1]}.mp3)" in message for message in told)
     assert any("b.tar.gz: is compressed" in message for message in told)
     assert any("c.tar: is damaged or no tar" in message for message in told)
+
+
+def tar_of(path: Path, number: int, form: int = tarfile.DEFAULT_FORMAT) -> bytes:
+    """An archive of so many pairs."""
+    with tarfile.open(path, "w", format=form) as tar:
+        for name in range(number):
+            add_member(tar, f"ü{name}.json", json.dumps(emilia_object(str(name))).encode())
+            add_member(tar, f"ü{name}.mp3", b"x" * 700)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_emilia_tars_are_listed_whole_or_named(tmp_path: Path, form: int) -> None:
+    """Any byte of any header changed, or the end gone: what is no longer listed is never without a word."""
+    path, random = tmp_path / "a.tar", Random(0)
+    whole = tar_of(path, 4, form)
+    assert listed("emilia", tmp_path)[1].count == 0
+    for _ in range(400):
+        data = bytearray(whole)
+        data[512 * random.randrange(len(data) // 512) + random.randrange(512)] ^= 1 << random.randrange(8)
+        path.write_bytes(data if random.random() < 0.9 else data[: random.randrange(len(data))])
+        found, problems = listed("emilia", tmp_path)
+        assert len(found) == 4 or problems.count
+
+
+def test_emilia_tars_end_as_archives_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    whole = tar_of(path, 50)
+    with tarfile.open(path) as tar:
+        header = tar.getmembers()[20].offset
+        end = tar.getmembers()[40].offset
+    damaged = whole[:header] + bytes([whole[header] ^ 1]) + whole[header + 1 :]
+    for data, number, reason in [
+        (whole.rstrip(b"\0"), 50, ""),
+        (whole + bytes(10**6), 50, ""),
+        (whole + whole, 100, ""),
+        (damaged, 10, f"the header at byte {header:,} is no header"),
+        (whole[:end], 20, f"it has no end: something is missing from byte {end:,} on"),
+        (whole + b"x" * 999, 50, f"the header at byte {len(whole):,} is no header"),
+    ]:
+        padded = data + bytes(-len(data) % 512 + 512) if data == whole.rstrip(b"\0") else data
+        path.write_bytes(padded)
+        found, problems = listed("emilia", tmp_path)
+        assert len(found) == number
+        assert [message for message in errors(problems) if reason not in message] == []
+        assert problems.count == bool(reason)
 
 
 def test_the_pitches_of_these_tests_differ() -> None:

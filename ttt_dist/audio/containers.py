@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ttt_dist.audio.sources import require_regular
 from ttt_dist.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 OPEN_TABLES = 4  # Parquet and Arrow files held open, each Parquet file with its last row group: bounds the memory
 BATCH_ROWS = 1024  # of text columns, converted at once
+DAMAGE = (OSError, ValueError, LookupError, NotImplementedError, TypeError, MemoryError)
+"""What pyarrow raises at a damaged file: most of its own errors are ValueErrors."""
 
 Member = Mapping[str, Any]
 
@@ -36,6 +39,7 @@ def member_bytes(path: Path, offset: int, size: int) -> bytes:
     """`size` bytes from `offset` on; nothing else of the file is read. Raises UserError where it ends before."""
     place = describe(path, {"offset": offset})
     try:
+        require_regular(path, str(path))
         with open(path, "rb") as file:
             available = file.seek(0, 2)
             if offset + size > available:
@@ -107,6 +111,7 @@ class ArrowTable:
             is_file = file.read(6) == b"ARROW1"
         source = pa.memory_map(str(path))
         self._table = (pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)).read_all()
+        self._table.validate(full=True)  # pyarrow follows offsets unchecked: damaged ones end the process
         self.rows = self._table.num_rows
         self.schema = self._table.schema
 
@@ -128,6 +133,7 @@ class ArrowTable:
 def open_table(path: Path) -> Table:
     """The Parquet or Arrow file, told apart by its first bytes. Raises UserError where it is neither."""
     try:
+        require_regular(path, str(path))
         with open(path, "rb") as file:
             is_parquet = file.read(4) == b"PAR1"
         return ParquetTable(path) if is_parquet else ArrowTable(path)
@@ -135,7 +141,9 @@ def open_table(path: Path) -> Table:
         raise UserError(
             f"{path}: cannot be read as Parquet or Arrow ({first_line(error)}); correct the path"
         ) from error
-    except ValueError as error:  # pyarrow's own errors are ValueErrors
+    except UserError:
+        raise
+    except DAMAGE as error:
         raise UserError(f"{path}: is no Parquet or Arrow file ({first_line(error)}); fetch it again") from error
 
 
@@ -200,7 +208,7 @@ class Containers:
             return table.value(member["row"], member["column"])
         except KeyError as error:
             raise UserError(f"{place}: the file has no such column; list the corpus again") from error
-        except (OSError, ValueError) as error:
+        except DAMAGE as error:
             raise UserError(f"{place}: is damaged ({first_line(error)}); fetch the file again") from error
 
     def _table(self, path: Path) -> Table:

@@ -1,12 +1,12 @@
-"""Reading, resampling and writing audio files; clips as a manifest line describes them.
+"""Reading and writing audio files; clips as a manifest line describes them.
 
-soundfile reads (WAV, FLAC, OGG with Vorbis or Opus, MP3), torchaudio resamples. torchaudio.load is not used: it asks
-for TorchCodec and the FFmpeg libraries. All waveforms are mono float32 tensors [T] in -1..1.
+soundfile reads (WAV, FLAC, OGG with Vorbis or Opus, MP3), and PyAV what it does not know, where that is installed.
+torchaudio.load is not used: it asks for TorchCodec and the FFmpeg libraries. All waveforms are mono float32 tensors [T] in
+-1..1.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import threading
@@ -14,23 +14,28 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import soundfile
 import torch
 from torch import Tensor
-from torchaudio import functional
 
+from ttt_dist.audio import ffmpeg
 from ttt_dist.audio.containers import Containers
+from ttt_dist.audio.headers import put_right
+from ttt_dist.audio.resampling import HIGHEST_RATE, LOWEST_RATE, resample
+from ttt_dist.audio.sources import Source, as_file, head_of, require_regular
 from ttt_dist.util.errors import UserError
 
-CACHE_BYTES = 256 * 2**20  # of decoded, resampled files that an UtteranceReader keeps
-BLOCK_FRAMES = 2**20  # read at once, whatever length the header claims
-UNKNOWN_FRAMES = 2**62  # libsndfile gives such a number where the header names no length
+__all__ = ["Source", "UtteranceReader", "audio_seconds", "load_utterance", "read_audio", "resample", "write_wav"]
 
-Source = str | Path | bytes
-"""An audio file: its path, or its bytes where it is a member of a container."""
+CACHE_BYTES = 256 * 2**20  # of decoded, resampled files that an UtteranceReader keeps
+BLOCK_FRAMES = 2**20  # read at once, of one channel, whatever length the header claims
+UNKNOWN_FRAMES = 2**62  # libsndfile gives such a number where the header names no length
+MOST_SAMPLES = 2**29  # frames x channels decoded for one clip: 3 hours of 48 kHz, or 2 GB
+
+Recording: TypeAlias = "soundfile.SoundFile | ffmpeg.FfmpegFile"
 
 
 def read_audio(
@@ -38,76 +43,135 @@ def read_audio(
 ) -> Tensor:
     """A file, or the piece of it from `offset` for `duration` seconds, as mono float32 [T] at `sample_rate`.
 
-    Seeks: of a long file only the piece is decoded. Messages call it `name` (by default its path). Raises UserError
-    naming the file where it is missing, no audio, empty, cut off, or ends before the piece does.
+    Seeks where the file allows it: of a long one only the piece is decoded. Messages call it `name` (by default its path).
+    Raises UserError naming the file where it is missing, no audio, empty, cut off, or ends before the piece does.
     """
-    with _opened(source, name) as (file, name):
-        rate, frames = file.samplerate, _length(file, name)
-        start = round(offset * rate)
-        count = frames - start if duration is None else round(duration * rate)
-        if start < 0 or count <= 0 or start + count > frames + rate // 100:
-            raise UserError(
-                f"{name}: has {frames / rate:.3f} s, but the piece asked for is offset {offset:.3f} s, duration "
-                f"{'to the end' if duration is None else f'{duration:.3f} s'}; correct the manifest"
-            )
-        file.seek(start)
-        data = _read_frames(file, min(count, frames - start), name)
-    wave = torch.from_numpy(data).mean(dim=1)
+    with _opened(source, name, is_whole=not offset and duration is None) as (file, name):
+        rate, frames = file.samplerate, _stated_length(file, name)
+        start, count = round(offset * rate), None if duration is None else round(duration * rate)
+        if frames is not None:
+            _require_piece(frames, rate, offset, duration, name)
+            count = frames - start if count is None else min(count, frames - start)
+        skipped = _skip(file, start)
+        wave = torch.from_numpy(_read_mono(file, count, MOST_SAMPLES * rate // max(rate, sample_rate), name))
+        if frames is None:
+            _require_piece(skipped + len(wave), rate, offset, duration, name)
+        elif count is not None:
+            _require_all(file, len(wave), count, name)
     if not torch.isfinite(wave).all():
         raise UserError(f"{name}: holds samples that are not finite; record or convert it again")
     return resample(wave, rate, sample_rate)
 
 
 def audio_seconds(source: Source, name: str | None = None) -> float:
-    """A file's length from its header. Raises UserError as `read_audio` does."""
+    """A file's length: from its header, or by decoding where that leaves it open. Raises UserError as `read_audio` does."""
     with _opened(source, name) as (file, name):
-        return float(_length(file, name) / file.samplerate)
+        frames = _stated_length(file, name)
+        if frames is None and not (frames := _skip(file, UNKNOWN_FRAMES)):
+            raise _empty(name)
+        return float(frames / file.samplerate)
 
 
 @contextmanager
-def _opened(source: Source, name: str | None) -> Iterator[tuple[soundfile.SoundFile, str]]:
+def _opened(source: Source, name: str | None, is_whole: bool = False) -> Iterator[tuple[Recording, str]]:
     """The open file and its name; what libsndfile and the system refuse becomes a UserError."""
     name = name or ("audio in memory" if isinstance(source, bytes) else str(source))
     try:
-        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+        if not isinstance(source, bytes):
+            require_regular(source, name)
+        source = put_right(source, name, is_whole)
+        with as_file(source) as place, _decoder(source, place, name) as file:
+            if not LOWEST_RATE <= file.samplerate <= HIGHEST_RATE:
+                raise UserError(
+                    f"{name}: has {file.samplerate:,} samples a second, by its header; {LOWEST_RATE:,} to {HIGHEST_RATE:,} "
+                    "are read: correct the header, or convert it to WAV or FLAC"
+                )
             yield file, name
     except (soundfile.SoundFileError, OSError) as error:
         raise UserError(f"{name}: {_reason(source, error)}") from error
 
 
-def _length(file: soundfile.SoundFile, name: str) -> int:
+def _decoder(source: Source, place: str | int, name: str) -> Recording:
+    """libsndfile, or FFmpeg for what only that knows."""
+    try:
+        file = soundfile.SoundFile(place) if isinstance(place, str) else soundfile.SoundFile(place, closefd=False)
+    except soundfile.SoundFileError as error:
+        if (found := ffmpeg.known(head_of(source, 16))) is None:
+            raise
+        if not ffmpeg.is_installed():
+            raise UserError(
+                f"{name}: cannot be read as audio ({found[1]}, for which the package av is missing); convert it to WAV or "
+                "FLAC, or install that package (pip install av)"
+            ) from error
+        return ffmpeg.FfmpegFile(source, found[0], name)
+    if file.frames >= UNKNOWN_FRAMES:  # then libsndfile fails to seek, and soundfile seeks after every read
+        file.seekable = lambda: False
+    return file
+
+
+def _stated_length(file: Recording, name: str) -> int | None:
+    """Frames by the header; None where that leaves it open. Raises UserError where there are none, or too many at once."""
     if file.frames == 0:
-        raise UserError(f"{name}: holds no audio (zero length); remove it or record it again")
-    if file.frames >= UNKNOWN_FRAMES:
-        raise UserError(f"{name}: its header does not say how long it is; convert it to WAV or FLAC")
-    return int(file.frames)
+        raise _empty(name)
+    return None if file.frames >= UNKNOWN_FRAMES else int(file.frames)
 
 
-def _read_frames(file: soundfile.SoundFile, count: int, name: str) -> np.ndarray:
-    """[count, channels], in blocks: a damaged header may claim more than memory holds.
+def _empty(name: str) -> UserError:
+    return UserError(f"{name}: holds no audio (zero length); remove it or record it again")
 
-    Of an MP3 a tenth may be missing: without a table of its frames the length is an estimate.
-    """
-    tolerance = count // 10 if file.format == "MP3" else file.samplerate // 100
-    blocks: list[np.ndarray] = []
-    left = count
-    while left > 0:
-        blocks.append(file.read(min(left, BLOCK_FRAMES), dtype="float32", always_2d=True))
-        if not len(blocks[-1]):
-            break
-        left -= len(blocks[-1])
-    if left == count or left > tolerance:
-        rate = file.samplerate
+
+def _require_piece(frames: int, rate: int, offset: float, duration: float | None, name: str) -> None:
+    """Raise UserError where a recording of `frames` does not hold the piece."""
+    start = round(offset * rate)
+    count = frames - start if duration is None else round(duration * rate)
+    if start < 0 or count <= 0 or start + count > frames + rate // 100:
         raise UserError(
-            f"{name}: is cut off or damaged: {(count - left) / rate:.3f} s of {count / rate:.3f} s could be decoded; "
-            "fetch it again"
+            f"{name}: has {frames / rate:.3f} s, but the piece asked for is offset {offset:.3f} s, duration "
+            f"{'to the end' if duration is None else f'{duration:.3f} s'}; correct the manifest"
         )
-    return np.concatenate(blocks)
 
 
-def resample(wave: Tensor, from_rate: int, to_rate: int) -> Tensor:
-    """[T] at `from_rate` Hz to [T'] at `to_rate` Hz (windowed sinc, torchaudio)."""
-    return wave if from_rate == to_rate else functional.resample(wave, from_rate, to_rate)
+def _require_all(file: Recording, number: int, count: int, name: str) -> None:
+    """Raise UserError where fewer frames were read than the header says; of an MP3 two of its own may be missing."""
+    rate = file.samplerate
+    if number == 0 or count - number > (2 * 1152 if file.format == "MP3" else rate // 100):
+        raise UserError(
+            f"{name}: is cut off or damaged: {number / rate:.3f} s of {count / rate:.3f} s could be decoded; fetch it again"
+        )
+
+
+def _skip(file: Recording, frames: int) -> int:
+    """Go to `frames` from the start, by reading where the file cannot seek; the number that there were to skip."""
+    if frames <= 0:
+        return 0
+    if isinstance(file, soundfile.SoundFile) and file.seekable():
+        return int(file.seek(frames))
+    left, most = frames, max(1, BLOCK_FRAMES // file.channels)
+    while left and (got := len(file.read(min(left, most), dtype="float32", always_2d=True))):
+        left -= got
+    return frames - left
+
+
+def _read_mono(file: Recording, count: int | None, limit: int, name: str) -> np.ndarray:
+    """[count] of the channels' mean, fewer where the file ends, in blocks: a damaged header may claim more than memory holds.
+
+    Raises UserError where they are more than `limit` over all channels.
+    """
+    blocks: list[np.ndarray] = []
+    left = UNKNOWN_FRAMES if count is None else count
+    while left > 0:
+        data = file.read(min(left, max(1, BLOCK_FRAMES // file.channels)), dtype="float32", always_2d=True)
+        if not len(data):
+            break
+        blocks.append(data[:, 0] if data.shape[1] == 1 else torch.from_numpy(data).mean(dim=1).numpy())
+        left -= len(data)
+        if file.channels * sum(map(len, blocks)) > limit:
+            seconds = limit / file.channels / file.samplerate
+            raise UserError(
+                f"{name}: is longer than {seconds:,.0f} s, too much to be read at once ({file.channels} channels at "
+                f"{file.samplerate:,} Hz); name pieces of it by offset and duration"
+            )
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
 
 
 def write_wav(path: str | Path, wave: Tensor, sample_rate: int) -> None:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from ttt_dist.util.errors import UserError, one_line
+from ttt_dist.util.errors import UserError, one_line, printable
 
 PLAIN_INTERVAL_S = 10.0  # between two lines of progress where the output is no terminal
 BAR_INTERVAL_S = 0.1
@@ -31,7 +31,7 @@ def rank() -> int:
 
 def print_rank0(message: str = "") -> None:
     """A line on stdout, from rank 0 only."""
-    print_piece(f"{message}\n")
+    print_piece(f"{printable(message)}\n")
 
 
 def print_piece(piece: str) -> None:

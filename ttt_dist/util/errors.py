@@ -4,13 +4,19 @@ import re
 from typing import ClassVar
 
 MAX_MESSAGE = 2000  # characters: messages quote what files hold, which may be megabytes
-_NOT_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+BROKEN = "\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff"  # control characters, and halves of characters
+UNSEEN = (
+    "\t\n\u2028\u2029\u202a-\u202e\u2066-\u2069"  # ends of lines and of words, and what turns the direction of text
+)
+_IN_A_LINE, _IN_A_TEXT = re.compile(f"[{BROKEN}{UNSEEN}]"), re.compile(f"[{BROKEN}]")
 
 
-def one_line(text: object) -> str:
-    """A message as a line of bounded length: its middle is left out where it is long, and what moves a cursor, ends a line or
-    is no character is written as Python writes it. File names and files of others may hold anything."""
-    line = _NOT_TEXT.sub(lambda found: repr(found[0])[1:-1], str(text))
+def one_line(message: object) -> str:
+    """A message as it may be shown: a line of bounded length, whose middle is left out where it is long.
+
+    Names of files and what is in them may hold line ends, orders to a terminal, or megabytes.
+    """
+    line = _IN_A_LINE.sub(_escaped, str(message))
     if len(line) <= MAX_MESSAGE:
         return line
     return (
@@ -18,10 +24,19 @@ def one_line(text: object) -> str:
     )
 
 
+def printable(text: str) -> str:
+    """What may be shown of a text that has lines and columns."""
+    return _IN_A_TEXT.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found.group().encode("unicode_escape").decode()
+
+
 class UserError(ValueError):
     """Something the user can put right: one line that names the place (file and line, or key) and the remedy."""
 
-    def __init__(self, message: object) -> None:
+    def __init__(self, message: object = "") -> None:
         super().__init__(one_line(message))
 
     status: ClassVar[int] = 1
