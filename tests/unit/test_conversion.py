@@ -207,7 +207,7 @@ def test_export_of_either_form(dtype: torch.dtype, run: Path, tmp_path: Path) ->
         rows = layout.vocab_size if name in ("embed.weight", "head.weight") else len(expected)
         assert same_bytes(read(name, shape)[:rows], expected[:rows])
     assert len(one["lm_head.weight"]) == layout.vocab_size
-    assert (tmp_path / "one" / "tokenizer.model").is_file()
+    assert (tmp_path / "one" / "tokenizer" / "tokenizer.model").is_file()
 
 
 @pytest.mark.slow

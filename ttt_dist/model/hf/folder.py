@@ -22,6 +22,7 @@ from ttt_dist.config.decode import DEFAULTS, GENERATION, DecodeSettings, generat
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.objective import Objective
 from ttt_dist.data.metadata import ASSETS
+from ttt_dist.model.hf.auto_tokenizer import write_auto_tokenizer
 from ttt_dist.model.hf.families import CONFIG, MAX_POSITIONS, MAX_SHARD_BYTES, config_json, model_config, read_json
 from ttt_dist.model.hf.tensor_files import TensorFolder, TensorWriter
 from ttt_dist.model.layers import LocalLayerFactory
@@ -146,6 +147,7 @@ def export_folder(
         write_configs(place, config_json(config, layout, num_rows, dtype, objective), decoding)
         layout.save(place / LAYOUT)
         _copy_assets(assets, place)
+        write_auto_tokenizer(place, load_tokenizer(place / "tokenizer"), layout)
 
 
 def load_folder(folder: str | Path, dtype: torch.dtype | None = None, device: str | None = None) -> ModelFolder:
