@@ -275,8 +275,13 @@ def test_folders_and_links_in_the_place_of_files(tmp_path: Path) -> None:
         (tmp_path / name / name).mkdir(parents=True)
         with pytest.raises(UserError, match=r"is no file of a tokenizer"):
             load_tokenizer(tmp_path / name)
-    with pytest.raises(UserError, match="no text tokenizer here"):
+    with pytest.raises(
+        UserError, match=r"not fetched by name: `hf download Qwen/Qwen2.5-0.5B --local-dir DIR`, then name DIR"
+    ):
         load_tokenizer("Qwen/Qwen2.5-0.5B")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no text tokenizer here"):
+        load_tokenizer(tmp_path / "empty")
 
 
 def test_a_token_that_only_the_settings_state_is_named(tmp_path: Path) -> None:

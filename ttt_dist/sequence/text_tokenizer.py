@@ -10,6 +10,7 @@ from ttt_dist.sequence.sentencepiece_tokenizer import SentencePieceTokenizer
 from ttt_dist.sequence.sentencepiece_training import train_sentencepiece
 from ttt_dist.sequence.tokenizer_interface import TextTokenizer
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.hub_names import require_folder
 
 __all__ = ["HuggingFaceTokenizer", "SentencePieceTokenizer", "TextTokenizer", "load_tokenizer", "train_sentencepiece"]
 
@@ -22,7 +23,7 @@ def load_tokenizer(path: str | Path) -> TextTokenizer:
     path = Path(path)
     if path.is_file() and path.name != "tokenizer.json":
         return SentencePieceTokenizer(path)
-    folder = path.parent if path.is_file() else path
+    folder = path.parent if path.is_file() else require_folder(f"tokenizer {path}", path, "name DIR")
     for place in (folder / "tokenizer", folder):
         if (place / "tokenizer.json").exists():
             return HuggingFaceTokenizer(place)

@@ -14,9 +14,8 @@ from torch import Tensor
 from ttt_dist.config.decode import GENERATION, folder_settings
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.model.hf.auto_tokenizer import write_auto_tokenizer
-from ttt_dist.model.hf.families import CONFIG, MAX_SHARD_BYTES, config_json, model_config, read_json
+from ttt_dist.model.hf.families import CONFIG, LAYOUT, MAX_SHARD_BYTES, config_json, model_config, read_json
 from ttt_dist.model.hf.folder import (
-    LAYOUT,
     VOCABULARY_TENSORS,
     expected_tensors,
     new_folder,
@@ -29,6 +28,7 @@ from ttt_dist.sequence.text_tokenizer import TextTokenizer, load_tokenizer
 from ttt_dist.sequence.tokens import PIECES, TokenLayout, extend, released, require_room
 from ttt_dist.util.console import Progress
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.hub_names import require_folder
 
 EMBEDDING, HEAD = VOCABULARY_TENSORS
 SOURCE_ROWS = "source_vocab_size"  # key of an imported config.json: rows of the published model, padding included
@@ -49,7 +49,7 @@ def import_hf(
     Rows for tokens that the model lacks are drawn from (their own statistics, `seed`). Raises UserError.
     """
     require_new(out)
-    path = source / CONFIG
+    path = require_folder(f"--source {source}", source, "--source DIR") / CONFIG
     values = read_json(path)
     config, tensors = model_config(values, path), TensorFolder(source)
     num_source_rows = _require_whole(tensors, config, values, path)
