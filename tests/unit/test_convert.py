@@ -200,6 +200,7 @@ def test_our_padding_is_stripped(tokenizer: TextTokenizer, tmp_path: Path) -> No
     assert (values["vocab_size"], values["dtype"]) == (layout.vocab_size, "bfloat16")
     assert [values[key] for key in SPEECH_KEYS] == [layout.mask, layout.first_code]
     assert (tmp_path / "out" / "tokenizer" / "tokenizer.model").is_file()
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").encode("Zero <|audio_17|>")[-1] == layout.first_code + 17
 
 
 # ---- the released vocabulary
