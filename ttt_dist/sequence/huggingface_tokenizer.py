@@ -9,7 +9,7 @@ from typing import Any
 
 from ttt_dist.sequence import tokenizer_json
 from ttt_dist.sequence.id_bytes import to_array, to_bytes
-from ttt_dist.sequence.tokenizer_interface import TextTokenizer, not_unicode, require_ids
+from ttt_dist.sequence.tokenizer_interface import TextTokenizer, in_one_line, require_ids, untaken
 from ttt_dist.sequence.word_cache import WordCache, is_exact_for
 from ttt_dist.util.errors import UserError
 
@@ -33,8 +33,11 @@ class HuggingFaceTokenizer(TextTokenizer):
         self._text_size = (
             max((number for piece, number in entries.items() if piece not in self._special), default=-1) + 1
         )
-        plain = tokenizer_json.for_plain_text(values, self._special)
-        self._plain = tokenizer_json.build(plain)  # text and markup are kept apart: flags of a shared one would race
+        with tokenizer_json.refusing(path):
+            plain = tokenizer_json.for_plain_text(values, self._special)
+            self._plain = tokenizer_json.build(
+                plain
+            )  # text and markup are kept apart: flags of a shared one would race
         self._plain.encode_special_tokens = True
         form = json.dumps(
             plain | {"model": {"type": type(self._plain.model).__name__}}
@@ -52,8 +55,8 @@ class HuggingFaceTokenizer(TextTokenizer):
     def encode_to_bytes(self, text: str) -> bytes:
         try:
             return self._encode(text)
-        except (TypeError, AttributeError, UnicodeEncodeError) as error:
-            raise not_unicode(text, error) from error
+        except Exception as error:  # the library has no class of its own for what it cannot encode
+            raise untaken(self.name, text, error) from error
 
     def _encode_whole(self, text: str) -> bytes:
         return to_bytes(self._plain.encode_batch_fast([text], add_special_tokens=False)[0].ids)
@@ -70,8 +73,8 @@ class HuggingFaceTokenizer(TextTokenizer):
         try:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # anything may be in a folder of others, and anything is raised
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{folder}: transformers cannot read it ({first}); set chat_template chatml") from error
+            told = in_one_line(error)
+            raise UserError(f"{folder}: transformers cannot read it ({told}); set chat_template chatml") from error
 
     def render_chat(self, messages: Sequence[dict[str, str]]) -> str:
         from jinja2 import TemplateError

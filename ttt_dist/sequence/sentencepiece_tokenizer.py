@@ -5,7 +5,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ttt_dist.sequence.tokenizer_interface import TextTokenizer, is_plain, not_unicode, read_file, require_ids
+from ttt_dist.sequence.tokenizer_interface import TextTokenizer, in_one_line, is_plain, read_file, require_ids, untaken
 from ttt_dist.util.errors import UserError
 
 SPACE = "\u2581"
@@ -47,7 +47,7 @@ class SentencePieceTokenizer(TextTokenizer):
         try:
             return list(self._plain.encode(text))
         except (RuntimeError, UnicodeEncodeError) as error:
-            raise not_unicode(text, error) from error
+            raise untaken(self.name, text, error) from error
 
     def encode_markup(self, text: str) -> list[int]:
         return list(self._model.encode(text))
@@ -67,9 +67,12 @@ def _parse(content: bytes, path: Path) -> Any:
     from sentencepiece import sentencepiece_model_pb2 as schema
 
     try:
-        return schema.ModelProto.FromString(content)  # type: ignore[attr-defined]  # made when it is imported
-    except (DecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not a sentencepiece model ({error}): train or copy it again") from error
+        proto = schema.ModelProto.FromString(content)  # type: ignore[attr-defined]  # made when it is imported
+        if not all(isinstance(piece.piece, str) for piece in proto.pieces):
+            raise ValueError("a piece is not UTF-8")
+    except (DecodeError, ValueError, RecursionError) as error:
+        raise _no_model(path, error) from error
+    return proto
 
 
 def _processor(content: bytes, path: Path) -> Any:
@@ -77,8 +80,12 @@ def _processor(content: bytes, path: Path) -> Any:
 
     try:
         return SentencePieceProcessor(model_proto=content)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{path}: not a sentencepiece model ({error}): train or copy it again") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _no_model(path, error) from error
+
+
+def _no_model(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: not a sentencepiece model ({in_one_line(error)}): train or copy it again")
 
 
 def tokenizer_json_of(proto: Any) -> dict[str, Any] | None:

@@ -95,8 +95,15 @@ def require_ids(path: Path, size: int) -> int:
     return size
 
 
-def not_unicode(text: str, error: Exception) -> Exception:
+def in_one_line(error: BaseException) -> str:
+    """What a library says, which may quote pieces of a file."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def untaken(name: str, text: str, error: Exception) -> Exception:
     """What to tell of a text that a tokenizer cannot take; JSON may hold halves of surrogate pairs."""
+    if not isinstance(text, str):
+        return error
     if any("\ud800" <= character <= "\udfff" for character in text):
         return UserError("the text holds half of a surrogate pair: write it in valid Unicode")
-    return error
+    return UserError(f"tokenizer {name}: cannot take the text ({in_one_line(error)}); copy the tokenizer again")

@@ -7,13 +7,14 @@ happens to lie beside it, and some classes put their own normalizer and pre-toke
 import copy
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from ttt_dist.sequence.tokenizer_interface import is_plain, read_file
+from ttt_dist.sequence.tokenizer_interface import in_one_line, is_plain, read_file
 from ttt_dist.util.errors import UserError
 
 Json = dict[str, Any]
@@ -42,10 +43,20 @@ def build(values: Json) -> Tokenizer:
         raise ValueError(str(error)) from None
 
 
+@contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """What goes wrong with the contents of `path`, which were not looked at key by key, as a UserError."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        told = in_one_line(error)
+        raise UserError(f"{path}: is no tokenizer of the tokenizers library ({told}); copy or save it again") from None
+
+
 def read_tokenizer(path: Path) -> tuple[Json, Tokenizer]:
     """A tokenizer.json and its tokenizer, every added token at the id that the file states. Raises UserError."""
     values = read_object(path) | {"truncation": None, "padding": None}
-    try:
+    with refusing(path):
         backend = build(values)
         known = values["model"]["vocab"]
         known = set(known) if isinstance(known, dict) else {content for content, _ in known}
@@ -57,8 +68,6 @@ def read_tokenizer(path: Path) -> tuple[Json, Tokenizer]:
         for content, number in stated.items():
             if backend.token_to_id(content) != number:
                 raise ValueError(f"id {number} of {content!r} belongs to another entry")
-    except (ValueError, TypeError, AttributeError, LookupError) as error:
-        raise UserError(f"{path}: is no tokenizer of the tokenizers library ({error}); copy or save it again") from None
     return values, backend
 
 
