@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ttt_dist.sequence.templates import ChatTemplate, TemplateSettings
 from ttt_dist.sequence.text_tokenizer import TextTokenizer, load_tokenizer
-from ttt_dist.sequence.tokens import PIECES, TokenLayout, released
+from ttt_dist.sequence.tokens import PIECES, TokenLayout, released, require_room
 from ttt_dist.util.errors import UserError
 
 
@@ -39,11 +39,7 @@ def released_for(tokenizer: TextTokenizer) -> TokenLayout:
     Raises UserError where the tokenizer is too large, or has other text at the ids of the release's special tokens.
     """
     layout = released(tokenizer.name, tokenizer.hash)
-    if tokenizer.size > layout.num_text_tokens:
-        raise UserError(
-            f"tokenizer {tokenizer.name}: has {tokenizer.size:,} entries, the released vocabulary has room for "
-            f"{layout.num_text_tokens:,}; take Qwen2.5's, or compose with a layout of the tokenizer's own"
-        )
+    require_room(tokenizer, layout)
     for name, token_id in layout.special_ids.items():
         if token_id < tokenizer.size and tokenizer.special_id(PIECES[name]) != token_id:
             raise UserError(

@@ -174,8 +174,10 @@ def learn_tokenizer(
 
 def _texts(parts: Sequence[CodesPart], settings: TemplateSettings, names: Sequence[str]) -> Iterator[str]:
     yield from settings.fixed_texts(names)
+    others = settings.text_fields(names)
     for part in parts:
         for entry in part.entries():
+            yield from (str(value).strip() for value in map(entry.get, others) if isinstance(value, str | int | float))
             for item in (entry, *(entry.get("turns") or ()), *(entry.get("segments") or ())):
                 text = item.get("text")
                 if isinstance(text, str) and text.strip():

@@ -257,3 +257,14 @@ def test_ids_of_the_released_checkpoints(codes: Path) -> None:
     layout = ShardReader(out / "part-00000").layout
     assert (layout.vocab_size, layout.first_code, layout.mask) == (168072, 151685, 168069)
     assert verify(out / "part-00000") == []
+
+
+def test_a_learnt_tokenizer_knows_long_texts_and_all_that_templates_write(codes: Path, tmp_path: Path) -> None:
+    """sentencepiece passes over a text above 4,192 bytes; {label} is no text of the entry, but of its sample."""
+    path = part_prefix(codes, 0).with_suffix(".jsonl")
+    entry = json.loads(path.read_text().splitlines()[0])
+    change_entry(codes, 0, 1, entry | {"text": "wuxyzv qomsty " * 900, "label": "gigantic " * 99})
+    out = run(codes, "--template", "classification,tts", "--max-errors", "99", "--vocab-size", "400")
+    tokenizer = load_tokenizer(out / "tokenizer")
+    assert [len(tokenizer.encode(word)) for word in ("wuxyzv", "qomsty")] == [1, 1]
+    assert len(tokenizer.encode("gigantic")) <= 2

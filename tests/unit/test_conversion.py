@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from tests.unit.test_convert import command, same_bytes
 from ttt_dist.checkpoint.conversion import export_checkpoint, reshard
@@ -207,7 +208,8 @@ def test_export_of_either_form(dtype: torch.dtype, run: Path, tmp_path: Path) ->
         rows = layout.vocab_size if name in ("embed.weight", "head.weight") else len(expected)
         assert same_bytes(read(name, shape)[:rows], expected[:rows])
     assert len(one["lm_head.weight"]) == layout.vocab_size
-    assert (tmp_path / "one" / "tokenizer.model").is_file()
+    assert (tmp_path / "one" / "tokenizer" / "tokenizer.model").is_file()
+    assert AutoTokenizer.from_pretrained(tmp_path / "one")("<|audio_3|>")["input_ids"] == [layout.first_code + 3]
 
 
 @pytest.mark.slow

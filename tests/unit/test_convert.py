@@ -199,7 +199,8 @@ def test_our_padding_is_stripped(tokenizer: TextTokenizer, tmp_path: Path) -> No
     values = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (values["vocab_size"], values["dtype"]) == (layout.vocab_size, "bfloat16")
     assert [values[key] for key in SPEECH_KEYS] == [layout.mask, layout.first_code]
-    assert (tmp_path / "out" / "tokenizer.model").is_file()
+    assert (tmp_path / "out" / "tokenizer" / "tokenizer.model").is_file()
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").encode("Zero <|audio_17|>")[-1] == layout.first_code + 17
 
 
 # ---- the released vocabulary
@@ -208,7 +209,7 @@ def test_our_padding_is_stripped(tokenizer: TextTokenizer, tmp_path: Path) -> No
 class Qwen:
     """What the conversion asks of Qwen2.5's tokenizer."""
 
-    name, hash, size = "Qwen2.5", "0" * 64, 151665
+    name, hash, size, text_size = "Qwen2.5", "0" * 64, 151665, 151643
 
     def __init__(self, changes: dict[str, int] | None = None) -> None:
         ids = {PIECES[name]: token for name, token in released().special_ids.items() if token < self.size}

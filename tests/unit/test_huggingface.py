@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ttt_dist.config.decode import DecodeSettings, folder_settings
 from ttt_dist.config.model import ModelConfig, RopeScaling
@@ -95,6 +95,10 @@ def test_an_export_loads_here_and_in_transformers(
     require_same_model(tmp_path / "model", model.config)
     assert (loaded.objective, loaded.template.text_ratio) == (objective.resolved(), 7)
     assert loaded.tokenizer.hash == layout.tokenizer_hash
+    text = "zero one\n  two öß"
+    spoken = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert spoken(text)["input_ids"] == loaded.tokenizer.encode(text)
+    assert spoken("<|audio_17|>")["input_ids"] == [layout.first_code + 17]
     for (name, mine), (_, theirs) in zip(loaded.model.named_parameters(), model.named_parameters(), strict=True):
         assert torch.equal(mine, theirs), name
 

@@ -14,6 +14,7 @@ from ttt_dist.checkpoint.inspection import find_checkpoint
 from ttt_dist.checkpoint.manifest import require_checksums, require_whole
 from ttt_dist.checkpoint.saved_state import WEIGHTS, SavedState
 from ttt_dist.checkpoint.universal import open_checkpoint, write_universal
+from ttt_dist.model.hf.auto_tokenizer import write_auto_tokenizer
 from ttt_dist.model.hf.families import config_json
 from ttt_dist.model.hf.folder import MAX_SHARD_BYTES, new_folder, write_configs, write_weights
 from ttt_dist.parallel.partition import VOCABULARY_WEIGHTS
@@ -55,7 +56,8 @@ def export_checkpoint(
     with new_folder(out) as place:
         write_weights(place, weights(), state.config.model, max_shard_bytes)
         write_configs(place, values, state.config.evaluation.decode)
-        tokenizer.save(place)
+        tokenizer.save(place / "tokenizer")
+        write_auto_tokenizer(place, tokenizer, state.layout)
     return f"{out}: {values['architectures'][0]}, {num_rows:,} rows, of step {state.metadata['step']:,}"
 
 

@@ -9,8 +9,8 @@ from ttt_dist.checkpoint.manifest import require_whole
 from ttt_dist.checkpoint.saved_state import SavedState
 from ttt_dist.checkpoint.universal import ADAM_STEP
 from ttt_dist.config.model import ModelConfig
-from ttt_dist.model.hf.families import CONFIG, family_of, read_model_config
-from ttt_dist.model.hf.folder import ASSETS, LAYOUT
+from ttt_dist.data.metadata import ASSETS
+from ttt_dist.model.hf.families import CONFIG, LAYOUT, family_of, read_model_config
 from ttt_dist.model.hf.tensor_files import TensorFolder
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.tokens import TokenLayout

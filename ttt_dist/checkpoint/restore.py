@@ -13,12 +13,13 @@ from ttt_dist.checkpoint.manager import CheckpointMetadata
 from ttt_dist.config.objective import Objective
 from ttt_dist.config.reading import build
 from ttt_dist.config.run import Config
-from ttt_dist.model.hf.families import require_same_model
+from ttt_dist.model.hf.families import CONFIG, LAYOUT, require_same_model
 from ttt_dist.model.structure import count_parameters
 from ttt_dist.parallel.mesh import Mesh
-from ttt_dist.sequence.tokens import TokenLayout
+from ttt_dist.sequence.tokens import TokenLayout, released
 from ttt_dist.util.console import print_rank0
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.hub_names import require_folder
 
 if TYPE_CHECKING:
     import deepspeed
@@ -67,13 +68,33 @@ def require_init_from(config: Config, layout: TokenLayout) -> None:
     """Raise UserError where the model folder that the run would start from is another model, or of other tokens."""
     folder = config.train.init_from
     if folder is not None:
+        theirs = imported_layout(folder, layout)
         require_same_model(folder, config.model)
-        layout.require_same(TokenLayout.load(Path(folder) / "token_layout.json"), f"train.init_from={folder}")
+        layout.require_same(theirs, f"train.init_from={folder}")
 
 
 def require_space(config: Config, layout: TokenLayout) -> None:
     """Raise UserError where a checkpoint of the run could not be written."""
     manager.require_space(Path(config.run_dir), sum(count_parameters(config.model, layout.padded_vocab_size).values()))
+
+
+def imported_layout(init_from: str, layout: TokenLayout) -> TokenLayout:
+    """The token layout of the model folder `init_from`. Raises UserError where it is none, with the command that makes one."""
+    what = f"train.init_from={init_from}"
+    size = "--layout released" if layout.special_ids == released().special_ids else f"--codebook {layout.num_codes}"
+    command = "python tools/convert_checkpoint.py import-hf --source {} --out models/{} " + size
+    name = Path(init_from).name
+    folder = require_folder(what, init_from, f"`{command.format('DIR', name)}` and train.init_from=models/{name}")
+    if (folder / LAYOUT).is_file():
+        return TokenLayout.load(folder / LAYOUT)
+    if (folder / CONFIG).is_file():
+        raise UserError(
+            f"{what}: is a published model, which has no token for speech: `{command.format(folder, name)}`, then "
+            f"train.init_from=models/{name}"
+        )
+    if (folder / "export" / LAYOUT).is_file():
+        raise UserError(f"{what}: is a run; start from its model, train.init_from={folder / 'export'}")
+    raise UserError(f"{what}: is no model folder (it lacks {LAYOUT}); name one that import-hf or a run's export wrote")
 
 
 def choose_start(config: Config, layout: TokenLayout, candidates: list[Path]) -> "tuple[Path | None, WeightSource]":

@@ -71,6 +71,13 @@ class TemplateSettings(Section):
         texts = [piece.value.strip() for content in contents for piece in content if not piece.is_field]
         return [*dict.fromkeys(filter(None, texts)), *(role + "\n" for role in CHAT_ROLES), "\n"]
 
+    def text_fields(self, names: Iterable[str]) -> list[str]:
+        """Fields of the entry that these templates write out, besides its text and what is recorded."""
+        forms = self.forms()
+        pieces = (piece for name in names for turn in forms[name] for it in turn.contents.values() for piece in it)
+        known = {template_form.AUDIO, template_form.NAMED_TEXT, "text", *template_form.SPOKEN}
+        return [*dict.fromkeys(piece.value for piece in pieces if piece.is_field and piece.value not in known)]
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -35,11 +35,16 @@ PIECES = {
 
 
 class Vocabulary(Protocol):
-    """What `extend` needs to know of a text tokenizer."""
+    """What layouts need to know of a text tokenizer. `size` is its largest id, and one."""
 
     name: str
     hash: str
     size: int
+
+    @property
+    def text_size(self) -> int:
+        """The largest id that plain text may become, and one."""
+        ...
 
     def special_id(self, piece: str) -> int | None:
         """Id of `piece` where the tokenizer already has it as one special token."""
@@ -156,6 +161,12 @@ class TokenLayout:
         codes = ids - self.first_code
         return codes[(codes >= 0) & (codes < self.num_codes)].astype(np.int32)
 
+    @cached_property
+    def pieces(self) -> dict[int, str]:
+        """How special tokens and codes are written in text, by id."""
+        special = {number: PIECES[name] for name, number in self.special_ids.items()}
+        return special | {self.first_code + code: f"<|audio_{code}|>" for code in range(self.num_codes)}
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -269,3 +280,12 @@ def released(tokenizer: str = "Qwen2.5", tokenizer_hash: str = "") -> TokenLayou
         vocab_size=168072,
         padded_vocab_size=168192,
     )
+
+
+def require_room(tokenizer: Vocabulary, layout: TokenLayout) -> None:
+    """Raise UserError where plain text could get ids that `layout`, the released vocabulary, keeps for other things."""
+    if tokenizer.text_size > layout.num_text_tokens:
+        raise UserError(
+            f"tokenizer {tokenizer.name}: its text needs ids for {tokenizer.text_size:,} entries, the released vocabulary "
+            f"has room for {layout.num_text_tokens:,}; take Qwen2.5's, or a layout of the tokenizer's own"
+        )

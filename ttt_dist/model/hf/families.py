@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T", int, float)
 
 CONFIG = "config.json"
+LAYOUT = "token_layout.json"
 MAX_SHARD_BYTES = 5 * 10**9  # of a file of weights
 MAX_POSITIONS = 32768  # a key that transformers asks for; rotary positions have no table to run out of
 DEFAULT_THETA = 10000.0

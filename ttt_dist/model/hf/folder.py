@@ -22,7 +22,16 @@ from ttt_dist.config.decode import DEFAULTS, GENERATION, DecodeSettings, generat
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.objective import Objective
 from ttt_dist.data.metadata import ASSETS
-from ttt_dist.model.hf.families import CONFIG, MAX_POSITIONS, MAX_SHARD_BYTES, config_json, model_config, read_json
+from ttt_dist.model.hf.auto_tokenizer import write_auto_tokenizer
+from ttt_dist.model.hf.families import (
+    CONFIG,
+    LAYOUT,
+    MAX_POSITIONS,
+    MAX_SHARD_BYTES,
+    config_json,
+    model_config,
+    read_json,
+)
 from ttt_dist.model.hf.tensor_files import TensorFolder, TensorWriter
 from ttt_dist.model.layers import LocalLayerFactory
 from ttt_dist.model.structure import head_dim, parameter_shapes
@@ -35,8 +44,6 @@ from ttt_dist.util.errors import UserError
 from ttt_dist.util.file_lock import lease
 
 T = TypeVar("T")
-
-LAYOUT = "token_layout.json"
 
 # Parts of a block, ours and Hugging Face's; qkv and gate_up are split apart from these.
 BLOCK_PARTS = {
@@ -146,6 +153,7 @@ def export_folder(
         write_configs(place, config_json(config, layout, num_rows, dtype, objective), decoding)
         layout.save(place / LAYOUT)
         _copy_assets(assets, place)
+        write_auto_tokenizer(place, load_tokenizer(place / "tokenizer"), layout)
 
 
 def load_folder(folder: str | Path, dtype: torch.dtype | None = None, device: str | None = None) -> ModelFolder:

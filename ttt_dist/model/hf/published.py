@@ -3,7 +3,6 @@
 Tensors pass through in pieces: a model is never whole in memory.
 """
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,9 +13,9 @@ from torch import Tensor
 
 from ttt_dist.config.decode import GENERATION, folder_settings
 from ttt_dist.config.model import ModelConfig
-from ttt_dist.model.hf.families import CONFIG, MAX_SHARD_BYTES, config_json, model_config, read_json
+from ttt_dist.model.hf.auto_tokenizer import write_auto_tokenizer
+from ttt_dist.model.hf.families import CONFIG, LAYOUT, MAX_SHARD_BYTES, config_json, model_config, read_json
 from ttt_dist.model.hf.folder import (
-    LAYOUT,
     VOCABULARY_TENSORS,
     expected_tensors,
     new_folder,
@@ -26,9 +25,10 @@ from ttt_dist.model.hf.folder import (
 from ttt_dist.model.hf.tensor_files import TensorFolder, TensorWriter
 from ttt_dist.model.hf.vocabulary import draw_rows, row_statistics
 from ttt_dist.sequence.text_tokenizer import TextTokenizer, load_tokenizer
-from ttt_dist.sequence.tokens import PIECES, TokenLayout, extend, released
+from ttt_dist.sequence.tokens import PIECES, TokenLayout, extend, released, require_room
 from ttt_dist.util.console import Progress
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.hub_names import require_folder
 
 EMBEDDING, HEAD = VOCABULARY_TENSORS
 SOURCE_ROWS = "source_vocab_size"  # key of an imported config.json: rows of the published model, padding included
@@ -49,7 +49,7 @@ def import_hf(
     Rows for tokens that the model lacks are drawn from (their own statistics, `seed`). Raises UserError.
     """
     require_new(out)
-    path = source / CONFIG
+    path = require_folder(f"--source {source}", source, "--source DIR") / CONFIG
     values = read_json(path)
     config, tensors = model_config(values, path), TensorFolder(source)
     num_source_rows = _require_whole(tensors, config, values, path)
@@ -91,8 +91,9 @@ def export_hf(source: Path, out: Path, dtype: torch.dtype | None = None, max_sha
         own = config_json(config, layout, num_rows, dtype or tensors.info(EMBEDDING).dtype)
         decoding = folder_settings(source) if (source / GENERATION).is_file() else None
         write_configs(place, own | {key: values[key] for key in KEPT_KEYS if key in values}, decoding)
-        for file in sorted((source / "tokenizer").glob("*")):
-            shutil.copyfile(file, place / file.name)
+        tokenizer = load_tokenizer(source / "tokenizer")
+        tokenizer.save(place / "tokenizer")
+        write_auto_tokenizer(place, tokenizer, layout)
     return f"{out}: {own['architectures'][0]}, {num_rows:,} rows"
 
 
@@ -135,6 +136,7 @@ def _extended(tensors: TensorFolder, name: str, num_known: int, num_tokens: int,
 def _released_layout(tokenizer: TextTokenizer) -> TokenLayout:
     """The released layout; refused where the tokenizer puts a special token elsewhere."""
     layout = released(tokenizer.name, tokenizer.hash)
+    require_room(tokenizer, layout)
     for name, wanted in layout.special_ids.items():
         found = tokenizer.special_id(PIECES[name])
         if found != wanted and (found is not None or wanted < layout.num_text_tokens):
