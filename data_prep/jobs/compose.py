@@ -46,7 +46,7 @@ class CodesPart:
 
     def check(self) -> None:
         """Compare the files with their checksums. Raises UserError naming the one that differs."""
-        for name, record in self.meta["files"].items():
+        for name, record in self.meta.get("files", {}).items():
             file = self.prefix.with_name(name)
             if not file.is_file() or sha256_file(file) != record["sha256"]:
                 raise UserError(f"{file}: missing or changed since it was written; run data_prep encode again")

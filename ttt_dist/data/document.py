@@ -22,6 +22,20 @@ class Document(NamedTuple):
 
 def check_document(document: Document, layout: TokenLayout, seq_len: int | None) -> Iterator[str]:
     """What is wrong with one document: its structure first, then ids, then the audio spans of its samples."""
+    broken = list(check_structure(document, layout, seq_len))
+    yield from broken
+    if broken:
+        return
+    for name in ("pad", "mask"):
+        stored = np.flatnonzero(document.ids == layout.special_ids[name])
+        if len(stored):
+            yield f"token {stored[0]}: {name} has no place in a stored sample"
+    yield from _check_spans(document, layout)
+    yield from _check_targets(document)
+
+
+def check_structure(document: Document, layout: TokenLayout, seq_len: int | None) -> Iterator[str]:
+    """What would make a document unreadable: its length, its modes, ids outside the vocabulary. Some microseconds."""
     ids, _, modes = document
     if seq_len is not None and len(ids) > seq_len:
         yield f"{len(ids)} tokens, longer than seq_len {seq_len}"
@@ -30,16 +44,9 @@ def check_document(document: Document, layout: TokenLayout, seq_len: int | None)
         return
     if (modes & ~(STARTS_SAMPLE | IS_TARGET)).any():
         yield "a mode byte has unknown bits"
-    outside = np.flatnonzero((ids < 0) | (ids >= layout.vocab_size))
-    if len(outside):
-        yield f"token {outside[0]}: id {ids[outside[0]]} is outside the vocabulary of {layout.vocab_size}"
-        return
-    for name in ("pad", "mask"):
-        stored = np.flatnonzero(ids == layout.special_ids[name])
-        if len(stored):
-            yield f"token {stored[0]}: {name} has no place in a stored sample"
-    yield from _check_spans(document, layout)
-    yield from _check_targets(document)
+    if len(ids) and ids.view(np.uint32).max() >= layout.vocab_size:  # a negative one becomes a large one
+        outside = np.flatnonzero((ids < 0) | (ids >= layout.vocab_size))[0]
+        yield f"token {outside}: id {ids[outside]} is outside the vocabulary of {layout.vocab_size}"
 
 
 def _check_targets(document: Document) -> Iterator[str]:

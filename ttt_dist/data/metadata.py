@@ -9,7 +9,7 @@ from typing import Any
 
 from ttt_dist.util.atomic_files import sha256_file, sha256_folder
 from ttt_dist.util.errors import UserError
-from ttt_dist.util.json_files import parse, read_object
+from ttt_dist.util.json_files import parse, read_bytes, read_object
 
 FORMAT = "ttt_dist shard 1"
 REMEDY = "write the shard again"
@@ -65,9 +65,15 @@ def read(prefix: str | Path) -> dict[str, Any]:
         raise UserError(_no_shard(Path(prefix)))
     path = with_suffix(prefix, ".json")
     try:
-        meta = read_object(path, REMEDY)
+        meta = parse(read_bytes(path, REMEDY))
     except FileNotFoundError as error:
         raise UserError(_no_shard(Path(prefix))) from error
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); {REMEDY}") from error
+    if not isinstance(meta, dict):
+        raise UserError(f"{path}: format {type(meta).__name__!r}, not {FORMAT!r}; {REMEDY} with this version")
     if meta.get("format") != FORMAT:
         raise UserError(f"{path}: format {meta.get('format')!r}, not {FORMAT!r}; {REMEDY} with this version")
     missing = [key for key in ("layout", "counts", "files", "seq_len") if key not in meta]

@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 
 from ttt_dist.data import metadata
-from ttt_dist.data.document import IS_TARGET, STARTS_SAMPLE, Document, check_document
+from ttt_dist.data.document import IS_TARGET, STARTS_SAMPLE, Document, check_structure
 from ttt_dist.data.indexed import new_builder, open_indexed
 from ttt_dist.data.metadata import with_suffix
 from ttt_dist.sequence.id_bytes import to_array
@@ -252,7 +252,7 @@ class ShardReader:
         return to_samples(document)
 
     def _check(self, index: int, document: Document) -> None:
-        problem = next(check_document(document, self.layout, self.seq_len), None)
+        problem = next(check_structure(document, self.layout, self.seq_len), None)
         if problem is not None:
             number = bisect_right(self._ends, index)
             prefix, pack = self._shards[number].prefix, index - [0, *self._ends][number]

@@ -119,7 +119,7 @@ def remove_part(prefix: Path) -> None:
 
 def has_files(prefix: Path, part: dict[str, Any]) -> bool:
     """Whether the files that a part's JSON names are there with their sizes."""
-    paths = [(prefix.with_name(name), record["bytes"]) for name, record in part["files"].items()]
+    paths = [(prefix.with_name(name), record["bytes"]) for name, record in part.get("files", {}).items()]
     return all(path.is_file() and path.stat().st_size == size for path, size in paths)
 
 
@@ -148,8 +148,8 @@ def find_parts(folder: Path, made_by: str) -> list[tuple[Path, dict[str, Any]]]:
         part = read_part(prefix, again)
         if part is None:
             raise UserError(f"{prefix}.json: missing, there are to be {first['parts']} parts; {again}, all its tasks")
-        if missing := [key for key in ("counts", "files") if key not in part]:
-            raise UserError(f"{prefix}.json: lacks '{missing[0]}'; remove it, then {again}")
+        if "counts" not in part:
+            raise UserError(f"{prefix}.json: lacks 'counts'; remove it, then {again}")
         if part.get("parts") != first.get("parts"):
             raise UserError(
                 f"{prefix}.json: one of {part.get('parts')} parts, others of {first['parts']}; {again} anew"

@@ -30,14 +30,14 @@ class _Lines:
         self._again: list[tuple[str, str]] = []  # lines to be read once more, last first
 
     def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        if len(self.taken) >= MAX_LINES:
-            raise csv.Error(f"the quote that opens here is not closed within {MAX_LINES} lines")
-        taken = self._again.pop() if self._again else next(self._lines)
-        self.taken.append(taken)
-        return taken[1]
+        taken = self.taken
+        while len(taken) < MAX_LINES:
+            line = self._again.pop() if self._again else next(self._lines, None)
+            if line is None:
+                return
+            taken.append(line)
+            yield line[1]
+        raise csv.Error(f"the quote that opens here is not closed within {MAX_LINES} lines")
 
     def give_back(self) -> None:
         """Let all lines of the row but its first be read again."""

@@ -152,14 +152,15 @@ def _check_clip(clip: Entry, place: str, prefix: str) -> None:
     audio = clip.get("audio")
     if audio and not isinstance(audio, str) and not _is_list_of(audio, str):
         raise UserError(f"{place}: field '{prefix}audio' is neither a path nor a list of paths; correct it")
-    for path in [audio] if isinstance(audio, str) else audio or []:
+    for path in (audio,) if isinstance(audio, str) else audio or ():
         if reason := bad_path(path):
             raise UserError(f"{place}: field '{prefix}audio' {reason}; correct the path")
     for name in ("offset", "duration", "tail"):
         value = clip.get(name)
         if value is not None and not is_seconds(value):
             raise UserError(f"{place}: field '{prefix}{name}' is {value!r}; give seconds, 0 or more")
-    _check_silence(clip.get("tail") or 0, place, f"{prefix}tail")
+    if clip.get("tail"):
+        _check_silence(clip["tail"], place, f"{prefix}tail")
     _check_gaps(clip, place, prefix)
     _check_member(clip, place, prefix)
 
@@ -172,7 +173,7 @@ def bad_path(path: str) -> str | None:
     """Why no file can have this name, whatever lies on the disk; None where one can."""
     if "\0" in path:
         return "holds a zero byte"
-    if len(path) <= MAX_NAME // 4:  # the usual case, at a glance: a character has at most four bytes
+    if len(path) <= (MAX_NAME if path.isascii() else MAX_NAME // 4):  # at a glance: a character has at most four bytes
         return None
     raw = path.encode("utf-8", "surrogatepass")
     if len(raw) > MAX_PATH or any(len(name) > MAX_NAME for name in raw.split(b"/")):

@@ -160,7 +160,7 @@ def _indexed(index: Path) -> dict[str, TensorInfo]:
     try:
         values = read_object(index, REMEDY)["weight_map"]
         places = {str(name): str(file) for name, file in values.items()}
-    except (OSError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index}: not a readable index of tensors ({error}); {REMEDY}") from error
     files = sorted(set(places.values()))
     outside = [name for name in files if Path(name).name != name or "\0" in name]
