@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))["project"]
 OURS = ("ttt_dist", "data_prep", "tools", "benchmarks", "tests")
-DISTRIBUTIONS = {"yaml": "pyyaml", "megatron": "megatron-core", "piper": "piper-tts"}
+DISTRIBUTIONS = {"yaml": "pyyaml", "megatron": "megatron-core", "piper": "piper-tts", "google": "protobuf"}
 """Of imported names, where it is not the same name."""
 BROUGHT_FOR = {"tensorboard": "torch", "onnxruntime": "speechmos", "librosa": "speechmos", "setuptools": "resemblyzer"}
 """Declared packages that a package we import asks for only when it is used as we do."""

@@ -180,7 +180,7 @@ def test_bf16_follows_fp32() -> None:
     exact = model(batch)
     sums = model.bfloat16()(batch)
     sums.loss.backward()
-    assert min(exact.terms.values()) > 0
+    assert min(exact.terms["ar"], exact.terms["nar"]) > 0
     torch.testing.assert_close(sums.loss, exact.loss, rtol=2e-2, atol=0)
 
 

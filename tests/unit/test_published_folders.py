@@ -44,7 +44,7 @@ def test_the_hash_is_of_all_that_decides_the_codes_and_of_nothing_else(folder: P
         ('{"weight_map": {"x": "../a.safetensors"}}', r"names a file outside its folder, \.\./a"),
         ('{"weight_map": {"x": "c.safetensors"}}', r"c.safetensors: missing; download"),
         ("{}", "not a readable index"),
-        ("[]", "not a readable index"),
+        ("[]", "is list, not a JSON object"),
     ],
 )
 def test_an_index_that_lies_is_refused(folder: Path, index: str, message: str) -> None:
@@ -56,7 +56,7 @@ def test_an_index_that_lies_is_refused(folder: Path, index: str, message: str) -
 def test_a_config_is_an_object_or_refused(folder: Path) -> None:
     assert read_config(folder) == {"hop": 320}
     (folder / CONFIG).write_text("[1]")
-    with pytest.raises(UserError, match=r"config.json: cannot be read"):
+    with pytest.raises(UserError, match=r"config.json: is list, not a JSON object"):
         read_config(folder)
     (folder / CONFIG).unlink()
     with pytest.raises(UserError, match=r"config.json: missing; name the folder"):

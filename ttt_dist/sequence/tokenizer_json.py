@@ -4,18 +4,21 @@ The library decides ids by this file alone. `transformers` picks a class by `tok
 happens to lie beside it, and some classes put their own normalizer and pre-tokenizer in the place of the file's.
 """
 
+from __future__ import annotations
+
 import copy
 import json
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from tokenizers import Tokenizer
+from typing import TYPE_CHECKING, Any
 
 from ttt_dist.sequence.tokenizer_interface import in_one_line, is_plain, read_file
 from ttt_dist.util.errors import UserError
+
+if TYPE_CHECKING:  # commands begin without it
+    from tokenizers import Tokenizer
 
 Json = dict[str, Any]
 
@@ -35,6 +38,8 @@ def read_object(path: Path) -> Json:
 
 def build(values: Json) -> Tokenizer:
     """The tokenizer of these contents. Raises ValueError where they are none."""
+    from tokenizers import Tokenizer
+
     try:
         return Tokenizer.from_str(json.dumps(values))
     except (KeyboardInterrupt, SystemExit):

@@ -9,13 +9,14 @@ import json
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-from tokenizers import Tokenizer
+from typing import TYPE_CHECKING, Any
 
 from ttt_dist.sequence import tokenizer_json
 from ttt_dist.sequence.text_tokenizer import TextTokenizer
 from ttt_dist.sequence.tokens import TokenLayout
+
+if TYPE_CHECKING:  # commands begin without it
+    from tokenizers import Tokenizer
 
 Json = dict[str, Any]
 
@@ -115,7 +116,7 @@ def _has_name(text: str, ids: Iterable[int], names: Mapping[int, str]) -> bool:
     return any(names[number] in text for number in ids if number in names)
 
 
-def _texts(backend: Tokenizer) -> Iterator[str]:
+def _texts(backend: "Tokenizer") -> Iterator[str]:
     """What to compare: scripts, white space, and random runs of entries and of characters."""
     yield from SAMPLES
     generator = random.Random(0)
