@@ -282,7 +282,7 @@ def test_a_saved_data_set_cannot_lead_out_of_its_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"state\.json: names files in other folders"):
         listed("hf", tmp_path)
     put(tmp_path / "state.json", "[]")
-    with pytest.raises(UserError, match=r"state\.json: is no JSON object"):
+    with pytest.raises(UserError, match=r"state\.json: is list, not a JSON object"):
         listed("hf", tmp_path)
 
 
