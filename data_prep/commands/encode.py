@@ -11,7 +11,7 @@ from data_prep.jobs.encode import EncodeJob
 from data_prep.train_codec_tokenizer import learn_codec
 from ttt_dist.audio.registry import CODECS
 from ttt_dist.jobs.parts import cut_lines, remove_part, require_no_others
-from ttt_dist.jobs.runner import add_arguments, run_parts, task_shard_of, tell
+from ttt_dist.jobs.runner import add_arguments, run_parts, task_shard_of, tell, tell_notes
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.util.errors import UserError
 
@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"{args.manifest}: none of its utterances could be encoded ({problems.count} bad)")
     hours, codes = counts.get("seconds", 0) / 3600, int(counts.get("codes", 0))
     tell(args.out, totals, f"{num_utterances:,} utterances, {hours:.2f} hours, {codes:,} codes", shard, job.num_parts)
+    tell_notes(args.out, totals)
     problems.raise_if_over_limit(f"the other {num_utterances:,} utterances were encoded")
 
 

@@ -2,8 +2,8 @@
 
 OUT/part-00000.bin, .idx hold the codes (Megatron indexed data set, int32: a document per utterance, a sequence per
 recording of it); .jsonl the manifest lines in the same order, with their paths as this manifest names them and a hash of
-their audio; .json what they were made from, counts, problems and a checksum per file, written last: a part is complete
-where its .json is. OUT/codec is the codec, or says where it is.
+their audio; .json what they were made from, counts, problems, notes (encoded, but worth a look: levels that a mistake makes)
+and a checksum per file, written last: a part is complete where its .json is. OUT/codec is the codec, or says where it is.
 
 A part is read and encoded longest utterance first, so that those of one length come together and share a forward of the
 codec; threads read ahead meanwhile. By what length they are sorted decides only how well that works.
@@ -25,6 +25,7 @@ from ttt_dist.jobs.parts import LineRange, has_files, part_prefix, read_part, ve
 from ttt_dist.jobs.runner import Outcome, PartJob, ProgressCallback
 from ttt_dist.manifest.clips import Clip, clips
 from ttt_dist.manifest.entry import Entry, parse_line, with_paths
+from ttt_dist.manifest.problems import Notes, Tally
 from ttt_dist.manifest.reading import relocate
 from ttt_dist.util.errors import UserError, one_line
 
@@ -48,6 +49,8 @@ class Line:
     entry: Entry
     problem: str = ""
     """Why it is left out; empty where it is not."""
+    notes: list[str] = field(default_factory=list)
+    """What is worth a look in its audio."""
     audio_hash: str = ""
     num_samples: int = 0
     codes: list[tuple[int, int]] = field(default_factory=list)
@@ -101,7 +104,8 @@ class EncodeJob(PartJob):
             )
         if (self.retry and part["problems"]) or not has_files(self.prefix(number), part):
             return None
-        return Outcome(part["counts"], part["problems"])
+        notes = {reason: Tally(**tally) for reason, tally in part.get("notes", {}).items()}
+        return Outcome(part["counts"], part["problems"], notes=notes)
 
     def _made_from(self, number: int) -> dict[str, Any]:
         lines = self.ranges[number]
@@ -131,8 +135,10 @@ class EncodeJob(PartJob):
             problems = [line.problem for line in lines if line.problem]
             made = {"made_from": self._made_from(number), "codec": self.loaded.describe(), "versions": versions()}
             made["manifest"] = provenance(self.ranges[number].path)
+            notes = _notes_of(lines)
+            made["notes"] = {reason: vars(tally) for reason, tally in sorted(notes.items())}
             writer.finish({**made, "part": number, "parts": self.num_parts, "counts": counts, "problems": problems})
-        return Outcome(dict(counts), problems)
+        return Outcome(dict(counts), problems, notes=notes)
 
     def _lines(self, number: int) -> Iterator[Line]:
         """The part's lines; bad ones, and ids that came before in the part, with their problem in place of an entry."""
@@ -188,7 +194,7 @@ class EncodeJob(PartJob):
     def _read(self, line: Line) -> list[Tensor]:
         """The waveforms of a line's clips; none, with its problem noted, where one cannot be read."""
         try:
-            waves = [self.reader.read(clip) for clip in clips(line.entry)]
+            waves = [self.reader.read(clip, line.notes) for clip in clips(line.entry)]
         except UNREADABLE as error:
             reason = (
                 error
@@ -199,6 +205,15 @@ class EncodeJob(PartJob):
             return []
         line.audio_hash, line.num_samples = hash_of(waves), total_length(waves)
         return waves
+
+
+def _notes_of(lines: Iterable[Line]) -> Notes:
+    """What is worth a look, by reason: each line once, of those that were encoded."""
+    notes: Notes = {}
+    for line in lines:
+        for reason in () if line.problem else dict.fromkeys(line.notes):
+            notes.setdefault(reason, Tally()).add(f"{line.place}: {line.entry['id']}")
+    return notes
 
 
 def one_thread() -> None:

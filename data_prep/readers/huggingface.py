@@ -7,7 +7,7 @@ Nothing is copied: entries refer to rows.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from data_prep.readers import ReaderOptions
 from data_prep.readers.arrow_rows import read_arrow_rows
 from data_prep.readers.common import require_folder, walk
+from data_prep.readers.dataset_card import declared_splits
 from data_prep.readers.tables import read_text_rows
 from ttt_dist.manifest.entry import Entry, bad_path
 from ttt_dist.manifest.problems import Problems
@@ -32,7 +33,8 @@ def read_hf(options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
     """A data set's folder. The column of audio is found by the schema; `--columns` names others (`text=sentence`).
 
     `save_to_disk`: its Arrow files, the split being the folder's name in a `DatasetDict`. Otherwise all .parquet and
-    .arrow files below, and each metadata.csv or metadata.jsonl with `file_name`; their split is what `split_of` finds.
+    .arrow files below, and each metadata.csv or metadata.jsonl with `file_name`; their split is what the data set's card
+    says, or else what `split_of` finds.
     """
     folder = require_folder(options.source)
     saved = _saved(folder)
@@ -40,11 +42,12 @@ def read_hf(options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
         for path, split in saved:
             yield from _table(path, split, options, problems)
         return
+    declared = declared_splits(folder)
     for path in walk(folder, problems):
         if path.suffix in (".parquet", ".arrow") and not path.name.startswith("cache-"):
-            yield from _table(path, split_of(path, folder), options, problems)
+            yield from _table(path, declared.get(path) or split_of(path, folder), options, problems)
         elif path.name in METADATA:
-            yield from _metadata(path, options, problems)
+            yield from _metadata(path, declared, options, problems)
 
 
 def split_of(path: Path, folder: Path) -> str | None:
@@ -69,11 +72,25 @@ def _table(path: Path, split: str | None, options: ReaderOptions, problems: Prob
         yield from read_arrow_rows(path, prefix, options, problems, {"split": split} if split else {})
 
 
-def _metadata(path: Path, options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
+def _metadata(path: Path, declared: Mapping[Path, str], options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
+    """The rows of a metadata file: one above the folders of several splits has recordings of each."""
+    folder = options.source
     named = replace(options, columns={"audio": "file_name", **options.columns})
-    split = split_of(path, options.source)
-    fields = {"split": split} if split else {}
+    of_file = declared.get(path) or split_of(path, folder)
+
+    def fields(recording: Path) -> dict[str, Any]:
+        split = declared.get(recording) or _split_below(recording, path.parent) or of_file
+        return {"split": split} if split else {}
+
     yield from read_text_rows(path, _name(path.with_suffix(""), options), named, problems, fields)
+
+
+def _split_below(recording: Path, folder: Path) -> str | None:
+    """The split that the folders between a metadata file and its recording name, if they name one of SPLITS."""
+    if not recording.is_relative_to(folder):
+        return None
+    split = split_of(recording.with_name("data"), folder) if recording.parent != folder else None
+    return split if split and SPLITS & set(re.split(r"[\W_]", split.lower())) else None
 
 
 def _name(path: Path, options: ReaderOptions) -> str:

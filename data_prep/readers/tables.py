@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,14 @@ def read_table(options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
     if path.suffix.lower() in ARROW_SUFFIXES:
         yield from read_arrow_rows(path, path.stem, options, problems, {})
     else:
-        yield from read_text_rows(path, stem_of(path), options, problems, {})
+        yield from read_text_rows(path, stem_of(path), options, problems, lambda _: {})
 
 
 def read_text_rows(
-    path: Path, prefix: str, options: ReaderOptions, problems: Problems, fields: Mapping[str, Any]
+    path: Path, prefix: str, options: ReaderOptions, problems: Problems, fields: Callable[[Path], Mapping[str, Any]]
 ) -> Iterator[Entry]:
-    """The entries of a TSV, CSV or JSON; `fields` are added where no column holds them. Ids are those of a column, or
-    PREFIX-LINE."""
+    """The entries of a TSV, CSV or JSON; the `fields` of a recording are added where no column holds them. Ids are those of
+    a column, or PREFIX-LINE."""
     chosen = _Columns(path, options.columns)
     last, repeats = "", 0
     for place, row in read_records(path, problems):
@@ -60,8 +60,8 @@ def read_text_rows(
             continue
         repeats = repeats + 1 if place == last else 0
         last, number = place, place.rpartition(":")[2] + (f"-{repeats}" if repeats else "")
-        folder = options.audio_root or path.parent
-        entry = {"id": f"{prefix}-{number}", "audio": str(folder / audio), **fields, **entry}
+        recording = (options.audio_root or path.parent) / audio
+        entry = {"id": f"{prefix}-{number}", "audio": str(recording), **fields(recording), **entry}
         if options.wants(str(entry.get("split", "")), problems, place) and _has_length(entry, problems, place):
             yield entry
     chosen.require()

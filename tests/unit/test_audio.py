@@ -11,7 +11,6 @@ import torchaudio
 
 from tests.corpora import assert_sounds_like, record
 from ttt_dist.audio import UtteranceReader, io, load_utterance, read_audio, resampling, write_wav
-from ttt_dist.audio.io import audio_seconds
 from ttt_dist.util.errors import UserError
 
 RATE = 8000
@@ -136,11 +135,8 @@ def test_a_file_that_is_cut_off_never_gives_less_than_it_says(tmp_path: Path, na
     soundfile.write(tmp_path / name, noise, RATE)
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
-    if name in ("a.flac", "a.mp3"):  # of the others the length follows from the file's own: the shorter one is good
-        with pytest.raises(UserError, match=r"(is cut off or damaged|cannot be read)"):
-            read_audio(tmp_path / name, RATE)
-    else:
-        assert len(read_audio(tmp_path / name, RATE)) == round(audio_seconds(tmp_path / name) * RATE)
+    with pytest.raises(UserError, match=r"(is cut off|cannot be read)"):
+        read_audio(tmp_path / name, RATE)
 
 
 def test_of_a_long_file_the_piece_alone_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,52 @@ def test_configurations_and_splits_stay_apart(tmp_path: Path) -> None:
     assert {entry["text"] for entry in found} == {"train one", "train two"}
 
 
+CARDS = {  # `configs:` of a data set's card; all say that part-1 is for testing
+    "list": "- config_name: default\n  data_files:\n  - split: train\n    path: data/part-0.*\n  - split: test\n"
+    "    path: ['data/part-1.*']",
+    "map": "- config_name: all\n  data_files: {train: data/*-0.parquet, test: '**/part-1.parquet'}",
+    "folder": "- config_name: x\n  data_dir: data\n  data_files: {test: part-1.parquet, train: '*.parquet'}",
+    "no split": "- config_name: x\n  data_files: data/part-0.parquet\n- config_name: y\n  data_files: {test: data/part-1.parquet}",
+}
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_the_card_says_which_files_are_of_which_split(tmp_path: Path, card: str) -> None:
+    for number, word in enumerate(("learnt", "held out")):
+        write_rows(tmp_path / "data" / f"part-{number}.parquet", [word])
+    put(tmp_path / "README.md", f"---\nlicense: mit\nconfigs:\n{CARDS[card]}\n---\n# A data set\n---\n")
+    found, problems = listed("hf", tmp_path)
+    assert {entry["text"]: entry["split"] for entry in found} == {"learnt": "train", "held out": "test"}
+    assert not problems.count
+    assert [entry["text"] for entry in listed("hf", tmp_path, split="test")[0]] == ["held out"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "---\nconfigs: [\n---\n",
+        "---\nconfigs: 3\n---\n",
+        "no front matter",
+        "---\nconfigs:\n- data_files: /etc/*\n---\n",
+    ],
+)
+def test_a_card_that_says_nothing_leaves_it_to_the_names(tmp_path: Path, text: str) -> None:
+    write_rows(tmp_path / "test" / "0000.parquet", ["one"])
+    put(tmp_path / "README.md", text)
+    assert [entry["split"] for entry in listed("hf", tmp_path)[0]] == ["test"]
+
+
+def test_one_metadata_file_above_the_folders_of_the_splits(tmp_path: Path) -> None:
+    names = ["train/a.wav", "test/b.wav", "validation/deep/test-c.wav", "clips/d.wav", "e.wav"]
+    for name in names:
+        record(tmp_path / name)
+    put(tmp_path / "metadata.csv", "file_name,text\n" + "".join(f"{name},some words\n" for name in names))
+    found, problems = listed("hf", tmp_path)
+    assert [entry.get("split") for entry in found] == ["train", "test", "validation", None, None]
+    assert not problems.count
+    assert len(listed("hf", tmp_path, split="train")[0]) == 1
+
+
 def test_every_class_label_becomes_its_name(tmp_path: Path) -> None:
     features = datasets.Features(
         {

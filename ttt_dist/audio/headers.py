@@ -6,6 +6,9 @@ of MP3 it takes a guess for a fact. `put_right` gives the bytes with the header 
 
 from __future__ import annotations
 
+import math
+import os
+import re
 import struct
 from collections.abc import Iterator
 
@@ -16,6 +19,12 @@ from ttt_dist.util.errors import UserError
 HEAD = 4096  # bytes in which the headers of nearly all files lie
 TO_THE_END = 0xFFFFFFFF  # libsndfile reads a WAV of this size as far as it goes
 MP3_IN_WAV = 0x55
+NEAR_LIMIT = 2**16  # bytes by which the size of what has no end may differ from the greatest number
+SLACK = 64  # bytes: some count the header among the samples
+HEAD_OF_NIST = 1024
+NIST = (b"sample_count", b"channel_count", b"sample_n_bytes")
+SAMPLES = (b"data", b"SSND", b"BODY")  # chunks of WAV, AIFF and 8SVX
+LISTED = 2**24  # bytes of an Ogg file whose pages are looked at to know its length
 PAGE = 27  # bytes of the head of an Ogg page
 LONGEST_PAGE = PAGE + 255 + 255 * 255
 
@@ -26,6 +35,7 @@ def put_right(source: Source, name: str, is_whole: bool) -> Source:
     `is_whole`: all of it will be read, so that looking at all of it costs little.
     """
     head = head_of(source, HEAD)
+    _require_whole(source, head, name)
     if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
         if _is_plain_wav(head):
             return source
@@ -36,7 +46,7 @@ def put_right(source: Source, name: str, is_whole: bool) -> Source:
         right = counted
     elif head[:4] == b"OggS":
         with mapped(source) as data:
-            _refuse_chain(data, name, is_whole)
+            _check_pages(data, name, is_whole)
         return source
     else:
         return source
@@ -44,10 +54,70 @@ def put_right(source: Source, name: str, is_whole: bool) -> Source:
         return right(data, name) or source
 
 
-def _chunks(data: Bytes, place: int = 12) -> Iterator[tuple[bytes, int, int]]:
+def _require_whole(source: Source, head: bytes, name: str) -> None:
+    """Raise UserError where a file ends before the samples do that its header states: libsndfile is content with what there
+    is."""
+    size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
+    found = _samples(head)
+    if found is None and size > len(head):
+        with mapped(source) as data:
+            found = _samples(data)
+    begin, stated = found or (0, 0)
+    if not _is_open(stated) and begin + stated > size + SLACK:
+        raise UserError(
+            f"{name}: is cut off: {max(0, size - begin):,} of {stated:,} bytes of samples are there; fetch it again"
+        )
+
+
+def _samples(data: Bytes) -> tuple[int, int] | None:
+    """(place, stated bytes) of the samples, 0 of a format whose header states none; None where they lie further back."""
+    form = data[:4]
+    if form in (b"RIFF", b"RIFX", b"RF64", b"FORM"):
+        return _samples_of_riff(data, "<" if form in (b"RIFF", b"RF64") else ">")
+    if form == b"riff":  # Wave64: names of 16 bytes, and sizes of 64 bits that count both
+        return _samples_of(((data[at : at + 4], at + 24, size - 24) for at, size in _wide_chunks(data, 40, 16, "<", 8)))
+    if form == b"caff":
+        return _samples_of(((data[at : at + 4], at + 12, size) for at, size in _wide_chunks(data, 8, 4, ">")))
+    if form == b".snd":
+        begin, size = struct.unpack(">2I", data[4:12].ljust(8, b"\0"))
+        return begin, size
+    if data[:7] == b"NIST_1A":
+        fields = dict(re.findall(rb"(\w+) -i (\d{1,18})\n", data[:HEAD]))
+        return HEAD_OF_NIST, math.prod(int(fields.get(field, 0)) for field in NIST)
+    return 0, 0
+
+
+def _samples_of_riff(data: Bytes, order: str) -> tuple[int, int] | None:
+    wide = None
+    for chunk, place, size in _chunks(data, order=order):
+        if chunk == b"ds64":
+            wide = int.from_bytes(data[place + 8 : place + 16], "little")
+        elif chunk in SAMPLES:
+            return place, wide if size == TO_THE_END and wide is not None else size
+    return None
+
+
+def _samples_of(chunks: Iterator[tuple[bytes, int, int]]) -> tuple[int, int] | None:
+    return next(((place, max(0, size)) for name, place, size in chunks if name == b"data"), None)
+
+
+def _wide_chunks(data: Bytes, place: int, name: int, order: str, pad: int = 0) -> Iterator[tuple[int, int]]:
+    """(place, stated size) of chunks with sizes of 64 bits behind a name; those of Wave64 are padded to `pad` bytes."""
+    while place + name + 8 <= len(data):
+        (size,) = struct.unpack(f"{order}q", data[place + name : place + name + 8])
+        yield place, size
+        place += max(name + 8, -(-size // pad) * pad if pad else name + 8 + size)
+
+
+def _is_open(size: int) -> bool:
+    """Whether this is what programs state that write into a pipe: close to the greatest number, with or without sign."""
+    return any(limit - NEAR_LIMIT <= size <= limit + NEAR_LIMIT for limit in (2**31, 2**32, 2**63, 2**64))
+
+
+def _chunks(data: Bytes, place: int = 12, order: str = "<") -> Iterator[tuple[bytes, int, int]]:
     """(name, place of its contents, stated size) of a RIFF file's chunks."""
     while place + 8 <= len(data):
-        name, size = struct.unpack("<4sI", data[place : place + 8])
+        name, size = struct.unpack(f"{order}4sI", data[place : place + 8])
         yield name, place + 8, size
         place += 8 + size + size % 2
 
@@ -110,13 +180,15 @@ def _right_caf(data: Bytes, name: str) -> bytes | None:
     return None
 
 
-def _refuse_chain(data: Bytes, name: str, is_whole: bool) -> None:
-    """Raise UserError where another recording follows: libsndfile reads the first alone.
+def _check_pages(data: Bytes, name: str, is_whole: bool) -> None:
+    """Raise UserError where the last page is not there, or another recording follows: libsndfile reads the first alone, as
+    far as it goes.
 
-    Where not all is read anyway, what its last page belongs to tells most of them.
+    Where not all is read anyway, what the last page of a long file belongs to tells most of them.
     """
     last = data.rfind(b"OggS", max(0, len(data) - LONGEST_PAGE))
-    if is_whole or data[last + 14 : last + 18] != data[14:18]:
+    ends = last >= 0 and bool(data[last + 5 : last + 6]) and bool(data[last + 5] & 4)
+    if is_whole or len(data) <= LISTED or data[last + 14 : last + 18] != data[14:18]:
         place, has_begun = 0, False
         while data[place : place + 4] == b"OggS" and place + PAGE <= len(data):
             is_first = bool(data[place + 5] & 2)
@@ -126,5 +198,15 @@ def _refuse_chain(data: Bytes, name: str, is_whole: bool) -> None:
                     "only the first can be read; convert it to FLAC, or cut it there"
                 )
             has_begun |= not is_first
-            sizes = data[place + PAGE : place + PAGE + data[place + 26]]
-            place += PAGE + len(sizes) + sum(sizes)
+            ends = bool(data[place + 5] & 4)
+            place = _end_of_page(data, place)
+        ends = ends and place <= len(data)
+    if not ends:
+        raise UserError(
+            f"{name}: is cut off: its last page is missing; fetch it again, or convert what there is to FLAC"
+        )
+
+
+def _end_of_page(data: Bytes, place: int) -> int:
+    sizes = data[place + PAGE : place + PAGE + data[place + 26]]
+    return place + PAGE + data[place + 26] + sum(sizes)

@@ -8,6 +8,7 @@ torchaudio.load is not used: it asks for TorchCodec and the FFmpeg libraries. Al
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 from collections import OrderedDict
@@ -24,6 +25,7 @@ from torch import Tensor
 from ttt_dist.audio import ffmpeg
 from ttt_dist.audio.containers import Containers
 from ttt_dist.audio.headers import put_right
+from ttt_dist.audio.levels import Levels
 from ttt_dist.audio.resampling import HIGHEST_RATE, LOWEST_RATE, resample
 from ttt_dist.audio.sources import Source, as_file, head_of, require_regular
 from ttt_dist.util.errors import UserError
@@ -39,13 +41,20 @@ Recording: TypeAlias = "soundfile.SoundFile | ffmpeg.FfmpegFile"
 
 
 def read_audio(
-    source: Source, sample_rate: int, offset: float = 0.0, duration: float | None = None, name: str | None = None
+    source: Source,
+    sample_rate: int,
+    offset: float = 0.0,
+    duration: float | None = None,
+    name: str | None = None,
+    notes: list[str] | None = None,
 ) -> Tensor:
     """A file, or the piece of it from `offset` for `duration` seconds, as mono float32 [T] at `sample_rate`.
 
     Seeks where the file allows it: of a long one only the piece is decoded. Messages call it `name` (by default its path).
+    What its levels tell (ttt_dist/audio/levels.py) is appended to `notes`.
     Raises UserError naming the file where it is missing, no audio, empty, cut off, or ends before the piece does.
     """
+    levels = Levels()
     with _opened(source, name, is_whole=not offset and duration is None) as (file, name):
         rate, frames = file.samplerate, _stated_length(file, name)
         start, count = round(offset * rate), None if duration is None else round(duration * rate)
@@ -53,13 +62,16 @@ def read_audio(
             _require_piece(frames, rate, offset, duration, name)
             count = frames - start if count is None else min(count, frames - start)
         skipped = _skip(file, start)
-        wave = torch.from_numpy(_read_mono(file, count, MOST_SAMPLES * rate // max(rate, sample_rate), name))
+        wave = torch.from_numpy(_read_mono(file, count, MOST_SAMPLES * rate // max(rate, sample_rate), name, levels))
         if frames is None:
             _require_piece(skipped + len(wave), rate, offset, duration, name)
         elif count is not None:
             _require_all(file, len(wave), count, name)
-    if not torch.isfinite(wave).all():
+    low, high = (float(bound) for bound in wave.aminmax())  # of which a NaN among the samples makes NaN
+    if not math.isfinite(high - low):
         raise UserError(f"{name}: holds samples that are not finite; record or convert it again")
+    if notes is not None:
+        notes += levels.notes(low, high)
     return resample(wave, rate, sample_rate)
 
 
@@ -152,7 +164,7 @@ def _skip(file: Recording, frames: int) -> int:
     return frames - left
 
 
-def _read_mono(file: Recording, count: int | None, limit: int, name: str) -> np.ndarray:
+def _read_mono(file: Recording, count: int | None, limit: int, name: str, levels: Levels) -> np.ndarray:
     """[count] of the channels' mean, fewer where the file ends, in blocks: a damaged header may claim more than memory holds.
 
     Raises UserError where they are more than `limit` over all channels.
@@ -164,6 +176,8 @@ def _read_mono(file: Recording, count: int | None, limit: int, name: str) -> np.
         if not len(data):
             break
         blocks.append(data[:, 0] if data.shape[1] == 1 else torch.from_numpy(data).mean(dim=1).numpy())
+        if data.shape[1] > 1:
+            levels.add(data, blocks[-1])
         left -= len(data)
         if file.channels * sum(map(len, blocks)) > limit:
             seconds = limit / file.channels / file.samplerate
@@ -218,31 +232,33 @@ class UtteranceReader:
         self.cache_bytes = cache_bytes
         self._resolved_root = self.audio_root.resolve()
         self._containers = Containers()
-        self._cache: OrderedDict[str, Tensor] = OrderedDict()
+        self._cache: OrderedDict[str, tuple[Tensor, list[str]]] = OrderedDict()
         self._cached_bytes = 0
         self._lock = threading.Lock()  # of the cache
 
-    def read(self, entry: Mapping[str, Any]) -> Tensor:
+    def read(self, entry: Mapping[str, Any], notes: list[str] | None = None) -> Tensor:
         """The waveform [T] of a clip (ttt_dist/manifest/clips.py): one file, a piece of it, or a list of files joined.
 
         Where the clip has an `offset`, the piece from there for `duration` seconds (without one: to the end) is read;
         without an `offset` the whole file, its `duration` being for information. With a `member` the file is that
         part of the container that `audio` names. In a list, `gaps[i]` seconds of silence stand before part i, and
-        `tail` seconds after the last. Raises UserError naming the file.
+        `tail` seconds after the last. What the levels of its recordings tell is appended to `notes`. Raises UserError
+        naming the file.
         """
+        notes = [] if notes is None else notes
         audio = entry["audio"]
         if isinstance(audio, str):
             member = entry.get("member")
             if entry.get("offset") is None:
-                return self._whole(audio, member)
+                return self._whole(audio, member, notes)
             source, name = self._source(audio, member)
             duration = entry.get("duration")
             length = None if duration is None else float(duration)
-            return read_audio(source, self.sample_rate, float(entry["offset"]), length, name)
+            return read_audio(source, self.sample_rate, float(entry["offset"]), length, name, notes)
         gaps = entry.get("gaps") or [0.0] * len(audio)
         parts: list[Tensor] = []
         for name, gap in zip(audio, gaps, strict=True):
-            parts += [torch.zeros(round(gap * self.sample_rate)), self._whole(name, None)]
+            parts += [torch.zeros(round(gap * self.sample_rate)), self._whole(name, None, notes)]
         return torch.cat([*parts, torch.zeros(round(entry.get("tail", 0.0) * self.sample_rate))])
 
     def path(self, name: str) -> Path:
@@ -262,25 +278,28 @@ class UtteranceReader:
         found, name = self._containers.named(path, member)
         return (found if isinstance(found, bytes) else self._allowed(found, name)), name
 
-    def _whole(self, audio: str, member: Mapping[str, Any] | None) -> Tensor:
+    def _whole(self, audio: str, member: Mapping[str, Any] | None, notes: list[str]) -> Tensor:
         key = audio if member is None else json.dumps([audio, member], sort_keys=True)
         with self._lock:
-            if key in self._cache:
+            kept = self._cache.get(key)
+            if kept is not None:
                 self._cache.move_to_end(key)
-                return self._cache[key]
-        source, name = self._source(audio, member)
-        wave = read_audio(source, self.sample_rate, name=name)
-        with self._lock:
-            self._keep(key, wave)
-        return wave
+        if kept is None:
+            source, name = self._source(audio, member)
+            told: list[str] = []
+            kept = read_audio(source, self.sample_rate, name=name, notes=told), told
+            with self._lock:
+                self._keep(key, kept)
+        notes += kept[1]
+        return kept[0]
 
-    def _keep(self, key: str, wave: Tensor) -> None:
+    def _keep(self, key: str, recording: tuple[Tensor, list[str]]) -> None:
         if key in self._cache:  # another thread was faster
             return
-        self._cache[key] = wave
-        self._cached_bytes += wave.nbytes
+        self._cache[key] = recording
+        self._cached_bytes += recording[0].nbytes
         while self._cached_bytes > self.cache_bytes:
-            _, dropped = self._cache.popitem(last=False)
+            _, (dropped, _) = self._cache.popitem(last=False)
             self._cached_bytes -= dropped.nbytes
 
 

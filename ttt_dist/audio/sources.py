@@ -48,9 +48,16 @@ def mapped(source: Source) -> Iterator[Bytes]:
 
 @contextmanager
 def as_file(source: Source) -> Iterator[str | int]:
-    """The path, or a descriptor of a file in memory: libsndfile reads MP3 there, and not always through callbacks."""
+    """The path, or a descriptor: of a file in memory, as libsndfile reads MP3 there, and not always through callbacks; and of
+    one beside which macOS has left another for it, which libsndfile takes for the recording where that is an MP3."""
     if not isinstance(source, bytes):
-        yield str(source)
+        folder, name = os.path.split(source)
+        forks = (f"._{name}", f".AppleDouble/{name}")
+        if any(os.path.exists(os.path.join(folder, fork)) for fork in forks):
+            with open(source, "rb") as file:
+                yield file.fileno()
+        else:
+            yield str(source)
         return
     with open(os.memfd_create("audio"), "r+b") as file:
         file.write(source)

@@ -112,6 +112,11 @@ def _is_file(value: Any) -> bool:
     return isinstance(value, dict) and _is_size(value.get("bytes")) and isinstance(value.get("sha256", ""), str)
 
 
+def _is_tally(value: Any) -> bool:
+    is_tally = isinstance(value, dict) and set(value) == {"count", "places"} and _is_size(value["count"])
+    return is_tally and isinstance(value["places"], list) and all(isinstance(one, str) for one in value["places"])
+
+
 SHAPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "layout": ("a token layout", lambda value: isinstance(value, dict)),
     "seq_len": ("a number of tokens", lambda value: value is None or (_is_size(value) and 0 < value < 2**31)),
@@ -125,6 +130,7 @@ SHAPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "a list of messages",
         lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value),
     ),
+    "notes": ("counts and places by reason", lambda value: _are(value, lambda key: True, _is_tally)),
 }
 """Keys of the JSON of a shard or part whose values other code relies on."""
 

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from ttt_dist.launch.launchers import TaskPlace, detect_task
-from ttt_dist.manifest.problems import Problems
-from ttt_dist.util.console import Progress, print_rank0
+from ttt_dist.manifest.problems import Notes, Problems, merge_notes
+from ttt_dist.util.console import Progress, print_rank0, warn
 from ttt_dist.util.errors import UserError
 from ttt_dist.util.file_lock import holder, lease, lock_name
 
@@ -41,6 +41,8 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
     was_cached: bool = False
     """It was finished before."""
+    notes: Notes = field(default_factory=dict)
+    """What was not left out, and is worth a look."""
 
 
 class PartJob(ABC):
@@ -99,6 +101,7 @@ class Totals:
     num_problems: int = 0
     messages: list[str] = field(default_factory=list)
     """The first of the problems, as many as are told one by one."""
+    notes: Notes = field(default_factory=dict)
 
     def add(self, other: Totals) -> None:
         """Count more parts."""
@@ -108,6 +111,7 @@ class Totals:
         self.num_cached += other.num_cached
         self.num_problems += other.num_problems
         self.messages += other.messages[: TOLD - len(self.messages)]
+        merge_notes(self.notes, other.notes)
 
     @classmethod
     def of(cls, outcome: Outcome) -> Totals:
@@ -119,6 +123,7 @@ class Totals:
             num_cached=int(outcome.was_cached),
             num_problems=len(problems),
             messages=problems[:TOLD],
+            notes=outcome.notes,
         )
 
 
@@ -337,6 +342,12 @@ def tell(out: Path, totals: Totals, what: str, shard: TaskShard, num_parts: int)
     cached = f"; {totals.num_cached} of {totals.parts} parts were there already" if totals.num_cached else ""
     mine = f" (task {shard.index} of {shard.size}: {totals.parts} of {num_parts} parts)" if _is_array(shard) else ""
     print_rank0(f"{out}: {what}{cached}{mine}")
+
+
+def tell_notes(out: Path, totals: Totals) -> None:
+    """A line for each thing that is worth a look."""
+    for reason, tally in sorted(totals.notes.items()):
+        warn(f"{out}: kept, but worth a look: {tally.count:,} with {reason}; the first is {tally.places[0]}")
 
 
 def _is_array(shard: TaskShard) -> bool:

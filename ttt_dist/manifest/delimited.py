@@ -10,7 +10,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from ttt_dist.manifest.entry import decode_line
+from ttt_dist.manifest.entry import decode
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.manifest.text_files import raw_lines, suffix_of
 from ttt_dist.util.console import warn
@@ -48,12 +48,10 @@ def _decoded(path: Path, problems: Problems) -> Iterator[tuple[str, str]]:
     """(`file:line`, text) of every line; lines that are not UTF-8, and a file that cannot be read, are reported."""
     try:
         for place, raw in raw_lines(path):
-            try:
-                decode_line(raw, place)
+            try:  # not stripped: an empty column is white space in a TSV
+                yield place, decode(raw, place)
             except UserError as error:
                 problems.report(error, "not UTF-8")
-            else:  # not stripped: an empty column is white space in a TSV
-                yield place, raw.decode("utf-8").removeprefix("\ufeff")
     except UserError as error:
         problems.report(error, "no access")
 

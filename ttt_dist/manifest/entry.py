@@ -22,13 +22,20 @@ MEMBER_KEYS = ({"offset", "size"}, {"row", "column"})
 MAX_SECONDS = 1e8  # three years: more is no length of a recording
 MAX_SILENCE = 3600.0  # seconds, in all gaps and the tail of a clip: they are made in memory
 MAX_NAME, MAX_PATH = 255, 4095  # bytes that Linux takes
+DECODER = json.JSONDecoder()
+NUMBERS = (float, int)  # and no bool
 MAX_DEPTH = 100  # of lists and objects in each other
 
 
 def decode_line(raw: bytes, place: str) -> str:
     """A line's text without white space around it. Raises UserError that starts with `place` where it is not UTF-8."""
+    return decode(raw, place).strip()
+
+
+def decode(raw: bytes, place: str) -> str:
+    """A line's text. Raises UserError that starts with `place` where it is not UTF-8."""
     try:
-        return raw.decode("utf-8").removeprefix("\ufeff").strip()
+        return raw.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UserError(f"{place}: is not UTF-8 ({error.reason}); convert the file") from error
 
@@ -64,7 +71,9 @@ def check_recordings(entry: Entry, place: str) -> None:
 def parse_object(line: str, place: str) -> Entry:
     """One JSON object. Raises UserError that starts with `place` where the line is anything else."""
     try:
-        entry = json.loads(line)
+        entry, end = DECODER.raw_decode(line)  # json.loads searches for white space at both ends
+        if end != len(line):
+            entry = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{place}: is not JSON ({error}); write one JSON object per line") from error
     if not isinstance(entry, dict):
@@ -183,7 +192,7 @@ def bad_path(path: str) -> str | None:
 
 def is_seconds(value: Any) -> TypeGuard[float]:
     """Whether a value can be the place or length of a piece of sound."""
-    return not isinstance(value, bool) and isinstance(value, int | float) and 0 <= value <= MAX_SECONDS
+    return type(value) in NUMBERS and 0 <= value <= MAX_SECONDS
 
 
 def seconds_of(value: Any) -> float | None:

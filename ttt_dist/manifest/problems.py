@@ -1,4 +1,5 @@
-"""What a job had to leave out: bad files and lines, which count against `--max-errors`, and skips by a corpus's own rule.
+"""What a job had to leave out: bad files and lines, which count against `--max-errors`, and skips by a corpus's own rule;
+and what it took that is worth a look.
 
 Each is kept by reason, with its number and the first places, for the report beside a manifest.
 """
@@ -26,6 +27,21 @@ class Tally:
         self.count += 1
         if len(self.places) < PLACES:
             self.places.append(one_line(place))
+
+    def merge(self, other: Tally) -> None:
+        """As often again as `other` says."""
+        self.count += other.count
+        self.places += other.places[: PLACES - len(self.places)]
+
+
+Notes = dict[str, Tally]
+"""What is worth a look, by reason."""
+
+
+def merge_notes(notes: Notes, more: Notes) -> None:
+    """Add `more` to `notes`."""
+    for reason, tally in more.items():
+        notes.setdefault(reason, Tally()).merge(tally)
 
 
 @dataclass

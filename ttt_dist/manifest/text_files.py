@@ -8,15 +8,16 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ttt_dist.util.errors import UserError
 
 COMPRESSED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 """What opens a file that begins with these bytes."""
 SUFFIXES = (".gz", ".bz2", ".xz")
+BLOCK = 2**16  # bytes of lines read at once
 MAX_LINE = 2**27  # bytes; more without an end of line is no text
 
 
@@ -35,7 +36,7 @@ def _unpacked(path: Path) -> Path:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[IO[bytes]]:
+def reading(path: Path) -> Iterator[BufferedReader]:
     """The file's text as bytes. Raises UserError, also in the block, where it cannot be read or decompressed to its end."""
     try:
         with open(path, "rb") as file:
@@ -45,7 +46,7 @@ def reading(path: Path) -> Iterator[IO[bytes]]:
                 yield file
             else:
                 with known(file, "rb") as text:
-                    yield text
+                    yield BufferedReader(text)
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: is damaged or cut off ({error}); fetch it again") from error
     except OSError as error:
@@ -55,11 +56,19 @@ def reading(path: Path) -> Iterator[IO[bytes]]:
 
 def raw_lines(path: Path) -> Iterator[tuple[str, bytes]]:
     """(`file:line`, bytes) of every line. Raises UserError where the file cannot be read."""
+    name = f"{path}:"  # a path takes long to become text
     with reading(path) as file:
-        for number, raw in enumerate(iter(partial(file.readline, MAX_LINE), b""), start=1):
-            if len(raw) == MAX_LINE:
+        for number, raw in enumerate(_lines(file), start=1):
+            if len(raw) >= MAX_LINE:
                 raise UserError(f"{path}:{number}: {MAX_LINE:,} bytes without an end of line; this is no text file")
-            yield f"{path}:{number}", raw
+            yield f"{name}{number}", raw
+
+
+def _lines(file: BufferedReader) -> Iterator[bytes]:
+    """Lines, of which no more than MAX_LINE bytes and a block are held: of a block of whole lines at a time, which is
+    faster than `readline` with a limit."""
+    while block := file.read1(BLOCK):
+        yield from BytesIO(block if block.endswith(b"\n") else block + file.readline(MAX_LINE))
 
 
 def first_letter(path: Path) -> str:
