@@ -215,6 +215,13 @@ def test_what_is_no_file_is_refused_and_does_not_block(tmp_path: Path) -> None:
                     read(tmp_path / f"{name}.wav")
 
 
+@pytest.mark.parametrize("name", ["x" * 300 + ".wav", "a/" * 3000 + "b.wav", "nul\0.wav", "half \ud800.wav"])
+def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path, name: str) -> None:
+    for read in (audio_seconds, lambda path: read_audio(path, RATE)):
+        with pytest.raises(UserError, match="(no such file|no file can have this name).*; correct the path"):
+            read(tmp_path / name)
+
+
 @pytest.mark.parametrize(
     ("name", "codec", "form", "rate"),
     [("a.m4a", "aac", "ipod", RATE), ("a.aac", "aac", "adts", RATE), ("a.webm", "libopus", "webm", 48_000)],

@@ -184,12 +184,12 @@ def _reason(source: Source, error: Exception) -> str:
     cause = f"cannot be read as audio ({str(error).rsplit(': ', 1)[-1].strip().rstrip('.')}); convert it to WAV or FLAC"
     if isinstance(source, bytes):
         return cause
-    path = Path(source)
-    if isinstance(error, PermissionError) or (path.is_file() and not os.access(path, os.R_OK)):
+    # os.path has an answer for every name; Path raises where the system finds one too long.
+    if isinstance(error, PermissionError) or (os.path.isfile(source) and not os.access(source, os.R_OK)):
         return "may not be read; change its permissions"
-    if not path.exists():
+    if not os.path.exists(source):
         return "no such file; correct the path or its root"
-    if path.is_file() and path.stat().st_size == 0:
+    if os.path.isfile(source) and os.path.getsize(source) == 0:
         return "is an empty file; remove it or record it again"
     return cause
 
