@@ -7,6 +7,7 @@ column: a struct of `bytes` and `path`, of which the first may be null; or sampl
 
 from __future__ import annotations
 
+import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -251,4 +252,4 @@ class Containers:
                 f"{describe(path, member)}: holds neither audio nor the path of an audio file; remove the row"
             )
         nearby = [path.parent / name, path.parent.parent / name]
-        return next((candidate for candidate in nearby if candidate.is_file()), nearby[0])
+        return next((candidate for candidate in nearby if os.path.isfile(candidate)), nearby[0])
