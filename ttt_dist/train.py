@@ -128,8 +128,15 @@ def parse_arguments() -> argparse.Namespace:
     arguments, others = parser.parse_known_intermixed_args()
     wrong = next((word for word in others if word.startswith("-") and "=" not in word), None)
     if wrong is not None:
-        name = wrong.lstrip("-")
-        parser.error(f"{wrong}: no such option; settings are one word without dashes, as in {name}=VALUE")
+        from ttt_dist.config.other_names import unknown_key
+        from ttt_dist.config.reading import known_keys
+        from ttt_dist.config.run import Config
+
+        name, keys = wrong.lstrip("-"), known_keys(Config)
+        how = (
+            f"as in {name}=VALUE" if name in keys or "." in name else f"as in train.lr=VALUE; {unknown_key(name, keys)}"
+        )
+        parser.error(f"{wrong}: no such option; settings are one word without dashes, {how}")
     # Megatron and torchtitan would take `--train.lr=1e-4`. In order: the last of two is what holds.
     settings = {*arguments.overrides, *others}
     arguments.overrides = [word.removeprefix("--") for word in sys.argv[1:] if word in settings]

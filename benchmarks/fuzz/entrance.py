@@ -68,8 +68,6 @@ def drain(items: Iterable[object]) -> int:
 
 
 def num_lines(content: bytes) -> int:
-    """Lines that hold something."""
-    return sum(
-        bool(line.strip().removeprefix(b"\xef\xbb\xbf").decode("utf8", "replace").strip())
-        for line in content.split(b"\n")
-    )
+    """Lines that hold something: a row whose cells are all empty, as spreadsheets write them, is a blank line."""
+    blank = str.maketrans("", "", ",\ufeff")
+    return sum(bool(line.decode("utf8", "replace").translate(blank).strip()) for line in content.split(b"\n"))

@@ -6,6 +6,7 @@ believed; that the recording is there is checked.
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +53,7 @@ def _read_lines(path: Path, options: ReaderOptions, problems: Problems) -> Itera
 
 
 def _read_pair(path: Path, options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
-    audio = next((path.with_suffix(s) for s in sorted(AUDIO_SUFFIXES) if path.with_suffix(s).is_file()), None)
+    audio = next((path.with_suffix(s) for s in sorted(AUDIO_SUFFIXES) if os.path.isfile(path.with_suffix(s))), None)
     if audio is None:
         problems.report(f"{path}: has no recording beside it; fetch it, or remove the file", "no recording")
         return

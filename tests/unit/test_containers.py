@@ -215,3 +215,22 @@ def test_a_damaged_arrow_file_is_refused_and_ends_no_process(tmp_path: Path, str
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert 50 < int(done.stdout) < 350
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_arrow_file_that_is_not_whole_is_never_read_as_a_shorter_one(tmp_path: Path, stream: bool) -> None:
+    """Whatever byte it ends at, and whichever of its lengths becomes zero."""
+    table, path = pa.table({"text": [f"row {n}" for n in range(40)]}), tmp_path / "a.arrow"
+    for legacy in (True, False):
+        options = pa.ipc.IpcWriteOptions(use_legacy_format=legacy)
+        with (pa.ipc.new_stream if stream else pa.ipc.new_file)(str(path), table.schema, options=options) as writer:
+            writer.write_table(table, max_chunksize=20)
+        assert len(list(containers.open_table(path).read(["text"]))) == 40
+    whole = path.read_bytes()
+    lengths = [place + 4 for place in range(0, len(whole) - 12, 8) if whole[place : place + 4] == containers.MARK]
+    zeroed = [whole[:place] + bytes(4) + whole[place + 4 :] for place in lengths if any(whole[place : place + 4])]
+    assert len(zeroed) == 3  # the schema and two batches
+    for content in (*zeroed, *(whole[:size] for size in range(0, len(whole), 4))):
+        path.write_bytes(content)
+        with pytest.raises((*containers.DAMAGE, UserError)):
+            list(containers.open_table(path).read(["text"]))

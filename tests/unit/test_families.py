@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -262,7 +264,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "window of layers": ("qwen3-0.6b", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
     "quantized": ("qwen2.5-7b", {"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
     "no width": ("qwen2.5-7b", {"hidden_size": None}, "lacks 'hidden_size'"),
-    "text for a number": ("qwen2.5-7b", {"num_hidden_layers": "28"}, "num_hidden_layers must be a number, not '28'"),
+    "text for a number": (
+        "qwen2.5-7b",
+        {"num_hidden_layers": "28"},
+        "num_hidden_layers must be a whole number, not '28'",
+    ),
     "groups": ("qwen2.5-7b", {"num_key_value_heads": 5}, "num_heads=28 is no multiple"),
 }
 
@@ -327,3 +333,15 @@ def test_a_missing_key_is_what_transformers_takes_it_for(family: str) -> None:
     assert (ours.head_dim or 256 // 32) == (getattr(theirs, "head_dim", None) or 256 // 32)
     assert (ours.rms_norm_eps, ours.init_std) == (theirs.rms_norm_eps, theirs.initializer_range)
     assert ours.tie_embeddings == theirs.tie_word_embeddings
+
+
+ODD = ([], {}, [{}], [["a"]], {"a": []}, {"0": 1}, "a", "", -1, 0.5, 10**400, math.nan, math.inf, True, [None])
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_a_config_of_wrong_kinds_is_read_or_refused_in_a_line(model: str) -> None:
+    plain = PUBLISHED[model][1]
+    for key in {*plain, "quantization_config", "layer_types", "rope_scaling", "rope_parameters", "source_vocab_size"}:
+        for value in ODD:
+            with suppress(UserError):
+                model_config(plain | {key: value}, Path("config.json"))

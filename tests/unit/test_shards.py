@@ -383,6 +383,14 @@ def test_an_index_of_another_kind_is_refused(prefix: Path, place: int, value: in
         ShardReader(prefix)
 
 
+def test_an_index_without_borders_is_refused(prefix: Path) -> None:
+    content = bytearray(prefix.with_suffix(".idx").read_bytes())
+    content[26:34] = bytes(8)
+    prefix.with_suffix(".idx").write_bytes(content)
+    with pytest.raises(UserError, match=r"train\.idx: .*bad header"):
+        ShardReader(prefix)
+
+
 @pytest.mark.parametrize("multimodal", [False, True])
 @given(documents=st.lists(st.lists(st.lists(st.integers(0, 2**31 - 1), max_size=4), max_size=3), max_size=4))
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -7,11 +7,13 @@ import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
+from ttt_dist.audio import io as io_module
 from ttt_dist.audio import read_audio
 from ttt_dist.audio.io import audio_seconds
 from ttt_dist.audio.mp3 import frames, parse
@@ -159,6 +161,24 @@ def test_other_formats_of_unknown_length(tmp_path: Path, make: Callable[[], byte
             read_audio(source, RATE, offset=11.0, duration=2.0)
 
 
+@pytest.mark.parametrize("make", [unknown_flac, unknown_caf, lambda: written("OGG", "OPUS"), lambda: written("MP3")])
+def test_nothing_is_decoded_beyond_the_most_seconds(make: Callable[[], bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small compressed file may hold days, and its header may not say so."""
+    decoded, read = [0], soundfile.SoundFile.read
+
+    def counted(self: soundfile.SoundFile, *args: Any, **more: Any) -> np.ndarray:
+        decoded.append(len(found := read(self, *args, **more)))
+        return found
+
+    monkeypatch.setattr(io_module, "BLOCK_FRAMES", 4000)
+    monkeypatch.setattr(soundfile.SoundFile, "read", counted)
+    data = make()
+    with pytest.raises(UserError, match="x: is longer than 2 s, .*; give a piece of it"):
+        read_audio(data, RATE, name="x", most_seconds=2.0)
+    assert sum(decoded) <= 2 * 48_000 + 4000  # Opus decodes at 48 kHz
+    assert len(read_audio(data, RATE, name="x", most_seconds=13.0)) > 11 * RATE
+
+
 def test_mp3_inside_wav_is_read_to_its_end() -> None:
     for stream in (written("MP3"), without_count(written("MP3"))):
         form = struct.pack("<HHIIHHHHIHHH", 0x55, 1, RATE, 8000, 1, 0, 12, 1, 2, 1152, 1, 0)
@@ -213,6 +233,13 @@ def test_what_is_no_file_is_refused_and_does_not_block(tmp_path: Path) -> None:
             for read in (audio_seconds, lambda path: read_audio(path, RATE)):
                 with pytest.raises(UserError, match=rf"{name}\.wav: cannot be read \(it is a {kind}, not a file"):
                     read(tmp_path / f"{name}.wav")
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".wav", "a/" * 3000 + "b.wav", "nul\0.wav", "half \ud800.wav"])
+def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path, name: str) -> None:
+    for read in (audio_seconds, lambda path: read_audio(path, RATE)):
+        with pytest.raises(UserError, match="(no such file|no file can have this name).*; correct the path"):
+            read(tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 import os
 import pickle
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -77,6 +79,19 @@ def test_nothing_is_run(inside: Any, mmap: bool, tmp_path: Path) -> None:
         read_state(tmp_path / "a.pt", mmap=mmap)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
+
+
+def test_whatever_byte_of_its_instructions_changes_it_is_a_state_or_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    write_state({"step": 3, "weights": {"a": torch.zeros(2, 2)}}, path)
+    whole, random = path.read_bytes(), Random(0)
+    end = whole.index(b"PK", 4)
+    for _ in range(1500):
+        content = bytearray(whole)
+        content[random.randrange(end)] = random.choice((0, 255, *b"()tQRe.0ahKJ"))
+        path.write_bytes(content)
+        with suppress(UserError):
+            read_state(path)
 
 
 @READINGS

@@ -7,6 +7,7 @@ column: a struct of `bytes` and `path`, of which the first may be null; or sampl
 
 from __future__ import annotations
 
+import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -18,9 +19,10 @@ from ttt_dist.audio.sources import require_regular
 from ttt_dist.util.errors import UserError
 
 if TYPE_CHECKING:
-    from pyarrow import Schema
+    from pyarrow import NativeFile, Schema
 
 OPEN_TABLES = 4  # Parquet and Arrow files held open, each Parquet file with its last row group: bounds the memory
+MARK = b"\xff\xff\xff\xff"
 BATCH_ROWS = 1024  # of text columns, converted at once
 DAMAGE = (OSError, ValueError, LookupError, NotImplementedError, TypeError, MemoryError)
 """What pyarrow raises at a damaged file: most of its own errors are ValueErrors."""
@@ -107,10 +109,11 @@ class ArrowTable:
     def __init__(self, path: Path) -> None:
         import pyarrow as pa
 
-        with open(path, "rb") as file:
-            is_file = file.read(6) == b"ARROW1"
         source = pa.memory_map(str(path))
-        self._table = (pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)).read_all()
+        is_file = source.read(8).startswith(b"ARROW1")
+        source.seek(8 if is_file else 0)  # a file is a stream between its name and a list of its pieces
+        self._table = pa.ipc.open_stream(source).read_all()
+        self._unread = _unread(source, is_file)
         self._table.validate(full=True)  # pyarrow follows offsets unchecked: damaged ones end the process
         self.rows = self._table.num_rows
         self.schema = self._table.schema
@@ -122,12 +125,31 @@ class ArrowTable:
         return self._table.column(column)[row].as_py()
 
     def read(self, columns: list[str]) -> Iterator[dict[str, Any]]:
-        """All rows in order, of these columns only, a batch in memory."""
+        """All rows in order, of these columns only, a batch in memory. Raises ValueError behind the last where there were more."""
         if not columns:
             yield from ({} for _ in range(self.rows))
         else:
             for batch in self._table.select(columns).to_batches(BATCH_ROWS):
                 yield from batch.to_pylist()
+        if self._unread:
+            raise ValueError(self._unread)
+
+
+def _unread(source: NativeFile, is_file: bool) -> str:
+    """What shows that a stream that was read up to here is not whole; "" where nothing does.
+
+    A bit of a length or of a kind that flips looks like its end, and a file that was cut off may end between two pieces.
+    """
+    end, size = source.tell(), source.size()
+    source.seek(8 if is_file else 0)
+    before = MARK if source.read(4) == MARK else b""  # of every length since 2019
+    source.seek(max(end - 4 - len(before), 0))
+    if source.read(4 + len(before)) != before + bytes(4):
+        return "it ends without the mark of an end"
+    source.seek(size - 10 if is_file else end)
+    footer = int.from_bytes(source.read(4), "little") + 10 if is_file else 0
+    left = size - footer - end
+    return f"{left:,} bytes lie behind its end" if left else ""
 
 
 def open_table(path: Path) -> Table:
@@ -230,4 +252,4 @@ class Containers:
                 f"{describe(path, member)}: holds neither audio nor the path of an audio file; remove the row"
             )
         nearby = [path.parent / name, path.parent.parent / name]
-        return next((candidate for candidate in nearby if candidate.is_file()), nearby[0])
+        return next((candidate for candidate in nearby if os.path.isfile(candidate)), nearby[0])

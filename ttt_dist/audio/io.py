@@ -36,6 +36,7 @@ CACHE_BYTES = 256 * 2**20  # of decoded, resampled files that an UtteranceReader
 BLOCK_FRAMES = 2**20  # read at once, of one channel, whatever length the header claims
 UNKNOWN_FRAMES = 2**62  # libsndfile gives such a number where the header names no length
 MOST_SAMPLES = 2**29  # frames x channels decoded for one clip: 3 hours of 48 kHz, or 2 GB
+MOST_A_SECOND = 192_000  # of these where the seconds are bounded: two channels of 96 kHz
 
 Recording: TypeAlias = "soundfile.SoundFile | ffmpeg.FfmpegFile"
 
@@ -47,12 +48,14 @@ def read_audio(
     duration: float | None = None,
     name: str | None = None,
     notes: list[str] | None = None,
+    most_seconds: float | None = None,
 ) -> Tensor:
     """A file, or the piece of it from `offset` for `duration` seconds, as mono float32 [T] at `sample_rate`.
 
     Seeks where the file allows it: of a long one only the piece is decoded. Messages call it `name` (by default its path).
     What its levels tell (ttt_dist/audio/levels.py) is appended to `notes`.
-    Raises UserError naming the file where it is missing, no audio, empty, cut off, or ends before the piece does.
+    Raises UserError naming the file where it is missing, no audio, empty, cut off, ends before the piece does, or has more
+    than `most_seconds`, beyond which nothing is decoded: a small compressed file may hold days.
     """
     levels = Levels()
     with _opened(source, name, is_whole=not offset and duration is None) as (file, name):
@@ -61,8 +64,13 @@ def read_audio(
         if frames is not None:
             _require_piece(frames, rate, offset, duration, name)
             count = frames - start if count is None else min(count, frames - start)
+        limit = MOST_SAMPLES * rate // max(rate, sample_rate)
+        if most_seconds is not None:
+            limit = int(most_seconds * min(rate * file.channels, MOST_A_SECOND))
+            if count is not None and count * file.channels > limit:
+                raise _too_long(file, limit, name)
         skipped = _skip(file, start)
-        wave = torch.from_numpy(_read_mono(file, count, MOST_SAMPLES * rate // max(rate, sample_rate), name, levels))
+        wave = torch.from_numpy(_read_mono(file, count, limit, name, levels))
         if frames is None:
             _require_piece(skipped + len(wave), rate, offset, duration, name)
         elif count is not None:
@@ -180,12 +188,16 @@ def _read_mono(file: Recording, count: int | None, limit: int, name: str, levels
             levels.add(data, blocks[-1])
         left -= len(data)
         if file.channels * sum(map(len, blocks)) > limit:
-            seconds = limit / file.channels / file.samplerate
-            raise UserError(
-                f"{name}: is longer than {seconds:,.0f} s, too much to be read at once ({file.channels} channels at "
-                f"{file.samplerate:,} Hz); name pieces of it by offset and duration"
-            )
+            raise _too_long(file, limit, name)
     return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+
+
+def _too_long(file: Recording, limit: int, name: str) -> UserError:
+    seconds = limit / file.channels / file.samplerate
+    return UserError(
+        f"{name}: is longer than {seconds:,.0f} s, too much to be read at once ({file.channels} channels at "
+        f"{file.samplerate:,} Hz); give a piece of it, in a manifest by offset and duration"
+    )
 
 
 def write_wav(path: str | Path, wave: Tensor, sample_rate: int) -> None:
@@ -198,12 +210,12 @@ def _reason(source: Source, error: Exception) -> str:
     cause = f"cannot be read as audio ({str(error).rsplit(': ', 1)[-1].strip().rstrip('.')}); convert it to WAV or FLAC"
     if isinstance(source, bytes):
         return cause
-    path = Path(source)
-    if isinstance(error, PermissionError) or (path.is_file() and not os.access(path, os.R_OK)):
+    # os.path has an answer for every name; Path raises where the system finds one too long.
+    if isinstance(error, PermissionError) or (os.path.isfile(source) and not os.access(source, os.R_OK)):
         return "may not be read; change its permissions"
-    if not path.exists():
+    if not os.path.exists(source):
         return "no such file; correct the path or its root"
-    if path.is_file() and path.stat().st_size == 0:
+    if os.path.isfile(source) and os.path.getsize(source) == 0:
         return "is an empty file; remove it or record it again"
     return cause
 

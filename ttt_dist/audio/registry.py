@@ -6,6 +6,7 @@ A codec of one's own is named as `package.module:Class[:FOLDER]`: a subclass of 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,7 +170,7 @@ def _weights_of(path: Path, stored: Mapping[str, Any]) -> Path | None:
             raise UserError(f"{path}: does not name its weights; save the codec again")
         return None
     weights = Path(str(stored["weights"]))
-    if not weights.exists():
+    if not os.path.exists(weights):
         raise UserError(
             f'{path}: the weights of {stored["name"]} are no longer in {weights}; put them back there, or correct "weights" '
             "(the hash is checked)"

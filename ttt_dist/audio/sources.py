@@ -21,7 +21,10 @@ Bytes: TypeAlias = bytes | mmap.mmap
 
 def require_regular(path: str | Path, name: str) -> None:
     """Refuse what is no file: a pipe would wait for ever, a device has no end. Raises UserError, OSError where it is absent."""
-    mode = os.stat(path).st_mode
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:  # a zero byte, or half a character
+        raise UserError(f"{name}: no file can have this name ({error}); correct the path") from error
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
         kind = kinds.get(stat.S_IFMT(mode), "device")

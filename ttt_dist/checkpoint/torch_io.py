@@ -5,7 +5,6 @@ What is read is plain values, tensors, and the three classes that DeepSpeed itse
 
 import hashlib
 import os
-import pickle
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
@@ -15,18 +14,6 @@ import torch
 from ttt_dist.checkpoint.manifest import FileChecksum
 from ttt_dist.util.atomic_files import writing
 from ttt_dist.util.errors import UserError
-
-# What a broken archive or a broken pickle inside it makes torch raise.
-UNREADABLE = (
-    pickle.UnpicklingError,
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-)
 
 
 def write_state(state: dict[str, Any], path: str | Path) -> FileChecksum:
@@ -80,7 +67,7 @@ def read_state(path: str | Path, mmap: bool = False) -> dict[str, Any]:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except FileNotFoundError:
         raise UserError(f"{path}: missing; name another checkpoint") from None
-    except UNREADABLE as error:
+    except Exception as error:  # torch follows the file's own instructions, and anything may come of changed ones
         raise UserError(f"{path}: not a whole file of a checkpoint ({_reason(error)}); name another one") from error
     if not isinstance(state, dict):
         raise UserError(f"{path}: holds a {type(state).__name__} and no state of a checkpoint; name another one")

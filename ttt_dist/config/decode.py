@@ -1,6 +1,5 @@
 """How to decode (docs/method.md#decoding)."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval
 
 from ttt_dist.config.section import NonNegativeFloat, NonNegativeInt, PositiveInt, Probability, Section, require
+from ttt_dist.util import json_files
 from ttt_dist.util.errors import UserError
 
 GENERATION = "generation_config.json"
@@ -111,7 +111,7 @@ def folder_settings(folder: Path) -> DecodeSettings:
     if not path.is_file():
         return BEFORE
     try:
-        values = json.loads(path.read_text(encoding="utf8"))
+        values = json_files.parse(path.read_bytes())
         own = values.get(KEY, {}) if isinstance(values, dict) else None
         from ttt_dist.config.reading import build
 

@@ -84,7 +84,7 @@ class Indexed:
         if len(index) < HEADER.size:
             raise ValueError(f"{len(index)} bytes, less than its header")
         magic, version, code, num_sequences, num_borders = HEADER.unpack(index[: HEADER.size].tobytes())
-        if (magic, version) != (MAGIC, VERSION) or code not in DTYPES:
+        if (magic, version) != (MAGIC, VERSION) or code not in DTYPES or not num_borders:
             raise ValueError("bad header")
         if DTYPES[code] != "int32":
             raise UserError(f"{prefix}.idx: holds {DTYPES[code]}, not int32; write the shard again")

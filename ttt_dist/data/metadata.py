@@ -11,6 +11,8 @@ from ttt_dist.util.atomic_files import sha256_file, sha256_folder
 from ttt_dist.util.errors import UserError
 from ttt_dist.util.json_files import parse, read_bytes, read_object
 
+MAX_NAME = 250  # bytes; a name of a file has 255, of which suffixes need some
+
 FORMAT = "ttt_dist shard 1"
 REMEDY = "write the shard again"
 ASSETS = ("tokenizer", "codec", "template.json")
@@ -101,7 +103,9 @@ def _is_size(value: Any) -> bool:
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and value == Path(value).name and "\0" not in value and value not in ("", ".", "..")
+    if not isinstance(value, str) or value != Path(value).name or "\0" in value or value in ("", ".", ".."):
+        return False
+    return len(value.encode("utf-8", "surrogatepass")) < MAX_NAME and not re.search("[\ud800-\udfff]", value)
 
 
 def _are(values: Any, is_key: Callable[[Any], bool], is_value: Callable[[Any], bool]) -> bool:

@@ -184,7 +184,7 @@ def locate(clip: Mapping[str, Any], folder: Path, audio_root: Path | None) -> En
     """The clip with its paths as they are found: below `folder`; a benchmark's bare names may start from `audio_root`."""
 
     def find(name: str) -> str:
-        if audio_root is None or (folder / name).exists() or not (audio_root / name).exists():
+        if audio_root is None or os.path.exists(folder / name) or not os.path.exists(audio_root / name):
             return name
         return str((audio_root / name).absolute())
 

@@ -12,7 +12,6 @@ import numpy as np
 import soundfile
 
 from ttt_dist.audio import Codec, read_audio
-from ttt_dist.audio.io import audio_seconds
 from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.inference.decoder import Request
 from ttt_dist.model.hf.folder import ModelFolder
@@ -28,7 +27,7 @@ TASKS = {"speak": ("tts",), "transcribe": ("asr",), "chat": ("audio_chat", "text
 """What the page offers, and the templates that it takes."""
 CHOICES = ("block", "steps", "temperature", "code_temperature")
 """Settings of decoding that a question may change."""
-MAX_SECONDS = 600.0  # of a recording: a small compressed file may hold days
+MAX_SECONDS = 600.0  # of a recording
 MAX_SEED = 2**31 - 1
 MAX_DRAWN = 1500  # tokens of the picture, whose memory grows with their square
 
@@ -112,10 +111,7 @@ class RequestBuilder:
         return self.template.prompt(name, {"turns": [turn], "lang": entry["lang"]}, codes)
 
     def _encode(self, recording: Recording) -> np.ndarray:
-        seconds = audio_seconds(recording.data, recording.name)
-        if seconds > MAX_SECONDS:
-            raise UserError(f"{recording.name}: has {seconds:.0f} s, more than {MAX_SECONDS:.0f}; send a piece of it")
-        wave = read_audio(recording.data, self.codec.sample_rate, name=recording.name)
+        wave = read_audio(recording.data, self.codec.sample_rate, name=recording.name, most_seconds=MAX_SECONDS)
         with self._codec_lock:
             return self.codec.encode([wave])[0]
 

@@ -7,6 +7,7 @@ because the rank that fails may be another one.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -21,6 +22,17 @@ from ttt_dist.util.errors import UserError, one_line, printable
 PLAIN_INTERVAL_S = 10.0  # between two lines of progress where the output is no terminal
 BAR_INTERVAL_S = 0.1
 BAR_WIDTH = 24
+REMEDIES = {
+    errno.ENAMETOOLONG: "give a shorter one",
+    errno.ENOTDIR: "a part of this path is a file: correct it",
+    errno.ELOOP: "its links lead in a circle: correct them",
+    errno.EACCES: "change its permissions",
+    errno.EPERM: "change its permissions",
+    errno.EROFS: "choose a place that can be written to",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+}
+"""What the system says of a path is the user's to put right wherever it is met; other errors are ours."""
 
 
 def rank() -> int:
@@ -194,6 +206,11 @@ def main_guard(main: Callable[[], None]) -> None:
     except BrokenPipeError:
         _close_stdout()  # the reader of our output (`| head`) has gone
         sys.exit(141)
+    except OSError as error:
+        if error.errno not in REMEDIES or error.filename is None:
+            raise
+        print_error(f"{os.fsdecode(error.filename)}: {error.strerror}; {REMEDIES[error.errno]}")
+        sys.exit(1)
 
 
 def _erase_bar() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,12 @@ def weight_files(folder: Path) -> list[Path]:
             raise UserError(f"{index}: not a readable index of weights ({error}); {REMEDY}") from error
         if not all(isinstance(name, str) for name in listed):
             raise UserError(f"{index}: not a readable index of weights (a name is no text); {REMEDY}")
-        is_stale = (folder / names[0]).is_file() and not all((folder / name).is_file() for name in listed)
+        is_stale = (folder / names[0]).is_file() and not all(os.path.isfile(folder / name) for name in listed)
         names = names if is_stale else listed
     for name in names:
         if Path(name).name != name:
             raise UserError(f"{index}: names a file outside its folder, {name}; {REMEDY}")
-        if not (folder / name).is_file():
+        if not os.path.isfile(folder / name):
             raise UserError(f"{folder / name}: missing; {REMEDY} (only safetensors are read)")
     return [folder / name for name in names]
 

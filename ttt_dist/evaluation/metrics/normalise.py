@@ -4,7 +4,6 @@ A score bears its normaliser's name, because figures of different normalisers do
 """
 
 import importlib.util
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,6 +12,7 @@ from pathlib import Path
 from ttt_dist.evaluation.metrics.folding import basic, by_character, joined_alike, persian, pointed_alike, turkic
 from ttt_dist.evaluation.metrics.languages import language, written_language
 from ttt_dist.evaluation.metrics.spelling import THOUSANDS, as_number, digit_by_digit, spelt
+from ttt_dist.util import json_files
 from ttt_dist.util.errors import UserError
 from ttt_dist.util.plugins import load_function, load_named
 
@@ -155,7 +155,7 @@ def _whisper_english(table: Path | None) -> Normaliser:
 
 def _spelling(path: Path) -> dict[str, str]:
     try:
-        return {str(word): str(form) for word, form in json.loads(path.read_text(encoding="utf8")).items()}
+        return {str(word): str(form) for word, form in json_files.parse(path.read_bytes()).items()}
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: is no table of spellings ({error}); copy it again, or remove it") from error
 

@@ -4,7 +4,6 @@ What changes the computation and is not implemented is refused, never ignored: a
 one does.
 """
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -13,6 +12,7 @@ from ttt_dist.config.objective import Objective
 from ttt_dist.model.structure import head_dim
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.json_files import read_object
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,13 @@ MAX_SHARD_BYTES = 5 * 10**9  # of a file of weights
 MAX_POSITIONS = 32768  # a key that transformers asks for; rotary positions have no table to run out of
 DEFAULT_THETA = 10000.0
 SCALING_NUMBERS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+AGAIN = "export or copy the model again"
+KINDS = {
+    "architectures": list, "model_type": str, "hidden_act": str, "layer_types": list, "rope_parameters": dict,
+    "rope_scaling": dict, "tie_word_embeddings": bool, "quantization_config": dict, "objective": dict,
+    "max_position_embeddings": int, "vocab_size": int, "source_vocab_size": int,
+}  # fmt: skip
+"""What keys of config.json are where they are not null; numbers are looked at where they are read."""
 ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *SCALING_NUMBERS}
 
 
@@ -73,6 +80,7 @@ def read_model_config(folder: str | Path) -> ModelConfig:
 
 def model_config(values: dict[str, Any], path: Path) -> ModelConfig:
     """The contents of config.json as our settings; `path` is named in refusals."""
+    _require_kinds(values, path)
     family = _family(values, path)
     values = FAMILIES[family].defaults | values
     _refuse_other_maths(values, family, path)
@@ -181,12 +189,15 @@ def config_json(
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises UserError naming the file."""
     try:
-        values = json.loads(path.read_text(encoding="utf8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: missing or not readable as JSON ({error}); export or copy the model again") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: holds no JSON object; export or copy the model again")
-    return values
+        return read_object(path, AGAIN)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; {AGAIN}") from error
+
+
+def _require_kinds(values: dict[str, Any], path: Path) -> None:
+    for key, kind in KINDS.items():
+        if values.get(key) is not None and type(values[key]) is not kind:
+            raise UserError(f"{path}: {key} is {values[key]!r}, not of type {kind.__name__}; {AGAIN}")
 
 
 def _family(values: dict[str, Any], path: Path) -> str:
@@ -255,8 +266,12 @@ def _number(values: dict[str, Any], key: str, kind: type[T], path: Path, default
     value = values.get(key)
     if value is None:
         if default is None:
-            raise UserError(f"{path}: lacks '{key}'; copy or export the model again")
+            raise UserError(f"{path}: lacks '{key}'; {AGAIN}")
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != kind(value):
-        raise UserError(f"{path}: {key} must be a number, not {value!r}")
-    return kind(value)
+    try:
+        if type(value) in (int, float) and value == kind(value):
+            return kind(value)
+    except (OverflowError, ValueError):  # infinite, no number, or a whole one beyond every float
+        pass
+    wanted = "a whole number" if kind is int else "a number"
+    raise UserError(f"{path}: {key} must be {wanted}, not {value!r}; {AGAIN}")

@@ -183,7 +183,7 @@ def load_folder(folder: str | Path, dtype: torch.dtype | None = None, device: st
         config, layout, LocalLayerFactory(FolderWeights(folder, config, layout), dtype=dtype)
     )
     # An export of before there were presets to choose from says kind and prompt_audio alone.
-    template, objective = read_json(folder / "template.json"), {"preset": "paper", **values.get("objective", {})}
+    template, objective = read_json(folder / "template.json"), {"preset": "paper", **(values.get("objective") or {})}
     return ModelFolder(
         model=model.eval().requires_grad_(False).to(device),
         layout=layout,

@@ -81,7 +81,7 @@ def export_hf(source: Path, out: Path, dtype: torch.dtype | None = None, max_sha
     found = _require_whole(tensors, config, values, path)
     if found < layout.vocab_size:
         raise UserError(f"{source}: {EMBEDDING} has {found} rows, {LAYOUT} {layout.vocab_size}; import the model again")
-    num_rows = min(found, max(layout.vocab_size, values.get(SOURCE_ROWS, 0)))
+    num_rows = min(found, max(layout.vocab_size, values.get(SOURCE_ROWS) or 0))
 
     def rows(name: str) -> Iterator[Tensor]:
         return tensors.chunks(name, 0, num_rows)
