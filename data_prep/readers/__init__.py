@@ -29,6 +29,7 @@ class ReaderOptions:
     subset: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)  # field of an entry: column of the corpus's table
     audio_root: Path | None = None  # where the recordings lie that a table names, if not beside it
+    pipes: Path | None = None  # where the output of a corpus's shell commands is kept; None: none is run
 
     def wants(self, split: str, problems: Problems, place: str) -> bool:
         """Whether the split is the one asked for; one that is not is counted as skipped."""
@@ -40,7 +41,7 @@ class ReaderOptions:
 
 Reader = Callable[[ReaderOptions, Problems], Iterator[Entry]]
 SIGNATURE = "def read(options: ReaderOptions, problems: Problems) -> Iterator[Entry]"
-FLAGS = ("pattern", "split", "subset", "columns", "audio_root")
+FLAGS = ("pattern", "split", "subset", "columns", "audio_root", "allow_pipes")
 """Of `data_prep manifest`: those that a reader may take or not."""
 
 
@@ -85,6 +86,11 @@ READERS = {
         "data_prep.readers.own:read_jsonl",
         "JSONL of manifest lines, paths relative to the file",
         ("split", "audio_root"),
+    ),
+    "kaldi": ReaderRow(
+        "data_prep.readers.kaldi:read_kaldi",
+        "data directory of Kaldi or ESPnet, or folder of such: wav.scp, text, segments, utt2spk, ...",
+        ("split", "audio_root", "allow_pipes"),
     ),
     "librispeech": ReaderRow(
         "data_prep.readers.librispeech:read_librispeech", "folder: SPEAKER/CHAPTER/*.trans.txt and .flac"
