@@ -92,6 +92,11 @@ READERS = {
         "data directory of Kaldi or ESPnet, or folder of such: wav.scp, text, segments, utt2spk, ...",
         ("split", "audio_root", "allow_pipes"),
     ),
+    "lhotse": ReaderRow(
+        "data_prep.readers.lhotse:read_lhotse",
+        "JSONL of cuts, or of supervisions beside recordings; or folder of such, or of Shar's shards",
+        ("split", "audio_root", "allow_pipes"),
+    ),
     "librispeech": ReaderRow(
         "data_prep.readers.librispeech:read_librispeech", "folder: SPEAKER/CHAPTER/*.trans.txt and .flac"
     ),
