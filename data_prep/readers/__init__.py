@@ -104,6 +104,11 @@ READERS = {
         "data_prep.readers.librispeech:read_mls",
         "folder with {train,dev,test}/transcripts.txt and audio/ (Multilingual LibriSpeech)",
     ),
+    "nemo": ReaderRow(
+        "data_prep.readers.nemo:read_nemo",
+        "manifest of NeMo's (JSON lines), a range (manifest__OP_0..63_CL_.json) or folder; tars beside it, or by --audio-root",
+        ("split", "audio_root"),
+    ),
     "pattern": ReaderRow(
         "data_prep.readers.own:read_pattern", "folder of files whose names say all; see --pattern", ("split", "pattern")
     ),
