@@ -117,6 +117,11 @@ READERS = {
         "TSV, CSV, JSON or Parquet file; see --columns",
         ("split", "columns", "audio_root"),
     ),
+    "webdataset": ReaderRow(
+        "data_prep.readers.webdataset:read_webdataset",
+        "tar of KEY.flac with KEY.txt or KEY.json, a range (data-{000000..000127}.tar), or folder of tars",
+        ("split", "columns"),
+    ),
     "wenetspeech": ReaderRow(
         "data_prep.readers.long_recordings:read_wenetspeech",
         "WenetSpeech.json or its folder; --subset L, M or S",
