@@ -82,6 +82,9 @@ READERS = {
         "data set folder of Hugging Face: save_to_disk, Parquet, or metadata.csv with files",
         ("split", "columns"),
     ),
+    "hifitts": ReaderRow(
+        "data_prep.readers.tts:read_hifitts", "folder with SPEAKER_manifest_clean_train.json, ... and audio/ (HiFi-TTS)"
+    ),
     "jsonl": ReaderRow(
         "data_prep.readers.own:read_jsonl",
         "JSONL of manifest lines, paths relative to the file",
@@ -100,6 +103,13 @@ READERS = {
     "librispeech": ReaderRow(
         "data_prep.readers.librispeech:read_librispeech", "folder: SPEAKER/CHAPTER/*.trans.txt and .flac"
     ),
+    "libritts": ReaderRow(
+        "data_prep.readers.tts:read_libritts",
+        "folder: SPEAKER/CHAPTER/*.wav and .normalized.txt (LibriTTS, LibriTTS-R)",
+    ),
+    "ljspeech": ReaderRow(
+        "data_prep.readers.tts:read_ljspeech", "folder with metadata.csv (ID|text|normalised) and wavs/", ()
+    ),
     "mls": ReaderRow(
         "data_prep.readers.librispeech:read_mls",
         "folder with {train,dev,test}/transcripts.txt and audio/ (Multilingual LibriSpeech)",
@@ -117,6 +127,7 @@ READERS = {
         "TSV, CSV, JSON or Parquet file; see --columns",
         ("split", "columns", "audio_root"),
     ),
+    "vctk": ReaderRow("data_prep.readers.tts:read_vctk", "folder with txt/ and wav48_silence_trimmed/ or wav48/", ()),
     "webdataset": ReaderRow(
         "data_prep.readers.webdataset:read_webdataset",
         "tar of KEY.flac with KEY.txt or KEY.json, a range (data-{000000..000127}.tar), or folder of tars",
@@ -126,6 +137,11 @@ READERS = {
         "data_prep.readers.long_recordings:read_wenetspeech",
         "WenetSpeech.json or its folder; --subset L, M or S",
         ("split", "subset"),
+    ),
+    "wenetspeech4tts": ReaderRow(
+        "data_prep.readers.tts:read_wenetspeech4tts",
+        "folder: WenetSpeech4TTS_GRADE_N/wavs/ and txts/; --subset Premium, Standard or Basic",
+        ("subset",),
     ),
 }
 
