@@ -9,7 +9,7 @@ import os
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_prep.readers import ReaderOptions
@@ -37,6 +37,18 @@ def read_kaldi(options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
     utt2dur or reco2dur where they are there, else of the files.
     """
     yield from read_directories(options, problems, FIELDS, punctuated)
+
+
+def read_kespeech(options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
+    """KeSpeech: Tasks/ASR/{train_phase1,...}/ as Kaldi has them, whose paths (Audio/...) start from the corpus's folder.
+
+    `<SPOKEN_NOISE>` in texts is dropped; `dialect` is that of utt2subdialect.
+    """
+    tasks = options.source / "Tasks" / "ASR"
+    source = tasks if tasks.is_dir() else options.source
+    options = replace(options, source=source, lang=options.lang or "zh")
+    fields = {"utt2spk": "speaker", "utt2subdialect": "dialect"}
+    yield from read_directories(options, problems, fields, lambda text: text.replace("<SPOKEN_NOISE>", "").strip())
 
 
 def read_directories(
@@ -68,7 +80,7 @@ def _directories(source: Path, problems: Problems) -> list[Path]:
     return found
 
 
-class _Column:
+class Column:
     """One file of `KEY VALUE` lines, asked for its keys in about its own order."""
 
     def __init__(self, path: Path, problems: Problems) -> None:
@@ -121,9 +133,9 @@ class _Directory:
         self._folder, self._options, self._problems, self._text_of = folder, options, problems, text_of
         self._locator = Locator(folder, options.audio_root)
         self._pipes = Pipes(recipe_folder(folder, options.audio_root), options.pipes)
-        self._texts = _Column(folder / "text", problems)
-        self._fields = {name: _Column(folder / file, problems) for file, name in fields.items()}
-        self._lengths = _Column(folder / "utt2dur", problems), _Column(folder / "reco2dur", problems)
+        self._texts = Column(folder / "text", problems)
+        self._fields = {name: Column(folder / file, problems) for file, name in fields.items()}
+        self._lengths = Column(folder / "utt2dur", problems), Column(folder / "reco2dur", problems)
 
     def entries(self) -> Iterator[Entry]:
         """All utterances of the directory, in the order of its segments, or without those of wav.scp."""

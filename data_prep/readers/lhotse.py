@@ -232,8 +232,9 @@ class _Manifest:
             path = self._locator.find(source, self.problems, place)
         return {"audio": path} if path else None
 
-    def _refuse(self, message: str, reason: str) -> None:
+    def _refuse(self, message: str, reason: str) -> Entry | None:
         self.problems.report(message, reason)
+        return None
 
 
 def _extent(start: float, seconds: float, recording: Entry) -> Entry:
