@@ -15,6 +15,7 @@ from pathlib import Path
 from ttt_dist.util.console import main_guard
 
 COMMANDS = {
+    "readers": ("readers", "list the corpora that can be read, and what each reader wants"),
     "manifest": ("manifest", "list a corpus as JSONL, one utterance per line"),
     "utterances": ("utterances", "join single recordings into random strings of words"),
     "group": ("group", "join consecutive utterances into documents"),

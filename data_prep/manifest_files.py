@@ -25,7 +25,7 @@ class ManifestFile:
 
     def add(self, entry: Entry) -> None:
         """Append one entry, whose paths this process can open."""
-        write_entry(self._file, with_paths(entry, lambda name: relocate(Path(name), self.path.parent)))
+        write_entry(self._file, with_paths(entry, lambda name: relocate(name, self.path.parent)))
         self.totals.add(entry)
 
 

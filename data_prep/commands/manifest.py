@@ -12,6 +12,7 @@ from data_prep.commands.flags import add_max_errors
 from data_prep.corpus_report import report_of
 from data_prep.manifest_files import ManifestFile, writing_manifests
 from data_prep.readers import FLAGS, READERS, ReaderOptions, find_reader, load_reader
+from ttt_dist.data.metadata import with_suffix
 from ttt_dist.manifest.entry import Entry
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.manifest.reading import SeenIds
@@ -100,6 +101,7 @@ def run(args: argparse.Namespace) -> None:
         subset=args.subset,
         columns=args.columns or {},
         audio_root=args.audio_root,
+        pipes=with_suffix(args.out, ".pipes") if args.allow_pipes else None,
     )
     paths = [args.out, args.holdout_out] if args.holdout_out else [args.out]
     with (
@@ -177,6 +179,12 @@ def add_parser(subparsers: Any) -> None:
         "--audio-root",
         type=Path,
         help=f"for {', '.join(readers_with('audio_root'))}: where the recordings lie that a table names (default: its folder)",
+    )
+    parser.add_argument(
+        "--allow-pipes",
+        action="store_true",
+        help=f"for {', '.join(readers_with('allow_pipes'))}: run the shell commands that the corpus gives in place of "
+        "recordings, and keep their output in the folder OUT.pipes",
     )
     parser.add_argument("--out", required=True, type=Path, help="manifest to write")
     parser.add_argument("--holdout-every", type=int, metavar="N", help="hold out every N-th: numbers N-1, 2N-1, ...")

@@ -29,6 +29,7 @@ class ReaderOptions:
     subset: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)  # field of an entry: column of the corpus's table
     audio_root: Path | None = None  # where the recordings lie that a table names, if not beside it
+    pipes: Path | None = None  # where the output of a corpus's shell commands is kept; None: none is run
 
     def wants(self, split: str, problems: Problems, place: str) -> bool:
         """Whether the split is the one asked for; one that is not is counted as skipped."""
@@ -40,7 +41,7 @@ class ReaderOptions:
 
 Reader = Callable[[ReaderOptions, Problems], Iterator[Entry]]
 SIGNATURE = "def read(options: ReaderOptions, problems: Problems) -> Iterator[Entry]"
-FLAGS = ("pattern", "split", "subset", "columns", "audio_root")
+FLAGS = ("pattern", "split", "subset", "columns", "audio_root", "allow_pipes")
 """Of `data_prep manifest`: those that a reader may take or not."""
 
 
@@ -71,6 +72,9 @@ READERS = {
     "emilia": ReaderRow(
         "data_prep.readers.emilia:read_emilia", "folder or file: tars, JSONL with mp3, or JSON beside mp3", ()
     ),
+    "fleurs": ReaderRow(
+        "data_prep.readers.multilingual:read_fleurs", "folder of a language, or of several: train.tsv and audio/train/"
+    ),
     "gigaspeech": ReaderRow(
         "data_prep.readers.long_recordings:read_gigaspeech",
         "GigaSpeech.json or its folder; --subset XL, L, M, S or XS",
@@ -81,30 +85,93 @@ READERS = {
         "data set folder of Hugging Face: save_to_disk, Parquet, or metadata.csv with files",
         ("split", "columns"),
     ),
+    "hifitts": ReaderRow(
+        "data_prep.readers.tts:read_hifitts", "folder with SPEAKER_manifest_clean_train.json, ... and audio/ (HiFi-TTS)"
+    ),
     "jsonl": ReaderRow(
         "data_prep.readers.own:read_jsonl",
         "JSONL of manifest lines, paths relative to the file",
         ("split", "audio_root"),
     ),
+    "kaldi": ReaderRow(
+        "data_prep.readers.kaldi:read_kaldi",
+        "data directory of Kaldi or ESPnet, or folder of such: wav.scp, text, segments, utt2spk, ...",
+        ("split", "audio_root", "allow_pipes"),
+    ),
+    "kespeech": ReaderRow(
+        "data_prep.readers.kaldi:read_kespeech", "folder with Tasks/ASR/ and Audio/", ("split", "audio_root")
+    ),
+    "lhotse": ReaderRow(
+        "data_prep.readers.lhotse:read_lhotse",
+        "JSONL of cuts, or of supervisions beside recordings; or folder of such, or of Shar's shards",
+        ("split", "audio_root", "allow_pipes"),
+    ),
+    "librilight": ReaderRow(
+        "data_prep.readers.lhotse:read_lhotse",
+        "cuts of LibriHeavy (libriheavy_cuts_small.jsonl.gz); --audio-root: Libri-Light, which has no text itself",
+        ("split", "audio_root"),
+    ),
     "librispeech": ReaderRow(
         "data_prep.readers.librispeech:read_librispeech", "folder: SPEAKER/CHAPTER/*.trans.txt and .flac"
+    ),
+    "libritts": ReaderRow(
+        "data_prep.readers.tts:read_libritts",
+        "folder: SPEAKER/CHAPTER/*.wav and .normalized.txt (LibriTTS, LibriTTS-R)",
+    ),
+    "ljspeech": ReaderRow(
+        "data_prep.readers.tts:read_ljspeech", "folder with metadata.csv (ID|text|normalised) and wavs/", ()
+    ),
+    "macs": ReaderRow(
+        "data_prep.readers.macs:read_macs",
+        "MACS.yaml or its folder; recordings below it or --audio-root",
+        ("audio_root",),
     ),
     "mls": ReaderRow(
         "data_prep.readers.librispeech:read_mls",
         "folder with {train,dev,test}/transcripts.txt and audio/ (Multilingual LibriSpeech)",
     ),
+    "nemo": ReaderRow(
+        "data_prep.readers.nemo:read_nemo",
+        "manifest of NeMo's (JSON lines), a range (manifest__OP_0..63_CL_.json) or folder; tars beside it, or by --audio-root",
+        ("split", "audio_root"),
+    ),
     "pattern": ReaderRow(
         "data_prep.readers.own:read_pattern", "folder of files whose names say all; see --pattern", ("split", "pattern")
+    ),
+    "peoplesspeech": ReaderRow(
+        "data_prep.readers.multilingual:read_peoplesspeech",
+        "folder with train/clean.json and train/clean/; --subset clean, dirty, clean_sa or dirty_sa",
+        ("split", "subset"),
     ),
     "table": ReaderRow(
         "data_prep.readers.tables:read_table",
         "TSV, CSV, JSON or Parquet file; see --columns",
         ("split", "columns", "audio_root"),
     ),
+    "vctk": ReaderRow("data_prep.readers.tts:read_vctk", "folder with txt/ and wav48_silence_trimmed/ or wav48/", ()),
+    "voxpopuli": ReaderRow(
+        "data_prep.readers.multilingual:read_voxpopuli",
+        "folder of a language, or of several: asr_train.tsv and recordings",
+    ),
+    "webdataset": ReaderRow(
+        "data_prep.readers.webdataset:read_webdataset",
+        "tar of KEY.flac with KEY.txt or KEY.json, a range (data-{000000..000127}.tar), or folder of tars",
+        ("split", "columns"),
+    ),
     "wenetspeech": ReaderRow(
         "data_prep.readers.long_recordings:read_wenetspeech",
         "WenetSpeech.json or its folder; --subset L, M or S",
         ("split", "subset"),
+    ),
+    "wenetspeech4tts": ReaderRow(
+        "data_prep.readers.tts:read_wenetspeech4tts",
+        "folder: WenetSpeech4TTS_GRADE_N/wavs/ and txts/; --subset Premium, Standard or Basic",
+        ("subset",),
+    ),
+    "yodas": ReaderRow(
+        "data_prep.readers.multilingual:read_yodas",
+        "folder with en000/text/ and en000/audio/, ... (YODAS, YODAS2; its .tar.gz unpacked, or gunzipped to .tar)",
+        (),
     ),
 }
 

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+
+from ttt_dist.manifest.entry import decode_line
+from ttt_dist.manifest.problems import Problems
+from ttt_dist.manifest.text_files import reading
+from ttt_dist.util.errors import UserError
 
 PUNCTUATION = {"COMMA": ",", "PERIOD": ".", "QUESTIONMARK": "?", "EXCLAMATIONPOINT": "!"}
 _TAG = re.compile(rf"\s*<({'|'.join(PUNCTUATION)})>")
+MAX_TEXT = 2**20  # bytes of one utterance's words
 NO_SPEECH = ("<SIL>", "<MUSIC>", "<NOISE>", "<OTHER>", "ignore_time_segment_in_scoring")
 """Of GigaSpeech, and of TED-LIUM: what stands in place of a transcript."""
 
@@ -26,3 +33,13 @@ def no_speech(text: str) -> str | None:
 def unsegmented(text: str) -> str:
     """Without the spaces beside Han characters, which part words and are no spelling; those between other words stay."""
     return _BESIDE_HAN.sub("", text.strip())
+
+
+def text_beside(path: Path, problems: Problems) -> str | None:
+    """What a file says that holds one utterance's words; None, reported, where it is missing or is not UTF-8."""
+    try:
+        with reading(path) as file:
+            return decode_line(file.read(MAX_TEXT), str(path))
+    except UserError as error:
+        problems.report(error, "no transcript")
+        return None

@@ -92,7 +92,8 @@ def write_entry(file: IO[str], entry: Entry) -> None:
     file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
-def relocate(audio: Path, folder: Path) -> str:
+def relocate(audio: str | Path, folder: Path) -> str:
     """How a manifest in `folder` names `audio`: relative where it lies below, else absolute."""
-    absolute, base = Path(os.path.abspath(audio)), Path(os.path.abspath(folder))
-    return absolute.relative_to(base).as_posix() if absolute.is_relative_to(base) else absolute.as_posix()
+    absolute, base = os.path.abspath(audio), os.path.abspath(folder)  # strings: paths as objects cost most of a listing
+    start = base if base.endswith("/") else f"{base}/"
+    return "." if absolute == base else absolute.removeprefix(start)
