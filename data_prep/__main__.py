@@ -16,6 +16,7 @@ from ttt_dist.util.console import main_guard
 
 COMMANDS = {
     "manifest": ("manifest", "list a corpus as JSONL, one utterance per line"),
+    "filter": ("filter", "keep the lines of a manifest that rules allow"),
     "utterances": ("utterances", "join single recordings into random strings of words"),
     "group": ("group", "join consecutive utterances into documents"),
     "encode": ("encode", "turn the manifest's audio into codes (and learn the built-in codec)"),

@@ -55,11 +55,12 @@ def reading(path: Path) -> Iterator[IO[bytes]]:
 
 def raw_lines(path: Path) -> Iterator[tuple[str, bytes]]:
     """(`file:line`, bytes) of every line. Raises UserError where the file cannot be read."""
+    name = str(path)  # once: a line's share of it would cost as much as reading the line
     with reading(path) as file:
         for number, raw in enumerate(iter(partial(file.readline, MAX_LINE), b""), start=1):
             if len(raw) == MAX_LINE:
                 raise UserError(f"{path}:{number}: {MAX_LINE:,} bytes without an end of line; this is no text file")
-            yield f"{path}:{number}", raw
+            yield f"{name}:{number}", raw
 
 
 def first_letter(path: Path) -> str:
