@@ -12,9 +12,10 @@ from data_prep.commands.flags import add_max_errors
 from data_prep.corpus_report import report_of
 from data_prep.manifest_files import ManifestFile, writing_manifests
 from data_prep.selection.rules import Rule, bounds, holds, is_among, is_new
+from data_prep.selection.text_rules import FLAG, TextRule, has_lost_its_words, read_text_rules, rewritten
 from ttt_dist.manifest.entry import with_paths
 from ttt_dist.manifest.problems import Problems
-from ttt_dist.manifest.reading import Line, read_batches
+from ttt_dist.manifest.reading import Line, entry_line, read_batches
 from ttt_dist.util.console import Progress, print_rank0
 from ttt_dist.util.errors import UserError
 
@@ -43,6 +44,21 @@ def select(lines: Iterable[Line], rules: Sequence[Rule], problems: Problems) -> 
     return kept
 
 
+def clean(lines: Sequence[Line], chain: Sequence[TextRule], problems: Problems) -> list[Line]:
+    """The lines with their texts rewritten; one that loses its words is left out, one that changes is written anew."""
+    cleaned = []
+    for line in lines:
+        place, _, entry = line
+        changed = rewritten(entry, chain)
+        if changed is entry:
+            cleaned.append(line)
+        elif has_lost_its_words(changed):
+            problems.skip(f"no words left by {FLAG}", place)
+        else:
+            cleaned.append((place, entry_line(changed).encode(), changed))
+    return cleaned
+
+
 def write_lines(lines: Sequence[Line], source: Path, file: ManifestFile) -> None:
     """Write lines as they were read, but those whose relative paths would lead elsewhere from the new manifest's folder."""
     if os.path.realpath(source.parent) == os.path.realpath(file.path.parent):
@@ -68,7 +84,8 @@ def rules_of(args: argparse.Namespace) -> list[Rule]:
 def run(args: argparse.Namespace) -> None:
     """Write what is kept."""
     rules = rules_of(args)
-    if not rules:
+    chain = read_text_rules(args.text_rules) if args.text_rules else []
+    if not rules and not chain:
         args.fail("no rule: give one, e.g. --max duration=20")
     if os.path.realpath(args.manifest) == os.path.realpath(args.out):
         args.fail(f"--out {args.out}: is the manifest that is read; choose another name")
@@ -78,7 +95,8 @@ def run(args: argparse.Namespace) -> None:
         Progress(None, "filtering", "line") as progress,
     ):
         for batch in read_batches(args.manifest, problems):
-            write_lines(select(batch, rules, problems), args.manifest, file)
+            cleaned = clean(batch, chain, problems) if chain else batch
+            write_lines(select(cleaned, rules, problems), args.manifest, file)
             progress.advance(len(batch))
     report, left_out = report_of(args.out), sum(tally.count for tally in problems.skipped.values())
     print_rank0(f"{args.out}: {file.totals.describe()}; left out by rule: {left_out:,} (see {report})")
@@ -130,6 +148,9 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--unique", action="append", default=[], metavar="FIELD", help="keep the first of each: audio, text, or a field"
+    )
+    parser.add_argument(
+        "--text-rules", type=Path, metavar="YAML", help="rewrite texts by a chain of rules first: see docs/data.md"
     )
     add_max_errors(parser)
     parser.set_defaults(func=run, fail=parser.error)

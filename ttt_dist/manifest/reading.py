@@ -144,9 +144,14 @@ def _report_repeated(lines: list[Line], is_new: list[bool], problems: Problems) 
             problems.report(f"{place}: id {entry['id']!r} came before; make ids unique", "id came before")
 
 
+def entry_line(entry: Entry) -> str:
+    """The line of an entry, its end included."""
+    return json.dumps(entry, ensure_ascii=False) + "\n"
+
+
 def write_entry(file: IO[str], entry: Entry) -> None:
     """Append one line."""
-    file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    file.write(entry_line(entry))
 
 
 def relocate(audio: Path, folder: Path) -> str:
