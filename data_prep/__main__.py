@@ -24,7 +24,7 @@ COMMANDS = {
     "import": ("import_text", "turn chats and documents that are text already into samples"),
     "pack": ("pack", "pack samples into shards of fixed length"),
     "verify": ("inspect_shards", "check shards against their checksums and layout"),
-    "stats": ("inspect_shards", "count what shards hold"),
+    "stats": ("inspect_shards", "count what shards or a manifest hold"),
     "show": ("inspect_shards", "print a pack readably and draw its visibility mask"),
 }
 
