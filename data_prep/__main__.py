@@ -17,6 +17,7 @@ from ttt_dist.util.console import main_guard
 COMMANDS = {
     "readers": ("readers", "list the corpora that can be read, and what each reader wants"),
     "manifest": ("manifest", "list a corpus as JSONL, one utterance per line"),
+    "filter": ("filter", "keep the lines of a manifest that rules allow"),
     "utterances": ("utterances", "join single recordings into random strings of words"),
     "group": ("group", "join consecutive utterances into documents"),
     "encode": ("encode", "turn the manifest's audio into codes (and learn the built-in codec)"),
@@ -24,7 +25,7 @@ COMMANDS = {
     "import": ("import_text", "turn chats and documents that are text already into samples"),
     "pack": ("pack", "pack samples into shards of fixed length"),
     "verify": ("inspect_shards", "check shards against their checksums and layout"),
-    "stats": ("inspect_shards", "count what shards hold"),
+    "stats": ("inspect_shards", "count what shards or a manifest hold"),
     "show": ("inspect_shards", "print a pack readably and draw its visibility mask"),
 }
 

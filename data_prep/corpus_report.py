@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,21 @@ class Totals:
 
     def add(self, entry: Entry) -> None:
         """Count one entry."""
-        seconds = float(entry.get("duration") or 0.0)
-        self.lines += 1
-        self.seconds += seconds
+        self.add_all([entry])
+
+    def add_all(self, entries: Sequence[Entry]) -> None:
+        """Count entries; neighbours mostly are of one split and language, and are added at once."""
+        seconds = [float(entry.get("duration") or 0.0) for entry in entries]
+        self.lines += len(entries)
+        self.seconds = sum(seconds, start=self.seconds)
         for group, name in (("splits", "split"), ("langs", "lang")):
-            if entry.get(name) is not None:
-                count = self.groups[group].setdefault(str(entry[name]), [0, 0.0])
-                count[0] += 1
-                count[1] += seconds
+            values = [entry.get(name) for entry in entries]
+            for first, same in groupby(zip(values, seconds, strict=True), key=itemgetter(0)):
+                if first is not None:
+                    count = self.groups[group].setdefault(str(first), [0, 0.0])
+                    durations = [duration for _, duration in same]
+                    count[0] += len(durations)
+                    count[1] = sum(durations, start=count[1])
 
     def describe(self) -> str:
         """`1,234 utterances, 1.52 hours`."""

@@ -10,7 +10,7 @@ from typing import IO
 from data_prep.corpus_report import Totals, report_of, write_report
 from ttt_dist.manifest.entry import Entry, with_paths
 from ttt_dist.manifest.problems import Problems
-from ttt_dist.manifest.reading import relocate, write_entry
+from ttt_dist.manifest.reading import Line, relocate, write_entry
 from ttt_dist.util.atomic_files import atomic_write, remove_leftovers
 from ttt_dist.util.file_lock import require_lease
 
@@ -27,6 +27,11 @@ class ManifestFile:
         """Append one entry, whose paths this process can open."""
         write_entry(self._file, with_paths(entry, lambda name: relocate(name, self.path.parent)))
         self.totals.add(entry)
+
+    def add_as_read(self, lines: Sequence[Line]) -> None:
+        """Append lines byte for byte; their paths must be those that a manifest in this folder has."""
+        self._file.write(b"".join([raw if raw.endswith(b"\n") else raw + b"\n" for _, raw, _ in lines]).decode())
+        self.totals.add_all([entry for _, _, entry in lines])
 
 
 @contextmanager

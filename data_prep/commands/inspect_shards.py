@@ -1,4 +1,4 @@
-"""`data_prep verify | stats | show`: is a shard sound, what is in it, and what does a pack look like."""
+"""`data_prep verify | stats | show`: is a shard sound, what is in it or in a manifest, and what does a pack look like."""
 
 import argparse
 from collections.abc import Iterator
@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 
 from data_prep.check import check
+from data_prep.manifest_statistics import read_statistics
 from data_prep.pack_printer import describe_pack
 from ttt_dist.config.objective import Objective
 from ttt_dist.data.shards import ShardReader
+from ttt_dist.manifest.problems import Problems
+from ttt_dist.manifest.text_files import suffix_of
 from ttt_dist.sequence.batch import Batch, collate
 from ttt_dist.sequence.sample import Sample, spans
 from ttt_dist.sequence.text_tokenizer import load_tokenizer
@@ -24,13 +27,14 @@ from ttt_dist.util.errors import UserError
 EXAMPLES = {
     "verify": "examples:\n  python -m data_prep verify shards/train\n  python -m data_prep verify codes/train\n"
     "  python -m data_prep verify work/train.jsonl\n",
-    "stats": "example:\n  python -m data_prep stats shards/train\n",
+    "stats": "examples:\n  python -m data_prep stats shards/train\n"
+    "  python -m data_prep stats work/train.jsonl --plot work/train.png\n",
     "show": "examples:\n  python -m data_prep show shards/train --pack 3\n"
     "  python -m data_prep show shards/train --mask mask.png --tokens 256\n",
 }
 WHAT = {
     "verify": "PREFIX of a shard or a set, a folder of codes or samples, a manifest, or a learnt codec or tokenizer",
-    "stats": "PREFIX of PREFIX.json",
+    "stats": "PREFIX of PREFIX.json, or a manifest",
     "show": "PREFIX of PREFIX.json",
 }
 
@@ -39,7 +43,7 @@ def add_parser(subparsers: Any) -> None:
     """Add the three commands to the argument parser of data_prep."""
     commands = {
         "verify": (run_verify, "check every byte of an output, and every token of shards"),
-        "stats": (run_stats, "count what a shard holds"),
+        "stats": (run_stats, "count what a shard or a manifest holds"),
         "show": (run_show, "print a pack readably and draw its mask"),
     }
     parsers = {}
@@ -49,6 +53,10 @@ def add_parser(subparsers: Any) -> None:
         )
         parser.add_argument("prefix", type=Path, help=WHAT[name])
         parser.set_defaults(func=function)
+    parsers["stats"].add_argument(
+        "--plot", type=Path, metavar="PNG", help="of a manifest: draw lengths, rates, speakers"
+    )
+    parsers["stats"].set_defaults(fail=parsers["stats"].error)
     show = parsers["show"]
     show.add_argument("--pack", type=int, default=0, help="which pack (default 0)")
     show.add_argument("--epoch", type=int, default=0, help="whose noise (default 0)")
@@ -70,9 +78,27 @@ def run_verify(args: argparse.Namespace) -> None:
 
 def run_stats(args: argparse.Namespace) -> None:
     """The command."""
+    if suffix_of(args.prefix) == ".jsonl" and args.prefix.is_file():
+        print_manifest_statistics(args.prefix, args.plot)
+        return
+    if args.plot:
+        args.fail(f"--plot: {args.prefix} is no manifest (a file FILE.jsonl); of shards there is `show --mask`")
     reader = ShardReader(args.prefix)
     for line in statistics(reader):
         print_rank0(line)
+
+
+def print_manifest_statistics(manifest: Path, plot: Path | None) -> None:
+    """Print what a manifest holds, and draw it where `plot` is given. Raises UserError where lines of it are bad."""
+    problems = Problems()
+    found = read_statistics(manifest, problems)
+    print_rank0(f"{manifest}:")
+    for line in found.describe():
+        print_rank0(line)
+    if plot:
+        found.draw(plot, f"{manifest.name}: {found.lines:,} entries, {sum(found.seconds) / 3600:,.1f} hours")
+        print_rank0(f"drawn in {plot}")
+    problems.raise_if_over_limit("the good ones were counted")
 
 
 def statistics(reader: ShardReader) -> Iterator[str]:

@@ -10,6 +10,7 @@ makes, and in which order, says ttt_dist/manifest/clips.py.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeGuard
 
@@ -25,6 +26,11 @@ MAX_NAME, MAX_PATH = 255, 4095  # bytes that Linux takes
 DECODER = json.JSONDecoder()
 NUMBERS = (float, int)  # and no bool
 MAX_DEPTH = 100  # of lists and objects in each other
+
+_decode = json.JSONDecoder().raw_decode
+_ENDS = ("\n", "", "\r\n")
+_IN_PARTS = frozenset({"turns", "segments", "speech", "member", "gaps", "tail", "label"})
+_ODD_ESCAPE = re.compile(r"\\u(?:0000|d[89a-f])", re.IGNORECASE)
 
 
 def decode_line(raw: bytes, place: str) -> str:
@@ -43,6 +49,36 @@ def decode(raw: bytes, place: str) -> str:
 def parse_line(raw: bytes, place: str) -> Entry:
     """One line of a manifest as it lies on the disk, checked. Raises UserError that starts with `place` (file:line)."""
     return parse_entry(decode_line(raw, place), place)
+
+
+def parse_plain_line(raw: bytes) -> Entry | None:
+    """The entry of one recording and its words, all in order, as nearly every line of a manifest is; None: see `parse_line`.
+
+    One pass in place of `decode_line` and all the checks: a third of their time. Control characters cannot stand in a
+    string of JSON but by an escape, so that a path without the escape \\u0000 has no zero byte.
+    """
+    try:
+        line = raw.decode()
+        entry, end = _decode(line)
+    except (ValueError, RecursionError):
+        return None
+    if type(entry) is not dict or line[end:] not in _ENDS or not _IN_PARTS.isdisjoint(entry):
+        return None
+    audio, text = entry.get("audio"), entry.get("text")
+    seconds = entry.get("duration", 0.0)
+    is_plain = (
+        type(audio) is str
+        and type(text) is str
+        and audio
+        and text
+        and not text.isspace()
+        and (len(audio) <= MAX_NAME // 4 or bad_path(audio) is None)
+        and ((type(seconds) is float and 0.0 <= seconds <= MAX_SECONDS) or is_seconds(seconds))
+        and ("offset" not in entry or is_seconds(entry["offset"]))
+        and ("\\u" not in line or not _ODD_ESCAPE.search(line))
+        and line.count("[") + line.count("{") <= MAX_DEPTH
+    )
+    return entry if is_plain else None
 
 
 def parse_entry(line: str, place: str) -> Entry:

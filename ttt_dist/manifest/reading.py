@@ -13,15 +13,17 @@ import hashlib
 import json
 import os
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
-from ttt_dist.manifest.entry import Entry, decode_line, parse_entry
+from ttt_dist.manifest.entry import Entry, decode_line, parse_entry, parse_plain_line
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.manifest.text_files import raw_lines
 from ttt_dist.util.errors import UserError
 
+BATCH = 1024
 RECENT_IDS = 2**18  # in a set of Python's; older ones in a sorted array of 8 bytes each
 
 
@@ -47,6 +49,26 @@ class SeenIds:
             self._merge()
         return True
 
+    def add_all(self, names: Sequence[str]) -> list[bool]:
+        """`add` of each, in their order."""
+        import numpy as np
+
+        if not names:
+            return []
+        digests = b"".join([hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names])
+        keys = np.frombuffer(digests, "<u8")
+        old = np.asarray(self._old, np.uint64)
+        at = np.searchsorted(old, keys)
+        is_new = (old[np.minimum(at, len(old) - 1)] != keys).tolist() if len(old) else [True] * len(keys)
+        for index, key in enumerate(keys.tolist()):
+            if key in self._recent:
+                is_new[index] = False
+            elif is_new[index]:
+                self._recent.add(key)
+        if len(self._recent) >= RECENT_IDS:
+            self._merge()
+        return is_new
+
     def _merge(self) -> None:
         import numpy as np
 
@@ -68,28 +90,68 @@ def numbered_lines(path: Path, problems: Problems) -> Iterator[tuple[str, str]]:
             yield place, line
 
 
+Line = tuple[str, bytes, Entry]
+"""A good line of a manifest: `file:line`, the line as it lies on the disk, its entry."""
+
+
 def read_manifest(path: Path, problems: Problems) -> Iterator[tuple[str, Entry]]:
     """(`file:line`, entry) of every good line in order; bad ones, and ids that came before, are reported.
 
     An entry without `id` gets one from its line number.
     """
+    for batch in read_batches(path, problems):
+        for place, _, entry in batch:
+            yield place, entry
+
+
+def read_batches(path: Path, problems: Problems) -> Iterator[list[Line]]:
+    """What `read_manifest` gives, up to BATCH lines at a time, whose ids are looked up together."""
     seen = SeenIds()
-    for place, line in numbered_lines(path, problems):
-        try:
-            entry = parse_entry(line, place)
-        except UserError as error:
-            problems.report(error)
-            continue
-        entry["id"] = str(entry.get("id") or f"{path.stem}-{place.rpartition(':')[2]}")
-        if not seen.add(entry["id"]):
+    lines = raw_lines(path)
+    while batch := list(islice(lines, BATCH)):
+        good: list[Line] = []
+        for place, raw in batch:
+            entry = parse_plain_line(raw) or _look_closer(place, raw, problems)
+            if entry is None:
+                continue
+            if type(entry.get("id")) is not str or not entry["id"]:
+                entry["id"] = str(entry.get("id") or f"{path.stem}-{place.rpartition(':')[2]}")
+            good.append((place, raw, entry))
+        is_new = seen.add_all([entry["id"] for _, _, entry in good])
+        if not all(is_new):
+            _report_repeated(good, is_new, problems)
+            good = [line for line, new in zip(good, is_new, strict=True) if new]
+        yield good
+
+
+def _look_closer(place: str, raw: bytes, problems: Problems) -> Entry | None:
+    """The entry of a line that is not plain; None where it is blank, or bad and reported."""
+    try:
+        line = decode_line(raw, place)
+    except UserError as error:
+        problems.report(error, "not UTF-8")
+        return None
+    try:
+        return parse_entry(line, place) if line else None
+    except UserError as error:
+        problems.report(error)
+        return None
+
+
+def _report_repeated(lines: list[Line], is_new: list[bool], problems: Problems) -> None:
+    for (place, _, entry), new in zip(lines, is_new, strict=True):
+        if not new:
             problems.report(f"{place}: id {entry['id']!r} came before; make ids unique", "id came before")
-            continue
-        yield place, entry
+
+
+def entry_line(entry: Entry) -> str:
+    """The line of an entry, its end included."""
+    return json.dumps(entry, ensure_ascii=False) + "\n"
 
 
 def write_entry(file: IO[str], entry: Entry) -> None:
     """Append one line."""
-    file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    file.write(entry_line(entry))
 
 
 def relocate(audio: str | Path, folder: Path) -> str:

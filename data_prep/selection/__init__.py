@@ -1,0 +1,1 @@
+"""Which entries of a manifest are kept, and what becomes of their texts."""
