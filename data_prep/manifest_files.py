@@ -30,7 +30,10 @@ class ManifestFile:
 
     def add_as_read(self, lines: Sequence[Line]) -> None:
         """Append lines byte for byte; their paths must be those that a manifest in this folder has."""
-        self._file.write(b"".join([raw if raw.endswith(b"\n") else raw + b"\n" for _, raw, _ in lines]).decode())
+        text = b"".join([raw for _, raw, _ in lines]).decode()
+        self._file.write(
+            text if text.endswith("\n") or not text else text + "\n"
+        )  # the last of a file may lack its end
         self.totals.add_all([entry for _, _, entry in lines])
 
 

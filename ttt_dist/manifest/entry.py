@@ -75,8 +75,8 @@ def parse_plain_line(raw: bytes) -> Entry | None:
         and (len(audio) <= MAX_NAME // 4 or bad_path(audio) is None)
         and ((type(seconds) is float and 0.0 <= seconds <= MAX_SECONDS) or is_seconds(seconds))
         and ("offset" not in entry or is_seconds(entry["offset"]))
-        and ("\\u" not in line or not _ODD_ESCAPE.search(line))
-        and line.count("[") + line.count("{") <= MAX_DEPTH
+        and ("\\" not in line or not _ODD_ESCAPE.search(line))
+        and (("[" not in line and line.find("{", 1) < 0) or line.count("[") + line.count("{") <= MAX_DEPTH)
     )
     return entry if is_plain else None
 
