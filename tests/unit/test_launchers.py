@@ -100,7 +100,7 @@ def test_work_is_shared_out_under_each_launcher() -> None:
     [
         {"WORLD_SIZE": "64"}, {"RANK": "3"}, {"PMI_SIZE": "4"}, {"PMI_RANK": "1"}, {"PALS_RANKID": "0", "PALS_NODEID": "0"},
         {"PMIX_RANK": "0"}, {"PMIX_RANK": "3"}, {"FLUX_JOB_SIZE": "2"}, {"JSM_NAMESPACE_RANK": "1"}, {"ALPS_APP_PE": "0"},
-        {"OMPI_COMM_WORLD_SIZE": "2"}, {"MVP_COMM_WORLD_RANK": "1"},
+        {"OMPI_COMM_WORLD_SIZE": "2"}, {"MVP_COMM_WORLD_RANK": "1"}, {"MPIRUN_NPROCS": "4"},
     ],
     ids=str,
 )  # fmt: skip

@@ -24,6 +24,11 @@ BARE = "whisper-en (no spelling table)"
         ("basic", "... !", ""),
         ("whisper-en", "Mr. Brown can't pay $20 million", "mister brown can not pay $20000000"),
         ("whisper-en", "three one four", "314"),
+        (
+            "whisper-en",
+            "I don\u2019t, it\u02bcs \u2018fine\u2019",
+            "i do not it is fine",
+        ),  # apostrophes that look alike
         ("whisper-en", "[noise] Um, twenty-one (laughs) cafés", "21 cafes"),
         ("whisper-en", "hmm", ""),
         (

@@ -9,7 +9,15 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from ttt_dist.evaluation.metrics.folding import basic, by_character, joined_alike, persian, pointed_alike, turkic
+from ttt_dist.evaluation.metrics.folding import (
+    APOSTROPHES,
+    basic,
+    by_character,
+    joined_alike,
+    persian,
+    pointed_alike,
+    turkic,
+)
 from ttt_dist.evaluation.metrics.languages import language, written_language
 from ttt_dist.evaluation.metrics.spelling import THOUSANDS, as_number, digit_by_digit, spelt
 from ttt_dist.util import json_files
@@ -143,14 +151,15 @@ def spelling_file(place: str) -> Path:
 def _whisper_english(table: Path | None) -> Normaliser:
     """Whisper's normaliser of English (Radford et al. 2022, appendix C), as `transformers` has it.
 
-    Contractions are spelt out, numbers written in digits: "three one four" becomes the one word "314".
+    Contractions are spelt out, numbers written in digits: "three one four" becomes the one word "314". Whisper's own
+    knows contractions by the straight apostrophe only, so that the others become one here first.
     """
     from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
     spelling = _spelling(table) if table is not None else {}
     whisper = EnglishTextNormalizer(spelling)
     name = WHISPER if spelling else f"{WHISPER} (no spelling table)"
-    return Normaliser(name, lambda text: " ".join(whisper(text).split()))
+    return Normaliser(name, lambda text: " ".join(whisper(text.translate(APOSTROPHES)).split()))
 
 
 def _spelling(path: Path) -> dict[str, str]:
