@@ -10,6 +10,7 @@ makes, and in which order, says ttt_dist/manifest/clips.py.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeGuard
 
@@ -23,6 +24,8 @@ MAX_SECONDS = 1e8  # three years: more is no length of a recording
 MAX_SILENCE = 3600.0  # seconds, in all gaps and the tail of a clip: they are made in memory
 MAX_NAME, MAX_PATH = 255, 4095  # bytes that Linux takes
 MAX_DEPTH = 100  # of lists and objects in each other
+
+_SOUND = re.compile(r"\.(aac|flac|m4a|mp3|og[ag]|opus|wav|webm)$", re.IGNORECASE)
 
 
 def decode_line(raw: bytes, place: str) -> str:
@@ -42,7 +45,10 @@ def parse_entry(line: str, place: str) -> Entry:
     """One line of a manifest, checked. Raises UserError that starts with `place` (file:line) and names the field."""
     entry = parse_object(line, place)
     if not entry.get("turns") and not entry.get("segments") and not entry.get("audio"):
-        raise UserError(f"{place}: field 'audio' is missing or empty; give the path of the recording")
+        theirs = next((key for key, value in entry.items() if isinstance(value, str) and _SOUND.search(value)), None)
+        listed = f"give the path of the recording ({theirs!r} has one: `data_prep manifest --reader table` lists such a file)"
+        remedy = "give the path of the recording" if theirs is None else listed
+        raise UserError(f"{place}: field 'audio' is missing or empty; {remedy}")
     check_recordings(entry, place)
     _check_words(entry, place)
     return entry
