@@ -213,3 +213,11 @@ def test_a_long_message_keeps_its_place_and_remedy() -> None:
     told = str(UserError(f"m.jsonl:3: field 'x' is {'9' * 10**6}; correct it"))
     assert told.startswith("m.jsonl:3: field 'x' is 999") and told.endswith("9; correct it")
     assert len(told) < MAX_MESSAGE + 100
+
+
+@pytest.mark.parametrize("key", ["audio_filepath", "wav", "path"])
+def test_a_manifest_of_another_tool_is_told_its_reader(key: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"a:1: field 'audio' is missing .*'{key}' has one: `data_prep manifest --reader table`"
+    ):
+        parse_entry(json.dumps({key: "clips/0.WAV", "text": "one"}), "a:1")

@@ -31,6 +31,7 @@ _decode = json.JSONDecoder().raw_decode
 _ENDS = ("\n", "", "\r\n")
 _IN_PARTS = frozenset({"turns", "segments", "speech", "member", "gaps", "tail", "label"})
 _ODD_ESCAPE = re.compile(r"\\u(?:0000|d[89a-f])", re.IGNORECASE)
+_SOUND = re.compile(r"\.(aac|flac|m4a|mp3|og[ag]|opus|wav|webm)$", re.IGNORECASE)
 
 
 def decode_line(raw: bytes, place: str) -> str:
@@ -85,7 +86,10 @@ def parse_entry(line: str, place: str) -> Entry:
     """One line of a manifest, checked. Raises UserError that starts with `place` (file:line) and names the field."""
     entry = parse_object(line, place)
     if not entry.get("turns") and not entry.get("segments") and not entry.get("audio"):
-        raise UserError(f"{place}: field 'audio' is missing or empty; give the path of the recording")
+        theirs = next((key for key, value in entry.items() if isinstance(value, str) and _SOUND.search(value)), None)
+        listed = f"give the path of the recording ({theirs!r} has one: `data_prep manifest --reader table` lists such a file)"
+        remedy = "give the path of the recording" if theirs is None else listed
+        raise UserError(f"{place}: field 'audio' is missing or empty; {remedy}")
     check_recordings(entry, place)
     _check_words(entry, place)
     return entry
