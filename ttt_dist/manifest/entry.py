@@ -23,7 +23,6 @@ MEMBER_KEYS = ({"offset", "size"}, {"row", "column"})
 MAX_SECONDS = 1e8  # three years: more is no length of a recording
 MAX_SILENCE = 3600.0  # seconds, in all gaps and the tail of a clip: they are made in memory
 MAX_NAME, MAX_PATH = 255, 4095  # bytes that Linux takes
-DECODER = json.JSONDecoder()
 NUMBERS = (float, int)  # and no bool
 MAX_DEPTH = 100  # of lists and objects in each other
 
@@ -111,7 +110,7 @@ def check_recordings(entry: Entry, place: str) -> None:
 def parse_object(line: str, place: str) -> Entry:
     """One JSON object. Raises UserError that starts with `place` where the line is anything else."""
     try:
-        entry, end = DECODER.raw_decode(line)  # json.loads searches for white space at both ends
+        entry, end = _decode(line)  # json.loads searches for white space at both ends
         if end != len(line):
             entry = json.loads(line)
     except (ValueError, RecursionError) as error:
