@@ -15,9 +15,10 @@ from ttt_dist.config.loader import save_config, to_dict
 from ttt_dist.config.run import Config, TelemetryConfig
 from ttt_dist.telemetry.best_effort import BestEffort
 from ttt_dist.telemetry.metrics import MetricsLog, open_metrics
-from ttt_dist.util.atomic_files import atomic_write
+from ttt_dist.util.atomic_files import atomic_write, remove_leftovers
 from ttt_dist.util.errors import UserError
 
+WRITTEN_WHOLE = ("config.yaml", "environment.json", "metrics.jsonl")
 PACKAGES = ("torch", "deepspeed", "megatron-core", "transformers", "numpy")
 
 
@@ -32,6 +33,8 @@ def require_sinks(chosen: TelemetryConfig) -> None:
 def open_run_folder(config: Config, world_size: int, start_step: int) -> MetricsLog:
     """Write what this start of the run is, and open the log of its figures; on rank 0 only. What cannot be written is told."""
     run_dir, attempt = Path(config.run_dir), BestEffort()
+    with attempt(run_dir):
+        remove_leftovers(*(run_dir / name for name in WRITTEN_WHOLE))
     with attempt(run_dir / "config.yaml"):
         save_config(config, run_dir / "config.yaml")
     with attempt(run_dir / "environment.json"):
