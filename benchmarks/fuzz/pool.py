@@ -53,7 +53,7 @@ class Child:
 
 
 class Campaign:
-    """Shares the time out over the entrances, alike; `on_fault` is told of every fault.
+    """Shares the time out over the entrances; `on_fault` is told of every fault.
 
     `source` is where the processes find the entrances, `package.module:NAME` of a mapping by name; `seeds` has the whole
     files of each in a folder of that name.
@@ -137,9 +137,15 @@ class Campaign:
         if left := batch.start + batch.count - number - 1:
             self._left[batch.entrance].append(Batch(batch.entrance, number + 1, left))
 
+    def _spent(self, name: str) -> float:
+        """Seconds over the root of the speed: one that is four times as quick as another gets twice its time."""
+        seconds = self._seconds[name]
+        return float(seconds / max(self.inputs[name] / seconds, 1e-3) ** 0.5) if seconds else 0.0
+
     def _new_batch(self) -> Batch:
-        """Of the entrance that had the least time."""
-        name = min(self.names, key=lambda name: (self._seconds[name], self._next[name], self.names.index(name)))
+        """Of the entrance that had the least of its share: the time grows with the root of the speed, so that slow entrances
+        get less of it than quick ones, and yet more than for as many inputs."""
+        name = min(self.names, key=lambda name: (self._spent(name), self._next[name], self.names.index(name)))
         if self._left[name]:
             return self._left[name].pop()
         spent = self._seconds[name]
