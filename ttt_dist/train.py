@@ -35,8 +35,7 @@ def main() -> None:
     """Settle everything that can be wrong; then train, or say what would be trained."""
     arguments = parse_arguments()
     from ttt_dist.config.loader import read_config
-    from ttt_dist.launch.launchers import is_only_asked_about
-    from ttt_dist.launch.process_group import choose_accelerator, current_dist_info
+    from ttt_dist.launch.process_group import choose_accelerator, current_dist_info, is_only_asked_about
     from ttt_dist.training.plan import prepare
 
     if not arguments.dry_run:

@@ -154,7 +154,7 @@ def add_parser(subparsers: Any) -> None:
         "manifest",
         help="list a corpus as JSONL, one utterance per line",
         description="List a corpus as a manifest: JSONL, one utterance per line.",
-        epilog=EXAMPLES + "\nreaders:\n" + "\n".join(f"  {name:<12} {reader.help}" for name, reader in READERS.items()),
+        epilog=EXAMPLES + "\nreaders:\n" + "\n".join(f"  {name:<15} {reader.help}" for name, reader in READERS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(

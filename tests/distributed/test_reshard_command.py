@@ -47,8 +47,10 @@ def test_a_resharded_run_goes_on(work: Path) -> None:
 def test_export_of_a_checkpoint_is_that_of_the_run(work: Path) -> None:
     done_of("export-hf", "--source", work / "run", "--out", work / "of_run")
     done_of("export-hf", "--source", work / "run" / "export", "--out", work / "of_export")
-    files = {path.name for path in (work / "of_export").iterdir()}
-    assert {path.name for path in (work / "of_run").iterdir()} == files >= {"model.safetensors", "config.json"}
-    for name in files:
-        assert (work / "of_run" / name).read_bytes() == (work / "of_export" / name).read_bytes(), name
+    of_run, of_export = (
+        {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (work / "of_run", work / "of_export")
+    )
+    assert of_run == of_export
+    assert of_run.keys() >= {"model.safetensors", "config.json"}
     assert f"step       {STEPS}" in done_of("inspect", "--source", work / "run")

@@ -189,7 +189,7 @@ def test_a_reader_of_ones_own(manifest: Path, corpus: Path, tmp_path: Path, caps
             data_prep([*words, *more])
         assert ended.value.code == 2
     told = capsys.readouterr().err
-    assert "--columns: is for reader captions, hf, table, not lab_extras.reader:read_lab" in told
+    assert "--columns: is for reader captions, hf, table, webdataset, not lab_extras.reader:read_lab" in told
     assert "'lab' is none of aishell1, " in told
     for spec, says in {
         "lab_extras.reader:read_labs": r"module lab_extras.reader has no read_labs; did you mean read_lab\?",

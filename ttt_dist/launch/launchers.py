@@ -92,11 +92,6 @@ def detect_launcher(environment: Environment, describes: bool = False) -> Launch
         return found
 
 
-def is_only_asked_about(env: Environment) -> bool:
-    """Whether somebody has set WORLD_SIZE to ask about a run elsewhere: a launcher also says how many processes a host has."""
-    return bool(env.get("WORLD_SIZE", "1") != "1" and not env.keys() & {"LOCAL_SIZE", "LOCAL_WORLD_SIZE"})
-
-
 @dataclass(frozen=True)
 class TaskPlace:
     """Which of the processes that a launcher has started this one is, for work that is shared out and needs no group."""

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     import torch.distributed as dist
 
 TIMEOUT_S = 1800.0
+
+
+def is_only_asked_about(env: Mapping[str, str]) -> bool:
+    """Whether somebody has set WORLD_SIZE to ask about a run elsewhere: a launcher also says how many processes a host has."""
+    return bool(env.get("WORLD_SIZE", "1") != "1" and not env.keys() & {"LOCAL_SIZE", "LOCAL_WORLD_SIZE"})
 
 
 def current_dist_info(describes: bool = False) -> DistInfo:
