@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ttt_dist.util.console import lose_lines, main_guard, print_rank0
+from ttt_dist.util.console import main_guard, print_rank0
 from ttt_dist.util.errors import UserError
 
 # The rest is imported where it is used: --help and mistakes of the command line wait for nothing.
@@ -38,8 +38,6 @@ def main() -> None:
     from ttt_dist.launch.process_group import choose_accelerator, current_dist_info, is_only_asked_about
     from ttt_dist.training.plan import prepare
 
-    if not arguments.dry_run:
-        lose_lines()
     is_elsewhere = arguments.dry_run and is_only_asked_about(os.environ)
     dist_info = current_dist_info(describes=arguments.dry_run)
     choose_accelerator()
@@ -146,7 +144,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def command() -> None:
     """The entry point `ttt-train`."""
-    main_guard(main)
+    main_guard(main, loses_lines="--dry-run" not in sys.argv)
 
 
 if __name__ == "__main__":

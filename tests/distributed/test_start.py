@@ -16,4 +16,4 @@ def test_the_start_goes_through_few_modules(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     calls = json.loads(done.stdout[done.stdout.index("\n{\n") :])
     rooms = {*STARTERS, *(module for starter in STARTERS for module in calls[starter])}
-    assert len(rooms) <= MOST, sorted(rooms)
+    assert len(rooms) <= MOST, "\n".join(sorted(rooms))

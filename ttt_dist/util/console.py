@@ -114,11 +114,6 @@ class Lossy:
         return getattr(self._stream, name)
 
 
-def lose_lines() -> None:
-    """From here on, work goes on where its output cannot be written: `train.py > train.log` on a disk that is full."""
-    sys.stdout, sys.stderr = Lossy(sys.stdout), Lossy(sys.stderr)
-
-
 class Progress:
     """Progress of a loop: a bar on a terminal, elsewhere a plain line every ten seconds; with rate and time left.
 
@@ -193,8 +188,13 @@ class Progress:
             _tell(f"\r\x1b[2K{bar}{self.line()}{end}")
 
 
-def main_guard(main: Callable[[], None]) -> None:
-    """Run an entry point: a UserError becomes one line on stderr and its exit status (1 as a rule), Ctrl-C status 130."""
+def main_guard(main: Callable[[], None], loses_lines: bool = False) -> None:
+    """Run an entry point: a UserError becomes one line on stderr and its exit status (1 as a rule), Ctrl-C status 130.
+
+    `loses_lines`: work goes on where its output cannot be written, such as `train.py > train.log` on a disk that is full.
+    """
+    if loses_lines:
+        sys.stdout, sys.stderr = Lossy(sys.stdout), Lossy(sys.stderr)
     try:
         main()
     except UserError as error:
