@@ -181,7 +181,7 @@ def test_formats(tmp_path: Path, suffix: str) -> None:
 
 def test_a_format_that_is_not_read_names_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "a.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(200))
-    with pytest.raises(UserError, match=r"a\.m4a: cannot be read as audio .*; convert it to WAV or FLAC"):
+    with pytest.raises(UserError, match=r"a\.m4a: cannot be read as audio .*convert it to WAV or FLAC"):
         read_audio(tmp_path / "a.m4a", RATE)
 
 
