@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from tests.corpora import RATE, encoded, record, tone
 from ttt_dist.audio import UtteranceReader, containers
-from ttt_dist.audio.containers import Containers
+from ttt_dist.audio.containers import Containers, open_table
 from ttt_dist.util.errors import UserError
 
 
@@ -150,6 +150,16 @@ def test_a_row_cannot_name_a_file_outside_the_allowed_folder(tmp_path: Path, nam
     assert len(UtteranceReader(tmp_path / "in", RATE, allow_outside=True).read(clip)) == len(tone("secret"))
     with pytest.raises(UserError, match="lies outside"):
         UtteranceReader(tmp_path / "other", RATE).read({**clip, "audio": "../in/t.parquet"})
+
+
+def test_a_column_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
+    table = pa.table({"audio": [{"bytesXX": b"", "path": "a"}]})
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    content = (tmp_path / "a.arrow").read_bytes()
+    (tmp_path / "a.arrow").write_bytes(content.replace(b"bytesXX", b"bytes\x80X"))
+    with pytest.raises(UserError, match=r"a\.arrow: is no Parquet or Arrow file .*utf-8"):
+        open_table(tmp_path / "a.arrow")
 
 
 def test_what_cannot_be_read_is_named_with_file_and_member(tmp_path: Path) -> None:

@@ -171,6 +171,7 @@ def test_emilia_tars_end_as_archives_end(tmp_path: Path) -> None:
         (whole + whole, 100, ""),
         (damaged, 10, f"the header at byte {header:,} is no header"),
         (whole[:end], 20, f"it has no end: something is missing from byte {end:,} on"),
+        (whole[:end] + bytes(150), 20, "it has no end"),
         (whole + b"x" * 999, 50, f"the header at byte {len(whole):,} is no header"),
     ]:
         padded = data + bytes(-len(data) % 512 + 512) if data == whole.rstrip(b"\0") else data

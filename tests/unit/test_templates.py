@@ -479,6 +479,19 @@ def test_a_file_is_read_over_the_usual_settings_and_its_faults_are_named(tmp_pat
             load_template_settings(path)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"templates": ["asr"]}, "templates: is list"),
+        ({"templates": None}, "templates: is NoneType"),
+        ({"name_speaker": "no"}, "name_speaker: is 'no'"),
+    ],
+)
+def test_settings_of_another_type_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TemplateSettings(**values)
+
+
 @given(choice=all_settings)
 def test_settings_survive_template_json(tmp_path_factory: pytest.TempPathFactory, choice: TemplateSettings) -> None:
     path = tmp_path_factory.mktemp("t") / "template.json"

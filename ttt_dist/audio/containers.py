@@ -11,7 +11,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -158,7 +158,9 @@ def open_table(path: Path) -> Table:
         require_regular(path, str(path))
         with open(path, "rb") as file:
             is_parquet = file.read(4) == b"PAR1"
-        return ParquetTable(path) if is_parquet else ArrowTable(path)
+        table = ParquetTable(path) if is_parquet else ArrowTable(path)
+        _read_names(table.schema)
+        return table
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read as Parquet or Arrow ({first_line(error)}); correct the path"
@@ -167,6 +169,13 @@ def open_table(path: Path) -> Table:
         raise
     except DAMAGE as error:
         raise UserError(f"{path}: is no Parquet or Arrow file ({first_line(error)}); fetch it again") from error
+
+
+def _read_names(fields: Iterable[Any]) -> None:
+    """Read the name of every column and of what is in it: pyarrow finds out here that one is no text."""
+    for field in fields:
+        _ = field.name
+        _read_names(field.type.field(number) for number in range(field.type.num_fields))
 
 
 def wav_of(array: list[Any], rate: Any, name: str) -> bytes:

@@ -55,12 +55,12 @@ class FfmpegFile:
         self._name = name
         self._errors = (av.error.FFmpegError, ValueError, IndexError)
         try:
-            self._container = av.open(
+            self._container: Any = av.open(
                 io.BytesIO(source) if isinstance(source, bytes) else str(source),
                 format=demuxer,
                 metadata_errors="replace",
             )
-            self._stream = self._container.streams.audio[0]
+            self._stream: Any = self._container.streams.audio[0]
             self._blocks = self._decoded(av.AudioResampler(format="flt"))
             self._ahead = next(self._blocks, np.zeros((0, 1), np.float32))
         except self._errors as error:

@@ -41,7 +41,7 @@ def _after_end(file: BinaryIO, end: int, size: int) -> int | None:
     """The header of an archive behind the end of one; None where only zeros come. Raises ReadError where `end` is none."""
     file.seek(end)
     first = file.read(BLOCK)
-    if not first:
+    if len(first) < BLOCK:  # zeros too: an archive is made of whole blocks
         raise tarfile.ReadError(f"it has no end: something is missing from byte {size:,} on")
     if first.strip(b"\0"):
         raise tarfile.ReadError(f"the header at byte {end:,} is no header")

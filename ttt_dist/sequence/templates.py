@@ -53,6 +53,12 @@ class TemplateSettings(Section):
         ):
             if choice not in known:
                 raise UserError(f"{name}: is {choice!r}; choose {' or '.join(known)}")
+        if not isinstance(self.name_speaker, bool):
+            raise UserError(f"name_speaker: is {self.name_speaker!r}; write true or false")
+        if not isinstance(self.templates, dict):
+            raise UserError(
+                f"templates: is {type(self.templates).__name__}; write names with a list of turns below each"
+            )
         self.forms()
 
     def forms(self) -> dict[str, list[Turn]]:
