@@ -152,6 +152,17 @@ def test_a_row_cannot_name_a_file_outside_the_allowed_folder(tmp_path: Path, nam
         UtteranceReader(tmp_path / "other", RATE).read({**clip, "audio": "../in/t.parquet"})
 
 
+def test_a_parquet_of_fewer_rows_than_it_states_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_parquet(tmp_path / "a.parquet", [encoded("a")] * 3, 3)
+    table = open_table(tmp_path / "a.parquet")
+    assert len(list(table.read(["n"]))) == 3
+    monkeypatch.setattr(table, "_stated", 5)  # one flipped bit of the footer
+    rows = table.read(["n"])
+    assert [next(rows) for _ in range(3)]
+    with pytest.raises(ValueError, match="states 5 rows and has 3"):
+        next(rows)
+
+
 def test_a_column_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
     table = pa.table({"audio": [{"bytesXX": b"", "path": "a"}]})
     with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:

@@ -72,6 +72,14 @@ def test_which_tokenizers_are_taken() -> None:
         {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}},
     ):
         assert not is_exact_for(json.dumps(values | change)), change
+    for odd in (
+        {"normalizer": []},
+        {"normalizer": ["NFC"]},
+        {"pre_tokenizer": {"pretokenizers": []}},
+        {"added_tokens": [1]},
+        {"model": 3},
+    ):
+        assert not is_exact_for(json.dumps(values | odd)), odd
     values["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\w+ \w+|."
     assert not is_exact_for(json.dumps(values))
 

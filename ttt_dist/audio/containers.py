@@ -78,7 +78,8 @@ class ParquetTable:
         self._starts = [0]
         for group in range(meta.num_row_groups):
             self._starts.append(self._starts[-1] + meta.row_group(group).num_rows)
-        self.rows = meta.num_rows
+        self.rows = self._starts[-1]  # those that can be read
+        self._stated = meta.num_rows
         self.schema = self._file.schema_arrow
         self._kept: tuple[int, str] | None = None
         self._cells: Any = None
@@ -101,6 +102,8 @@ class ParquetTable:
         else:
             for batch in self._file.iter_batches(BATCH_ROWS, columns=columns):
                 yield from batch.to_pylist()
+        if self._stated != self.rows:
+            raise ValueError(f"it states {self._stated:,} rows and has {self.rows:,}")
 
 
 class ArrowTable:

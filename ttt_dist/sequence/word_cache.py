@@ -59,10 +59,20 @@ class WordCache:
 
 def is_exact_for(description: str) -> bool:
     """Whether the tokenizer that tokenizer.json describes may be used word by word."""
-    values = json.loads(description)
+    try:
+        return _is_known(json.loads(description))
+    except (
+        AttributeError,
+        LookupError,
+        TypeError,
+    ):  # the library also takes lists, by position, in the place of objects
+        return False
+
+
+def _is_known(values: dict[str, Any]) -> bool:
     splits = values.get("pre_tokenizer") or {}
     steps = splits.get("pretokenizers", [splits])
-    normalizer = (values.get("normalizer") or {}).get("type")
+    normalizer = None if values.get("normalizer") is None else values["normalizer"].get("type")
     return (
         values["model"].get("type") == "BPE"
         and normalizer in (None, "NFC")
