@@ -20,6 +20,8 @@ from ttt_dist.model.structure import parameter_shapes
 from ttt_dist.parallel import stages
 from ttt_dist.parallel.deepspeed_adapter import mark_split
 
+pytestmark = pytest.mark.slow
+
 WRAPPERS = {
     Layout(): "AdamW",
     Layout(precision="bf16"): "FP16_UnfusedOptimizer",

@@ -17,6 +17,8 @@ from ttt_dist.evaluation.tasks.registry import TASKS
 from ttt_dist.inference.decoder import Decoder
 from ttt_dist.util.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 Evaluate = Callable[..., dict[str, Any]]
 
 

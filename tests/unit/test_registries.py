@@ -17,6 +17,8 @@ from ttt_dist.audio import describe_codec, load_codec, registry
 from ttt_dist.util.errors import UserError
 from ttt_dist.util.plugins import split_spec
 
+pytestmark = pytest.mark.slow
+
 CODEC = '''
 """Sixteen steps of loudness, 25 a second, and a hum that is as loud."""
 import hashlib
