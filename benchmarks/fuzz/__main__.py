@@ -88,6 +88,7 @@ def replay(path: Path, place: Path) -> None:
 
 
 def main() -> None:
+    """Run a campaign, or read one input again."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=900, help="of reading (default 900)")
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")

@@ -73,6 +73,7 @@ class Campaign:
         self._left: defaultdict[str, list[Batch]] = defaultdict(list)  # by processes that died
 
     def run(self, seconds: float, num_workers: int) -> None:
+        """Read mutated inputs for so long; a process that dies or hangs is replaced."""
         children = [Child(*self._process) for _ in range(num_workers)]
         started: float | None = None
         try:

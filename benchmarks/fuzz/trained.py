@@ -64,6 +64,7 @@ def read_tokenizer(folder: Path) -> None:
 
 
 def make_tokenizer_json(folder: Path) -> None:
+    """A small BPE tokenizer.json."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -87,6 +88,7 @@ def make_state(folder: Path) -> None:
 
 
 def make_logs(folder: Path) -> None:
+    """The records of a run, as the report reads them."""
     steps = [
         {
             "step": step,
@@ -133,6 +135,7 @@ def continue_log(folder: Path) -> None:
 
 
 def make_data(kind: str, folder: Path) -> None:
+    """A data file of an evaluation, in one of its forms."""
     items = [
         {
             "id": f"i{n}",
@@ -192,6 +195,7 @@ def page() -> App:
 
 
 def make_request(folder: Path) -> None:
+    """A form that the page sends, headers and body."""
     parts = "".join(
         f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
         for name, value in {

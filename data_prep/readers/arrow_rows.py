@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from data_prep.readers import ReaderOptions
 from data_prep.readers.columns import choose_columns, entry_of, require_column
 from data_prep.readers.common import add_duration
-from ttt_dist.audio.containers import DAMAGE, Containers, first_line, open_table
+from ttt_dist.audio.containers import DAMAGE, Containers, open_table
 from ttt_dist.manifest.entry import Entry
 from ttt_dist.manifest.problems import Problems
-from ttt_dist.util.errors import UserError
+from ttt_dist.util.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from pyarrow import Schema

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ttt_dist.audio.containers import Containers
 from ttt_dist.audio.io import audio_seconds
@@ -12,6 +13,9 @@ from ttt_dist.manifest.entry import Entry, bad_path, is_unicode
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.manifest.reading import numbered_lines
 from ttt_dist.util.errors import UserError
+
+if TYPE_CHECKING:
+    from data_prep.readers import ReaderOptions
 
 AUDIO_SUFFIXES = {".aac", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".webm"}
 TOLERANCE_SECONDS = 0.01  # that a piece may reach beyond its recording: corpora round their times
@@ -106,3 +110,14 @@ def _whole_seconds(clip: Entry, containers: Containers) -> float:
     if not clip.get("member"):
         return audio_seconds(audio)
     return audio_seconds(*containers.named(Path(audio), clip["member"]))
+
+
+def is_complete(entry: Entry, options: ReaderOptions, problems: Problems, place: str) -> bool:
+    """Whether the entry has a text and a length, which is noted where it is not known; --lang goes before the corpus's."""
+    if options.lang:
+        entry["lang"] = options.lang
+    if not entry["text"]:
+        problems.report(f"{place}: utterance {entry['id']} has no text; complete or remove it", "no text")
+        return False
+    known = entry.get("duration") and "offset" not in entry
+    return bool(known) or add_duration(entry, problems, place)

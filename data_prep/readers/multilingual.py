@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.readers import ReaderOptions
-from data_prep.readers.common import add_duration, is_there, lines_of, require_folder, walk
+from data_prep.readers.common import is_complete, is_there, lines_of, require_folder, walk
 from data_prep.readers.kaldi import Column, key_and_value
 from data_prep.readers.stems import Stems
 from ttt_dist.manifest.delimited import read_rows
@@ -24,17 +24,6 @@ VOXPOPULI = {"speaker": "speaker_id", "gender": "gender", "accents": "accent"}
 YODAS_FOLDER = re.compile(r"([a-z]{2,3})(\d)\d\d")  # en000 has captions that people wrote, en100 those of a recogniser
 YODAS_PIECE = re.compile(r"(.+)-\d{5}-(\d{8})-(\d{8})")  # VIDEO-NUMBER-BEGIN-END, in hundredths of a second
 CAPTIONS = {"0": "manual", "1": "automatic"}
-
-
-def _is_complete(entry: Entry, options: ReaderOptions, problems: Problems, place: str) -> bool:
-    """Whether the entry has a text and a length, which is noted where it is not known; --lang goes before the corpus's."""
-    if options.lang:
-        entry["lang"] = options.lang
-    if not entry["text"]:
-        problems.report(f"{place}: utterance {entry['id']} has no text; complete or remove the line", "no text")
-        return False
-    known = entry.get("duration") and "offset" not in entry
-    return bool(known) or add_duration(entry, problems, place)
 
 
 def read_fleurs(options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
@@ -58,7 +47,7 @@ def read_fleurs(options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
         for place, line in lines_of(table, problems):
             entry = _fleurs_entry(line.split("\t"), lang, split, place, problems)
             clip = stems.take(entry.pop("stem"), problems, place) if entry else None
-            if entry and clip and _is_complete(entry := {**entry, **clip}, options, problems, place):
+            if entry and clip and is_complete(entry := {**entry, **clip}, options, problems, place):
                 yield entry
         stems.skip_rest(problems)
 
@@ -96,7 +85,7 @@ def read_voxpopuli(options: ReaderOptions, problems: Problems) -> Iterator[Entry
             entry |= {
                 field: row[column] for field, column in VOXPOPULI.items() if row.get(column) not in (None, "", "None")
             }
-            if clip and _is_complete(entry, options, problems, place):
+            if clip and is_complete(entry, options, problems, place):
                 yield entry
         if stems:
             stems.skip_rest(problems)
@@ -117,7 +106,7 @@ def read_yodas(options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
         stems = Stems(path.parent.with_name("audio") / path.stem, problems)
         entries = _yodas_pieces if path.suffix == ".json" else _yodas_utterances
         for place, entry in entries(path, stems, problems):
-            if _is_complete(entry := {**entry, **shared}, options, problems, place):
+            if is_complete(entry := {**entry, **shared}, options, problems, place):
                 yield entry
         stems.skip_rest(problems)
 
@@ -189,7 +178,7 @@ def _peoples_table(table: Path, shared: Entry, options: ReaderOptions, problems:
             clip = _peoples_clip(folder, name, stems, problems, f"{place}: {name}")
             entry = {"id": stem, **(clip or {}), "text": text.strip(), "duration": seconds / 1000, **shared}
             entry["chapter"] = str(fields.get("identifier", ""))
-            if clip and _is_complete(entry, options, problems, f"{place}: {name}"):
+            if clip and is_complete(entry, options, problems, f"{place}: {name}"):
                 yield entry
     if stems:
         stems.skip_rest(problems)

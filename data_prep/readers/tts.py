@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.readers import ReaderOptions
-from data_prep.readers.common import add_duration, is_there, lines_of, require_file, require_folder, walk
+from data_prep.readers.common import is_complete, is_there, lines_of, require_file, require_folder, walk
 from data_prep.readers.transcripts import text_beside
 from ttt_dist.manifest.entry import Entry, bad_path, is_seconds, parse_object
 from ttt_dist.manifest.problems import Problems
@@ -17,16 +17,6 @@ HIFI_MANIFEST = re.compile(r"(\d+)_manifest_(clean|other)_(train|dev|test)\.json
 VCTK_AUDIO = ("wav48_silence_trimmed", "wav48")  # of release 0.92, and of those before
 GENDERS = {"F": "female", "M": "male"}
 GRADES = ("Premium", "Standard", "Basic")  # of WenetSpeech4TTS; a subset is a grade and those before it
-
-
-def _is_complete(entry: Entry, options: ReaderOptions, problems: Problems, place: str) -> bool:
-    """Whether the entry has a text and a recording, whose length is noted; its language is that of --lang, if given."""
-    if options.lang:
-        entry["lang"] = options.lang
-    if not entry["text"]:
-        problems.report(f"{place}: utterance {entry['id']} has no text; complete or remove it", "no text")
-        return False
-    return add_duration(entry, problems, place)
 
 
 def read_libritts(options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
@@ -46,7 +36,7 @@ def read_libritts(options: ReaderOptions, problems: Problems) -> Iterator[Entry]
             text = text_beside(path.with_suffix(".normalized.txt"), problems)
             entry: Entry = {"id": path.stem, "audio": str(path), "text": text, "lang": "en", "speaker": speaker}
             entry |= {"chapter": chapter, "split": split} | ({"gender": genders[speaker]} if speaker in genders else {})
-            if text is not None and _is_complete(entry, options, problems, str(path)):
+            if text is not None and is_complete(entry, options, problems, str(path)):
                 yield entry
 
 
@@ -80,7 +70,7 @@ def read_ljspeech(options: ReaderOptions, problems: Problems) -> Iterator[Entry]
             "lang": "en",
             "speaker": path.parent.resolve().name,
         }
-        if _is_complete(entry, options, problems, place):
+        if is_complete(entry, options, problems, place):
             yield entry
 
 
@@ -115,7 +105,7 @@ def read_vctk(options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
             "speaker": speaker,
             **speakers.get(speaker, {}),
         }
-        if text is not None and _is_complete(entry, options, problems, str(path)):
+        if text is not None and is_complete(entry, options, problems, str(path)):
             yield entry
 
 
@@ -162,7 +152,7 @@ def read_hifitts(options: ReaderOptions, problems: Problems) -> Iterator[Entry]:
                 entry["duration"] = seconds
                 if is_there(folder / name, problems, place):
                     yield entry
-            elif _is_complete(entry, options, problems, place):
+            elif is_complete(entry, options, problems, place):
                 yield entry
 
 
@@ -187,5 +177,5 @@ def read_wenetspeech4tts(options: ReaderOptions, problems: Problems) -> Iterator
         first = text.splitlines()[0] if text else ""
         entry: Entry = {"id": path.stem, "audio": str(path), "text": first.partition("\t")[2].strip(), "lang": "zh"}
         entry["grade"] = grade
-        if text is not None and _is_complete(entry, options, problems, str(path)):
+        if text is not None and is_complete(entry, options, problems, str(path)):
             yield entry

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from tests.packages import need_package
 from ttt_dist.audio import io as io_module
 from ttt_dist.audio import read_audio
 from ttt_dist.audio.io import audio_seconds
@@ -249,7 +250,7 @@ def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path, name: str) -> N
 def test_what_telephones_and_browsers_record_is_read_through_pyav(
     tmp_path: Path, name: str, codec: str, form: str, rate: int
 ) -> None:
-    av = pytest.importorskip("av", reason="the extra `containers` is not installed")
+    av = need_package("av", "containers")
     with av.open(str(tmp_path / name), "w", format=form) as file:
         stream = file.add_stream(codec, rate=rate)
         stream.layout = "mono"

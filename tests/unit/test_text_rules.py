@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from data_prep.__main__ import main
 from data_prep.selection.text_rules import TEXT_RULES, read_text_rules, rewritten
 from tests.corpora import read_entries
+from tests.packages import need_package
 from ttt_dist.util.errors import UserError
 
 
@@ -51,7 +52,7 @@ def test_rules(name: str, argument: object, text: str, wanted: str) -> None:
     ],
 )
 def test_english_numbers(text: str, wanted: str) -> None:
-    pytest.importorskip("num2words", reason="num2words is not installed (the extra text)")
+    need_package("num2words", "text")
     assert apply("numbers", "en", text, "en-GB") == apply("numbers", "en", text) == wanted
     assert apply("numbers", "en", text, "de") == text
 
@@ -69,7 +70,7 @@ def test_english_numbers(text: str, wanted: str) -> None:
     ],
 )
 def test_chinese_numbers(text: str, wanted: str) -> None:
-    pytest.importorskip("cn2an", reason="cn2an is not installed (the extra text)")
+    need_package("cn2an", "text")
     assert apply("numbers", "zh", text, "zh-CN") == wanted
     assert apply("numbers", "zh", text, "en") == text
 
@@ -91,7 +92,7 @@ def test_twice_is_once(name: str, argument: object, text: str) -> None:
 @pytest.mark.parametrize(("lang", "package"), [("en", "num2words"), ("zh", "cn2an")])
 @given(text=MIXED)
 def test_numbers_leave_no_digit(lang: str, package: str, text: str) -> None:
-    pytest.importorskip(package, reason=f"{package} is not installed (the extra text)")
+    need_package(package, "text")
     once = apply("numbers", lang, text)
     assert not set(once) & set("0123456789")
     assert apply("numbers", lang, once) == once

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ttt_dist.audio.sources import require_regular
-from ttt_dist.util.errors import UserError
+from ttt_dist.util.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from pyarrow import NativeFile, Schema
@@ -201,11 +201,6 @@ def wav_of(array: list[Any], rate: Any, name: str) -> bytes:
     except (ValueError, TypeError, OverflowError, IndexError, soundfile.SoundFileError) as error:
         raise UserError(f"{name}: its array holds no samples ({first_line(error)}); remove the row") from error
     return file.getvalue()
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line: pyarrow adds the call stack to some of its messages."""
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 class Containers:

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from ttt_dist.audio.batches import choose_device, fit, inference
 from ttt_dist.audio.codecs.published import CONFIG, REMEDY, read_config
-from ttt_dist.audio.codecs.transformers import BROKEN, first_line, quiet, read_model
+from ttt_dist.audio.codecs.transformers import BROKEN, quiet, read_model
 from ttt_dist.evaluation.metrics.languages import language
 from ttt_dist.inference.decoder import num_threads
-from ttt_dist.util.errors import UserError
+from ttt_dist.util.errors import UserError, first_line
 
 PIECE_S = 30  # longest speech that a CTC network hears at once; Whisper's folder says its own length
 SEARCH = 1 / 6  # of a piece: it may end so much earlier, where it is quietest

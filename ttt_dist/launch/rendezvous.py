@@ -13,7 +13,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from ttt_dist.launch.launchers import PORTS, DistInfo
-from ttt_dist.util.errors import LostProcessError, UserError
+from ttt_dist.util.errors import LostProcessError, UserError, first_line
 
 VERDICT, HEARD = "verdict", "heard"
 COMPLETE = "complete"
@@ -47,7 +47,7 @@ def rendezvous(dist_info: DistInfo, address: str, port: int, timeout_s: float) -
         else:
             _await_verdict(store, deadline)
     except dist.DistError as error:
-        raise LostProcessError(f"rank 0 at {where} has gone ({_first_line(error)}); its own message says why") from None
+        raise LostProcessError(f"rank 0 at {where} has gone ({first_line(error)}); its own message says why") from None
     return store
 
 
@@ -57,7 +57,7 @@ def _open(port: int, timeout_s: float) -> dist.TCPStore:
     try:
         return dist.TCPStore("localhost", port, is_master=True, timeout=timeout, wait_for_workers=False)
     except dist.DistNetworkError as error:
-        reason = _first_line(error).rpartition("message: ")[2]
+        reason = first_line(error).rpartition("message: ")[2]
         raise UserError(
             f"port {port} of {socket.gethostname()} cannot be opened ({reason}), perhaps another run has it; "
             "give another one with --master_port, or with MASTER_PORT where the launcher has no such option"
@@ -103,7 +103,7 @@ def _connect(address: str, port: int, timeout_s: float) -> dist.TCPStore:
     result = results[0] if results else None
     if isinstance(result, dist.TCPStore):
         return result
-    reason = "no answer" if result is None else _first_line(result)
+    reason = "no answer" if result is None else first_line(result)
     raise UserError(
         f"what listens at {address}:{port} is not rank 0 of a run ({reason}); "
         "give the run another --master_port, or MASTER_PORT where the launcher has no such option"
@@ -165,10 +165,6 @@ def ranges(numbers: list[int]) -> str:
         else:
             parts.append([number])
     return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n")[0]
 
 
 def free_port(count: int = 1) -> int:

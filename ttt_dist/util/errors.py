@@ -29,6 +29,12 @@ def printable(text: str) -> str:
     return _IN_A_TEXT.sub(_escaped, text)
 
 
+def first_line(error: object) -> str:
+    """What an error of a library says, in one line: some add the call stack, or a paragraph."""
+    told = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return str(told).splitlines()[0].rstrip(".")
+
+
 def _escaped(found: re.Match[str]) -> str:
     return found.group().encode("unicode_escape").decode()
 

@@ -24,7 +24,7 @@ from ttt_dist.audio.codecs.padding import causal_from, encode_in_steps, silenced
 from ttt_dist.audio.codecs.published import CONFIG, REMEDY, PublishedCodec, folder_hash, read_config, weight_files
 from ttt_dist.audio.codecs.transformers_kinds import KINDS, Kind
 from ttt_dist.audio.io import resample
-from ttt_dist.util.errors import UserError
+from ttt_dist.util.errors import UserError, first_line
 
 MAX_BATCH_SAMPLES = (
     1_000_000  # of a forward on CPU, where larger ones are no faster; 1.5 GB, and up to 3 with other codecs
@@ -175,11 +175,6 @@ def read_model(name: str, model_class: str, folder: Path, dtype: torch.dtype = t
     if missing:
         raise UserError(f"{folder}: lacks {len(missing)} weights of {name}, first {missing[0]}; {REMEDY}")
     return model
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, as far as it fits into a line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _check_type(name: str, folder: Path) -> None:
