@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from data_prep.train_codec_tokenizer import note_of
+from data_prep.learnt_notes import note_of
 from ttt_dist.data import metadata
 from ttt_dist.data.metadata import with_suffix
 from ttt_dist.data.verify import verify, verify_assets, verify_files

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.jobs.compose import CodesPart, fingerprint
 from data_prep.jobs.encode import UNREADABLE
+from data_prep.learnt_notes import note_of, read_note
 from ttt_dist.data import metadata
 from ttt_dist.manifest.clips import clips
 from ttt_dist.manifest.entry import is_seconds, parse_object
@@ -35,19 +35,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help should not
 
     from ttt_dist.audio import Codec, UtteranceReader
     from ttt_dist.sequence.templates import TemplateSettings
-
-
-def note_of(folder: Path) -> Path:
-    """The JSON beside a learnt folder that says what it was learnt from; beside it, as copies of it must be equal."""
-    return folder.with_name(f"{folder.name}.learnt.json")
-
-
-def read_note(folder: Path) -> dict[str, Any] | None:
-    """What the folder was learnt from; None where it was not learnt here, or its note is damaged."""
-    note = note_of(folder)
-    if not note.is_file() or not metadata.is_rendered(note.read_bytes()):
-        return None
-    return dict(json.loads(note.read_bytes()))
 
 
 def _learn_once(
