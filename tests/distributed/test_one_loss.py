@@ -71,6 +71,15 @@ FP32 = [
     *(replace(layout, preset="paper") for layout in (Layout(3, 2, 2), replace(SEQUENCE, zero=1), STAGES)),
     Layout(3, 2, 2, noise_schedule="cosine"),
     *(replace(layout, z_loss=0.1) for layout in (Layout(3, 2, 2), replace(SEQUENCE, zero=1), STAGES, TOKENS)),
+    *(
+        replace(layout, tuned=True)
+        for layout in (Layout(0, 2), Layout(2, 1, 2), Layout("2_offload", 4, 2), Layout(3, 2, 2))
+    ),
+    *(
+        replace(layout, tuned=True, tied=True)
+        for layout in (Layout(1, 4), replace(SEQUENCE, zero=3), replace(STAGES, zero=1))
+    ),
+    *(replace(layout, tuned=True) for layout in (SPLIT, STAGES, replace(TOKENS, zero=3))),
     *(replace(layout, staged=True) for layout in (Layout(2, 1, 2), SPLIT, replace(SEQUENCE, zero=3), STAGES, TOKENS)),
 ]
 # Neighbours of these rows, which the whole table has beside them: `python -m tests.distributed.test_one_loss`.
@@ -116,6 +125,7 @@ RESUMED = [
     *(replace(STAGES, zero=1, precision=precision, tied=True) for precision in ("fp32", "bf16")),
     replace(TOKENS, zero=3),
     *(replace(layout, zero=1, staged=True) for layout in (Layout(micro=1, dp=2), SPLIT, STAGES, TOKENS)),
+    *(replace(layout, tuned=True) for layout in (Layout(2, 1, 2), Layout(3, 2, 2), replace(STAGES, zero=1))),
 ]
 # One of each kind: its weights after training are put together and compared.
 GATHERED = [

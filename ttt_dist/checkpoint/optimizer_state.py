@@ -26,7 +26,7 @@ def load_optimizer_state(
         assert master.dtype == torch.float32
         step = torch.tensor(float(source.adam_step), device=master.device)
         adam.state[master] = {"step": step, **{kind: torch.zeros_like(master) for kind in MOMENTS}}
-    for name, part in fragments(engine, own_parameters(engine, mesh, config)):
+    for name, part in fragments(engine, own_parameters(engine.module, mesh, config)):
         moments = adam.state[part.master]
         for kind, target in ((WEIGHTS, part.master), *((kind, moments[kind]) for kind in MOMENTS)):
             own = _own_slice(name, source.read(name, kind), mesh).flatten()

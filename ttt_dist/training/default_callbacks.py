@@ -141,19 +141,21 @@ class Records(Callback):
 
 
 class Evaluation(Callback):
-    """The loss on the held-out packs, every train.eval_every; then `evaluated`."""
+    """The loss on each set of held-out packs, every train.eval_every; then `evaluated`."""
 
     def post_step(self, trainer: Trainer, step: int, result: StepResult) -> None:
-        if trainer.held_out is None or not trainer.is_due(step, trainer.config.train.eval_every):
+        if not trainer.is_due(step, trainer.config.train.eval_every):
             return
-        trainer.watchdog.mark(step, "evaluating", trainer.config.guard.start_timeout)
-        losses = held_out_loss(trainer.engine, trainer.mesh, trainer.held_out)
-        for callback in trainer.callbacks:
-            callback.evaluated(trainer, step, losses)
+        for name, packs in trainer.held_out.items():
+            trainer.watchdog.mark(step, "evaluating", trainer.config.guard.start_timeout)
+            losses = held_out_loss(trainer.engine, trainer.mesh, packs, name)
+            for callback in trainer.callbacks:
+                callback.evaluated(trainer, step, losses)
 
     def evaluated(self, trainer: Trainer, step: int, losses: Losses) -> None:
-        trainer.log(step, losses.record("eval_"))
-        print_rank0(f"step {step}: held-out {losses.told(digits=4)}")
+        name = losses.held_out
+        trainer.log(step, losses.record(f"eval_{name}_" if name else "eval_"))
+        print_rank0(f"step {step}: held-out {f'{name}: ' if name else ''}{losses.told(digits=4)}")
 
 
 class Checkpointing(Callback):

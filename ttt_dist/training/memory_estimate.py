@@ -107,7 +107,7 @@ class Setup:
     @property
     def steps(self) -> int:
         """Micro-batches that a process accumulates."""
-        return self.config.train.global_batch // (self.config.train.micro_batch * self.mesh.data)
+        return max(self.config.train.global_batches) // (self.config.train.micro_batch * self.mesh.data)
 
     @property
     def num_tokens(self) -> int:
