@@ -42,6 +42,7 @@ PAIRS = [
     (TOKENS, Layout(1, 4, tensor=2, ulysses=2)),
     (Layout(1, 2, tensor=4, qk_norm=True, kv_heads=1), Layout(1, 2, dp=4, qk_norm=True, kv_heads=1)),
     (Layout("2_offload", 2, dp=2), Layout("3_offload", 2, tensor=2)),
+    *((replace(a, tuned=True), replace(b, tuned=True)) for a, b in ((SHARDED, STAGES), (PLAIN, SPLIT))),
     (BF16, Layout(1, 2, tensor=2, precision="bf16")),
     (Layout(0, 2, dp=2, precision="bf16"), replace(STAGES, precision="bf16")),
     (Layout(2, 2, dp=2, precision="bf16", tied=True), replace(STAGES, zero=0, precision="bf16", tied=True)),

@@ -155,6 +155,8 @@ class GuardConfig(Section):
 
     max_skipped: NonNegativeInt = 10
     """Steps in a row that may be skipped; more end the run. A step is skipped where its loss or gradient is not finite."""
+    max_data_skips: NonNegativeInt = 0
+    """How often a run that would end so goes back to its last checkpoint instead and passes over the packs read since."""
     spike_factor: NonNegativeFloat = 0.0
     """Skip steps whose gradient norm is above this many times the median of the last accepted ones; 0: never."""
     step_timeout: Seconds = 600.0

@@ -27,6 +27,7 @@ from ttt_dist.model.structure import parameter_shapes
 from ttt_dist.parallel.mesh import Mesh, require_divisible
 from ttt_dist.telemetry.run_folder import require_sinks
 from ttt_dist.training.callbacks import Callback, load_callbacks
+from ttt_dist.training.data_skips import merged, read_skips
 from ttt_dist.training.schedule import learning_rate
 from ttt_dist.util.console import warn
 from ttt_dist.util.errors import UserError
@@ -64,6 +65,7 @@ def prepare(config: Recipe, dist_info: DistInfo, resume: Path | None = None, is_
     packages and folders of models do not count.
     """
     notes: list[str] = []
+    config.data.skip = merged([*config.data.skip, *read_skips(Path(config.run_dir))])
     candidates = find_candidates(config, resume)
     config.objective = objective_of_run(config.objective, candidates)
     check_run(config, dist_info.world_size)
