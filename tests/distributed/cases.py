@@ -91,7 +91,7 @@ class Layout:
             global_batch=GLOBAL_BATCH, micro_batch=self.micro, lr=LR, clip=1.0, precision=self.precision,
             activation_checkpointing=self.checkpointing, compile=self.compile, fp8=self.fp8,
             batch_stages=[BatchStage(from_step=BORDER, global_batch=2 * GLOBAL_BATCH)] if self.tuned else [],
-            param_groups=PARAM_GROUPS if self.tuned else [],
+            param_groups=PARAM_GROUPS if self.tuned else [], ema=0.5 if self.tuned else 0.0,
         )  # fmt: skip
         stages = [ObjectiveStage(from_step=0, kind="ar"), ObjectiveStage(from_step=BORDER)] if self.staged else []
         return Config(

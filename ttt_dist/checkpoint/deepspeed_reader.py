@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ttt_dist.checkpoint.saved_state import WEIGHTS, SavedState
+from ttt_dist.checkpoint.saved_state import EMA, WEIGHTS, SavedState
 from ttt_dist.checkpoint.torch_io import read_state
 from ttt_dist.model.optimizer_groups import optimizer_groups
 from ttt_dist.parallel.mesh import Mesh
@@ -60,8 +60,10 @@ class DeepSpeedCheckpoint(SavedState):
         """What one tensor-parallel rank had of a weight."""
         shape = torch.Size(shard_shape(name, self.shapes[name], self.mesh.tensor))
         part = self._part(self.stage_of(name), tensor_rank)
-        if kind != WEIGHTS and part.adam_step == 0:
-            return torch.zeros(shape)
+        if part.adam_step == 0:  # nothing has been averaged, and moments are zero
+            if kind not in (WEIGHTS, EMA):
+                return torch.zeros(shape)
+            kind = WEIGHTS
         with self._as_deepspeed_writes():
             pieces = [piece.detach().flatten() for piece in part.pieces(name, kind)]
             flat = pieces[0] if len(pieces) == 1 else torch.cat(pieces)

@@ -35,6 +35,7 @@ _THEIRS = {
     "train.lr, train.betas, train.eps and train.weight_decay: the optimizer is always AdamW": (
         "optimizer optimiser optim adamw adam momentum"
     ),
+    "train.ema": "ema_decay ema_rate use_ema",
     "train.schedule": "scheduler lr_scheduler lr_scheduler_type lr_decay_style lr_schedule decay_type",
     "train.decay_steps": "lr_decay_steps lr_decay_iters lr_wsd_decay_iters num_decay_steps decay_ratio",
     "train.batch_stages": "rampup_batch_size batch_size_rampup batch_size_warmup",
@@ -51,7 +52,7 @@ _THEIRS = {
     "nothing: weights are trained in full; train.param_groups with lr_scale: 0 keeps some as they are": (
         "lora peft lora_rank adapter quantization load_in_8bit load_in_4bit"
     ),
-    "nothing: it is not offered": ("ema ema_decay label_smoothing early_stopping early_stopping_patience patience swa"),
+    "nothing: it is not offered": ("label_smoothing early_stopping early_stopping_patience patience swa"),
     "train.eval_every": "eval_steps eval_interval val_check_interval",
     "train.eval_packs": "eval_iters max_eval_samples limit_val_batches",
     "train.init_from": "model_name_or_path pretrained_model_name_or_path pretrained finetune_from model_path",

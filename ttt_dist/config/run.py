@@ -84,6 +84,8 @@ class TrainConfig(Section):
     """AdamW's epsilon."""
     weight_decay: NonNegativeFloat = 0.01
     """AdamW's weight decay; norms and biases have none."""
+    ema: DecayRate = 0.0
+    """Decay of a moving average of the weights, kept beside them (`export-hf --weights ema`); 0: none."""
     param_groups: list[ParamGroup] = field(default_factory=list)
     """Weights with another rate or decay, or that stay as they are."""
     warmup: NonNegativeInt = 50

@@ -71,6 +71,8 @@ def apply_zero(
         )
     logger.info("deepspeed.initialize: %s", printed.getvalue())
     deepspeed_adapter.forget_allocating_step(engine)
+    if config.train.ema:
+        _keep_average(deepspeed_adapter.inner_adam(engine), config.train.ema)
     deepspeed_adapter.keep_norm_of_clipping(engine)
     return engine
 
@@ -87,6 +89,25 @@ def _build_optimizer(model: nn.Module, config: Config, layout: TokenLayout, mesh
         spare = [unused_parameter(model, number)] if mesh.pipeline > 1 and not mine else []
         groups.append({"params": [own[name] for name in mine] or spare, **_settings(group, config.train)})
     return torch.optim.AdamW(groups, lr=0.0, fused=True)
+
+
+def _keep_average(adam: torch.optim.AdamW, decay: float) -> None:
+    """Keep a moving average of the weights that Adam updates among its state: divided, saved and resumed like its moments.
+
+    It begins with the weights after the first update.
+    """
+
+    def average(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for weight in (
+            weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None
+        ):
+            state = optimizer.state[weight]
+            if "ema" in state:
+                state["ema"].lerp_(weight, 1.0 - decay)
+            else:
+                state["ema"] = weight.clone()
+
+    adam.register_step_post_hook(torch.no_grad()(average))
 
 
 def groups_of(config: Config, layout: TokenLayout) -> list[OptimizerGroup]:
@@ -108,6 +129,9 @@ def apply_settings(engine: deepspeed.DeepSpeedEngine, config: Config, layout: To
     """Put the run's settings of the optimizer in the place of those that a checkpoint has brought."""
     for theirs, ours in zip(engine.optimizer.param_groups, groups_of(config, layout), strict=True):
         theirs.update(_settings(ours, config.train))
+    if not config.train.ema:
+        for state in deepspeed_adapter.inner_adam(engine).state.values():
+            state.pop("ema", None)
 
 
 def _mask_gradient(parameter: nn.Parameter, group: OptimizerGroup, layout: TokenLayout, mesh: Mesh) -> None:
