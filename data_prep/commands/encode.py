@@ -84,7 +84,7 @@ def add_parser(subparsers: Any) -> None:
         "encode",
         help="turn the manifest's audio into codes (and learn the built-in codec)",
         description="Turn the audio of a manifest into discrete codes.",
-        epilog=EXAMPLES + "\ncodecs:\n" + "\n".join(f"  {name:<12} {row.help}" for name, row in CODECS.items()),
+        epilog=EXAMPLES + "\ncodecs:\n" + "\n".join(f"  {name:<15} {row.help}" for name, row in CODECS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--manifest", required=True, type=Path, help="manifest to encode")

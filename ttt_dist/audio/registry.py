@@ -38,6 +38,15 @@ class CodecRow:
     """`encode --train-codec` learns it; the folders of the others were published."""
 
 
+PACKAGED = {
+    "bigcodec": ("BigCodec", "BigCodec"),
+    "nanocodec": ("NanoCodec", "NanoCodec of NVIDIA NeMo"),
+    "s3tokenizer": ("S3Tokenizer", "S3 of CosyVoice 1 to 3, no decoder"),
+    "snac": ("Snac", "SNAC, seven codes a frame as Orpheus-TTS has them"),
+    "speechtokenizer": ("SpeechTokenizer", "SpeechTokenizer"),
+}
+"""Codecs by packages of the extra `codecs`: module and class here, and what it is."""
+
 CODECS = {
     "melvq": CodecRow(
         target="ttt_dist.audio.codecs.melvq:MelVQ",
@@ -50,6 +59,10 @@ CODECS = {
     **{
         name: CodecRow(target="ttt_dist.audio.codecs.transformers:Pretrained", help=kind.help, arguments={"name": name})
         for name, kind in KINDS.items()
+    },
+    **{
+        name: CodecRow(target=f"ttt_dist.audio.codecs.{name}:{kind}", help=help)
+        for name, (kind, help) in PACKAGED.items()
     },
 }
 
