@@ -291,9 +291,7 @@ def test_speech_is_the_packages(made: Made, name: str) -> None:
         if name == "snac":
             torch.manual_seed(0)  # of the noise that its decoder adds
             wanted = model.decode(model.encode(wave[None, None]))
-        elif name == "speechtokenizer":
-            wanted = model.decode(model.encode(wave[None, None]))
-        elif name == "bigcodec":
+        elif name == "speechtokenizer" or name == "bigcodec":
             wanted = model.decode(model.encode(wave[None, None]))
         else:
             wanted = model.decode(frames[None], torch.tensor([12]))[0]
@@ -429,5 +427,7 @@ def test_a_package_that_is_not_installed(made: Made, monkeypatch: pytest.MonkeyP
 
     _, _, folder = made("snac")
     monkeypatch.setitem(sys.modules, "snac", None)
-    with pytest.raises(UserError, match=r"codec snac: module snac is not installed; .*pip install 'ttt-dist\[codecs\]'"):
+    with pytest.raises(
+        UserError, match=r"codec snac: module snac is not installed; .*pip install 'ttt-dist\[codecs\]'"
+    ):
         load_codec(f"snac:{folder}")

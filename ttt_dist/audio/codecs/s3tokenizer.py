@@ -31,9 +31,7 @@ class S3Tokenizer(PackagedCodec):
     piece_s = 30.0
     sample_rate = 16000
     num_codebooks = 1
-    no_decoder = (
-        "s3tokenizer: its codes are made speech by CosyVoice's own program; give --decoder-command 'PROGRAM {codes} {wav}'"
-    )
+    no_decoder = "s3tokenizer: its codes are made speech by CosyVoice's own program; give --decoder-command 'PROGRAM {codes} {wav}'"
 
     @classmethod
     def files(cls, folder: Path) -> list[Path]:
@@ -51,9 +49,7 @@ class S3Tokenizer(PackagedCodec):
             weights = convert(str(path))
         except (DecodeError, AssertionError, AttributeError) as error:  # not ONNX; nodes of another model
             raise UserError(f"{path}: is no tokenizer of CosyVoice ({error!r}); {REMEDY}") from error
-        stride = next(
-            (int(one.ints[0]) for node in graph.node for one in node.attribute if one.name == "strides"), 1
-        )
+        stride = next((int(one.ints[0]) for node in graph.node for one in node.attribute if one.name == "strides"), 1)
         model = cls.build(package, {"generation": generation, "stride": stride, **_sizes(weights)})
         # Biases of norms that are zero are no part of v3's file.
         fill(model, weights, cls.name, path, may_lack="_ln.bias" if generation == "v3" else "nothing")
