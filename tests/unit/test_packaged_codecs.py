@@ -1,6 +1,9 @@
 """Codecs by packages of their own, with random weights: codes as the package gives them, alone and in batches."""
 
+import importlib
+import importlib.util
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -99,7 +102,11 @@ def randomise(model: nn.Module) -> nn.Module:
         for key, value in model.state_dict().items():
             if key.endswith("weight.original0") or key.endswith("weight_g"):
                 value.fill_(1.0)
-            elif value.is_floating_point() and value.dim() > 1 and not key.endswith(("filter", "alpha")):
+            elif (
+                value.is_floating_point()
+                and value.dim() > 1
+                and not key.endswith(("filter", "alpha", "positional_embedding"))
+            ):
                 value.copy_(torch.randn(value.shape, generator=generator) * max(value[0].numel(), 2) ** -0.5)
     return model.eval()
 
@@ -117,40 +124,60 @@ def nano_names(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def onnx_file(path: Path, weights: dict[str, Tensor], stride: int = 2) -> None:
-    """A graph that names its weights as CosyVoice's speech_tokenizer_v2.onnx does; it computes nothing."""
-    from onnx import TensorProto, helper, numpy_helper, save
-
-    renamed = {
-        "encoder.conv1.weight": "onnx::Conv_2216",
-        "encoder.conv1.bias": "onnx::Conv_2217",
-        "encoder.conv2.weight": "onnx::Conv_2218",
-        "encoder.conv2.bias": "onnx::Conv_2219",
+CONVS = [f"encoder.conv{number}.{kind}" for number in (1, 2) for kind in ("weight", "bias")]
+ONNX_NAMES = {  # of initializers, where the package knows a weight by that and not by its node
+    "v1": {
+        **{key: key.replace("encoder", "encoders") for key in CONVS},
+        "encoder.positional_embedding": "encoders.positional_embedding",
+    },
+    "v2": {
+        **{key: f"onnx::Conv_{2216 + number}" for number, key in enumerate(CONVS)},
         "quantizer._codebook.project_down.weight": "onnx::MatMul_2536",
         "quantizer._codebook.project_down.bias": "quantizer.project_in.bias",
-    }
+    },
+    "v3": {"quantizer._codebook.project_down.bias": "quantizer.project_in.bias"},
+}
+ONNX_NODES = {
+    "quantizer._codebook.embed": "/quantizer/rq/model/layers.0/_codebook/Pow_1",
+    "quantizer._codebook.project_down.weight": "/quantizer/MatMul",
+}
+NORMS = {"v1": ("Mul", "Add_1"), "v2": ("LayerNormalization",) * 2, "v3": ("Mul", "Add")}
+
+
+def onnx_file(path: Path, weights: dict[str, Tensor], generation: str, stride: int = 2) -> None:
+    """A graph that names its nodes and weights as CosyVoice's speech_tokenizer_v*.onnx do; it computes nothing."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
     nodes, tensors = [], []
     for key, value in weights.items():
-        name = renamed.get(key, key)
-        keeps = value.dim() > 2 or value.dim() == 1
-        tensors.append(numpy_helper.from_array((value if keeps else value.t()).contiguous().numpy(), name))
-        place = "/" + key.removeprefix("encoder.").replace(".mlp.", ".mlp/mlp.").replace("blocks.", "blocks_").replace(
-            ".", "/"
-        ).replace("blocks_", "blocks.").replace("mlp/mlp/", "mlp/mlp.")
-        kind = "Conv" if value.dim() == 3 else "MatMul" if value.dim() == 2 else "Add"
-        if key in renamed:
-            extra = {"strides": [stride]} if key == "encoder.conv1.weight" else {}
-            nodes.append(helper.make_node(kind, ["x", name], ["x"], name=f"/{name}", **extra))
-        elif key.endswith("_ln.weight"):
-            parts = ["x", key, key.replace("weight", "bias")]
-            node = f"{place.removesuffix('/weight')}/LayerNormalization"
-            nodes.append(helper.make_node("LayerNormalization", parts, ["x"], name=node))
-        elif not key.endswith("_ln.bias"):
-            ends = {"Conv": "Conv", "MatMul": "MatMul", "Add": "Add"}[kind]
-            node = f"{place.rpartition('/')[0]}/{ends}"
-            nodes.append(helper.make_node(kind, ["x", name], ["x"], name=node))
+        if generation == "v3" and key.endswith("_ln.bias"):
+            continue  # zeros, which its file leaves out
+        is_kept = value.dim() != 2 or "positional" in key
+        name = ONNX_NAMES[generation].get(key, key.removeprefix("encoder."))
+        tensors.append(numpy_helper.from_array((value if is_kept else value.t()).contiguous().numpy(), name))
+        layer, _, kind = key.removeprefix("encoder.").rpartition(".")
+        place = "/" + re.sub(r"\.(?=[a-z])", "/", layer).replace("/mlp.", "/mlp/mlp.")
+        op = {1: "Add", 2: "MatMul", 3: "Conv"}[value.dim()]
+        inputs = ["x", name]
+        if layer.endswith("_ln"):
+            op = NORMS[generation][kind == "bias"]
+            inputs = ["x", f"{layer}.weight", f"{layer}.bias"] if generation == "v2" else inputs
+        elif layer.startswith("conv"):
+            op, inputs = "Conv", ["x", *(ONNX_NAMES[generation].get(one, one[8:]) for one in CONVS if layer in one)]
+        extra = {"strides": [stride if layer == "conv1" else 2]} if layer.startswith("conv") else {}
+        node = ONNX_NODES.get(key, f"{place}/{op}")
+        nodes.append(helper.make_node(op.partition("_")[0], inputs, ["x"], name=node, **extra))
     value_info = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
     save(helper.make_model(helper.make_graph(nodes, "g", [value_info], [value_info], tensors)), path)
+
+
+def s3_model(modules: Any, generation: str) -> Any:
+    sizes = {"n_audio_state": 128, "n_audio_head": 2, "n_audio_layer": 2}
+    if generation == "v1":
+        return modules.S3Tokenizer("speech_tokenizer_v1", modules.model.ModelConfig(**sizes, n_codebook_size=4096))
+    if generation == "v2":
+        return modules.S3TokenizerV2("v2", modules.model_v2.ModelConfig(**sizes))
+    return modules.S3TokenizerV3("v3", modules.model_v3.ModelConfigV3(**sizes))
 
 
 def write(name: str, folder: Path) -> Any:
@@ -171,9 +198,8 @@ def write(name: str, folder: Path) -> Any:
         model, config = modules.AudioCodecModel(**NANO), {"sample_rate": 22050}
         save_file(nano_names(randomise(model)), folder / "model.safetensors")
     else:
-        sizes = modules.model_v2.ModelConfig(n_audio_state=128, n_audio_head=2, n_audio_layer=2)
-        model = randomise(modules.S3TokenizerV2("v2", sizes))
-        onnx_file(folder / "speech_tokenizer_v2.onnx", model.state_dict())
+        model = randomise(s3_model(modules, "v2"))
+        onnx_file(folder / "speech_tokenizer_v2.onnx", model.state_dict(), "v2")
         return model
     (folder / "config.json").write_text(json.dumps(config))
     return model
@@ -186,13 +212,15 @@ def sound(samples: int, seed: int = 0) -> Tensor:
 
 
 @pytest.fixture(autouse=True)
-def small_nano(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package builds one size, of 60 million weights."""
-    try:
-        import nanocodec_torch
-    except ImportError:
-        return
-    monkeypatch.setattr(nanocodec_torch, "AudioCodecModel", partial(nanocodec_torch.AudioCodecModel, **NANO))
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What two packages build in one size, of up to 60 million weights."""
+    for module, place, kind, sizes in (
+        ("nanocodec_torch", "nanocodec_torch", "AudioCodecModel", NANO),
+        ("bigcodec", "bigcodec.hf_model", "CodecDecoder", {"upsample_initial_channel": 64}),
+    ):
+        if importlib.util.find_spec(module):
+            found = importlib.import_module(place)
+            monkeypatch.setattr(found, kind, partial(getattr(found, kind), **sizes))
 
 
 Made = Callable[[str], tuple[PackagedCodec, Any, Path]]
@@ -258,6 +286,32 @@ def test_codes_are_those_of_the_package(made: Made, name: str) -> None:
     (codes,) = codec.encode([wave])
     assert unflatten(codes, k, size).tolist() == own_codes(name, model, wave)
     assert len(set(codes.tolist())) > 4  # the weights tell sounds apart
+
+
+@pytest.mark.parametrize(("generation", "hop", "size"), [("v1", 320, 4096), ("v3", 640, 6561)])
+def test_other_generations_of_s3(tmp_path: Path, generation: str, hop: int, size: int) -> None:
+    model = randomise(s3_model(package("s3tokenizer"), generation))
+    onnx_file(tmp_path / f"speech_tokenizer_{generation}.onnx", model.state_dict(), generation, stride=hop // 320)
+    codec = load_codec(f"s3tokenizer:{tmp_path}")
+    assert (codec.hop, codec.codebook_size) == (hop, size)
+    wave = sound(20 * hop)
+    (codes,) = codec.encode([wave])
+    assert [codes.tolist()] == own_codes("s3tokenizer", model, wave)
+    assert len(set(codes.tolist())) > 2
+    with pytest.raises(UserError, match="give --decoder-command"):
+        codec.decode(codes)
+
+
+def test_s3_files_that_are_something_else(made: Made, tmp_path: Path) -> None:
+    _, model, _ = made("s3tokenizer")
+    path = tmp_path / "speech_tokenizer_v2.onnx"
+    path.write_text("not ONNX")
+    with pytest.raises(UserError, match=r"v2\.onnx: is no tokenizer of CosyVoice"):
+        load_codec(f"s3tokenizer:{tmp_path}")
+    weights = model.state_dict()
+    onnx_file(path, {key: value for key, value in weights.items() if "blocks.1.attn.out" not in key}, "v2")
+    with pytest.raises(UserError, match=r"lacks 2 weights of s3tokenizer, first encoder\.blocks\.1\.attn\.out\.weight"):
+        load_codec(f"s3tokenizer:{tmp_path}")
 
 
 @pytest.mark.parametrize("name", NAMES)
