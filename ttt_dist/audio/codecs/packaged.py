@@ -52,10 +52,11 @@ class PackagedCodec(PublishedCodec):
         folder, place = Path(folder), choose_device(device)
         package, files = import_package(cls.name, cls.module), cls.files(folder)
         try:
-            model = cls.read(package, files)
+            return cls(cls.read(package, files), folder, files, codebooks, place)
+        except UserError:
+            raise
         except (*BROKEN, pickle.UnpicklingError, EOFError) as error:
             raise UserError(f"{folder}: {cls.name} cannot be read ({first_line(error)}); {REMEDY}") from error
-        return cls(model, folder, files, codebooks, place)
 
     @classmethod
     def files(cls, folder: Path) -> list[Path]:
