@@ -62,22 +62,27 @@ def test_a_saved_one_needs_its_program_to_hear_and_speak(tmp_path: Path, monkeyp
     assert "python" not in (tmp_path / "codec.json").read_text()
     assert describe_codec(tmp_path) == codec.info
     closed = load_codec(tmp_path)
-    assert closed.info == codec.info
+    assert closed.info == codec.info and closed.describe() == codec.describe()
     for use in (
         closed.require_decoder,
         lambda: closed.encode([sound(9)]),
         lambda: closed.decode(np.zeros(2, np.int32)),
     ):
-        with pytest.raises(UserError, match="set TTT_CODEC_COMMAND to what --codec command: was given"):
+        with pytest.raises(UserError, match="program of loudness is not known here; set TTT_CODEC_COMMAND to what"):
             use()
     monkeypatch.setenv(module.VARIABLE, LOUDNESS)
     opened = load_codec(tmp_path)
     opened.require_decoder()
     assert opened.encode([sound(3200)])[0].tolist() == loud_steps(sound(3200))
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "codec.json").write_text('{"name": "command", "hash": "1"}')
     other = program(tmp_path, {**ABOUT, "hash": "2"}).removeprefix("command:")
     monkeypatch.setenv(module.VARIABLE, other)
     with pytest.raises(UserError, match="was saved with hash .* take the package that made it"):
         load_codec(tmp_path)
+    monkeypatch.delenv(module.VARIABLE)
+    with pytest.raises(UserError, match=r"codec\.json: does not say what the codec is"):
+        load_codec(tmp_path / "damaged")
 
 
 def test_a_command_that_speaks_alone_goes_with_a_closed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ttt_dist.audio.codec import CLASS, DESCRIPTION, Codec, CodecInfo
+from ttt_dist.audio.codec import CLASS, DESCRIPTION, Codec, CodecInfo, stored_info
 from ttt_dist.audio.codecs.transformers_kinds import KINDS
 from ttt_dist.util.errors import UserError
 from ttt_dist.util.json_files import read_object
@@ -128,18 +128,7 @@ def describe_codec(folder: str | Path) -> CodecInfo:
     path = Path(folder) / DESCRIPTION
     if not path.is_file():
         raise _no_codec(Path(folder))
-    stored = read_description(Path(folder))
-    try:
-        return CodecInfo(
-            name=str(stored["name"]),
-            hash=str(stored["hash"]),
-            sample_rate=int(stored["sample_rate"]),
-            frame_rate=float(stored["frame_rate"]),
-            codes_per_frame=int(stored.get("codes_per_frame", 1)),
-            codebook_size=int(stored["codebook_size"]),
-        )
-    except (KeyError, ValueError, TypeError, OverflowError) as error:
-        raise UserError(f"{path}: does not say what the codec is ({error!r}); save the codec again") from error
+    return stored_info(read_description(Path(folder)), path)
 
 
 def read_description(folder: Path) -> Mapping[str, Any]:

@@ -36,7 +36,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from ttt_dist.audio.codec import DESCRIPTION, Codec, CodecInfo, Codes, checked_codes
+from ttt_dist.audio.codec import DESCRIPTION, Codec, CodecInfo, Codes, checked_codes, stored_info
 from ttt_dist.audio.codecs.external import read_speech
 from ttt_dist.util.errors import UserError
 from ttt_dist.util.json_files import read_object
@@ -51,12 +51,14 @@ class CommandCodec(Codec):
 
     name = "command"
 
-    def __init__(self, program: Program | None, info: CodecInfo) -> None:
-        self.program = program
+    def __init__(self, program: Program | None, info: CodecInfo, called: str) -> None:
+        self.program, self.called = program, called
         for key, value in asdict(info).items():
             setattr(self, key, value)
         if program is None:
-            self.no_decoder = f"its program is not known here; set {VARIABLE} to what --codec command: was given"
+            self.no_decoder = (
+                f"the program of {called} is not known here; set {VARIABLE} to what --codec command: was given"
+            )
 
     @classmethod
     def load(cls, source: str | Path) -> CommandCodec:
@@ -65,11 +67,20 @@ class CommandCodec(Codec):
             stored = read_object(source / DESCRIPTION, "save the codec again")
             command, told_as = os.environ.get(VARIABLE), VARIABLE
             if command is None:
-                return cls(None, CodecInfo(**{key: stored[key] for key in CodecInfo.__dataclass_fields__}))
+                return cls(None, stored_info(stored, source / DESCRIPTION), str(stored.get("called")))
         else:
             command, told_as = source, "--codec command"
         program = Program(command, told_as)
-        return cls(program, read_info(program.answer(), program))
+        said = program.answer()
+        return cls(program, read_info(said, program), said["name"])
+
+    def choices(self) -> dict[str, Any]:
+        """What the program calls itself, for whoever reads codec.json; nothing is chosen."""
+        return {"called": self.called}
+
+    def describe(self) -> dict[str, Any]:
+        """Adds what the program calls itself."""
+        return {**super().describe(), "called": self.called}
 
     def encode(self, waves: Sequence[Tensor]) -> list[Codes]:
         """Waveforms [T_i] -> codes, as the program gives them. Raises UserError where they are not what they have to be."""
