@@ -91,7 +91,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--codec",
         required=True,
-        help="NAME:FOLDER of a codec below, package.module:Class[:FOLDER] of your own, or melvq with --train-codec",
+        help="NAME:FOLDER of a codec below, package.module:Class[:FOLDER] or command:PROGRAM of your own, or melvq with --train-codec",
     )
     parser.add_argument("--codebooks", type=int, metavar="K", help="of a codec of several codebooks, use the first K")
     parser.add_argument(

@@ -49,7 +49,10 @@ class S3Tokenizer(PackagedCodec):
             weights = convert(str(path))
         except (DecodeError, AssertionError, AttributeError) as error:  # not ONNX; nodes of another model
             raise UserError(f"{path}: is no tokenizer of CosyVoice ({error!r}); {REMEDY}") from error
-        stride = next((int(one.ints[0]) for node in graph.node for one in node.attribute if one.name == "strides"), 1)
+        convolution = next(
+            (node for node in graph.node if node.op_type == "Conv"), None
+        )  # of 1 or 2 steps: 50 or 25 Hz
+        stride = next((one.ints[0] for one in getattr(convolution, "attribute", ()) if one.name == "strides"), 1)
         model = cls.build(package, {"generation": generation, "stride": stride, **_sizes(weights)})
         # Biases of norms that are zero are no part of v3's file.
         fill(model, weights, cls.name, path, may_lack="_ln.bias" if generation == "v3" else "nothing")
