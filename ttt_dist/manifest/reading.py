@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
-from ttt_dist.manifest.entry import Entry, decode_line, parse_entry, parse_plain_line
+from ttt_dist.manifest.entry import Entry, decode_line, parse_entry, parse_plain_lines
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.manifest.text_files import raw_lines
 from ttt_dist.util.errors import UserError
@@ -58,13 +58,14 @@ class SeenIds:
         digests = b"".join([hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names])
         keys = np.frombuffer(digests, "<u8")
         old = np.asarray(self._old, np.uint64)
-        at = np.searchsorted(old, keys)
-        is_new = (old[np.minimum(at, len(old) - 1)] != keys).tolist() if len(old) else [True] * len(keys)
-        for index, key in enumerate(keys.tolist()):
-            if key in self._recent:
-                is_new[index] = False
-            elif is_new[index]:
-                self._recent.add(key)
+        known = (
+            set(keys[old[np.minimum(np.searchsorted(old, keys), len(old) - 1)] == keys].tolist()) if len(old) else set()
+        )
+        is_new = []
+        for key in keys.tolist():
+            is_new.append(key not in known and key not in self._recent)
+            self._recent.add(key)
+        self._recent -= known
         if len(self._recent) >= RECENT_IDS:
             self._merge()
         return is_new
@@ -110,8 +111,8 @@ def read_batches(path: Path, problems: Problems) -> Iterator[list[Line]]:
     lines = raw_lines(path)
     while batch := list(islice(lines, BATCH)):
         good: list[Line] = []
-        for place, raw in batch:
-            entry = parse_plain_line(raw) or _look_closer(place, raw, problems)
+        for (place, raw), plain in zip(batch, parse_plain_lines([raw for _, raw in batch]), strict=True):
+            entry = plain or _look_closer(place, raw, problems)
             if entry is None:
                 continue
             if type(entry.get("id")) is not str or not entry["id"]:
