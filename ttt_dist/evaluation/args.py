@@ -12,7 +12,7 @@ from ttt_dist.evaluation.judge_registry import OWN, judge_files
 from ttt_dist.evaluation.tasks.registry import Task, find_task
 from ttt_dist.util.atomic_files import sha256_file, sha256_folder
 
-FORMAT = "ttt_dist evaluation 2"
+FORMAT = "ttt_dist evaluation 3"
 
 
 @dataclass(frozen=True, kw_only=True)
