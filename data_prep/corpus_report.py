@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
@@ -20,11 +20,13 @@ FORMAT = "ttt_dist manifest report 1"
 
 @dataclass
 class Totals:
-    """What a manifest holds; `groups` counts by the values of `split` and `lang`."""
+    """What a manifest holds; `groups` counts by the values of `split` and `lang`, and by the channels that are named."""
 
     lines: int = 0
     seconds: float = 0.0
-    groups: dict[str, dict[str, list[float]]] = field(default_factory=lambda: {"splits": {}, "langs": {}})
+    groups: dict[str, dict[str, list[float]]] = field(
+        default_factory=lambda: {"splits": {}, "langs": {}, "channels": {}}
+    )
 
     def add(self, entry: Entry) -> None:
         """Count one entry."""
@@ -35,8 +37,8 @@ class Totals:
         seconds = [float(entry.get("duration") or 0.0) for entry in entries]
         self.lines += len(entries)
         self.seconds = sum(seconds, start=self.seconds)
-        for group, name in (("splits", "split"), ("langs", "lang")):
-            values = [entry.get(name) for entry in entries]
+        for group, value_of in _GROUPS.items():
+            values = [value_of(entry) for entry in entries]
             for first, same in groupby(zip(values, seconds, strict=True), key=itemgetter(0)):
                 if first is not None:
                     count = self.groups[group].setdefault(str(first), [0, 0.0])
@@ -53,8 +55,25 @@ class Totals:
         groups = {
             group: {name: {"lines": count[0], "hours": _hours(count[1])} for name, count in sorted(values.items())}
             for group, values in self.groups.items()
+            if values or group != "channels"
         }
         return {"lines": self.lines, "hours": _hours(self.seconds), **groups}
+
+
+def _channels(entry: Entry) -> str | None:
+    """`0`, or `0+1` of a conversation; None where the channels are mixed, or there is one."""
+    if "channel" in entry:
+        return str(entry["channel"])
+    if "turns" not in entry:
+        return None
+    return "+".join(str(turn["channel"]) for turn in entry["turns"] or () if "channel" in turn) or None
+
+
+_GROUPS: dict[str, Callable[[Entry], Any]] = {
+    "splits": lambda entry: entry.get("split"),
+    "langs": lambda entry: entry.get("lang"),
+    "channels": _channels,
+}
 
 
 def _hours(seconds: float) -> float:

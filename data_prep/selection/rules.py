@@ -87,7 +87,7 @@ def _text_key(entry: Entry) -> str | None:
 def _audio_key(entry: Entry) -> str | None:
     """Where the sound lies: the checksum, else the path, and the place in it, of all recordings of an entry."""
     if _MORE.isdisjoint(entry):  # as nearly all: what stands below, at a third of its time
-        return f"[[{entry['audio']!r}, {entry.get('member')}, {entry.get('offset')}]]"
+        return f"[[{entry['audio']!r}, {entry.get('member')}, {entry.get('offset')}, {entry.get('channel')}]]"
     found = clips(entry)
     return str([_clip_key(clip) for clip in found]) if found else None
 
@@ -95,7 +95,7 @@ def _audio_key(entry: Entry) -> str | None:
 def _clip_key(clip: Clip) -> list[object]:
     checksum = next((clip[name] for name in AUDIO_HASHES if clip.get(name)), None)
     where = [checksum] if checksum else [clip["audio"], clip.get("member")]
-    return [*where, clip.get("offset")]
+    return [*where, clip.get("offset"), clip.get("channel")]
 
 
 KEYS: dict[str, Measure] = {"text": _text_key, "audio": _audio_key}

@@ -22,13 +22,14 @@ ROLES = ("system", "user", "assistant")
 MEMBER_KEYS = ({"offset", "size"}, {"row", "column"})
 MAX_SECONDS = 1e8  # three years: more is no length of a recording
 MAX_SILENCE = 3600.0  # seconds, in all gaps and the tail of a clip: they are made in memory
+MAX_CHANNELS = 1024  # of a recording: more than libsndfile reads
 MAX_NAME, MAX_PATH = 255, 4095  # bytes that Linux takes
 NUMBERS = (float, int)  # and no bool
 MAX_DEPTH = 100  # of lists and objects in each other
 
 _decode = json.JSONDecoder().raw_decode
 _ENDS = ("\n", "", "\r\n")
-_IN_PARTS = frozenset({"turns", "segments", "speech", "member", "gaps", "tail", "label"})
+_IN_PARTS = frozenset({"turns", "segments", "speech", "member", "gaps", "tail", "label", "channel"})
 _ODD_ESCAPE = re.compile(r"\\u(?:0000|d[89a-f])", re.IGNORECASE)
 _SOUND = re.compile(r"\.(aac|flac|m4a|mp3|og[ag]|opus|wav|webm)$", re.IGNORECASE)
 
@@ -239,6 +240,9 @@ def _check_clip(clip: Entry, place: str, prefix: str) -> None:
             raise UserError(f"{place}: field '{prefix}{name}' is {value!r}; give seconds, 0 or more")
     if clip.get("tail"):
         _check_silence(clip["tail"], place, f"{prefix}tail")
+    channel = clip.get("channel")
+    if channel is not None and (type(channel) is not int or not 0 <= channel < MAX_CHANNELS):
+        raise UserError(f"{place}: field '{prefix}channel' is {channel!r}; give its number, 0 for the left one")
     _check_gaps(clip, place, prefix)
     _check_member(clip, place, prefix)
 
