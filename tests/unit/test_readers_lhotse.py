@@ -98,7 +98,7 @@ def test_cuts(tmp_path: Path) -> None:
         {"id": "long-0", "audio": audio, "offset": 0.0, "duration": 0.5, "text": "Mr. A.", **shared},
         {"id": "a", "audio": audio, "offset": 1.0, "duration": 0.4, "text": "WORDS OF a", **shared},
         {"id": "b", "audio": audio, "offset": 1.5, "duration": 0.5, "text": "WORDS OF b", **shared},
-        {"id": "right-0", "audio": stereo["source"], "channel": 1, "duration": 0.3, "text": "WORDS OF right", **shared},
+        {"id": "right", "audio": stereo["source"], "channel": 1, "duration": 0.3, "text": "WORDS OF right", **shared},
     ]
     assert_sounds_like(found[1], "first", tmp_path, 0.5)
     assert_sounds_like(found[3], "long", tmp_path, 0.5)
