@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.result_file import head
 from ttt_dist.util.console import print_json, print_rank0
 
-WORDS = "the of and a to in he was that it his her with as had for she not at but be on they have him which said from all this one you were by"
+WORDS = "the of and a to in he was that it his her with as had for she not at but be on they have him which said from all this one you were"
 PLAIN = """import json, sys
 seen, (path, out, kind) = set(), sys.argv[1:]
 with open(path, "rb") as lines, open(out, "wb") as kept:

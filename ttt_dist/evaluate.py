@@ -143,6 +143,9 @@ def parse_arguments() -> argparse.Namespace:
         "--quality", action="store_true", help="tts: predicted opinions and voice, of the extra `quality` (slow)"
     )
     parser.add_argument(
+        "--meteor", action="store_true", help="caption: METEOR too, of the extra `captions`, by Java (English)"
+    )
+    parser.add_argument(
         "--no-ceiling", dest="ceiling", action="store_false", help="tts: judge own speech alone, and no recordings"
     )
     parser.add_argument("--draws", type=int, default=8, help="likelihood: draws of noise per sample (default 8)")

@@ -32,6 +32,7 @@ class EvalArgs:
     normaliser: str | None = None
     text_only: bool = False
     quality: bool = False
+    meteor: bool = False
     ceiling: bool = True
     """Own speech: whether recordings, and these through the codec, are judged as well."""
     draws: int = 8
@@ -69,6 +70,7 @@ class EvalArgs:
             "decoder_command": self.decoder_command,
             "text_only": self.text_only,
             "quality": self.quality,
+            "meteor": self.meteor,
             "ceiling": self.ceiling,
             "draws": self.draws,
         }
