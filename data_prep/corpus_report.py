@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +35,26 @@ class Totals:
         seconds = [float(entry.get("duration") or 0.0) for entry in entries]
         self.lines += len(entries)
         self.seconds = sum(seconds, start=self.seconds)
-        for group, value_of in _GROUPS.items():
-            values = [value_of(entry) for entry in entries]
-            for first, same in groupby(zip(values, seconds, strict=True), key=itemgetter(0)):
-                if first is not None:
-                    count = self.groups[group].setdefault(str(first), [0, 0.0])
-                    durations = [duration for _, duration in same]
-                    count[0] += len(durations)
-                    count[1] = sum(durations, start=count[1])
+        for group, name in (("splits", "split"), ("langs", "lang")):
+            values = [entry.get(name) for entry in entries]
+            self._count(group, values, seconds)
+        sided = [index for index, entry in enumerate(entries) if "channel" in entry or "turns" in entry]
+        self._count("channels", [_channels(entries[index]) for index in sided], [seconds[index] for index in sided])
+
+    def _count(self, group: str, values: Sequence[Any], seconds: Sequence[float]) -> None:
+        """Count entries by the value that each has; mostly all have one, and are added at once."""
+        counts = self.groups[group]
+        if values and values.count(values[0]) == len(values):
+            if values[0] is not None:
+                count = counts.setdefault(str(values[0]), [0, 0.0])
+                count[0] += len(values)
+                count[1] = sum(seconds, start=count[1])
+            return
+        for value, duration in zip(values, seconds, strict=True):
+            if value is not None:
+                count = counts.setdefault(str(value), [0, 0.0])
+                count[0] += 1
+                count[1] += duration
 
     def describe(self) -> str:
         """`1,234 utterances, 1.52 hours`."""
@@ -67,13 +77,6 @@ def _channels(entry: Entry) -> str | None:
     if "turns" not in entry:
         return None
     return "+".join(str(turn["channel"]) for turn in entry["turns"] or () if "channel" in turn) or None
-
-
-_GROUPS: dict[str, Callable[[Entry], Any]] = {
-    "splits": lambda entry: entry.get("split"),
-    "langs": lambda entry: entry.get("lang"),
-    "channels": _channels,
-}
 
 
 def _hours(seconds: float) -> float:

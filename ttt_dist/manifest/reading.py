@@ -58,14 +58,18 @@ class SeenIds:
         digests = b"".join([hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names])
         keys = np.frombuffer(digests, "<u8")
         old = np.asarray(self._old, np.uint64)
-        known = (
-            set(keys[old[np.minimum(np.searchsorted(old, keys), len(old) - 1)] == keys].tolist()) if len(old) else set()
-        )
-        is_new = []
-        for key in keys.tolist():
-            is_new.append(key not in known and key not in self._recent)
-            self._recent.add(key)
-        self._recent -= known
+        at = np.minimum(np.searchsorted(old, keys), len(old) - 1)
+        known = set(keys[old[at] == keys].tolist()) if len(old) else set()
+        each = keys.tolist()
+        fresh = set(each)
+        if len(fresh) == len(each) and not known and self._recent.isdisjoint(fresh):  # as nearly always
+            is_new = [True] * len(each)
+        else:
+            seen, is_new = known | (self._recent & fresh), []
+            for key in each:
+                is_new.append(key not in seen)
+                seen.add(key)
+        self._recent |= fresh - known
         if len(self._recent) >= RECENT_IDS:
             self._merge()
         return is_new
@@ -110,13 +114,14 @@ def read_batches(path: Path, problems: Problems) -> Iterator[list[Line]]:
     seen = SeenIds()
     lines = raw_lines(path)
     while batch := list(islice(lines, BATCH)):
+        plain = parse_plain_lines([raw for _, raw in batch])
         good: list[Line] = []
-        for (place, raw), plain in zip(batch, parse_plain_lines([raw for _, raw in batch]), strict=True):
-            entry = plain or _look_closer(place, raw, problems)
-            if entry is None:
+        for (place, raw), entry in zip(batch, plain, strict=True):
+            if entry is None and (entry := _look_closer(place, raw, problems)) is None:
                 continue
-            if type(entry.get("id")) is not str or not entry["id"]:
-                entry["id"] = str(entry.get("id") or f"{path.stem}-{place.rpartition(':')[2]}")
+            name = entry.get("id")
+            if type(name) is not str or not name:
+                entry["id"] = str(name or f"{path.stem}-{place.rpartition(':')[2]}")
             good.append((place, raw, entry))
         is_new = seen.add_all([entry["id"] for _, _, entry in good])
         if not all(is_new):
