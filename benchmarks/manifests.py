@@ -113,7 +113,7 @@ def write_kaldi(folder: Path, count: int) -> Path:
     return data
 
 
-def measured(command: Sequence[str], log: Path) -> tuple[float, float, float]:
+def measured(command: list[str], log: Path) -> tuple[float, float, float]:
     """(CPU seconds, seconds, MB at its peak) of a process; RuntimeError where it fails."""
     import time
 
@@ -128,7 +128,7 @@ def measured(command: Sequence[str], log: Path) -> tuple[float, float, float]:
     return used.ru_utime + used.ru_stime, time.perf_counter() - began, used.ru_maxrss / 1024
 
 
-def best(command: Sequence[str], rounds: int, log: Path) -> tuple[float, float, float]:
+def best(command: list[str], rounds: int, log: Path) -> tuple[float, float, float]:
     """The least seconds of several runs, and the most memory."""
     cpu, wall, memory = zip(*(measured(command, log) for _ in range(rounds)), strict=True)
     return min(cpu), min(wall), max(memory)
