@@ -70,7 +70,7 @@ def parse_plain_line(raw: bytes) -> Entry | None:
 
 
 def parse_plain_lines(raws: Sequence[bytes]) -> list[Entry | None]:
-    """`parse_plain_line` of each, nearly twice as fast: as one list of JSON, whose keys are made once, where that is sound.
+    """`parse_plain_line` of each, in a quarter less time: as one list of JSON, whose keys are made once, where that is sound.
 
     It is where each line starts with its only brace. Then no object can go over the end of a line (behind the comma stands
     no name), no string either (it holds no control character), and as many objects as lines means one in each.
