@@ -13,6 +13,7 @@ import os
 import random
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -115,8 +116,6 @@ def write_kaldi(folder: Path, count: int) -> Path:
 
 def measured(command: list[str], log: Path) -> tuple[float, float, float]:
     """(CPU seconds, seconds, MB at its peak) of a process; RuntimeError where it fails."""
-    import time
-
     began = time.perf_counter()
     with log.open("wb") as file:
         process = os.posix_spawnp(
