@@ -9,9 +9,11 @@ import socket
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 import torch.distributed as dist
@@ -139,16 +141,11 @@ def _link(device: torch.device) -> dict[str, float]:
 
 
 def _write(folder: Path) -> None:
-    path = folder / f".node_check-{socket.gethostname()}-{os.getpid()}"
-    try:
-        with open(path, "wb") as file:
-            file.write(bytes(DISK_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        pass  # a disk that cannot be written is told of where it is needed
-    finally:
-        path.unlink(missing_ok=True)
+    # A disk that cannot be written is told of where it is needed. The file has no name that a killed process would leave.
+    with suppress(OSError), TemporaryFile(dir=folder) as file:
+        file.write(bytes(DISK_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _fastest(action: Callable[[], None]) -> float:
