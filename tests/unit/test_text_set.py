@@ -1,5 +1,8 @@
 """Plain text sets of Megatron in a blend: which tokens a row has, what is refused, no copy, one order whatever the ranks."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import text_set as benchmark
+from tests.distributed.cases import ROOT
 from tests.megatron_files import indexed_dataset
 from tests.structures import NUM_TEXT, tiny_layout
 from ttt_dist.checkpoint.export import assets_folder
@@ -244,6 +249,38 @@ def test_text_alone_says_no_layout(tmp_path: Path) -> None:
         Sources.open(DataConfig(train=text.shard))
     with pytest.raises(UserError, match=r"as a source of data\.blend beside packed shards"):
         ShardReader(f"{text.shard}.bin")
+
+
+@pytest.mark.slow
+def test_megatrons_gpt_dataset_reads_packs_but_not_as_packs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What docs/data.md says of it: prompts and answers are documents of their own, and rows are cut across packs."""
+    monkeypatch.setattr(benchmark, "SEQ_LEN", 16)
+    rows = benchmark.gpt_dataset(Path(write_packs(tmp_path / "train", 6)))
+    reader = ShardReader(tmp_path / "train")
+    assert sorted(rows.document_index.tolist()) == list(range(12)), "two segments a pack"
+    read = [rows[index]["tokens"].tolist() for index in range(len(rows))]
+    packs = [[token for sample in pack for token in sample.ids.tolist()] for pack in map(reader.__getitem__, range(6))]
+    assert sum(str(pack)[1:-1] in str(row) for pack in packs for row in read) < 3, "most prompts have lost their answer"
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.text_set",
+        "--documents",
+        "3000",
+        "--rows",
+        "5",
+        "--out",
+        str(tmp_path / "out.md"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    sides = json.loads(done.stdout.splitlines()[-1])["sides"]
+    assert set(sides) == set(benchmark.SIDES)
+    assert all(min(figures.values()) > 0 for figures in sides.values())
+    assert "| ours |" in (tmp_path / "out.md").read_text()
 
 
 def test_packs_without_their_json_are_no_text(tmp_path: Path) -> None:
