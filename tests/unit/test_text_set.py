@@ -245,6 +245,11 @@ def test_text_alone_says_no_layout(tmp_path: Path) -> None:
     text = data.blend.pop("a_text")
     with pytest.raises(UserError, match="all sources are plain text sets"):
         Sources.open(DataConfig(blend={"a_text": text}))
+    with ShardWriter(tmp_path / "samples", {"layout": LAYOUT.to_dict(), "seq_len": None}) as writer:
+        writer.add([Sample.of([Segment(np.array([1, 2], np.int32), True)])])
+    samples = SourceConfig(str(tmp_path / "samples"), weight=1)
+    with pytest.raises(UserError, match=r"samples: has no packs, .*corpus_text_document.* run data_prep pack"):
+        Sources.open(DataConfig(blend={"a_text": text, "samples": samples}))
     with pytest.raises(UserError, match=r"as a source of data\.blend beside packed shards: data\.blend\.text\.shard="):
         Sources.open(DataConfig(train=text.shard))
     with pytest.raises(UserError, match=r"as a source of data\.blend beside packed shards"):

@@ -139,6 +139,10 @@ def open_text_set(prefix: str, like: ShardReader, tokenizer: str | None, key: st
     another than that of `like`; without one, warns that nobody can tell."""
     from ttt_dist.sequence.text_tokenizer import load_tokenizer  # its packages take a moment to import
 
+    if like.seq_len is None or like.seq_len < 2:
+        raise UserError(
+            f"{like.prefix}: has no packs, as long as which rows of {prefix} would be; run data_prep pack first"
+        )
     wanted = like.layout.tokenizer_hash
     if tokenizer is None:
         warn(
@@ -150,4 +154,4 @@ def open_text_set(prefix: str, like: ShardReader, tokenizer: str | None, key: st
             f"{key}={tokenizer}: has hash {found[:12]}, the tokenizer of {like.prefix} {wanted[:12]}; "
             f"make {prefix} with that tokenizer"
         )
-    return TextSet(prefix, like.layout, like.seq_len or 0)
+    return TextSet(prefix, like.layout, like.seq_len)
