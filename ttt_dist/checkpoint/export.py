@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ttt_dist.checkpoint.manager import on_first_rank
 from ttt_dist.config.pipeline import Recipe
 from ttt_dist.config.run import Config
-from ttt_dist.data.metadata import ASSETS
+from ttt_dist.data.metadata import ASSETS, is_text_set
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.util.errors import UserError
@@ -43,7 +43,8 @@ def export_model(
 
 def assets_folder(config: Config) -> Path:
     """Whose tokenizer, codec and template an export takes: the folder of the first source, by name, that has all three."""
-    folders = [Path(prefix).parent for prefix in config.data.prefixes().values()]
+    prefixes = config.data.prefixes().values()
+    folders = [Path(prefix).parent for prefix in prefixes if not is_text_set(prefix)]
     return next((folder for folder in folders if not _missing(folder)), folders[0])
 
 

@@ -156,14 +156,11 @@ def _no_shard(prefix: Path) -> str:
     bare = prefix.with_suffix("")
     if prefix.suffix in (".bin", ".idx", ".json") and is_shard(bare):
         return f"{told}, but one of a shard's files; name them all by their prefix: {bare}"
-    pair = next(
-        (one for one in (prefix, bare) if with_suffix(one, ".bin").is_file() and with_suffix(one, ".idx").is_file()),
-        None,
-    )
+    pair = next(filter(is_text_set, (prefix, bare)), None)
     if pair is not None:
         return (
-            f"{told}: {pair}.bin and .idx have no {pair.name}.json, which says what their ids mean (a plain Megatron data set?); "
-            "make samples of its text by data_prep import, then run data_prep pack"
+            f"{told}: {pair}.bin and .idx have no {pair.name}.json, which says what their ids mean; training takes a plain Megatron "
+            f"set of text as a source of data.blend beside packed shards: data.blend.text.shard={pair}"
         )
     if prefix.is_file():
         return f"{told}, but a file of another kind; run data_prep compose or import, then pack, and name the prefix that pack wrote"
@@ -179,6 +176,12 @@ def is_shard(prefix: Path) -> bool:
         return read_object(with_suffix(prefix, ".json"), REMEDY).get("format") == FORMAT
     except (OSError, ValueError):
         return False
+
+
+def is_text_set(prefix: str | Path) -> bool:
+    """Whether a prefix is a plain Megatron pair, whose ids no JSON explains."""
+    is_file = {suffix: with_suffix(prefix, suffix).is_file() for suffix in (".bin", ".idx", ".json")}
+    return is_file == {".bin": True, ".idx": True, ".json": False}
 
 
 def shard_names(prefix: Path, meta: dict[str, Any]) -> list[str]:
