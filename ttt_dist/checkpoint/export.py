@@ -34,7 +34,9 @@ def export_model(
         try:
             decoding = config.evaluation.decode
             speakers = shard_speakers(config.data.prefixes().values())
-            export_folder(folder, weights, config.model, layout, objective, assets, decoding=decoding, speakers=speakers)
+            export_folder(
+                folder, weights, config.model, layout, objective, assets, decoding=decoding, speakers=speakers
+            )
         finally:
             deque(weights, maxlen=0)  # after a failure too: the other processes are sending
 
