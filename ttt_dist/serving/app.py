@@ -183,7 +183,9 @@ class App:
     def _chat(self, key: str) -> tuple[Turn, ...]:
         with self._lock:
             if key not in self._kept:
-                raise NotFound(f"this chat is not kept any more (those of the last {MAX_KEPT} answers are); start a new one")
+                raise NotFound(
+                    f"this chat is not kept any more (those of the last {MAX_KEPT} answers are); start a new one"
+                )
             return self._kept[key].turns
 
     def _answer(self, key: str) -> Kept:

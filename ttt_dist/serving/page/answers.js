@@ -12,6 +12,7 @@ const FINISH = {
 };
 const seconds = (value) => `${value.toFixed(2)} s`;
 const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+const sum = (whole, parts) => `${whole}: ${parts.filter(([count]) => count).map(([count, name]) => `${count} ${name}`).join(", ")}`;
 
 export class Answer {
   // `asked`: task, title, text, and of a recording its name and, where the browser reads it, its samples.
@@ -90,18 +91,18 @@ export class Answer {
 
   // All by the server's clock, and each with what it comes from, so that they add up.
   figures({ seconds: total, tokens, text_tokens, codes, forwards, audio_forwards }) {
-    const length = codes / this.model.code_rate;
+    const transcribes = this.asked.task === "transcribe";
+    const spoken = transcribes ? 0 : codes / this.model.code_rate;
+    const length = transcribes ? (this.asked.samples?.length ?? 0) / this.model.sample_rate : spoken;
     const firsts = [[this.firstText, "first text"], [this.firstSound, "first sound"]].filter(([at]) => at !== null);
     const shown = [
+      spoken && [seconds(spoken), `of speech: ${plural(codes, "code")} at ${this.model.code_rate}/s`],
       [seconds(total), ["in all", ...firsts.map(([at, what]) => `${what} ${seconds(at)}`)].join(", ")],
-      [tokens, `tokens: ${text_tokens} text, ${codes} codes, ${tokens - text_tokens - codes} marks`],
-      [forwards, `forward passes: ${forwards - audio_forwards} text, ${audio_forwards} speech`],
+      length && [(total / length).toFixed(2), `real-time factor: ${seconds(total)} / ${seconds(length)}`],
+      [tokens, sum("tokens", [[text_tokens, "text"], [codes, "codes"], [tokens - text_tokens - codes, "marks"]])],
+      [forwards, sum("forward passes", [[forwards - audio_forwards, "text"], [audio_forwards, "speech"]])],
     ];
-    if (codes && this.asked.task !== "transcribe") {
-      shown.unshift([seconds(length), `of speech: ${codes} codes at ${this.model.code_rate}/s`]);
-      shown.splice(2, 0, [(total / length).toFixed(2), `real-time factor: ${seconds(total)} / ${seconds(length)}`]);
-    }
-    this.part(".figures").replaceChildren(...shown.map(([value, name]) => {
+    this.part(".figures").replaceChildren(...shown.filter(Boolean).map(([value, name]) => {
       const pair = document.createElement("div");
       pair.append(Object.assign(document.createElement("dt"), { textContent: name }), Object.assign(document.createElement("dd"), { textContent: value }));
       return pair;

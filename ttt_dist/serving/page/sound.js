@@ -41,6 +41,7 @@ export class Sound {
 
   draw() {
     if (this.samples?.length) drawSpectrogram(this.part("canvas"), this.samples, this.sampleRate);
+    this.part("input").title = this.part("canvas").ariaLabel;
   }
 
   play() {

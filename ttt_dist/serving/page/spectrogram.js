@@ -52,8 +52,7 @@ export function drawSpectrogram(canvas, samples, sampleRate) {
     }
   }
   context.putImageData(image, 0, 0);
-  const seconds = (samples.length / sampleRate).toFixed(2);
-  canvas.setAttribute("aria-label", `Spectrogram, ${seconds} s, up to ${top / 1000} kHz`);
+  canvas.setAttribute("aria-label", `Spectrogram, ${(samples.length / sampleRate).toFixed(2)} s, up to ${top / 1000} kHz`);
 }
 
 // 256 colours from silent to loud, by the style sheet's --heat-0 to --heat-3.
