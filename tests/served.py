@@ -49,9 +49,9 @@ def make_model(folder: Path) -> Path:
 
 
 @contextmanager
-def served(model: Path) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+def served(model: Path, settings: DecodeSettings = SETTINGS) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
     """Run the command on a free port; its address, and the process."""
-    command = [sys.executable, "ttt_dist/serve.py", "--model", str(model), "--port", "0", *as_flags(SETTINGS)]
+    command = [sys.executable, "ttt_dist/serve.py", "--model", str(model), "--port", "0", *as_flags(settings)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None and process.stderr is not None

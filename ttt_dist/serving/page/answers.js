@@ -10,9 +10,9 @@ const FINISH = {
   span_limit: "A stretch of speech was cut at its limit.",
   max_codes: "The answer was cut at the most speech that is allowed.", max_length: "The answer was cut at the model's limit.",
 };
-const seconds = (value) => `${value.toFixed(2)} s`;
-const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
-const sum = (whole, parts) => `${whole}: ${parts.filter(([count]) => count).map(([count, name]) => `${count} ${name}`).join(", ")}`;
+const seconds = (value) => `${value.toFixed(2)}\u00a0s`;
+const plural = (count, noun) => `${count}\u00a0${noun}${count === 1 ? "" : "s"}`;
+const sum = (whole, parts) => `${whole}: ${parts.filter(([count]) => count).map(([, text]) => text).join(", ")}`;
 
 export class Answer {
   // `asked`: task, title, text, and of a recording its name and, where the browser reads it, its samples.
@@ -94,20 +94,23 @@ export class Answer {
     const transcribes = this.asked.task === "transcribe";
     const spoken = transcribes ? 0 : codes / this.model.code_rate;
     const length = transcribes ? (this.asked.samples?.length ?? 0) / this.model.sample_rate : spoken;
+    const marks = tokens - text_tokens - codes, forTexts = forwards - audio_forwards;
     const firsts = [[this.firstText, "first text"], [this.firstSound, "first sound"]].filter(([at]) => at !== null);
     const shown = [
       spoken && [seconds(spoken), `of speech: ${plural(codes, "code")} at ${this.model.code_rate}/s`],
       [seconds(total), ["in all", ...firsts.map(([at, what]) => `${what} ${seconds(at)}`)].join(", ")],
       length && [(total / length).toFixed(2), `real-time factor: ${seconds(total)} / ${seconds(length)}`],
-      [tokens, sum("tokens", [[text_tokens, "text"], [codes, "codes"], [tokens - text_tokens - codes, "marks"]])],
-      [forwards, sum("forward passes", [[forwards - audio_forwards, "text"], [audio_forwards, "speech"]])],
+      [tokens, sum("tokens", [[text_tokens, `${text_tokens}\u00a0text`], [codes, plural(codes, "code")], [marks, plural(marks, "mark")]])],
+      [forwards, sum("forward passes", [[forTexts, `${forTexts}\u00a0text`], [audio_forwards, `${audio_forwards}\u00a0speech`]])],
     ];
     this.part(".figures").replaceChildren(...shown.filter(Boolean).map(([value, name]) => {
       const pair = document.createElement("div");
       pair.append(Object.assign(document.createElement("dt"), { textContent: name }), Object.assign(document.createElement("dd"), { textContent: value }));
       return pair;
     }));
-    this.part(".figures").hidden = false;
+    this.part(".figures-box").hidden = false;
+    this.part(".figures-box").open = this.asked.task !== "chat";
+    if (this.asked.task === "chat") this.part(".figures-box summary").textContent = `${seconds(total)}, ${plural(tokens, "token")}`;
   }
 
   async attention(key) {

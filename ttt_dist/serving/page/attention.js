@@ -79,12 +79,13 @@ export class Attention {
 
   // The cells, the border between prompt and answer, and the chosen row.
   draw() {
-    const size = this.canvas.width, border = (this.prompt * size) / this.count;
+    const size = this.canvas.width, border = (this.prompt * size) / this.count, line = Math.ceil(size / 300);
     const context = this.canvas.getContext("2d");
     context.putImageData(this.image, 0, 0);
     context.fillStyle = context.strokeStyle = getComputedStyle(this.canvas).color;
-    context.fillRect(border, 0, 1, size);
-    context.fillRect(0, border, size, 1);
-    if (this.row !== null) context.strokeRect(0.5, Math.floor((this.row * size) / this.count) + 0.5, size - 1, size / this.count - 1);
+    context.fillRect(border, 0, line, size);
+    context.fillRect(0, border, size, line);
+    context.lineWidth = line;
+    if (this.row !== null) context.strokeRect(line / 2, (this.row * size) / this.count, size - line, size / this.count);
   }
 }
