@@ -36,7 +36,9 @@ def shoot(page: Browser, url: str, out: Path, recording: Path) -> None:
     ask(page, "speak", 1, "three one four")
     page.run(f"{CARDS}[0].querySelector('.attention').open = true")
     page.until(f"{CARDS}[0].querySelectorAll('.legend li').length > 0")
-    page.run(f"{CARDS}[0].querySelector('.attention canvas').dispatchEvent(new KeyboardEvent('keydown', {{ key: 'End' }}))")
+    page.run(
+        f"{CARDS}[0].querySelector('.attention canvas').dispatchEvent(new KeyboardEvent('keydown', {{ key: 'End' }}))"
+    )
     page.screenshot(out / "page-speak.png")
     page.look(1000, 980, "dark")
     page.open(url)
