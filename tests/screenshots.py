@@ -40,7 +40,7 @@ def shoot(page: Browser, url: str, out: Path, recording: Path) -> None:
         f"{CARDS}[0].querySelector('.attention canvas').dispatchEvent(new KeyboardEvent('keydown', {{ key: 'End' }}))"
     )
     page.screenshot(out / "page-speak.png")
-    page.look(1000, 980, "dark")
+    page.look(1000, 1080, "dark")
     page.open(url)
     page.until(ready)
     ask(page, "chat", 1, "", recording)

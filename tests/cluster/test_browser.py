@@ -81,7 +81,8 @@ def colours(page: Browser, canvas: str) -> int:
 
 def test_a_text_is_spoken(page: Browser) -> None:
     do(page, "speak", text="three one four", seed=4)
-    assert done(page).strip()
+    text = done(page).strip()
+    assert text and page.run("document.getElementById('announcer').textContent").startswith(f"Answer: {text}.")
     assert "as ann" in page.run(f"{ANSWER}.querySelector('.asked').textContent")  # the first of those it knows
     spans = f"[...{ANSWER}.querySelectorAll('.reply .span')]"
     assert page.run(f"{spans}.length") > 1
@@ -289,10 +290,12 @@ CONTRAST = """
   const behind = (it) => (!it ? [255, 255, 255] : colour(it)[3] === 0 ? behind(it.parentElement) : colour(it));
   const bad = [];
   for (const it of document.querySelectorAll('body *')) {
-    const own = [...it.childNodes].some((n) => n.nodeType === 3 && n.data.trim()) || (it.matches('input:not([type=range]), select, textarea') && it.value);
-    if (!own || !it.checkVisibility() || it.closest('[disabled], .unseen')) continue;
-    const [a, b] = [luminance(parse(getComputedStyle(it).color)), luminance(behind(it))].sort((x, y) => y - x);
-    if ((a + 0.05) / (b + 0.05) < 4.5) bad.push([it.outerHTML.slice(0, 80), ((a + 0.05) / (b + 0.05)).toFixed(2)]);
+    const isField = it.matches('input:not([type=range]), select, textarea') && it.value;
+    const isText = isField || [...it.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+    if (!isText || !it.checkVisibility() || it.closest('[disabled], .unseen')) continue;
+    const [low, high] = [parse(getComputedStyle(it).color), behind(it)].map(luminance).sort((x, y) => x - y);
+    const ratio = (high + 0.05) / (low + 0.05);
+    if (ratio < 4.5) bad.push([it.outerHTML.slice(0, 80), ratio]);
   }
   return bad;
 })()

@@ -1,6 +1,7 @@
 """A chat of the served page: its turns come again in the next prompt as training wrote them, as many of them as fit."""
 
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,12 +10,14 @@ import pytest
 import soundfile
 import torch
 
-from tests.served import SETTINGS, ask, make_model, running, wav
+from tests.served import SETTINGS, ask, call, make_model, running, wav
 from ttt_dist.audio import load_codec
 from ttt_dist.inference.decoder import Decoder, Request
 from ttt_dist.inference.detokenizer import Result
+from ttt_dist.inference.sequence_state import prompt_spans
 from ttt_dist.model.hf.folder import ModelFolder, load_folder
 from ttt_dist.sequence.templates import ChatTemplate
+from ttt_dist.sequence.visibility import visible_end_of_spans
 from ttt_dist.serving.app import App
 from ttt_dist.serving.chat import MAX_TURNS, Turn, prompt_of
 from ttt_dist.serving.decoding_thread import DecodingThread
@@ -76,6 +79,24 @@ def test_the_next_prompt_holds_what_was_said_before(port: int, folder: ModelFold
 def load_wave() -> torch.Tensor:
     wave, _ = soundfile.read(io.BytesIO(wav()), dtype="float32")
     return torch.from_numpy(wave)
+
+
+def test_the_attention_told_of_a_chat_is_what_decoding_sees(port: int, folder: ModelFolder) -> None:
+    first = ask(port, wav(), task="chat", text="three one", seed=2)[1][-1]
+    second = ask(port, task="chat", text="two", seed=2, after=first["answer"])[1][-1]
+    told = json.loads(call(port, "GET", f"/answers/{second['answer']}/attention")[1])
+    heard = load_codec(folder.codec).encode([load_wave()])[0]
+    turns = [{"role": "user", "text": "three one", "audio": "said"}]
+    codes = [heard]
+    _, answer = generated(folder, turns, codes, 2)
+    turns += [{"role": "assistant", "text": answer.text, "audio": "its own"}, {"role": "user", "text": "two"}]
+    prompt = chat_template(folder).prompt("audio_chat", {"turns": turns}, [heard, answer.codes])
+    heard_both_ways = folder.objective.prompt_audio == "bidirectional"
+    seen = visible_end_of_spans(
+        prompt_spans(prompt, folder.layout, heard_both_ways, SETTINGS.audio_mode == "diffusion")
+    )
+    assert told["prompt"] == len(prompt) and told["ends"][: len(prompt)] == seen.tolist()
+    assert len(set(told["spans"][: len(prompt)])) > 2  # what was heard, and what was answered
 
 
 def test_a_chat_that_is_not_kept_is_refused(port: int) -> None:

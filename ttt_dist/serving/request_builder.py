@@ -100,33 +100,44 @@ class RequestBuilder:
 
     def question(self, form: Mapping[str, str], recording: Recording | None, before: Sequence[Turn] = ()) -> Question:
         """What a form asks for, of a chat after the turns `before`. Raises UserError naming what is wrong with it."""
-        task, text, speaker = (form.get(name, "").strip() for name in ("task", "text", "speaker"))
+        task, text, speaker, template = (form.get(name, "").strip() for name in ("task", "text", "speaker", "template"))
+        lang = form.get("lang")
         if task not in TASKS:
             raise UserError(f"task is {task!r}; choose one of {', '.join(TASKS)}")
-        if speaker and not self.folder.template.name_speaker:
-            raise UserError("speaker: this model was trained without speakers' names; leave it empty")
         changed = {name: _number(form, name, getattr(self.settings, name)) for name in CHOICES}
         settings = self.settings.changed(**changed, stop_at_last_span=task == "transcribe")
         seed = _number(form, "seed", 0)
         if not 0 <= seed <= MAX_SEED:
             raise UserError(f"seed is {seed}; give a whole number from 0 to {MAX_SEED}")
-        lang = form.get("lang")
-        if task == "chat":
-            asked = self._asked(text, recording)
-            ids, turns = self._chat_prompt(form.get("template", ""), (*before, asked), lang, settings)
-            return Question(Request(ids, seed), settings, turns, len(before) + 1 - len(turns))
-        if task == "transcribe":
-            if recording is None:
-                raise UserError("there is no recording; record one, or choose a file")
-            ids = self.template.prompt("asr", {"audio": recording.name, "lang": lang}, [self._encode(recording)])
-            return Question(Request(ids, seed), settings)
+        told: dict[str, Any] = {}
+        if task == "speak":
+            told["speaker"] = speaker = self._speaker(speaker)
+            ids = self._speak_prompt(text, speaker, lang)
+        elif task == "transcribe":
+            ids = self._transcribe_prompt(recording, lang)
+        else:
+            turns = (*before, self._turn(text, recording))
+            ids, told["turns"] = self._chat_prompt(template, turns, lang, settings)
+            told["left_out"] = len(turns) - len(told["turns"])
+        return Question(Request(ids, seed), settings, **told)
+
+    def _speaker(self, name: str) -> str | None:
+        """Who is asked for; where nobody is, the first that is known: trained with names, a model speaks badly without one."""
+        if name and not self.folder.template.name_speaker:
+            raise UserError("speaker: this model was trained without speakers' names; leave it empty")
+        return name or next(iter(self.about["speakers"]), None)
+
+    def _speak_prompt(self, text: str, speaker: str | None, lang: str | None) -> np.ndarray:
         if not text:
             raise UserError("the text is empty; type one")
-        voice = speaker or next(iter(self.about["speakers"]), None)  # trained with names, it speaks badly without one
-        ids = self.template.prompt("tts", {"text": text, "speaker": voice, "lang": lang}, [])
-        return Question(Request(ids, seed), settings, speaker=voice)
+        return self.template.prompt("tts", {"text": text, "speaker": speaker, "lang": lang}, [])
 
-    def _asked(self, text: str, recording: Recording | None) -> Turn:
+    def _transcribe_prompt(self, recording: Recording | None, lang: str | None) -> np.ndarray:
+        if recording is None:
+            raise UserError("there is no recording; record one, or choose a file")
+        return self.template.prompt("asr", {"audio": recording.name, "lang": lang}, [self._encode(recording)])
+
+    def _turn(self, text: str, recording: Recording | None) -> Turn:
         if not text and recording is None:
             raise UserError("the text is empty; type one, or record one")
         return Turn("user", text, None if recording is None else self._encode(recording))
@@ -134,14 +145,12 @@ class RequestBuilder:
     def _chat_prompt(
         self, template: str, turns: Sequence[Turn], lang: str | None, settings: DecodeSettings
     ) -> tuple[np.ndarray, tuple[Turn, ...]]:
-        """Leaves room for the longest answer, or half of what the model takes."""
-        name = template or TASKS["chat"][0]
+        """Leaves room for the longest answer, or half of what the model takes where that is more than half."""
+        name, limit = template or TASKS["chat"][0], self.folder.max_length
         if name not in TASKS["chat"]:
             raise UserError(f"template is {name!r}; choose {' or '.join(TASKS['chat'])}")
-        limit = self.folder.max_length
-        return prompt_of(
-            self.template, name, turns, lang, max(limit - settings.max_text - settings.max_codes, limit // 2)
-        )
+        room = min(settings.max_text + settings.max_codes, limit - limit // 2)
+        return prompt_of(self.template, name, turns, lang, limit - room)
 
     def _encode(self, recording: Recording) -> np.ndarray:
         wave = read_audio(recording.data, self.codec.sample_rate, name=recording.name, most_seconds=MAX_SECONDS)

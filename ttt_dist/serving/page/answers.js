@@ -17,7 +17,7 @@ const sum = (whole, parts) => `${whole}: ${parts.filter(([count]) => count).map(
 export class Answer {
   // `asked`: task, title, text, and of a recording its name and, where the browser reads it, its samples.
   constructor(asked, model, player, isAloud) {
-    Object.assign(this, { asked, model, player, isAloud, samples: [], firstText: null, firstSound: null });
+    Object.assign(this, { asked, model, player, isAloud, samples: [], firstText: null, firstSound: null, gone: new AbortController() });
     this.card = document.getElementById("answer-form").content.firstElementChild.cloneNode(true);
     this.part = (selector) => this.card.querySelector(selector);
     this.part(".asked b").textContent = asked.title;
@@ -113,9 +113,16 @@ export class Answer {
     if (this.asked.task === "chat") this.part(".figures-box summary").textContent = `${seconds(total)}, ${plural(tokens, "token")}`;
   }
 
+  // For those who hear the page: the answer as one sentence.
+  inWords() {
+    const text = [...this.part(".reply").childNodes].map((node) => node.data ?? "").join("").trim();
+    const length = this.samples.reduce((sum, piece) => sum + piece.length, 0) / this.model.sample_rate;
+    return [`Answer: ${text || "no text"}.`, length ? `${seconds(length)} of speech.` : "", this.part(".remark").textContent].join(" ").trim();
+  }
+
   async attention(key) {
     try {
-      new Attention(this.part(".attention"), await getJson(`answers/${key}/attention`));
+      new Attention(this.part(".attention"), await getJson(`answers/${key}/attention`), this.gone.signal);
     } catch (error) {
       this.part(".row-told").value = error.message;
     }
@@ -130,6 +137,12 @@ export class Answer {
     } catch (error) {
       this.remark(error.message, true);
     }
+  }
+
+  close() {
+    this.gone.abort();
+    this.sound?.close();
+    this.card.remove();
   }
 
   fail(message, isBad) {

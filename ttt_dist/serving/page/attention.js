@@ -12,8 +12,8 @@ const LEGEND = {
 };
 
 export class Attention {
-  // `root` is the <details>; `told` what the server says: length, prompt, ends, spans, tokens.
-  constructor(root, told) {
+  // `root` is the <details>; `told` what the server says: length, prompt, ends, spans, tokens; `signal` aborts at its end.
+  constructor(root, told, signal) {
     Object.assign(this, told, { row: null });
     this.count = this.ends.length;
     this.canvas = root.querySelector("canvas");
@@ -27,7 +27,7 @@ export class Attention {
     this.output.value = this.summary();
     this.canvas.addEventListener("pointermove", (event) => this.choose(Math.floor((event.offsetY * this.count) / this.canvas.clientHeight)));
     this.canvas.addEventListener("keydown", (event) => this.key(event));
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.paint());
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.paint(), { signal });
     this.paint();
   }
 

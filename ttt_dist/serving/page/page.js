@@ -10,7 +10,7 @@ const find = (id) => document.getElementById(id);
 const HINTS = {
   speak: "Type a text; the model speaks it. Ctrl+Enter sends, Escape stops.",
   transcribe: "Record or choose speech; the model writes it down.",
-  chat: "Say or type something; the model answers, and remembers what was said. Enter sends, Shift+Enter begins a line.",
+  chat: "Say or type something; the model answers, and remembers. Enter sends, Shift+Enter begins a new line.",
 };
 const LABELS = { speak: "Speak", transcribe: "Transcribe", chat: "Send" };
 const TEMPLATES = { audio_chat: "text and speech", text_chat: "text" };
@@ -19,6 +19,7 @@ let model = null;
 let running = null; // AbortController of the question being answered
 let player = null;
 let lastOfChat = null; // key of the answer that the chat goes on from
+let chat = []; // its answers
 const clip = new Clip(find, tell, quiet);
 
 // What assistive technology is told, so only what changes seldom.
@@ -105,6 +106,7 @@ function card(fields) {
   if (fields.has("recording")) Object.assign(asked, { name: clip.name, samples: clip.samples });
   const answer = new Answer(asked, model, player, find("aloud").checked && !find("aloud-label").hidden);
   if (asked.task === "chat") {
+    chat.push(answer);
     find("thread").append(answer.card);
     find("text").value = "";
     clip.set(null);
@@ -123,6 +125,7 @@ async function send() {
   quiet();
   busy(true);
   tell("Decoding", "decoding");
+  find("announcer").textContent = "";
   let answer = null;
   try {
     for await (const event of ask(fields, running.signal)) {
@@ -137,6 +140,7 @@ async function send() {
       find("ask").scrollIntoView({ block: "nearest" });
     }
     tell("Ready");
+    find("announcer").textContent = answer.inWords();
   } catch (error) {
     const isStopped = error.name === "AbortError";
     answer?.fail(isStopped ? "Stopped." : error.message, !isStopped);
@@ -171,9 +175,9 @@ function quiet() {
 }
 
 function newChat() {
-  lastOfChat = null;
-  find("thread").replaceChildren();
   quiet();
+  for (const answer of chat) answer.close();
+  [lastOfChat, chat] = [null, []];
   showTask();
   tell("New chat");
   find("text").focus();

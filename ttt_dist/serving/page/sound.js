@@ -20,7 +20,8 @@ export class Sound {
     });
     this.part("input").addEventListener("input", ({ target }) => this.moveTo(Number(target.value)));
     for (const name of ["play", "pause", "ended"]) this.audio.addEventListener(name, () => this.show());
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
+    this.gone = new AbortController();
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw(), { signal: this.gone.signal });
   }
 
   // What there is to be seen: samples from -1 to 1 at the sound's rate.
@@ -66,6 +67,7 @@ export class Sound {
 
   // Stop, and free what the browser holds.
   close() {
+    this.gone.abort();
     this.audio.pause();
     URL.revokeObjectURL(this.audio.src);
     this.root.remove();
