@@ -121,7 +121,9 @@ def test_the_spectrogram_finds_a_tone(page: Browser) -> None:
 
 CELL = """(canvas, count, query, key) => {
   const at = (token) => Math.floor(((token + 0.5) * canvas.width) / count);
-  const [r, g, b] = canvas.getContext("2d").getImageData(at(key), at(query), 1, 1).data;
+  const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+  copy.drawImage(canvas, 0, 0);
+  const [r, g, b] = copy.getImageData(at(key), at(query), 1, 1).data;
   return [r, g, b].reduce((text, value) => text + value.toString(16).padStart(2, "0"), "#");
 }"""
 

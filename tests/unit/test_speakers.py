@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_prep.commands import compose, pack
+from tests.distributed.small_run import TRAIN, execute, make_run
 from tests.tiny_model import CODES, export_tiny, make_parts, noise
 from tests.unit.test_compose import write_codes
 from ttt_dist.data import metadata
@@ -53,7 +55,7 @@ def prefix(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 
 def test_those_whom_prompts_name_are_counted(prefix: Path) -> None:
     assert metadata.read(prefix)["source"]["speakers"] == {"bob": 3, "ann": 2}
-    assert shard_speakers([prefix, prefix]) == ["bob", "ann"]
+    assert shard_speakers([prefix, prefix, prefix.with_name("gone")]) == ["bob", "ann"]
 
 
 @pytest.mark.parametrize("prefix", [["--template", "asr", "--name-speaker"], ["--template", "asr,tts"]], indirect=True)
@@ -70,6 +72,18 @@ def test_a_model_folder_lists_them(tmp_path: Path) -> None:
     weights = dict(loaded.model.named_parameters())
     export_folder(tmp_path / "named", weights, config, layout, loaded.objective, tmp_path, speakers=["bob", "ann"])
     assert load_folder(tmp_path / "named").speakers == ["bob", "ann"]
+
+
+@pytest.mark.slow
+def test_a_training_hands_them_on(tmp_path: Path) -> None:
+    train = {"steps": 1, "eval_every": 0, "warmup": 0}
+    config = make_run(tmp_path, train=train)
+    shard = tmp_path / "shards" / "train.json"
+    meta = metadata.read(shard.with_suffix(""))
+    shard.write_text(metadata.render(meta | {"source": {"speakers": {"ann": 1, "bob": 2}}}), encoding="utf8")
+    done = execute([sys.executable, TRAIN, "--config", str(config)], DS_ACCELERATOR="cpu")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert read_speakers(tmp_path / "run" / "export") == ["bob", "ann"]
 
 
 @pytest.mark.parametrize("text", ["[]", '{"speakers": "bob"}', '{"speakers": [1]}', '{"speakers": [" "]}', "no"])

@@ -5,7 +5,6 @@ them up in the JSON of the shards, and a model folder lists them in speakers.jso
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from ttt_dist.data import metadata
 from ttt_dist.util.errors import UserError
@@ -24,12 +23,15 @@ def add_up(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 def shard_speakers(prefixes: Iterable[str | Path]) -> list[str]:
-    """Names over the shards of a training, commonest first. Raises UserError where a shard's JSON cannot be read."""
-    return [*add_up(_counts(metadata.read(prefix)) for prefix in prefixes)]
+    """Names over the shards of a training, commonest first. A shard that is gone by now is left out: it costs no export."""
+    return [*add_up(map(_counts, prefixes))]
 
 
-def _counts(meta: Mapping[str, Any]) -> Mapping[str, int]:
-    source = meta.get("source")
+def _counts(prefix: str | Path) -> Mapping[str, int]:
+    try:
+        source = metadata.read(prefix).get("source")
+    except UserError:
+        return {}
     counts: Mapping[str, int] = source.get("speakers", {}) if isinstance(source, dict) else {}
     return counts
 

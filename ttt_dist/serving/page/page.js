@@ -13,6 +13,7 @@ const HINTS = {
   chat: "Say or type something; the model answers, and remembers. Enter sends, Shift+Enter begins a new line.",
 };
 const LABELS = { speak: "Speak", transcribe: "Transcribe", chat: "Send" };
+const STOPPED = { chat: "Stopped; the chat goes on from before this question." };
 const TEMPLATES = { audio_chat: "text and speech", text_chat: "text" };
 
 let model = null;
@@ -143,7 +144,7 @@ async function send() {
     find("announcer").textContent = answer.inWords();
   } catch (error) {
     const isStopped = error.name === "AbortError";
-    answer?.fail(isStopped ? "Stopped." : error.message, !isStopped);
+    answer?.fail(isStopped ? STOPPED[fields.get("task")] ?? "Stopped." : error.message, !isStopped);
     isStopped ? tell("Stopped") : tell(error.message, "error");
   }
   busy(false);
