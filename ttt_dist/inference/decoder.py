@@ -177,6 +177,12 @@ class Session:
         self._waiting.append((key, state, context))
         return key
 
+    def drop(self, key: int) -> None:
+        """Forget a request, if it is still here."""
+        if key in self._active:
+            self._leave(key)
+        self._waiting = deque(item for item in self._waiting if item[0] != key)
+
     def progress(self, key: int) -> Progress | None:
         """How far a request is; None where it waits, or has ended."""
         if (running := self._active.get(key)) is None:
@@ -185,12 +191,6 @@ class Session:
         ids = state.ids[state.num_prompt :]
         num_chosen = int(np.count_nonzero(ids != layout.mask))
         return Progress(num_chosen, len(layout.codes_of(ids)), running.num_forwards)
-
-    def drop(self, key: int) -> None:
-        """Forget a request, if it is still here."""
-        if key in self._active:
-            self._leave(key)
-        self._waiting = deque(item for item in self._waiting if item[0] != key)
 
     def step(self) -> list[tuple[int, Event]]:
         """One forward over all active requests, and what came of it; nothing where none is left."""
