@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -167,16 +168,76 @@ def test_a_file_is_transcribed(page: Browser, tmp_path: Path) -> None:
     assert "said.wav" in page.run(f"{ANSWER}.querySelector('.asked').textContent")
 
 
-def test_the_microphone_is_heard(page: Browser) -> None:
-    page.run("document.querySelector('input[value=chat]').click()")
+def record(page: Browser) -> None:
+    """Half a second of what the browser takes for a microphone."""
     page.run("document.getElementById('record').click()")
     page.until("document.getElementById('state').value == 'Recording'")
     page.run("new Promise((done) => setTimeout(done, 500))")
     page.run("document.getElementById('record').click()")
     page.until("parseFloat(document.querySelector('#clip-sound .length')?.textContent) > 0.2")
+
+
+def test_the_microphone_is_heard(page: Browser) -> None:
+    page.run("document.querySelector('input[value=chat]').click()")
+    record(page)
     do(page, "chat", seed=2)
     done(page, f"{CHAT}[0]")
     assert "recording.webm" in page.run(f"{CHAT}[0].querySelector('.asked').textContent")
+
+
+WITHOUT_WEBM = """
+const original = window.fetch;
+window.fetch = async (...given) => {
+  const response = await original(...given);
+  if (given[0] !== "model") return response;
+  const about = await response.json();
+  return new Response(JSON.stringify({ ...about, formats: about.formats.filter((name) => name !== "WebM") }));
+};
+"""
+
+
+def test_the_microphone_is_heard_as_wav_where_the_server_reads_nothing_else(page: Browser, url: str) -> None:
+    page.call("Page.addScriptToEvaluateOnNewDocument", source=WITHOUT_WEBM)
+    opened(page, url)
+    page.run("document.querySelector('input[value=transcribe]').click()")
+    record(page)
+    do(page, "transcribe", seed=2)
+    done(page)
+    assert "recording.wav" in page.run(f"{ANSWER}.querySelector('.asked').textContent")
+
+
+@pytest.fixture
+def limited(model: Path, tmp_path: Path) -> Iterator[Browser]:
+    """The page of a model that lists no speakers and takes few tokens."""
+    folder = shutil.copytree(model, tmp_path / "limited", ignore=shutil.ignore_patterns(SPEAKERS))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 260}))
+    with served(folder) as (url, _), Browser() as browser:
+        opened(browser, url)
+        yield browser
+        assert browser.errors == []
+
+
+def test_a_model_that_lists_no_speakers_asks_for_one(limited: Browser) -> None:
+    remark = f"{ANSWER}.querySelector('.remark').textContent"
+    do(limited, "speak", text="three one four")
+    done(limited)
+    assert "trained with the names of speakers" in limited.run(remark)
+    limited.run("document.getElementById('speaker-name').value = 'ann'")
+    do(limited, "speak", text="three one four", seed=4)
+    limited.until("document.querySelectorAll('#answers article').length == 2")
+    assert done(limited).strip() and "as ann" in limited.run(f"{ANSWER}.querySelector('.asked').textContent")
+    assert limited.run(remark) == ""
+
+
+def test_turns_that_no_longer_fit_are_told(limited: Browser) -> None:
+    for turn in range(4):
+        do(limited, "chat", text="three one four", seed=3)
+        done(limited, f"{CHAT}[{turn}]")
+    told = limited.run(f"{CHAT}.map((card) => card.querySelector('.remark').textContent)")
+    assert "no longer fit" not in told[0] and "turns of this chat no longer fit, and were left out" in told[-1].replace(
+        "\u00a0", " "
+    )
 
 
 def test_a_chat_remembers_until_a_new_one_begins(page: Browser) -> None:

@@ -111,8 +111,8 @@ class RequestBuilder:
             raise UserError(f"seed is {seed}; give a whole number from 0 to {MAX_SEED}")
         told: dict[str, Any] = {}
         if task == "speak":
-            told["speaker"] = speaker = self._speaker(speaker)
-            ids = self._speak_prompt(text, speaker, lang)
+            told["speaker"] = voice = self._speaker(speaker)
+            ids = self._speak_prompt(text, voice, lang)
         elif task == "transcribe":
             ids = self._transcribe_prompt(recording, lang)
         else:

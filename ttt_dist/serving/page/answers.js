@@ -22,6 +22,7 @@ export class Answer {
     this.part = (selector) => this.card.querySelector(selector);
     this.part(".asked b").textContent = asked.title;
     this.part(".asked span").textContent = [asked.text, asked.name].filter(Boolean).join(" · ");
+    this.card.setAttribute("aria-label", `${asked.title}: ${this.part(".asked span").textContent}`);
     if (asked.samples) this.part(".asked").append(this.chip(asked.samples, "what was said", asked.samples.length / model.sample_rate));
     this.mark("decoding");
   }
@@ -40,6 +41,7 @@ export class Answer {
 
   begin({ speaker, left_out }) {
     if (speaker) this.part(".asked b").textContent += ` as ${speaker}`;
+    else if (this.asked.task === "speak" && this.model.names_speakers) this.remark("The model was trained with the names of speakers, and hardly speaks without one: give one.");
     if (left_out) this.remark(`The first ${plural(left_out, "turn")} of this chat no longer fit, and were left out.`);
   }
 
