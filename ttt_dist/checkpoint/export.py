@@ -8,6 +8,7 @@ from ttt_dist.checkpoint.manager import on_first_rank
 from ttt_dist.config.pipeline import Recipe
 from ttt_dist.config.run import Config
 from ttt_dist.data.metadata import ASSETS, is_text_set
+from ttt_dist.data.speakers import shard_speakers
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.util.errors import UserError
@@ -32,7 +33,10 @@ def export_model(
     def write() -> None:
         try:
             decoding = config.evaluation.decode
-            export_folder(folder, weights, config.model, layout, objective, assets, decoding=decoding)
+            speakers = shard_speakers(config.data.prefixes().values())
+            export_folder(
+                folder, weights, config.model, layout, objective, assets, decoding=decoding, speakers=speakers
+            )
         finally:
             deque(weights, maxlen=0)  # after a failure too: the other processes are sending
 

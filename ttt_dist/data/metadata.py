@@ -127,6 +127,7 @@ SHAPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "counts": ("numbers by name", lambda value: _are(value, lambda key: True, _is_count)),
     "files": ("sizes and checksums by file name", lambda value: _are(value, _is_name, _is_file)),
     "beside": ("checksums by name", lambda value: _are(value, _is_name, lambda one: isinstance(one, str))),
+    "speakers": ("numbers by name", lambda value: _are(value, lambda key: True, _is_size)),
     "shards": ("a list of shards", lambda value: isinstance(value, list) and bool(value) and all(map(_is_name, value))),
     "part": ("a number", _is_size),
     "parts": ("a number", lambda value: _is_size(value) and value > 0),

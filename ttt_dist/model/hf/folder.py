@@ -8,9 +8,9 @@ no codec, template and decoding yet.
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from ttt_dist.config.decode import DEFAULTS, GENERATION, DecodeSettings, generat
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.objective import Objective
 from ttt_dist.data.metadata import ASSETS
+from ttt_dist.data.speakers import SPEAKERS, read_speakers
 from ttt_dist.model.hf.auto_tokenizer import write_auto_tokenizer
 from ttt_dist.model.hf.families import (
     CONFIG,
@@ -75,6 +76,8 @@ class ModelFolder:
     """Folder of the codec, for `ttt_dist.audio.load_codec`."""
     max_length: int = MAX_POSITIONS
     """The longest sequence that the model takes, in tokens."""
+    speakers: list[str] = field(default_factory=list)
+    """Names that its prompts may say, commonest first; none where they are not known."""
 
 
 def to_huggingface(name: str, tensor: Tensor, config: ModelConfig) -> dict[str, Tensor]:
@@ -136,12 +139,13 @@ def export_folder(
     assets: str | Path,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     decoding: DecodeSettings = DEFAULTS,
+    speakers: Sequence[str] = (),
 ) -> None:
     """Write a model folder; an older one at that place is replaced when the new one is complete.
 
     `weights` has our names (of a tied head, one of its two); of an iterator, one weight at a time is in memory. `assets` is
     a folder with tokenizer/, codec/ and template.json, such as that of the shards; `decoding` is how the model is decoded
-    where nobody says otherwise. Raises UserError where an asset is missing or the disk is full.
+    where nobody says otherwise; `speakers` whom its prompts may name. Raises UserError where an asset is missing or the disk is full.
     """
     assets = Path(assets)
     for name in ASSETS:
@@ -153,6 +157,8 @@ def export_folder(
         write_configs(place, config_json(config, layout, num_rows, dtype, objective), decoding)
         layout.save(place / LAYOUT)
         _copy_assets(assets, place)
+        if speakers:
+            write_json(place / SPEAKERS, {"speakers": list(speakers)})
         write_auto_tokenizer(place, load_tokenizer(place / "tokenizer"), layout)
 
 
@@ -192,6 +198,7 @@ def load_folder(folder: str | Path, dtype: torch.dtype | None = None, device: st
         objective=_build(Objective, objective, folder / CONFIG),
         codec=folder / "codec",
         max_length=int(values.get("max_position_embeddings") or MAX_POSITIONS),
+        speakers=read_speakers(folder),
     )
 
 
