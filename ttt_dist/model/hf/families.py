@@ -7,8 +7,10 @@ one does.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from ttt_dist.config.decode import GENERATION
 from ttt_dist.config.model import FAMILY_TRAITS, ModelConfig, RopeScaling
 from ttt_dist.config.objective import Objective
+from ttt_dist.config.section import Section
 from ttt_dist.model.structure import head_dim
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.util.errors import UserError
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T", int, float)
+S = TypeVar("S", bound=Section)
 
 CONFIG = "config.json"
 LAYOUT = "token_layout.json"
@@ -176,7 +179,9 @@ def config_json(
         "eos_token_id": layout.im_end,
         "pad_token_id": layout.pad,
         "bos_token_id": None,
-        "dtype": str(dtype).removeprefix("torch."),
+        **dict.fromkeys(
+            ("dtype", "torch_dtype"), str(dtype).removeprefix("torch.")
+        ),  # transformers 5, and what is older
         "mask_token": layout.mask,
         "audio_token_id_start": int(layout.is_audio.argmax()),
         **{key: fixed.value for key, fixed in FAMILIES[name].fixed.items()},
@@ -192,6 +197,24 @@ def read_json(path: Path) -> dict[str, Any]:
         return read_object(path, AGAIN)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; {AGAIN}") from error
+
+
+def eos_of(folder: Path) -> list[int]:
+    """The ids that end a text of a model, by its generation_config.json; none where it does not say."""
+    path = folder / GENERATION
+    found = read_json(path).get("eos_token_id") if path.is_file() else None
+    ids = found if isinstance(found, list) else [found]
+    return [number for number in ids if type(number) is int]
+
+
+def build_section(kind: type[S], values: dict[str, Any], path: Path) -> S:
+    """Settings that a model folder holds. Raises UserError naming the file."""
+    try:
+        return kind(**values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; export the model again") from None
+    except TypeError as error:
+        raise UserError(f"{path}: not the settings of this version ({error}); export the model again") from error
 
 
 def _require_kinds(values: dict[str, Any], path: Path) -> None:

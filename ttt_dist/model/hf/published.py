@@ -11,17 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ttt_dist.config.decode import GENERATION, folder_settings
+from ttt_dist.config.decode import GENERATION, generation_json, stated_settings
 from ttt_dist.config.model import ModelConfig
-from ttt_dist.model.hf.auto_tokenizer import write_auto_tokenizer
-from ttt_dist.model.hf.families import CONFIG, LAYOUT, MAX_SHARD_BYTES, config_json, model_config, read_json
-from ttt_dist.model.hf.folder import (
-    VOCABULARY_TENSORS,
-    expected_tensors,
-    new_folder,
-    write_configs,
-    write_json,
+from ttt_dist.config.objective import Objective
+from ttt_dist.model.hf.export_files import assets_in, write_export_files, write_json
+from ttt_dist.model.hf.families import (
+    CONFIG,
+    LAYOUT,
+    MAX_SHARD_BYTES,
+    build_section,
+    config_json,
+    eos_of,
+    model_config,
+    read_json,
 )
+from ttt_dist.model.hf.folder import VOCABULARY_TENSORS, expected_tensors, new_folder
+from ttt_dist.model.hf.model_card import CARD
 from ttt_dist.model.hf.tensor_files import TensorFolder, TensorWriter
 from ttt_dist.model.hf.vocabulary import draw_rows, row_statistics
 from ttt_dist.sequence.text_tokenizer import TextTokenizer, load_tokenizer
@@ -66,6 +71,9 @@ def import_hf(
         kept = {key: values[key] for key in KEPT_KEYS if key in values}
         own = config_json(config, layout, num_rows, dtype)
         write_json(place / CONFIG, own | kept | {SOURCE_ROWS: values.get(SOURCE_ROWS, num_source_rows)})
+        write_json(
+            place / GENERATION, generation_json(own, None, eos_of(source))
+        )  # exports of its training take them on
         layout.save(place / LAYOUT)
         tokenizer.save(place / "tokenizer")
     drawn = layout.vocab_size - num_known
@@ -73,7 +81,7 @@ def import_hf(
 
 
 def export_hf(source: Path, out: Path, dtype: torch.dtype | None = None, max_shard_bytes: int = MAX_SHARD_BYTES) -> str:
-    """Write a plain Hugging Face folder of a model folder, without our padding rows; returns what to tell. Raises UserError."""
+    """Write a model folder anew, without our padding rows, in another type and files; returns what to tell. Raises UserError."""
     require_new(out)
     path = source / CONFIG
     values = read_json(path)
@@ -88,13 +96,20 @@ def export_hf(source: Path, out: Path, dtype: torch.dtype | None = None, max_sha
 
     with new_folder(out) as place:
         _copy(tensors, expected_tensors(config, num_rows), place, dtype, max_shard_bytes, rows)
-        own = config_json(config, layout, num_rows, dtype or tensors.info(EMBEDDING).dtype)
-        decoding = folder_settings(source) if (source / GENERATION).is_file() else None
-        write_configs(place, own | {key: values[key] for key in KEPT_KEYS if key in values}, decoding)
-        tokenizer = load_tokenizer(source / "tokenizer")
-        tokenizer.save(place / "tokenizer")
-        write_auto_tokenizer(place, tokenizer, layout)
-    return f"{out}: {own['architectures'][0]}, {num_rows:,} rows"
+        stated = values.get("objective")
+        objective = None if stated is None else build_section(Objective, stated, path)
+        own = config_json(config, layout, num_rows, dtype or tensors.info(EMBEDDING).dtype, objective)
+        own |= {key: values[key] for key in KEPT_KEYS if key in values}
+        card = (source / CARD).read_text(encoding="utf8") if (source / CARD).is_file() else {}
+        is_whole = write_export_files(
+            place, own, layout, assets_in(source), stated_settings(source), eos_of(source), card
+        )
+    return f"{out}: {own['architectures'][0]}, {num_rows:,} rows{told_use(is_whole)}"
+
+
+def told_use(is_whole: bool) -> str:
+    """What is said of a new folder that speech cannot be decoded of."""
+    return "" if is_whole else "; without codec and template: a text model, which generate.py does not decode"
 
 
 def _copy(
