@@ -47,8 +47,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def save(folder: Path, tokenizer: TextTokenizer, shards: Path) -> None:
-    layout = extend(tokenizer, 20)
+def save(folder: Path, tokenizer: TextTokenizer, shards: Path, num_codes: int = 20) -> None:
+    """A checkpoint of random weights and moments, whose run read `shards`."""
+    layout = extend(tokenizer, num_codes)
     shapes = parameter_shapes(MODEL, layout.padded_vocab_size)
     generator = torch.Generator().manual_seed(0)
     drawn = {kind: {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()} for kind in KINDS}

@@ -48,7 +48,8 @@ def export(parts: Path, name: str, config: ModelConfig) -> Path:
         config = dataclasses.replace(config, init_std=0.4)
         model = Transformer.for_layout(config, layout, LocalLayerFactory(RandomWeights(2)))
         with torch.no_grad():
-            model.head.weight[layout.begin_of_audio] *= 4  # most often the first or the last of all
+            model.head.weight[layout.begin_of_audio] *= 4
+            model.head.weight[layout.begin_of_quad] = -model.head.weight[layout.begin_of_audio]  # one of them is likely
         export_folder(
             folder, model.named_parameters(), config, layout, Objective(audio_ar=0.3), parts, decoding=DECODING
         )

@@ -35,16 +35,19 @@ def reshard(source: Path, out: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> 
 def export_checkpoint(
     source: Path,
     out: Path,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     tokenizer_folder: Path | None = None,
+    needs_speech: bool = False,
 ) -> str:
     """Write the model folder of a checkpoint, or of a run's newest one, without our padding rows. Raises UserError.
 
-    Tokenizer, codec and template are those beside the shards of the run, or in its export, unless a folder is given.
+    Tokenizer, codec and template are those beside the shards of the run, or in its export, unless a folder is given;
+    `needs_speech` refuses what could not be decoded without them. Without a `dtype`, it is that of the run's own export.
     """
     state = _sound_checkpoint(source)
-    assets, step = _assets_of(state, tokenizer_folder), int(state.metadata["step"])
+    assets, step = _assets_of(state, tokenizer_folder, needs_speech), int(state.metadata["step"])
+    dtype = dtype or {"bf16": torch.bfloat16, "fp32": torch.float32}[state.config.train.precision]
     num_rows, objective = state.layout.vocab_size, state.config.objective.at(max(step - 1, 0))
     values = config_json(state.config.model, state.layout, num_rows, dtype, objective)
 
@@ -81,13 +84,18 @@ def _run_of(state: SavedState) -> Path:
     return state.folder.absolute().parent.parent
 
 
-def _assets_of(state: SavedState, tokenizer_folder: Path | None) -> dict[str, Path]:
+def _assets_of(state: SavedState, tokenizer_folder: Path | None, needs_speech: bool) -> dict[str, Path]:
     """What goes beside the weights, as far as it is there; the tokenizer must be, and be the one trained with."""
     beside, exported = assets_folder(state.config), _run_of(state) / "export"
     places = [assets_in(beside), assets_in(exported)]
     found = next((assets for assets in places if len(assets) == len(ASSETS)), places[0])
     if tokenizer_folder is not None:
         found["tokenizer"] = tokenizer_folder
+    missing = [name for name in ASSETS if name not in found]
+    if needs_speech and missing:
+        raise UserError(
+            f"{beside}: lacks {', '.join(missing)}, gone since the run that wrote {state.folder}; put the shards' folder back"
+        )
     if "tokenizer" not in found:
         raise UserError(
             f"{beside / 'tokenizer'}: gone since the run that wrote {state.folder}; name the tokenizer with --tokenizer"

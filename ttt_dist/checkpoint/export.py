@@ -4,7 +4,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ttt_dist.checkpoint.manager import on_first_rank
+from ttt_dist.checkpoint.manager import METADATA, on_first_rank
 from ttt_dist.config.pipeline import Recipe
 from ttt_dist.config.run import Config
 from ttt_dist.data import metadata
@@ -13,10 +13,14 @@ from ttt_dist.model.hf.families import eos_of
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.telemetry.json_lines import read_metrics
+from ttt_dist.util.console import note
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.file_lock import lease
 
 if TYPE_CHECKING:
     import deepspeed
+
+EXPORT = "export"
 
 
 def export_model(
@@ -45,6 +49,23 @@ def export_model(
     if mesh.rank != 0:
         deque(weights, maxlen=0)
     on_first_rank(write)
+
+
+def model_folder(path: Path) -> Path:
+    """`path`, or where it is a checkpoint, the model folder of it: EXPORT in it, made once, which goes when it goes.
+
+    Raises UserError where it cannot be made, or would lack what decoding takes.
+    """
+    if not (path / METADATA).is_file():
+        return path
+    folder = path / EXPORT
+    with lease(folder.with_name("making-export"), wait=True):  # processes of one evaluation: one makes it for all
+        if not folder.is_dir():
+            note(f"{path}: a checkpoint; its weights become a model folder, {folder}")
+            from ttt_dist.checkpoint.conversion import export_checkpoint
+
+            export_checkpoint(path, folder, needs_speech=True)
+    return folder
 
 
 def base_eos(config: Config) -> list[int]:

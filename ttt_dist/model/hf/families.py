@@ -4,6 +4,7 @@ What changes the computation and is not implemented is refused, never ignored: a
 one does.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -35,6 +36,8 @@ KINDS = {
     "max_position_embeddings": int, "vocab_size": int, "source_vocab_size": int,
 }  # fmt: skip
 """What keys of config.json are where they are not null; numbers are looked at where they are read."""
+SHAPE = ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "ffn_hidden_size", "rope_theta", "qkv_bias")
+"""Of the `model` section, what is written whether it is a default or not."""
 ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *SCALING_NUMBERS}
 
 
@@ -112,6 +115,18 @@ def model_config(values: dict[str, Any], path: Path) -> ModelConfig:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return config
+
+
+def model_section(folder: str | Path) -> dict[str, Any] | None:
+    """The `model` section of a recipe for a model folder, defaults left out; None where there is no such folder.
+
+    Raises UserError as `read_model_config`.
+    """
+    if not (Path(folder) / CONFIG).is_file():
+        return None
+    usual, values = ModelConfig(), asdict(read_model_config(folder))
+    shape = [name for name in SHAPE if values[name] is not None]
+    return {name: values[name] for name in values if name in shape or values[name] != asdict(usual)[name]}
 
 
 def family_of(config: ModelConfig) -> str:

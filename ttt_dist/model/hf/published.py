@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from ttt_dist.config.decode import GENERATION, generation_json, stated_settings
@@ -23,6 +24,7 @@ from ttt_dist.model.hf.families import (
     config_json,
     eos_of,
     model_config,
+    model_section,
     read_json,
 )
 from ttt_dist.model.hf.folder import VOCABULARY_TENSORS, expected_tensors, new_folder
@@ -37,6 +39,7 @@ from ttt_dist.util.hub_names import require_folder
 
 EMBEDDING, HEAD = VOCABULARY_TENSORS
 SOURCE_ROWS = "source_vocab_size"  # key of an imported config.json: rows of the published model, padding included
+RECIPE = "recipe.yaml"  # of an imported folder
 KEPT_KEYS = ("max_position_embeddings", "bos_token_id")  # of the published config.json; the others are computed
 
 
@@ -76,8 +79,16 @@ def import_hf(
         )  # exports of its training take them on
         layout.save(place / LAYOUT)
         tokenizer.save(place / "tokenizer")
+        (place / RECIPE).write_text(_recipe(place, out, source.name), encoding="utf8")
     drawn = layout.vocab_size - num_known
-    return f"{out}: {config.family}, {layout.vocab_size:,} tokens ({drawn:,} rows drawn), {num_rows:,} rows"
+    return f"{out}: {config.family}, {layout.vocab_size:,} tokens ({drawn:,} rows drawn), {num_rows:,} rows; {RECIPE} there has its shape"
+
+
+def _recipe(folder: Path, init_from: Path, name: str) -> str:
+    """What a recipe says of the imported model: a beginning, or a config as it stands with the shards on the command line."""
+    start = yaml.safe_dump({"train": {"init_from": str(init_from)}}, allow_unicode=True)
+    shape = yaml.safe_dump({"model": model_section(folder)}, sort_keys=False)
+    return f"# {name}: its shape, for the recipe of a run, or as one: train.py --config FILE data.train=SHARDS\n{shape}{start}"
 
 
 def export_hf(source: Path, out: Path, dtype: torch.dtype | None = None, max_shard_bytes: int = MAX_SHARD_BYTES) -> str:
