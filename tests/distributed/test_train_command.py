@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.distributed.small_run import (
     ROOT,
@@ -23,6 +24,7 @@ from tests.distributed.small_run import (
     timeless,
 )
 from ttt_dist.checkpoint import manager
+from ttt_dist.checkpoint.export import model_folder
 from ttt_dist.config.loader import load_config
 from ttt_dist.data.shards import ShardReader, ShardWriter
 from ttt_dist.model.hf.folder import load_folder
@@ -105,6 +107,26 @@ def test_an_export_is_a_model_of_the_stage_that_its_last_step_was_of(run: Path, 
     done = alone(work, f"run_dir={early}", f"train.steps={SAVED}")
     assert done.returncode == 0, done.stderr
     assert load_folder(early / "export").objective.kind == "ar"
+
+
+def test_exports_while_it_trains(run: Path, work: Path) -> None:
+    """They cost the training nothing, and are the checkpoint of the same step, and at the last step the run's own export."""
+    watched = work / "watched"
+    launch(work / "config.yaml", f"run_dir={watched}", f"export.every={SAVED}")
+    assert timeless(watched) == timeless(run)
+    exports = sorted((watched / "exports").iterdir())
+    assert [path.name for path in exports] == [f"step-{step:08d}" for step in (SAVED, STEPS)]
+    assert [load_folder(path).objective.kind for path in exports] == ["ar", "ttt"]
+    for path in exports:
+        loaded, same = load_folder(path), load_folder(model_folder(watched / "checkpoints" / path.name))
+        assert loaded.objective == same.objective
+        for (name, weight), other in zip(loaded.model.named_parameters(), same.model.parameters(), strict=True):
+            rows = slice(0, loaded.layout.vocab_size if "embed" in name or "head" in name else None)  # without padding
+            assert torch.equal(weight[rows], other[rows]), name
+    card = (exports[0] / "README.md").read_text()
+    assert f"{SAVED} steps of 8 packs" in card and "| held-out loss | loss " in card
+    for name in ("model.safetensors", "README.md", "config.json", "generation_config.json"):
+        assert (exports[1] / name).read_bytes() == (watched / "export" / name).read_bytes()
 
 
 def test_resume_goes_on_as_if_never_stopped(run: Path, work: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -116,7 +117,7 @@ def test_the_model_card(checkpoint: Path, tmp_path: Path) -> None:
     export_checkpoint(checkpoint, tmp_path / "hf", torch.bfloat16)
     card = ModelCard.load(tmp_path / "hf" / "README.md")
     assert (card.data.library_name, card.data.pipeline_tag, card.data.license) == ("transformers", "any-to-any", None)
-    rows = dict(row.strip("| ").split(" | ") for row in card.text.splitlines() if row.startswith("| ") and " | " in row)
+    rows = dict(re.findall(r"^\| ([a-z -]+) \| (.+) \|$", card.text, re.MULTILINE))
     assert rows["architecture"] == "Qwen2ForCausalLM" and rows["weights"] == "bfloat16"
     assert rows["training"].startswith(f"{STEP} steps of 8 packs")
     assert rows["held-out loss"] == "loss 2.5000, ar_loss 1.2500 nats (step 5)"
@@ -181,7 +182,7 @@ def test_commands_take_a_checkpoint(
     argv = ["generate.py", "--model", str(checkpoint), "--audio", str(tmp_path / "0.wav"), *FEW]
     monkeypatch.setattr(sys, "argv", argv)
     generate.main()
-    assert capsys.readouterr().out.strip() == results[0][0]["heard"].strip()
+    assert capsys.readouterr().out.strip() == results[0][0]["hypothesis"].strip()
 
 
 # ---- into training

@@ -96,9 +96,10 @@ def training_story(config: Config, step: int, run_dir: Path) -> dict[str, str]:
 def _pack_length(prefix: str) -> int | None:
     """Tokens of a shard's packs; None where the shard is gone."""
     try:
-        return metadata.read(prefix)["seq_len"]  # type: ignore[no-any-return]
+        length: int | None = metadata.read(prefix)["seq_len"]
     except UserError:
         return None
+    return length
 
 
 def _is_loss(name: str, value: float | None) -> bool:

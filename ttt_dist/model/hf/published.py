@@ -111,7 +111,7 @@ def export_hf(source: Path, out: Path, dtype: torch.dtype | None = None, max_sha
         objective = None if stated is None else build_section(Objective, stated, path)
         own = config_json(config, layout, num_rows, dtype or tensors.info(EMBEDDING).dtype, objective)
         own |= {key: values[key] for key in KEPT_KEYS if key in values}
-        card = (source / CARD).read_text(encoding="utf8") if (source / CARD).is_file() else {}
+        card: str | dict[str, str] = (source / CARD).read_text(encoding="utf8") if (source / CARD).is_file() else {}
         is_whole = write_export_files(
             place, own, layout, assets_in(source), stated_settings(source), eos_of(source), card
         )

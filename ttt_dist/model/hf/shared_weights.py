@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.model.hf.folder import OUTER_NAMES, to_huggingface
-from ttt_dist.model.layers import Embedding, Head, Linear, NoSharding, RMSNorm
+from ttt_dist.model.layers import Embedding, Head, Linear, NoSharding, RMSNorm, SequenceSharding
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.util.errors import UserError
@@ -45,7 +45,8 @@ class SharedLayerFactory:
     """A `LayerFactory` whose layers hold the parameters of another model, found by Hugging Face's names."""
 
     def __init__(self, model: nn.Module, config: ModelConfig) -> None:
-        self.config, self.sequence_sharding = config, NoSharding()
+        self.config = config
+        self.sequence_sharding: SequenceSharding = NoSharding()
         self._weights = dict(model.named_parameters())
 
     def weight(self, name: str) -> Tensor:
@@ -69,8 +70,12 @@ class SharedLayerFactory:
                 )
         return found
 
+    def _one(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        (weight,) = self._named(name, shape)
+        return weight
+
     def embedding(self, name: str, num_rows: int, hidden_size: int, std: float) -> nn.Module:
-        return Embedding(*self._named(f"{name}.weight", (num_rows, hidden_size)))
+        return Embedding(self._one(f"{name}.weight", (num_rows, hidden_size)))
 
     def column_linear(
         self, name: str, num_in: int, num_out: int, bias: bool, std: float, num_blocks: int = 1
@@ -86,7 +91,7 @@ class SharedLayerFactory:
         return self._joined(name, (num_out, num_in), False, 1)
 
     def norm(self, name: str, size: int, eps: float, of_heads: bool = False) -> nn.Module:
-        return RMSNorm(*self._named(f"{name}.weight", (size,)), eps)
+        return RMSNorm(self._one(f"{name}.weight", (size,)), eps)
 
     def head(
         self, name: str, num_rows: int, hidden_size: int, num_tokens: int, std: float, tied_to: nn.Module | None
@@ -94,7 +99,7 @@ class SharedLayerFactory:
         if tied_to is not None:
             assert isinstance(tied_to.weight, nn.Parameter)
             return Head(tied_to.weight, num_tokens)
-        return Head(nn.Parameter(*self._named(f"{name}.weight", (num_rows, hidden_size))), num_tokens)
+        return Head(nn.Parameter(self._one(f"{name}.weight", (num_rows, hidden_size))), num_tokens)
 
     def _joined(self, name: str, shape: tuple[int, int], bias: bool, num_groups: int) -> nn.Module:
         weights = self._named(f"{name}.weight", shape)
