@@ -26,7 +26,13 @@ def transformer_on(model: nn.Module, config: ModelConfig, layout: TokenLayout) -
         raise UserError(
             f"the model has {num_rows} rows, its token layout {layout.vocab_size} tokens; load the whole export"
         )
-    return Transformer(config, num_rows, factory, layout.vocab_size)
+    ours = Transformer(config, num_rows, factory, layout.vocab_size)
+    devices = {str(weight.device) for weight in ours.parameters()}
+    if len(devices) > 1:
+        raise UserError(
+            f"the model lies on {', '.join(sorted(devices))}; load it on one device, e.g. device_map={{'': 0}}"
+        )
+    return ours
 
 
 class JoinedLinear(nn.Module):
