@@ -21,7 +21,9 @@ from ttt_dist.config.objective import Objective
 from ttt_dist.inference.custom_generate import TextToTalkOutput
 from ttt_dist.inference.decoder import Decoder, Request
 from ttt_dist.inference.detokenizer import Finished, SpanDone, TextPiece
+from ttt_dist.model.hf.families import read_model_config
 from ttt_dist.model.hf.folder import export_folder, load_folder
+from ttt_dist.model.hf.shared_weights import transformer_on
 from ttt_dist.model.layers import LocalLayerFactory, RandomWeights
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.templates import ChatTemplate
@@ -115,6 +117,8 @@ def test_tokens_are_those_of_our_decoder(variant: str, parts: Path) -> None:
 def test_nothing_is_copied(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the decoder computes with lies where the model has it: a changed weight changes the response at once."""
     model = AutoModelForCausalLM.from_pretrained(folder)
+    ours = transformer_on(model, read_model_config(folder), load_folder(folder).layout)
+    assert {one.data_ptr() for one in ours.parameters()} == {one.data_ptr() for one in model.parameters()}
     ids = torch.from_numpy(prompts_of(folder)[0])
     how = {"custom_generate": str(folder), "trust_remote_code": True}
     first = model.generate(ids, **how)

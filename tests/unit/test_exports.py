@@ -145,6 +145,15 @@ def test_the_export_of_a_checkpoint_decodes(checkpoint: Path, tmp_path: Path) ->
     assert AutoTokenizer.from_pretrained(tmp_path / "one").chat_template
 
 
+def test_an_export_of_before_there_were_presets_keeps_its_meaning(checkpoint: Path, tmp_path: Path) -> None:
+    export_checkpoint(checkpoint, tmp_path / "old")
+    values = json.loads((tmp_path / "old" / "config.json").read_text())
+    (tmp_path / "old" / "config.json").write_text(json.dumps(values | {"objective": {"kind": "ttt"}}))
+    export_hf(tmp_path / "old", tmp_path / "new")
+    assert load_folder(tmp_path / "new").objective == Objective(preset="paper").resolved()
+    assert load_folder(tmp_path / "old").objective.preset == "paper"
+
+
 def test_without_codec_it_is_a_text_model(checkpoint: Path, shards: Path, tmp_path: Path) -> None:
     """Whose shards have gone; its run's export, where there is one, has the same beside it."""
     metadata = json.loads((checkpoint / "run.json").read_text())

@@ -59,8 +59,10 @@ def model_folder(path: Path) -> Path:
     if not (path / METADATA).is_file():
         return path
     folder = path / EXPORT
+    if folder.is_dir():
+        return folder
     with lease(folder.with_name("making-export"), wait=True):  # processes of one evaluation: one makes it for all
-        if not folder.is_dir():
+        if not folder.is_dir():  # still
             note(f"{path}: a checkpoint; its weights become a model folder, {folder}")
             from ttt_dist.checkpoint.conversion import export_checkpoint
 

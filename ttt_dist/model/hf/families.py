@@ -222,6 +222,13 @@ def eos_of(folder: Path) -> list[int]:
     return [number for number in ids if type(number) is int]
 
 
+def stated_objective(values: dict[str, Any], path: Path) -> Objective | None:
+    """What the model of a config.json was trained to do; None where it does not say. Raises UserError naming `path`."""
+    stated = values.get("objective")
+    # An export of before there were presets to choose from says kind and prompt_audio alone.
+    return None if stated is None else build_section(Objective, {"preset": "paper", **stated}, path)
+
+
 def build_section(kind: type[S], values: dict[str, Any], path: Path) -> S:
     """Settings that a model folder holds. Raises UserError naming the file."""
     try:

@@ -29,6 +29,7 @@ from ttt_dist.model.hf.families import (
     config_json,
     model_config,
     read_json,
+    stated_objective,
 )
 from ttt_dist.model.hf.tensor_files import TensorFolder, TensorWriter
 from ttt_dist.model.layers import LocalLayerFactory
@@ -188,14 +189,13 @@ def open_folder(folder: Path, model: Callable[[ModelConfig, TokenLayout], Transf
             raise UserError(
                 f"{folder / name}: missing; an imported model is trained first, and its run's export decoded"
             )
-    # An export of before there were presets to choose from says kind and prompt_audio alone.
-    template, objective = read_json(folder / "template.json"), {"preset": "paper", **(values.get("objective") or {})}
+    template = read_json(folder / "template.json")
     return ModelFolder(
         model=model(config, layout).eval().requires_grad_(False),
         layout=layout,
         tokenizer=tokenizer,
         template=build_section(TemplateSettings, template, folder / "template.json"),
-        objective=build_section(Objective, objective, folder / CONFIG),
+        objective=stated_objective(values, folder / CONFIG) or Objective(preset="paper"),
         codec=folder / "codec",
         max_length=int(values.get("max_position_embeddings") or MAX_POSITIONS),
     )

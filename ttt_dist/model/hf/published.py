@@ -14,18 +14,17 @@ from torch import Tensor
 
 from ttt_dist.config.decode import GENERATION, generation_json, stated_settings
 from ttt_dist.config.model import ModelConfig
-from ttt_dist.config.objective import Objective
 from ttt_dist.model.hf.export_files import assets_in, write_export_files, write_json
 from ttt_dist.model.hf.families import (
     CONFIG,
     LAYOUT,
     MAX_SHARD_BYTES,
-    build_section,
     config_json,
     eos_of,
     model_config,
     model_section,
     read_json,
+    stated_objective,
 )
 from ttt_dist.model.hf.folder import VOCABULARY_TENSORS, expected_tensors, new_folder
 from ttt_dist.model.hf.model_card import CARD
@@ -107,8 +106,7 @@ def export_hf(source: Path, out: Path, dtype: torch.dtype | None = None, max_sha
 
     with new_folder(out) as place:
         _copy(tensors, expected_tensors(config, num_rows), place, dtype, max_shard_bytes, rows)
-        stated = values.get("objective")
-        objective = None if stated is None else build_section(Objective, stated, path)
+        objective = stated_objective(values, path)
         own = config_json(config, layout, num_rows, dtype or tensors.info(EMBEDDING).dtype, objective)
         own |= {key: values[key] for key in KEPT_KEYS if key in values}
         card: str | dict[str, str] = (source / CARD).read_text(encoding="utf8") if (source / CARD).is_file() else {}
