@@ -194,6 +194,11 @@ def test_commands_take_a_checkpoint(
     assert capsys.readouterr().out.strip() == results[0][0]["hypothesis"].strip()
 
 
+def test_a_run_is_not_a_model(checkpoint: Path) -> None:
+    with pytest.raises(UserError, match="run: is a run; name its export/ folder, or one of its checkpoints/"):
+        model_folder(checkpoint.parent.parent)
+
+
 # ---- into training
 
 

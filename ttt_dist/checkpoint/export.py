@@ -56,6 +56,8 @@ def model_folder(path: Path) -> Path:
 
     Raises UserError where it cannot be made, or would lack what decoding takes.
     """
+    if (path / "checkpoints").is_dir():
+        raise UserError(f"{path}: is a run; name its {EXPORT}/ folder, or one of its checkpoints/")
     if not (path / METADATA).is_file():
         return path
     folder = path / EXPORT

@@ -26,6 +26,11 @@ tags:
 # license: say under which one this model may be used; base_model, datasets and language help others to find it
 ---
 """
+WAYS = {
+    "ttt": "text from left to right, and speech by absorbing diffusion within spans",
+    "ar": "both from left to right",
+    "nar": "both by absorbing diffusion",
+}
 DECODED = """## Use
 
 With ttt-dist (`pip install ttt-dist`), from a local copy DIR of this folder:
@@ -41,7 +46,13 @@ model, tokenizer = AutoModelForCausalLM.from_pretrained("DIR"), AutoTokenizer.fr
 chat = [{"role": "user", "content": "three one four"}]
 prompt = tokenizer.apply_chat_template(chat, task="tts", add_generation_prompt=True, return_tensors="pt")
 out = model.generate(**prompt, custom_generate="DIR", trust_remote_code=True, return_dict_in_generate=True)
-print(out.text, out.spans)  # spans of audio codes, which the codec in codec/ makes sound of
+print(out.text[0], out.finish[0])
+
+import torch
+from ttt_dist.audio import load_codec, write_wav
+
+codec = load_codec("DIR/codec")
+write_wav("out.wav", codec.decode(torch.cat(out.spans[0]).numpy()), codec.sample_rate)
 ```
 As a text model, in transformers, vLLM or SGLang, without speech:
 ```
@@ -77,10 +88,8 @@ def model_card(
         **story,
     }
     rows = [f"| {name} | {value} |" for name, value in facts.items() if value]
-    about = (
-        "A Text-to-Talk model: one Transformer that writes text from left to right, and speech, as the codes of a codec, "
-        "by diffusion within spans."
-    )
+    kind = values.get("objective", {}).get("kind", "ttt")
+    about = f"One Transformer for text and speech. It writes {WAYS[kind]}; speech is the codes of a codec."
     table = "\n".join(["| | |", "|---|---|", *rows])
     return f"{FRONT_MATTER}\n# Text-to-Talk\n\n{about}\n\n{table}\n\n{DECODED if is_whole else TEXT_ALONE}"
 
