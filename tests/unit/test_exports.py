@@ -55,6 +55,7 @@ def checkpoint(shards: Path, tmp_path: Path) -> Path:
     save(folder, load_tokenizer(shards / "tokenizer"), shards, CODES)
     records = [
         {"step": 5, "eval_loss": 2.5, "eval_ar_loss": 1.25},
+        {"step": 5, "eval_far_loss": 3.5},
         {"step": 6, "loss": 1.0},
         {"step": 9, "eval_loss": 0.1},
     ]
@@ -119,8 +120,8 @@ def test_the_model_card(checkpoint: Path, tmp_path: Path) -> None:
     assert (card.data.library_name, card.data.pipeline_tag, card.data.license) == ("transformers", "any-to-any", None)
     rows = dict(re.findall(r"^\| ([a-z -]+) \| (.+) \|$", card.text, re.MULTILINE))
     assert rows["architecture"] == "Qwen2ForCausalLM" and rows["weights"] == "bfloat16"
-    assert rows["training"].startswith(f"{STEP} steps of 8 packs")
-    assert rows["held-out loss"] == "loss 2.5000, ar_loss 1.2500 nats (step 5)"
+    assert rows["training"].startswith(f"{STEP} steps, {8 * STEP} packs")
+    assert rows["held-out loss"] == "loss 2.5000, ar_loss 1.2500, far_loss 3.5000 nats (step 5)"
     assert rows["codec"].startswith("melvq, 8,000 Hz") and rows["started from"] == "random weights"
     num_parameters = sum(
         weight.numel() for weight in AutoModelForCausalLM.from_pretrained(tmp_path / "hf").parameters()

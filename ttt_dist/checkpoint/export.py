@@ -8,6 +8,7 @@ from ttt_dist.checkpoint.manager import METADATA, on_first_rank
 from ttt_dist.config.pipeline import Recipe
 from ttt_dist.config.run import Config
 from ttt_dist.data import metadata
+from ttt_dist.data.loader import step_sizes
 from ttt_dist.data.metadata import ASSETS
 from ttt_dist.model.hf.families import eos_of
 from ttt_dist.parallel.mesh import Mesh
@@ -79,10 +80,10 @@ def base_eos(config: Config) -> list[int]:
 
 def training_story(config: Config, step: int, run_dir: Path) -> dict[str, str]:
     """What a model card says of the training up to `step`, by name; what is not known is left out."""
-    packs, start = step * config.train.global_batch, config.train.init_from
+    packs, start = step_sizes(config).trained(step), config.train.init_from
     lengths = {_pack_length(prefix) for prefix in config.data.prefixes().values()} - {None}
     told = {
-        "training": f"{step:,} steps of {config.train.global_batch:,} packs, {config.train.precision}",
+        "training": f"{step:,} steps, {packs:,} packs, {config.train.precision}",
         "objective": str(config.objective.at(max(step - 1, 0))),
         "started from": "random weights" if start is None else Path(start).name,
     }
@@ -90,10 +91,11 @@ def training_story(config: Config, step: int, run_dir: Path) -> dict[str, str]:
         told["tokens"] = f"{packs * length:,} in packs of {length:,}, their padding included"
     path = run_dir / "metrics.jsonl"
     records = [one for one in read_metrics(path) if one["step"] <= step] if path.is_file() else []
-    evaluated = next((one for one in reversed(records) if one.get("eval_loss") is not None), {})
-    losses = [f"{name.removeprefix('eval_')} {value:.4f}" for name, value in evaluated.items() if _is_loss(name, value)]
+    evaluated = [one for one in records if any(_is_loss(*item) for item in one.items())][-1:]  # of each set, a record
+    found = [item for one in records if evaluated and one["step"] == evaluated[0]["step"] for item in one.items()]
+    losses = [f"{name.removeprefix('eval_')} {value:.4f}" for name, value in found if _is_loss(name, value)]
     if losses:
-        told["held-out loss"] = f"{', '.join(losses)} nats (step {evaluated['step']:,})"
+        told["held-out loss"] = f"{', '.join(losses)} nats (step {evaluated[0]['step']:,})"
     return told
 
 
