@@ -216,6 +216,7 @@ def test_the_chat_template_writes_the_prompts_of_training(folder: Path) -> None:
     def ids(messages: list[dict[str, str]], **how: object) -> list[int]:
         return tokenizer.apply_chat_template(messages, return_dict=False, **how)  # type: ignore[no-any-return]
 
+    assert '"tts": "Speak the text."' in tokenizer.chat_template
     assert ids(chat, task="tts", add_generation_prompt=True) == template.tts_prompt("three four").tolist()
     spoken = [{"role": "user", "content": "<|begin_of_audio|><|audio_3|><|audio_1|><|end_of_audio|>"}]
     asr = template.asr_prompt(np.array([3, 1]))

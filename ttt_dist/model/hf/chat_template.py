@@ -41,12 +41,13 @@ def chat_template(backend: "Tokenizer", pieces: Mapping[int, str], writer: ChatT
         return None
     forms, layout = writer.settings.forms(), writer.layout
     tasks = {name: text for name, turns in forms.items() if (text := _system_text(turns))}
-    written = JINJA.replace("TASKS", json.dumps(tasks, ensure_ascii=False))
+    written = JINJA
     for name in ("im_start", "im_end", "begin_of_audio"):
         written = written.replace(name.upper(), pieces[layout.special_ids[name]])
     prompts = [*_prompts(writer, pieces, tasks)]
     # Models of sentencepiece begin each stretch of text with a space that others do not have.
-    candidates = [written.replace("SPACE", space) for space in ("", " ")]
+    spaced = (written.replace("SPACE", space) for space in ("", " "))
+    candidates = [jinja.replace("TASKS", json.dumps(tasks, ensure_ascii=False)) for jinja in spaced]
     return next((jinja for jinja in candidates if _gives(backend, jinja, prompts)), None)
 
 
