@@ -84,14 +84,14 @@ def add_parser(subparsers: Any) -> None:
         "encode",
         help="turn the manifest's audio into codes (and learn the built-in codec)",
         description="Turn the audio of a manifest into discrete codes.",
-        epilog=EXAMPLES + "\ncodecs:\n" + "\n".join(f"  {name:<12} {row.help}" for name, row in CODECS.items()),
+        epilog=EXAMPLES + "\ncodecs:\n" + "\n".join(f"  {name:<15} {row.help}" for name, row in CODECS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--manifest", required=True, type=Path, help="manifest to encode")
     parser.add_argument(
         "--codec",
         required=True,
-        help="NAME:FOLDER of a codec below, package.module:Class[:FOLDER] of your own, or melvq with --train-codec",
+        help="NAME:FOLDER of a codec below, package.module:Class[:FOLDER] or command:PROGRAM of your own, or melvq with --train-codec",
     )
     parser.add_argument("--codebooks", type=int, metavar="K", help="of a codec of several codebooks, use the first K")
     parser.add_argument(
