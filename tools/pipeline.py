@@ -29,6 +29,7 @@ from ttt_dist.inference.flags import as_flags
 from ttt_dist.launch.process_group import has_gpu
 from ttt_dist.util.console import main_guard, print_json, print_rank0
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.shipped import find_shipped
 
 PYTHON = sys.executable
 
@@ -45,6 +46,7 @@ def main() -> None:
     args = parser.parse_args()
     judges = judges_of(args)
     config = load_config(args.config, args.overrides)
+    args.source = find_shipped(args.source)
     if not args.source.is_dir():
         raise UserError(f"--source {args.source}: no such folder; name the folder that holds the recordings")
 
@@ -57,7 +59,7 @@ def main() -> None:
     figures = evaluate(config, args.source, data, args.out, judges)
     figures |= {"train_minutes": round(training_minutes, 1), "minutes": round((time.monotonic() - start) / 60, 1)}
     (args.out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf8")
-    run(["tools/report.py", args.out, "--audio-root", args.source])
+    run(["-m", "ttt_dist.tools.report", args.out, "--audio-root", args.source])
     print_json(figures | {"report": str(args.out / "report.html")})
 
 
@@ -121,9 +123,9 @@ def train(recipe: str, overrides: Sequence[str], data: Path, out: Path, processe
     from ttt_dist.launch.rendezvous import free_port
 
     shards = [f"data.train={data}/shards/train", f"data.valid={data}/shards/valid", f"run_dir={out}"]
-    launcher = Path(PYTHON).with_name("deepspeed")
     launch = ["--num_gpus", processes, "--master_port", free_port()]  # another run may have the launcher's own
-    run([*launch, "ttt_dist/train.py", "--config", recipe, *shards, *overrides], program=str(launcher))
+    train = ["--module", "ttt_dist.train", "--config", recipe, *shards, *overrides]
+    run(["-m", "deepspeed.launcher.runner", *launch, *train])
 
 
 def add_judges(parser: argparse.ArgumentParser) -> None:
@@ -164,7 +166,7 @@ def evaluate_task(
     how = ["--task", task, "--limit", limit, *as_flags(decode)]
     how += ["--normaliser", config.evaluation.normaliser] if config.evaluation.normaliser else []
     how += [word for judge in judges for word in ("--judge", judge)] if task == "tts" else []
-    run(["ttt_dist/evaluate.py", *what, "--out", out, *how, *flags])
+    run(["-m", "ttt_dist.evaluate", *what, "--out", out, *how, *flags])
     summary: dict[str, Any] = json.loads((out / f"{task}_summary.json").read_text(encoding="utf8"))
     return summary
 
@@ -186,16 +188,20 @@ def data_prep(*arguments: object) -> None:
     run(["-m", "data_prep", *arguments])
 
 
-def run(arguments: Sequence[object], program: str = PYTHON) -> None:
+def run(arguments: Sequence[object]) -> None:
     """Print a command, run it, and stop with its exit status where it fails."""
     words = [str(argument) for argument in arguments]
-    print_rank0(f"\n$ {shlex.join([Path(program).name, *words])}")
-    status = subprocess.run([program, *words], env=os.environ | {"PYTHONUNBUFFERED": "1"}, check=False).returncode
+    print_rank0(f"\n$ {shlex.join([Path(PYTHON).name, *words])}")
+    status = subprocess.run([PYTHON, *words], env=os.environ | {"PYTHONUNBUFFERED": "1"}, check=False).returncode
     if status:
-        raise UserError(
-            f"stopped: `{Path(program).name} {words[0]} ...` ended with exit status {status}; see its message above"
-        )
+        started = shlex.join([Path(PYTHON).name, *words[:2]])
+        raise UserError(f"stopped: `{started} ...` ended with exit status {status}; see its message above")
+
+
+def command() -> None:
+    """The entry point `ttt-pipeline`."""
+    main_guard(main)
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    command()
