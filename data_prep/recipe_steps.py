@@ -19,6 +19,7 @@ from typing import Any
 from ttt_dist.audio.registry import CODECS
 from ttt_dist.config.corpora import CorporaConfig, Flags
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.shipped import find_shipped
 
 MANIFEST_STEPS = ("manifest", "filter", "utterances", "group")
 STEPS = (*MANIFEST_STEPS, "encode", "compose", "import", "pack")
@@ -174,5 +175,5 @@ class _Planner:
             return [self._filled(item) for item in value]
         if isinstance(value, str):
             for name, folder in self.corpora.folders.items():
-                value = value.replace(f"{{{name}}}", folder)
+                value = value.replace(f"{{{name}}}", str(find_shipped(folder)))
         return value

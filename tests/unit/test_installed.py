@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
 import resource
+import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -69,6 +72,65 @@ def test_the_demo_runs_from_the_installed_package(home: Path) -> None:
     assert sorted(path.name for path in home.iterdir()) == ["environment", "packages", "runs"]
     inspected = tell(home, "ttt-convert", "inspect", "--source", "runs/demo")
     assert "demo" in inspected
+
+
+def commands_of(page: str, number: int) -> list[list[str]]:
+    """The words of each command in one of a page's blocks of commands."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf8").replace("\\\n", "")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    commands = [block for kind, block in blocks if not kind]
+    return [shlex.split(line, comments=True) for line in commands[number].splitlines()]
+
+
+TINY = {
+    "ttt-prep run recipes/quickstart.yaml": [
+        "corpora.sets.train.utterances.count=60",
+        "corpora.sets.valid.utterances.count=6",
+    ],
+    "ttt-prep run": ["corpora.every.encode.codebook_size=32"],
+    "ttt-train": [
+        "train.steps=3",
+        "train.warmup=1",
+        "train.eval_packs=1",
+        "model.hidden_size=32",
+        "model.num_layers=2",
+    ],
+    "ttt-generate": ["--max-text=8", "--span-limit=12"],
+    "ttt-evaluate": ["--limit=2", "--max-text=8"],
+}
+
+
+def follow(home: Path, commands: list[list[str]]) -> None:
+    """Run a page's commands with settings under which they take seconds. A model of three steps may say nothing."""
+    for words in commands:
+        tiny = [word for start, more in TINY.items() if " ".join(words).startswith(start) for word in more]
+        done = subprocess.run(
+            [*words, *tiny], cwd=home, env=environment(home), capture_output=True, text=True, check=False
+        )
+        is_silent = words[0] == "ttt-generate" and "without speech" in done.stderr
+        assert done.returncode == 0 or is_silent, (
+            f"{words}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+        )
+        if "--out" in words and words[-1].endswith(".wav") and not (home / words[-1]).exists():
+            shutil.copy(find_shipped(ROOT / "demo_speech" / "three_alice_9.flac"), home / words[-1])
+
+
+@pytest.mark.slow
+def test_the_quickstart_s_commands_work(home: Path) -> None:
+    install_it, digits, own = (commands_of("quickstart.md", number) for number in range(3))
+    assert [words[:2] for words in install_it] == [["python3", "-m"], ["pip", "install"]]
+    assert len(install_it) + len(digits) + len(own) <= 15
+    follow(home, digits)
+    assert (home / "runs/quickstart/report.html").is_file()
+
+    (home / "recordings").mkdir()
+    table = [re.findall(r"^```tsv\n(.*)$", (ROOT / "docs/quickstart.md").read_text(encoding="utf8"), re.MULTILINE)[0]]
+    for path in sorted((ROOT / "demo_speech").glob("*_alice_*.flac"))[:40]:
+        shutil.copy(path, home / "recordings")
+        table.append(f"{path.name}\t{path.name.split('_')[0]}\talice")
+    (home / "recordings" / "list.tsv").write_text("\n".join(table))
+    follow(home, own)
+    assert "wer" in json.loads((home / "runs/own/results/asr_summary.json").read_text())
 
 
 def test_a_file_of_the_user_goes_before_the_package_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
