@@ -108,9 +108,7 @@ def follow(home: Path, commands: list[list[str]]) -> None:
             [*words, *tiny], cwd=home, env=environment(home), capture_output=True, text=True, check=False
         )
         is_silent = words[0] == "ttt-generate" and "without speech" in done.stderr
-        assert done.returncode == 0 or is_silent, (
-            f"{words}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
-        )
+        assert done.returncode == 0 or is_silent, f"{words}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
         if "--out" in words and words[-1].endswith(".wav") and not (home / words[-1]).exists():
             shutil.copy(find_shipped(ROOT / "demo_speech" / "three_alice_9.flac"), home / words[-1])
 
