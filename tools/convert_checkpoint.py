@@ -47,9 +47,8 @@ def main() -> None:
     elif (args.source / CONFIG).is_file():
         print_rank0(export_hf(args.source, args.out, dtype, args.max_shard_size))
     else:
-        print_rank0(
-            export_checkpoint(args.source, args.out, dtype or torch.float32, args.max_shard_size, args.tokenizer)
-        )
+        dtype = dtype or torch.float32  # which training goes on from; evaluations of a checkpoint take the run's type
+        print_rank0(export_checkpoint(args.source, args.out, dtype, args.max_shard_size, args.tokenizer))
 
 
 def inspect(source: Path) -> None:

@@ -47,9 +47,12 @@ if TYPE_CHECKING:
 def main() -> None:
     """Make this process's parts; where all are there, score them and write the results."""
     arguments = parse_arguments()
+    from ttt_dist.checkpoint.export import model_folder
+
+    arguments.model = model_folder(arguments.model)
     shard, args = runner.task_shard_of(arguments), args_of(arguments)
     if not args.model.is_dir():
-        raise UserError(f"{args.model}: no such model folder; name the export/ folder of a run")
+        raise UserError(f"{args.model}: no such model folder; name the export/ folder of a run, or a checkpoint")
     from ttt_dist.evaluation.job import EvaluationJob
     from ttt_dist.evaluation.results import write_results
 
@@ -103,7 +106,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=summary, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", required=True, type=Path, help="exported model folder")
+    parser.add_argument("--model", required=True, type=Path, help="exported model folder, or a checkpoint of a run")
     parser.add_argument("--task", required=True, help=f"what to measure: {', '.join(TASKS)}, or package.module:NAME")
     parser.add_argument(
         "--data",

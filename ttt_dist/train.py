@@ -2,6 +2,7 @@
 
     deepspeed [--num_gpus 2] ttt_dist/train.py --config recipes/demo.yaml train.lr=3e-4 run_dir=runs/mine
     python ttt_dist/train.py --config recipes/demo.yaml --dry-run
+    deepspeed ttt_dist/train.py --config mine.yaml --init-from models/qwen2.5-0.5b data.train=shards/train
 
 Everything about the run ends up in its run_dir. Started again with the same run_dir, it goes on from the newest complete
 checkpoint, on as many processes in whatever layout; a new run_dir may start from a checkpoint of another one with --resume.
@@ -36,13 +37,14 @@ def main() -> None:
     arguments = parse_arguments()
     from ttt_dist.config.loader import read_config
     from ttt_dist.launch.process_group import choose_accelerator, current_dist_info, is_only_asked_about
+    from ttt_dist.model.hf.families import model_section
     from ttt_dist.training.plan import prepare
 
     is_elsewhere = arguments.dry_run and is_only_asked_about(os.environ)
     dist_info = current_dist_info(describes=arguments.dry_run)
     choose_accelerator()
     try:
-        config = read_config(arguments.config, arguments.overrides)
+        config = read_config(arguments.config, arguments.overrides, model_section)
         plan = prepare(config, dist_info, arguments.resume, is_elsewhere)
     except UserError:
         if dist_info.local_rank != 0:
@@ -118,6 +120,10 @@ def parse_arguments() -> argparse.Namespace:
         "--resume", type=Path, metavar="PATH",
         help="checkpoint, or run folder, that a run_dir without checkpoints of its own starts from; any layout",
     )  # fmt: skip
+    parser.add_argument(
+        "--init-from", metavar="MODEL",
+        help="as train.init_from=MODEL: a model folder to start from, whose shape a config without `model` takes",
+    )  # fmt: skip
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the file"
@@ -137,6 +143,8 @@ def parse_arguments() -> argparse.Namespace:
     # Megatron and torchtitan would take `--train.lr=1e-4`. In order: the last of two is what holds.
     settings = {*arguments.overrides, *others}
     arguments.overrides = [word.removeprefix("--") for word in sys.argv[1:] if word in settings]
+    if arguments.init_from is not None:
+        arguments.overrides.append(f"train.init_from={arguments.init_from}")
     if arguments.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
     return arguments

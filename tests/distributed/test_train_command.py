@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.distributed.small_run import (
     ROOT,
@@ -23,6 +24,7 @@ from tests.distributed.small_run import (
     timeless,
 )
 from ttt_dist.checkpoint import manager
+from ttt_dist.checkpoint.export import model_folder
 from ttt_dist.config.loader import load_config
 from ttt_dist.data.shards import ShardReader, ShardWriter
 from ttt_dist.model.hf.folder import load_folder
@@ -69,6 +71,42 @@ def test_a_run_that_compiles_nothing_says_so(work: Path, tmp_path: Path, monkeyp
     assert event["graphs"] == 0
 
 
+def test_a_decay_branches_off_a_trunk_under_growing_batches_and_a_budget_of_tokens(work: Path, tmp_path: Path) -> None:
+    valid = work / "shards" / "valid"
+    growing = [
+        *("train.schedule=wsd", "train.warmup=1", "train.min_lr_ratio=0", "train.lr=1e-3", "telemetry.wandb=off"),
+        *("train.batch_stages=[{from_step: 2, global_batch: 8}]", "train.eval_every=2", "checkpoint.save_every=2"),
+        f"data.valid={{near: {valid}, far: {valid}}}",
+    ]
+    seq_len = ShardReader(work / "shards" / "train").seq_len
+    assert seq_len is not None
+    trunk, branch = tmp_path / "trunk", tmp_path / "branch"
+    budget = 2 * 4 + 3 * 8  # packs of the first two steps, and of three more
+    done = alone(work, *growing, "train.global_batch=4", f"train.tokens={budget * seq_len - 1}", f"run_dir={trunk}")
+    assert done.returncode == 0, done.stderr
+    by_step = {r["step"]: r for r in records(trunk) if "lr" in r}
+    assert list(by_step) == [1, 2, 3, 4, 5]
+    assert [by_step[step]["lr"] for step in by_step] == [1e-3] * 5
+    assert all(
+        {"eval_near_loss", "eval_near_ar_loss"} <= set(r) for r in records(trunk) if any("near" in key for key in r)
+    )
+    near, far = (
+        [r[f"eval_{name}_loss"] for r in records(trunk) if f"eval_{name}_loss" in r] for name in ("near", "far")
+    )
+    assert near == far
+    assert len(near) == 3  # at steps 2, 4, 5
+
+    resume = ["--resume", str(trunk / "checkpoints" / "step-00000004")]
+    done = alone(
+        work, *growing, *resume, "train.global_batch=4", "train.steps=7", "train.decay_steps=3", f"run_dir={branch}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the learning rate goes on at" not in done.stderr
+    found = [r["lr"] for r in records(branch) if "lr" in r]
+    assert found == pytest.approx([1e-3, 1e-3 * (1 - 0.5**0.5), 0])
+    assert next(r["loss"] for r in records(branch) if "lr" in r) == by_step[5]["loss"]
+
+
 def test_a_run_folder_holds_all_of_the_run(run: Path) -> None:
     assert load_config(run / "config.yaml").train.steps == STEPS
     assert json.loads((run / "environment.json").read_text())["world_size"] == 2
@@ -105,6 +143,26 @@ def test_an_export_is_a_model_of_the_stage_that_its_last_step_was_of(run: Path, 
     done = alone(work, f"run_dir={early}", f"train.steps={SAVED}")
     assert done.returncode == 0, done.stderr
     assert load_folder(early / "export").objective.kind == "ar"
+
+
+def test_exports_while_it_trains(run: Path, work: Path) -> None:
+    """They cost the training nothing, and are the checkpoint of the same step, and at the last step the run's own export."""
+    watched = work / "watched"
+    launch(work / "config.yaml", f"run_dir={watched}", f"export.every={SAVED}")
+    assert timeless(watched) == timeless(run)
+    exports = sorted((watched / "exports").iterdir())
+    assert [path.name for path in exports] == [f"step-{step:08d}" for step in (SAVED, STEPS)]
+    assert [load_folder(path).objective.kind for path in exports] == ["ar", "ttt"]
+    for path in exports:
+        loaded, same = load_folder(path), load_folder(model_folder(watched / "checkpoints" / path.name))
+        assert loaded.objective == same.objective
+        for (name, weight), other in zip(loaded.model.named_parameters(), same.model.parameters(), strict=True):
+            rows = slice(0, loaded.layout.vocab_size if "embed" in name or "head" in name else None)  # without padding
+            assert torch.equal(weight[rows], other[rows]), name
+    card = (exports[0] / "README.md").read_text()
+    assert f"{SAVED} steps, {8 * SAVED} packs" in card and "| held-out loss | loss " in card
+    for name in ("model.safetensors", "README.md", "config.json", "generation_config.json"):
+        assert (exports[1] / name).read_bytes() == (watched / "export" / name).read_bytes()
 
 
 def test_resume_goes_on_as_if_never_stopped(run: Path, work: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttt_dist.checkpoint.manager import CheckpointMetadata
-from ttt_dist.config.run import Config
+from ttt_dist.config.pipeline import Recipe
 from ttt_dist.data.loader import PackLoader, ValidationLoader
 from ttt_dist.model.structure import count_parameters
 from ttt_dist.parallel.deepspeed_adapter import wrap_optimizer_step
@@ -39,12 +39,13 @@ if TYPE_CHECKING:
 class Trainer:
     """All that the loop and its callbacks work with."""
 
-    config: Config
+    config: Recipe
     engine: deepspeed.DeepSpeedEngine
     """`engine.module` is this process's part of the model."""
     mesh: Mesh
     loader: PackLoader
-    held_out: ValidationLoader | None
+    held_out: dict[str, ValidationLoader]
+    """By name; `` is that of a single one."""
     metadata: CheckpointMetadata
     guard: SkipStep
     stop: SignalHandler
@@ -113,8 +114,7 @@ class Trainer:
 
     def learning_rate(self, step: int) -> float:
         """That of a step's update."""
-        train = self.config.train
-        return schedule.learning_rate(step - 1, train.lr, train.warmup, train.steps, train.min_lr_ratio)
+        return schedule.learning_rate(step - 1, self.config.train, self.loader.sizes)
 
     @property
     def counters(self) -> dict[str, Any]:
