@@ -61,8 +61,8 @@ def test_a_recipe_makes_the_shards_it_trains_on(recipe: str, tmp_path: Path, mon
     assert shards(out) == made
 
     config = read_config(f"recipes/{recipe}.yaml", settings)
-    for prefix in [*config.data.prefixes().values(), config.data.valid]:
-        assert prefix is not None and len(ShardReader(prefix)) > 0
+    for prefix in [*config.data.prefixes().values(), *config.data.held_out.values()]:
+        assert len(ShardReader(prefix)) > 0
         main(["verify", prefix])
     run_again_differs_nowhere(steps, recipe, tmp_path, monkeypatch)
 
