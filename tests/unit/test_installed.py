@@ -134,7 +134,7 @@ def test_the_quickstart_s_commands_work(home: Path) -> None:
 
 
 SPEAK = """
-import sys, soundfile, torch
+import sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from ttt_dist.audio import load_codec, write_wav
 
@@ -145,8 +145,7 @@ prompt = tokenizer.apply_chat_template(chat, task="tts", add_generation_prompt=T
 how = {"custom_generate": export, "trust_remote_code": True, "seed": 0, "return_dict_in_generate": True}
 out = model.generate(**prompt, **how, block=6, steps=3, span_limit=60, max_text=20)
 codec = load_codec(f"{export}/codec")
-codes = [code for span in out.spans[0] for code in span]
-write_wav("transformers.wav", codec.decode(torch.tensor(codes)), codec.sample_rate)
+write_wav("transformers.wav", codec.decode(torch.cat(out.spans[0]).numpy()), codec.sample_rate)
 print(out.text[0])
 """
 
