@@ -295,3 +295,23 @@ def test_more_steps_on_resume_tell_that_the_rate_rises(run: Path, work: Path) ->
 
 def test_bad_usage_is_status_2(work: Path) -> None:
     assert alone(work, "--no-such-option").returncode == 2
+
+
+def test_the_moving_average_is_exported_from_a_checkpoint(work: Path, tmp_path: Path) -> None:
+    steps = ["train.steps=3", "train.warmup=1", "checkpoint.save_every=1", "telemetry.wandb=off"]
+    done = alone(work, *steps, "train.ema=0.5", f"run_dir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr
+    saved, convert = (
+        tmp_path / "run" / "checkpoints",
+        [sys.executable, "tools/convert_checkpoint.py", "export-hf", "--source"],
+    )
+    for number, kind in ((1, []), (2, []), (3, []), (3, ["--ema"])):
+        out = tmp_path / f"{number}{''.join(kind)}"
+        told = execute([*convert, str(saved / f"step-{number:08d}"), "--out", str(out), *kind])
+        assert told.returncode == 0, told.stderr
+    one, two, three, average = (load_folder(tmp_path / name).model.state_dict() for name in ("1", "2", "3", "3--ema"))
+    for name, weight in average.items():  # of a decay of 0.5, begun with the weights after the first update
+        torch.testing.assert_close(weight, one[name] / 4 + two[name] / 4 + three[name] / 2, rtol=0, atol=1e-6)
+    assert any(not torch.equal(average[name], three[name]) for name in average)
+    refused = execute([*convert, str(tmp_path / "3"), "--out", str(tmp_path / "no"), "--ema"])
+    assert "a model has one set of weights" in refused.stderr

@@ -15,6 +15,7 @@ from ttt_dist.checkpoint.manifest import require_checksums, require_whole
 from ttt_dist.checkpoint.saved_state import WEIGHTS, SavedState
 from ttt_dist.checkpoint.universal import open_checkpoint, write_universal
 from ttt_dist.data.metadata import ASSETS
+from ttt_dist.data.speakers import shard_speakers
 from ttt_dist.model.hf.export_files import assets_in, write_export_files
 from ttt_dist.model.hf.families import config_json
 from ttt_dist.model.hf.folder import MAX_SHARD_BYTES, new_folder, write_weights
@@ -39,13 +40,18 @@ def export_checkpoint(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     tokenizer_folder: Path | None = None,
     needs_speech: bool = False,
+    kind: str = WEIGHTS,
 ) -> str:
     """Write the model folder of a checkpoint, or of a run's newest one, without our padding rows. Raises UserError.
 
     Tokenizer, codec and template are those beside the shards of the run, or in its export, unless a folder is given;
-    `needs_speech` refuses what could not be decoded without them. Without a `dtype`, it is that of the run's own export.
+    `needs_speech` refuses what could not be decoded without them. Without a `dtype`, it is that of the run's own export. `kind` is EMA for the moving average.
     """
     state = _sound_checkpoint(source)
+    if kind not in state.kinds:
+        raise UserError(
+            f"{state.folder}: its run keeps no moving average of the weights; train with train.ema=0.999 or so"
+        )
     assets, step = _assets_of(state, tokenizer_folder, needs_speech), int(state.metadata["step"])
     dtype = dtype or {"bf16": torch.bfloat16, "fp32": torch.float32}[state.config.train.precision]
     num_rows, objective = state.layout.vocab_size, state.config.objective.at(max(step - 1, 0))
@@ -54,16 +60,16 @@ def export_checkpoint(
     def weights() -> Iterator[tuple[str, Tensor]]:
         with Progress(len(state.shapes), f"writing {out}", "tensor") as progress:
             for name in state.shapes:
-                weight = state.read(name, WEIGHTS)
+                weight = state.read(name, kind)
                 yield name, (weight[:num_rows] if name in VOCABULARY_WEIGHTS else weight).to(dtype)
                 progress.advance()
 
     with new_folder(out) as place:
         write_weights(place, weights(), state.config.model, max_shard_bytes)
-        story = training_story(state.config, step, _run_of(state))
         is_whole = write_export_files(
-            place, values, state.layout, assets, state.config.evaluation.decode, base_eos(state.config), story
-        )
+            place, values, state.layout, assets, state.config.evaluation.decode, base_eos(state.config),
+            training_story(state.config, step, _run_of(state)), shard_speakers(state.config.data.prefixes().values()),
+        )  # fmt: skip
     return f"{out}: {values['architectures'][0]}, {num_rows:,} rows, of step {step:,}{told_use(is_whole)}"
 
 

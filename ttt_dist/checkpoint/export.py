@@ -9,7 +9,8 @@ from ttt_dist.config.pipeline import Recipe
 from ttt_dist.config.run import Config
 from ttt_dist.data import metadata
 from ttt_dist.data.loader import step_sizes
-from ttt_dist.data.metadata import ASSETS
+from ttt_dist.data.metadata import ASSETS, is_text_set
+from ttt_dist.data.speakers import shard_speakers
 from ttt_dist.model.hf.families import eos_of
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.tokens import TokenLayout
@@ -40,9 +41,10 @@ def export_model(
     def write() -> None:
         try:
             story = training_story(config, done, Path(config.run_dir))
+            speakers = shard_speakers(config.data.prefixes().values())
             export_folder(
                 folder, weights, config.model, layout, objective, assets,
-                decoding=config.evaluation.decode, base_eos=base_eos(config), story=story,
+                decoding=config.evaluation.decode, base_eos=base_eos(config), story=story, speakers=speakers,
             )  # fmt: skip
         finally:
             deque(weights, maxlen=0)  # after a failure too: the other processes are sending
@@ -114,7 +116,8 @@ def _is_loss(name: str, value: float | None) -> bool:
 
 def assets_folder(config: Config) -> Path:
     """Whose tokenizer, codec and template an export takes: the folder of the first source, by name, that has all three."""
-    folders = [Path(prefix).parent for prefix in config.data.prefixes().values()]
+    prefixes = config.data.prefixes().values()
+    folders = [Path(prefix).parent for prefix in prefixes if not is_text_set(prefix)]
     return next((folder for folder in folders if not _missing(folder)), folders[0])
 
 

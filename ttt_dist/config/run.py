@@ -85,7 +85,7 @@ class TrainConfig(Section):
     weight_decay: NonNegativeFloat = 0.01
     """AdamW's weight decay; norms and biases have none."""
     ema: DecayRate = 0.0
-    """Decay of a moving average of the weights, kept beside them (`export-hf --weights ema`); 0: none."""
+    """Decay of a moving average of the weights, kept beside them (`export-hf --ema`); 0: none."""
     param_groups: list[ParamGroup] = field(default_factory=list)
     """Weights with another rate or decay, or that stay as they are."""
     warmup: NonNegativeInt = 50
@@ -173,6 +173,8 @@ class GuardConfig(Section):
     """Seconds that a step may take before the run ends with the stacks of all processes."""
     start_timeout: Seconds = 1800.0
     """The same for all processes to come together, the first step, which compiles, a save, an evaluation and an export."""
+    check_nodes: bool = True
+    """Before the first step, multiply, send and write on every node: what is wrong ends the run, what is slow is named."""
     stop_after: NonNegativeFloat = 0.0
     """Minutes after which the run saves and stops, to be started again; 0: never. A SLURM time limit is known anyway."""
 

@@ -6,7 +6,7 @@ sequences. The `.idx` is a header of 34 bytes and three or four arrays; tests co
 
 import struct
 from array import array
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -72,22 +72,23 @@ def new_builder(bin_path: Path, multimodal: bool) -> IndexedBuilder:
 
 
 class Indexed:
-    """A .bin and its .idx, mapped: sequences of int32, and documents of several sequences each.
+    """A .bin and its .idx, mapped: sequences of tokens of one `dtype`, and documents of several sequences each.
 
     `sequence_lengths` int32 [n] in tokens, `sequence_pointers` int64 [n] in bytes, `document_indices` int64 [documents + 1]
     (first sequence of each, and the end), `sequence_modes` int8 [n] where `multimodal`, else empty.
     """
 
-    def __init__(self, prefix: Path, multimodal: bool) -> None:
-        """Raises ValueError where the .idx is not what Megatron writes, UserError where it is of another type."""
+    def __init__(self, prefix: Path, multimodal: bool, dtypes: Collection[str]) -> None:
+        """Raises ValueError where the .idx is not what Megatron writes, or of a type that is none of `dtypes`."""
         index = np.memmap(f"{prefix}.idx", mode="r")
         if len(index) < HEADER.size:
             raise ValueError(f"{len(index)} bytes, less than its header")
         magic, version, code, num_sequences, num_borders = HEADER.unpack(index[: HEADER.size].tobytes())
         if (magic, version) != (MAGIC, VERSION) or code not in DTYPES or not num_borders:
             raise ValueError("bad header")
-        if DTYPES[code] != "int32":
-            raise UserError(f"{prefix}.idx: holds {DTYPES[code]}, not int32; write the shard again")
+        if DTYPES[code] not in dtypes:
+            raise ValueError(f"holds {DTYPES[code]}, not {' or '.join(dtypes)}")
+        self.dtype = np.dtype(DTYPES[code])
         num_modes = num_sequences if multimodal else 0
         needed = HEADER.size + 12 * num_sequences + 8 * num_borders + num_modes
         if len(index) < needed:
@@ -102,23 +103,23 @@ class Indexed:
         self._tokens = np.memmap(f"{prefix}.bin", mode="r").data
 
     def read(self, offset: int, count: int) -> np.ndarray:
-        """`count` tokens from byte `offset` of the .bin, int32. Raises ValueError where they lie outside."""
+        """`count` tokens from byte `offset` of the .bin, of `dtype`: a view. Raises ValueError where they lie outside."""
         if count < 0:  # numpy would take it for all that follow
             raise ValueError(f"a sequence of {count} tokens")
-        return np.frombuffer(self._tokens, np.int32, count, offset)
+        return np.frombuffer(self._tokens, self.dtype, count, offset)
 
 
-def open_indexed(prefix: Path, multimodal: bool) -> Indexed:
+def open_indexed(
+    prefix: Path, multimodal: bool, dtypes: Collection[str] = ("int32",), remedy: str = "write the shard again"
+) -> Indexed:
     """The data set at prefix. Raises UserError where its files are missing or do not fit each other."""
     for suffix in (".bin", ".idx"):
         path = prefix.with_name(prefix.name + suffix)
         if not path.is_file():
-            raise UserError(f"{path}: missing; write the shard again")
+            raise UserError(f"{path}: missing; {remedy}")
         if not path.stat().st_size:
-            raise UserError(f"{path}: is empty; write the shard again")
+            raise UserError(f"{path}: is empty; {remedy}")
     try:
-        return Indexed(prefix, multimodal)
-    except UserError:
-        raise
+        return Indexed(prefix, multimodal, dtypes)
     except ValueError as error:
-        raise UserError(f"{prefix}.idx: not a readable Megatron index ({error}); write the shard again") from error
+        raise UserError(f"{prefix}.idx: not a readable Megatron index ({error}); {remedy}") from error

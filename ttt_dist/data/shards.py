@@ -226,6 +226,11 @@ class ShardReader:
         if len(self) != stated:
             raise UserError(f"{self.prefix}.idx: {len(self)} documents, its JSON says {stated}; write the shard again")
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Its packs, samples, tokens, audio_tokens and so on."""
+        return dict(self.meta["counts"])
+
     def require_same_codec(self, other: "ShardReader") -> None:
         """Refuse a shard whose codes come from another codec, though the layouts may agree; both hashes are named.
 

@@ -143,6 +143,16 @@ class Running(Asked):
         return events + self.reader.end(after, self.num_forwards, self.num_audio_forwards)
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a response is, its open span included."""
+
+    num_tokens: int
+    """Tokens that have been chosen; a denoised one may still change its mind in the `verified` mode."""
+    num_codes: int
+    num_forwards: int
+
+
 class Session:
     """Continuous batching: a request takes the place of one that has ended. For one thread."""
 
@@ -182,6 +192,15 @@ class Session:
         if key in self._active:
             self._leave(key)
         self._waiting = deque(item for item in self._waiting if item[0] != key)
+
+    def progress(self, key: int) -> Progress | None:
+        """How far a request is; None where it waits, or has ended."""
+        if (running := self._active.get(key)) is None:
+            return None
+        state, layout = running.state, self.decoder.folder.layout
+        ids = state.ids[state.num_prompt :]
+        num_chosen = int(np.count_nonzero(ids != layout.mask))
+        return Progress(num_chosen, len(layout.codes_of(ids)), running.num_forwards)
 
     def step(self) -> list[tuple[int, Event]]:
         """One forward over all active requests, and what came of it; nothing where none is left."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from ttt_dist.config.decode import GENERATION, DecodeSettings, generation_json
 from ttt_dist.data.metadata import ASSETS
+from ttt_dist.data.speakers import SPEAKERS
 from ttt_dist.model.hf.auto_tokenizer import write_auto_tokenizer
 from ttt_dist.model.hf.families import CONFIG, LAYOUT, build_section, read_json
 from ttt_dist.model.hf.model_card import CARD, model_card
@@ -43,11 +44,12 @@ def write_export_files(
     decoding: DecodeSettings | None,
     base_eos: Sequence[int],
     card: str | Mapping[str, str],
+    speakers: Sequence[str] = (),
 ) -> bool:
     """Write all of them into the folder of some weights; whether it can be decoded, for which it takes all of ASSETS.
 
     `values` is the contents of config.json, `base_eos` the ids that ended a text of the base model. `card` is a finished model
-    card, or what one says of the training, by name. Raises UserError where an asset is broken.
+    card, or what one says of the training, by name; `speakers` whom its prompts may name. Raises UserError where an asset is broken.
     """
     write_json(place / CONFIG, values)
     write_json(place / GENERATION, generation_json(values, decoding, base_eos))
@@ -56,6 +58,8 @@ def write_export_files(
     for name, source in assets.items():
         if name != "tokenizer":
             (shutil.copytree if source.is_dir() else shutil.copyfile)(source, place / name)
+    if speakers:
+        write_json(place / SPEAKERS, {"speakers": list(speakers)})
     is_whole = assets.keys() == set(ASSETS)
     tokenizer = load_tokenizer(place / "tokenizer")
     written = place / "template.json"

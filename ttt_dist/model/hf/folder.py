@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from ttt_dist.config.decode import DEFAULTS, DecodeSettings
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.objective import Objective
 from ttt_dist.data.metadata import ASSETS
+from ttt_dist.data.speakers import read_speakers
 from ttt_dist.model.hf.export_files import assets_in, write_export_files
 from ttt_dist.model.hf.families import (
     CONFIG,
@@ -72,6 +73,8 @@ class ModelFolder:
     """Folder of the codec, for `ttt_dist.audio.load_codec`."""
     max_length: int = MAX_POSITIONS
     """The longest sequence that the model takes, in tokens."""
+    speakers: list[str] = field(default_factory=list)
+    """Names that its prompts may say, commonest first; none where they are not known."""
 
 
 def to_huggingface(name: str, tensor: Tensor, config: ModelConfig) -> dict[str, Tensor]:
@@ -135,13 +138,15 @@ def export_folder(
     decoding: DecodeSettings = DEFAULTS,
     base_eos: Sequence[int] = (),
     story: Mapping[str, str] | None = None,
+    speakers: Sequence[str] = (),
 ) -> None:
     """Write a model folder; an older one at that place is replaced when the new one is complete.
 
     `weights` has our names (of a tied head, one of its two); of an iterator, one weight at a time is in memory. `assets` is
     a folder with tokenizer/, codec/ and template.json, such as that of the shards; `decoding` is how the model is decoded
-    where nobody says otherwise, `base_eos` what ended a text of the model that training began with, and `story` what the
-    model card says of the training. Raises UserError where an asset is missing or the disk is full.
+    where nobody says otherwise, `base_eos` what ended a text of the model that training began with, `story` what the
+    model card says of the training, and `speakers` whom its prompts may name. Raises UserError where an asset is missing or
+    the disk is full.
     """
     found = assets_in(Path(assets))
     for name in ASSETS:
@@ -153,7 +158,7 @@ def export_folder(
         pairs = weights.items() if isinstance(weights, Mapping) else weights
         num_rows, dtype = write_weights(place, pairs, config, max_shard_bytes)
         values = config_json(config, layout, num_rows, dtype, objective)
-        write_export_files(place, values, layout, found, decoding, base_eos, story or {})
+        write_export_files(place, values, layout, found, decoding, base_eos, story or {}, speakers)
 
 
 def load_folder(folder: str | Path, dtype: torch.dtype | None = None, device: str | None = None) -> ModelFolder:
@@ -198,6 +203,7 @@ def open_folder(folder: Path, model: Callable[[ModelConfig, TokenLayout], Transf
         objective=stated_objective(values, folder / CONFIG) or Objective(preset="paper"),
         codec=folder / "codec",
         max_length=int(values.get("max_position_embeddings") or MAX_POSITIONS),
+        speakers=read_speakers(folder),
     )
 
 

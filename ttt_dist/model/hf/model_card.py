@@ -74,7 +74,7 @@ def model_card(
     `place` is the folder, for its codec; `is_whole`: whether all is there that decoding speech takes.
     """
     config = model_config(dict(values), place)
-    num_parameters = sum(map(prod, parameter_shapes(config, values["vocab_size"]).values()))
+    num_parameters = sum(map(prod, parameter_shapes(config, layout.vocab_size).values()))  # without padding
     facts = {
         "architecture": values["architectures"][0],
         "parameters": f"{num_parameters:,}" + (" (head tied to the embedding)" if config.tie_embeddings else ""),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ttt_dist.config.decode import GENERATION, generation_json, stated_settings
 from ttt_dist.config.model import ModelConfig
+from ttt_dist.data.speakers import read_speakers
 from ttt_dist.model.hf.export_files import assets_in, write_export_files, write_json
 from ttt_dist.model.hf.families import (
     CONFIG,
@@ -111,7 +112,7 @@ def export_hf(source: Path, out: Path, dtype: torch.dtype | None = None, max_sha
         own |= {key: values[key] for key in KEPT_KEYS if key in values}
         card: str | dict[str, str] = (source / CARD).read_text(encoding="utf8") if (source / CARD).is_file() else {}
         is_whole = write_export_files(
-            place, own, layout, assets_in(source), stated_settings(source), eos_of(source), card
+            place, own, layout, assets_in(source), stated_settings(source), eos_of(source), card, read_speakers(source)
         )
     return f"{out}: {own['architectures'][0]}, {num_rows:,} rows{told_use(is_whole)}"
 
