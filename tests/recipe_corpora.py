@@ -1,5 +1,6 @@
 """Tiny corpora in the layouts that the recipes read, and the settings with which a laptop makes their shards."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -26,8 +27,9 @@ def chinese(number: int) -> str:
 def make_libritts(corpus: Path, splits: dict[str, int]) -> None:
     """LibriTTS with so many utterances of each split, four to a chapter."""
     put(corpus / "SPEAKERS.txt", ";ID  |SEX| SUBSET |MINUTES| NAME", "84   | F | train-clean-100 | 8.02 | Someone")
+    numbers = itertools.count()  # ids are one of a kind over all splits
     for split, count in splits.items():
-        for number in range(count):
+        for number in itertools.islice(numbers, count):
             name = f"84_{121 + number // 4}_{number:06d}_000000"
             wav = record(corpus / split / "84" / str(121 + number // 4) / f"{name}.wav", seconds=1.2)
             put(wav.with_suffix(".normalized.txt"), english(number))

@@ -162,15 +162,15 @@ def test_a_published_corpus_becomes_a_model_that_transformers_speaks_with(home: 
     )
     tell(home, "ttt-prep", "run", "recipes/libritts.yaml", *LAPTOP, "corpora.every.pack.seq_len=512")
     assert len((home / "data/libritts/train.jsonl").read_text().splitlines()) == 24
-    small = ["model.hidden_size=64", "model.num_layers=2", "model.num_heads=4", "model.ffn_hidden_size=128"]
+    small = ["model.hidden_size=128", "model.num_layers=2", "model.num_heads=4", "model.ffn_hidden_size=128"]
     alone = [
         "train.init_from=null",
         "train.precision=fp32",
         "train.compile=false",
-        "train.global_batch=2",
+        "train.global_batch=8",
         "train.micro_batch=1",
     ]
-    steps = ["train.steps=50", "train.warmup=5", "train.lr=3e-3", "objective.p_trunc=0", "telemetry.tensorboard=false"]
+    steps = ["train.steps=50", "train.warmup=5", "train.lr=5e-3", "objective.p_trunc=0", "telemetry.tensorboard=false"]
     tell(home, "ttt-train", "--config", "recipes/libritts.yaml", *small, *alone, *steps)
     export = "runs/libritts/export"
     how = ["--block=6", "--steps=3", "--span-limit=60", "--max-text=20", "--seed=0"]
