@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from ttt_dist.config.objective import Objective
 from ttt_dist.config.run import Config
 from ttt_dist.data.blend import SampleIndex
+from ttt_dist.data.set_index import Check
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.data.sources import Sources
 from ttt_dist.sequence.batch import Batch, collate
@@ -134,13 +135,15 @@ class ValidationLoader:
             yield ready(collate(packs, self.layout, self.objective, self.seed, [0] * self.micro_batch, self.seq_len))
 
 
-def open_loaders(config: Config, data_rank: int, data_size: int) -> tuple[PackLoader, ValidationLoader | None]:
+def open_loaders(
+    config: Config, data_rank: int, data_size: int, check: Check = "sizes"
+) -> tuple[PackLoader, ValidationLoader | None]:
     """The loaders of this data-parallel rank: of what is trained on, and of the held-out packs where the run has any.
 
-    Opens the shards and checks that they fit each other. Raises UserError.
+    Opens the sets, looks for their files as `check` says, and checks that they fit each other. Raises UserError.
     """
     require_noise_schedules(config.objective)
-    sources, train = Sources.open(config.data), config.train
+    sources, train = Sources.open(config.data, check), config.train
     shard = sources.first
     layout, seq_len = shard.layout, shard.seq_len or 0  # without one it holds no packs, which the loader refuses
     common = (layout, config.objective, config.seed, seq_len)
@@ -149,7 +152,7 @@ def open_loaders(config: Config, data_rank: int, data_size: int) -> tuple[PackLo
     )
     if not config.data.valid:
         return loader, None
-    valid = ShardReader(config.data.valid)
+    valid = ShardReader(config.data.valid, check)
     valid.require_same_codec(shard)
     return loader, ValidationLoader(valid, *common, train.micro_batch, data_rank, data_size, train.eval_packs or None)
 

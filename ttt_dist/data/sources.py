@@ -7,6 +7,7 @@ from fractions import Fraction
 
 from ttt_dist.config.data import DataConfig
 from ttt_dist.data.blend import BlendOrder, Order, SingleSource, Stage, exact
+from ttt_dist.data.set_index import Check
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.util.errors import UserError
 
@@ -23,9 +24,9 @@ class Sources:
     """Packs in the epochs that data.blend asks for, over all sources; None where it gives weights."""
 
     @classmethod
-    def open(cls, data: DataConfig) -> "Sources":
+    def open(cls, data: DataConfig, check: Check = "sizes") -> "Sources":
         """Open what the settings name. Raises UserError where a shard is missing or broken, or two cannot be mixed."""
-        readers = {name: ShardReader(prefix) for name, prefix in data.prefixes().items()}
+        readers = {name: ShardReader(prefix, check) for name, prefix in data.prefixes().items()}
         require_alike(list(readers.values()))
         if not data.blend:
             return cls(readers)

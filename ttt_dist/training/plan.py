@@ -19,6 +19,7 @@ from ttt_dist.config.checks import check_run
 from ttt_dist.config.pipeline import Recipe
 from ttt_dist.config.run import TrainConfig
 from ttt_dist.data.loader import PackLoader, ValidationLoader, open_loaders
+from ttt_dist.data.set_index import Check
 from ttt_dist.launch.launchers import DistInfo
 from ttt_dist.parallel.mesh import Mesh, require_divisible
 from ttt_dist.telemetry.run_folder import require_sinks
@@ -64,7 +65,7 @@ def prepare(config: Recipe, dist_info: DistInfo, resume: Path | None = None, is_
     mesh = Mesh.of(config.parallel, dist_info.world_size, dist_info.rank)
     with _noted(notes, is_elsewhere):
         require_sinks(config.telemetry)
-    loader, held_out = open_loaders(config, mesh.data_rank, mesh.data)
+    loader, held_out = open_loaders(config, mesh.data_rank, mesh.data, _check_of(dist_info))
     require_divisible(config.train.micro_batch * loader.seq_len, config.parallel)
     metadata = require_startable(config, loader.layout, dist_info.world_size, candidates)
     with _noted(notes, is_elsewhere and not Path(config.train.init_from or "").exists()):
@@ -77,6 +78,14 @@ def prepare(config: Recipe, dist_info: DistInfo, resume: Path | None = None, is_
         config=config, mesh=mesh, loader=loader, held_out=held_out,
         metadata=metadata, candidates=candidates, callbacks=callbacks, notes=notes,
     )  # fmt: skip
+
+
+def _check_of(dist_info: DistInfo) -> Check:
+    """What this process asks of the shards' files: a thousand that ask for every size are more than a file system answers.
+
+    Shards may lie on each machine by themselves, so one process of each looks that they are there.
+    """
+    return "sizes" if dist_info.is_first else "names" if dist_info.local_rank == 0 else "nothing"
 
 
 @contextmanager
