@@ -65,7 +65,7 @@ def prepare(config: Recipe, dist_info: DistInfo, resume: Path | None = None, is_
     mesh = Mesh.of(config.parallel, dist_info.world_size, dist_info.rank)
     with _noted(notes, is_elsewhere):
         require_sinks(config.telemetry)
-    loader, held_out = open_loaders(config, mesh.data_rank, mesh.data, _check_of(dist_info))
+    loader, held_out = open_loaders(config, mesh.data_rank, mesh.data, check_of(dist_info))
     require_divisible(config.train.micro_batch * loader.seq_len, config.parallel)
     metadata = require_startable(config, loader.layout, dist_info.world_size, candidates)
     with _noted(notes, is_elsewhere and not Path(config.train.init_from or "").exists()):
@@ -80,7 +80,7 @@ def prepare(config: Recipe, dist_info: DistInfo, resume: Path | None = None, is_
     )  # fmt: skip
 
 
-def _check_of(dist_info: DistInfo) -> Check:
+def check_of(dist_info: DistInfo) -> Check:
     """What this process asks of the shards' files: a thousand that ask for every size are more than a file system answers.
 
     Shards may lie on each machine by themselves, so one process of each looks that they are there.
