@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from tools.simulate.counting import COUNTER, Calls, bytes_read, forget_peak, handles, resident_mb
+from ttt_dist.checkpoint.restore import find_candidates
 from ttt_dist.config.pipeline import Recipe
 from ttt_dist.data import shards
 from ttt_dist.data.loader import PackLoader, open_loaders
@@ -69,9 +70,14 @@ def start_rank(config: Recipe, folder: Path, rank: int, world_size: int) -> dict
     forget_peak()
     before = resident_mb()
     meter = Meter()
-    loader, _ = open_loaders(config, rank, world_size, check_of(info))
+    loader, _ = open_loaders(config, rank, world_size, "nothing")
+    loader.sources.require_files(check_of(info))
     opened, opened_mb = meter.phase(), resident_mb(peak=True) - before
-    plan = prepare(config, info, is_elsewhere=True)  # the disk has no room for such checkpoints
+    plan = prepare(
+        config, info, is_elsewhere=True, trusts_files=True
+    )  # elsewhere: no disk has room for the checkpoints
+    if info.is_first:
+        find_candidates(config, None)  # what `agree` does for all
     started = meter.phase()
     [first, *_] = loader.step(0)
     batch = meter.phase()

@@ -73,24 +73,26 @@ class CheckpointMetadata:
         return cls(layout, to_dict(config), world_size, zero_stage(config.deepspeed))
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of `folder` (RUN/checkpoints) that are complete, newest first; of the contents, run.json's are read.
+def list_checkpoints(folder: Path, trusts_files: bool = False) -> list[Path]:
+    """The checkpoints of `folder` (RUN/checkpoints), newest first, from the newest one that is complete: of its contents, run.json's
+    are read. Older ones are looked at by nobody before `first_whole` has found that this one is not whole.
 
-    Warns of those that are newer than the newest complete one. Raises UserError where there are some, but none is complete.
+    `trusts_files`: nor is it asked whether the files are there that its manifest lists. Warns of those that are newer than the
+    newest complete one. Raises UserError where there are some, but none is complete.
     """
-    complete, broken = [], []
-    for path in reversed(_named(folder)):
+    named, broken = _named(folder)[::-1], []
+    for number, path in enumerate(named):
         try:
-            _require_described(path)
-            complete.append(path)
+            _require_described(path, trusts_files)
         except UserError as error:
-            if not complete:
-                broken.append(str(error))
-    for reason in broken:
-        warn(f"skipping a checkpoint: {reason}")
-    if broken and not complete:
+            broken.append(str(error))
+            continue
+        for reason in [] if trusts_files else broken:  # who trusts is about to hear from one who does not
+            warn(f"skipping a checkpoint: {reason}")
+        return named[number:]
+    if broken:
         raise UserError(f"{folder}: holds no complete checkpoint ({broken[0]}); remove the folder to start anew")
-    return complete
+    return []
 
 
 def _named(folder: Path) -> list[Path]:
@@ -102,9 +104,10 @@ def _number(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def _require_described(checkpoint: Path) -> None:
+def _require_described(checkpoint: Path, trusts_files: bool = False) -> None:
     """Raise UserError unless a checkpoint's files are there in full and run.json is what was written."""
-    require_checksums(checkpoint, require_whole(checkpoint), [METADATA])
+    files = read_manifest(checkpoint) if trusts_files else require_whole(checkpoint)
+    require_checksums(checkpoint, files, [METADATA])
     read_metadata(checkpoint)
 
 
@@ -113,13 +116,13 @@ def latest(folder: Path) -> Path | None:
     return next(iter(list_checkpoints(folder)), None)
 
 
-def resolve_resume_path(path: Path) -> list[Path]:
+def resolve_resume_path(path: Path, trusts_files: bool = False) -> list[Path]:
     """The checkpoints that `--resume PATH` means: that one, or those of a run folder, newest first. Raises UserError."""
     if (path / METADATA).is_file():
-        _require_described(path)
+        _require_described(path, trusts_files)
         return [path]
     for folder in (path / "checkpoints", path):
-        if checkpoints := list_checkpoints(folder):
+        if checkpoints := list_checkpoints(folder, trusts_files):
             return checkpoints
     raise UserError(
         f"--resume {path}: no checkpoint here; name RUN/checkpoints/step-N, a run folder, or a reshard's --out"
@@ -298,6 +301,15 @@ def on_first_rank(action: Callable[[], None]) -> None:
     dist.broadcast_object_list(failure, device=_object_device())
     if failure[0] is not None:
         raise failure[0]
+
+
+def from_first_rank(value: T) -> T:
+    """Rank 0's value; collective."""
+    import torch.distributed as dist
+
+    values = [value]
+    dist.broadcast_object_list(values, device=_object_device())
+    return values[0]
 
 
 def gather(value: T) -> list[T]:

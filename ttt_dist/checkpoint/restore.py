@@ -27,12 +27,16 @@ if TYPE_CHECKING:
     from ttt_dist.model.layers import WeightSource
 
 
-def find_candidates(config: Config, resume: Path | None) -> list[Path]:
-    """Checkpoints of this run, newest first, or, where it has none yet, those that --resume names. Raises UserError."""
-    own = manager.list_checkpoints(Path(config.run_dir) / "checkpoints")
+def find_candidates(config: Config, resume: Path | None, trusts_files: bool = False) -> list[Path]:
+    """Checkpoints of this run, newest first, or, where it has none yet, those that --resume names. Raises UserError.
+
+    A thousand processes that look for each of thousands of files are too many: all but one trust the manifest, and go by what
+    that one has found (`plan.agree`).
+    """
+    own = manager.list_checkpoints(Path(config.run_dir) / "checkpoints", trusts_files)
     if own and not config.checkpoint.resume:
         raise UserError(f"{own[0]}: run_dir holds a run already; set checkpoint.resume=true or choose another run_dir")
-    return own or ([] if resume is None else manager.resolve_resume_path(resume))
+    return own or ([] if resume is None else manager.resolve_resume_path(resume, trusts_files))
 
 
 def objective_of_run(objective: Objective, candidates: Sequence[Path]) -> Objective:

@@ -222,9 +222,13 @@ class ShardReader:
         self._ends = self._index.ends
         self._is_whole = np.zeros(len(self._index), dtype=bool)
         """Shards whose .idx has been found to be what was written."""
-        self._index.require_files(self.prefix.parent, check)
+        self.require_files(check)
         if len(self._index) == 1:
             _open_shard(self, 0)
+
+    def require_files(self, check: Check) -> None:
+        """Raise UserError naming a file that is missing or has another size than its JSON says, as far as is asked."""
+        self._index.require_files(self.prefix.parent, check)
 
     def require_same_codec(self, other: "ShardReader") -> None:
         """Refuse a shard whose codes come from another codec, though the layouts may agree; both hashes are named.

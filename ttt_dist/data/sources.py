@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from socket import gethostname
 
 from ttt_dist.config.data import DataConfig
 from ttt_dist.data.blend import BlendOrder, Order, SingleSource, Stage, exact
@@ -41,6 +42,25 @@ class Sources:
     def first(self) -> ShardReader:
         """The one whose layout, seq_len and codec are compared with others: the first that holds audio."""
         return _with_audio(list(self.readers.values()))[0]
+
+    @property
+    def checksums(self) -> dict[str, str | None]:
+        """Of each source that of its JSON, which holds those of all its files."""
+        return {name: reader.meta.get("checksum") for name, reader in self.readers.items()}
+
+    def require_files(self, check: Check) -> None:
+        """Raise UserError naming a file of a shard that is missing or has another size."""
+        for reader in self.readers.values():
+            reader.require_files(check)
+
+    def require_same(self, checksums: Mapping[str, str | None]) -> None:
+        """Raise UserError where another process has other shards, by its `checksums`."""
+        for name, mine in self.checksums.items():
+            if mine != checksums[name]:
+                raise UserError(
+                    f"{self.readers[name].prefix}.json: has checksum {str(mine)[:12]} on {gethostname()}, "
+                    f"{str(checksums[name])[:12]} where rank 0 is; give all machines the same shards"
+                )
 
     def order(self, seed: int, global_batch: int) -> Order:
         """Which source and pack is read at (step, slot)."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttt_dist.checkpoint.manager import CheckpointMetadata
-from ttt_dist.config.run import Config
+from ttt_dist.config.pipeline import Recipe
 from ttt_dist.data.loader import PackLoader, ValidationLoader
 from ttt_dist.model.structure import count_parameters
 from ttt_dist.parallel.deepspeed_adapter import wrap_optimizer_step
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 class Trainer:
     """All that the loop and its callbacks work with."""
 
-    config: Config
+    config: Recipe
     engine: deepspeed.DeepSpeedEngine
     """`engine.module` is this process's part of the model."""
     mesh: Mesh
