@@ -130,7 +130,7 @@ class Indexed:
         if offset + 4 * count > self.bin_bytes:  # before as much memory is asked for
             raise ValueError(f"bytes {offset} to {offset + 4 * count} of {self.bin_bytes}")
         ids = np.empty(count, np.int32)
-        left = memoryview(ids).cast("B")
+        left = ids.data.cast("B")
         while left:
             got = os.preadv(self._bin, [left], offset)
             if not got:
