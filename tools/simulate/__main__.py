@@ -28,7 +28,6 @@ from ttt_dist.util.console import Progress, main_guard, print_json, print_rank0
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SEQ_LEN = 2048
-KINDS = {"rank 0": slice(0, 1), "first of a machine": slice(LOCAL_SIZE, None, LOCAL_SIZE), "the others": slice(1, None)}
 
 
 def main() -> None:
@@ -65,7 +64,8 @@ def simulate(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     again = run_ranks(config, folder, asked, args.ranks, "starting again")
     print_rank0("\nThe start from a checkpoint")
     tell(again)
-    figures = lose_a_shard(config, shards) | lose_a_rank(args.ranks)
+    figures = lose_a_shard(config, shards, args.ranks) | lose_a_rank(args.ranks)
+    resume_stats = stats_of_resume(fresh, again, args.ranks)
     ordinary = [one for one in fresh if one["rank"] % LOCAL_SIZE] or fresh
     return {
         "loader_cpu_s": round(max(one["loader"]["cpu_s"] for one in fresh), 3),
@@ -73,12 +73,12 @@ def simulate(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "handles": max(max(one["handles"], one["open_handles"]) for one in fresh),
         "opens": max(one["loader"]["calls"]["opens"] for one in fresh),
         "pack_read_ms": round(mean(one["pack_again_ms"] for one in fresh), 4),
-        "resume_stats_per_rank": round(mean(stats_of_resume(fresh, again)), 1),
+        "resume_stats_per_rank": round(resume_stats / args.ranks, 2),
         "checkpoint_files": len(files),
         "pack_read_first_ms": round(mean(one["pack_first_ms"] for one in fresh), 4),
         "start_cpu_s": round(mean(one["start"]["cpu_s"] for one in ordinary), 3),
         "checkpoint_bytes": sum(files.values()),
-        "resume_stats": round(sum(stats_of_resume(fresh, again)) * args.ranks / len(asked)),
+        "resume_stats": round(resume_stats),
         **figures,
         "ranks": args.ranks,
         "ranks_run": len(asked),
@@ -134,12 +134,13 @@ def save(config: Recipe, layout: TokenLayout, world_size: int) -> dict[str, int]
     return files
 
 
-def stats_of_resume(fresh: Sequence[dict[str, Any]], again: Sequence[dict[str, Any]]) -> list[int]:
-    """Per rank, what the checkpoints add to the paths that a start looks for."""
-    return [
+def stats_of_resume(fresh: Sequence[dict[str, Any]], again: Sequence[dict[str, Any]], num_ranks: int) -> float:
+    """The paths that all ranks look for in checkpoints: rank 0, and the others as those that were run."""
+    first, *others = (
         one["start"]["calls"]["stats"] - before["start"]["calls"]["stats"]
         for one, before in zip(again, fresh, strict=True)
-    ]
+    )
+    return float(first + (mean(others) * (num_ranks - 1) if others else 0))
 
 
 def tell(told: Sequence[dict[str, Any]]) -> None:

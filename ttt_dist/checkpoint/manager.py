@@ -50,7 +50,7 @@ LATEST = "latest"
 METADATA = "run.json"
 UNIVERSAL = "portable"
 GONE = ".gone-"  # what a checkpoint is called while its space is being freed
-BYTES_PER_PARAMETER = 12  # at least: an fp32 weight and its two moments
+OPTIMIZER_BYTES = 12  # of a parameter: an fp32 weight and its two moments
 # A change of these leaves the weights valid, but the run no longer continues what it was.
 ORDER_SETTINGS = ("seed", "train.global_batch")
 _NAME = re.compile(r"step-[0-9]{8,18}")
@@ -129,12 +129,26 @@ def resolve_resume_path(path: Path, trusts_files: bool = False) -> list[Path]:
     )
 
 
-def require_space(run_dir: Path, num_parameters: int) -> None:
-    """Raise UserError where a checkpoint of so many parameters would find no place, or nothing can be written at all."""
+def bytes_per_parameter(config: Config) -> int:
+    """What DeepSpeed writes of a parameter (measured in tests/distributed/test_checkpoint_size.py).
+
+    Beside the optimizer's numbers the weights of the forward pass, unless they are the optimizer's own (ZeRO 0 in fp32) or are
+    made from them (ZeRO 3). A pipeline in bf16 without ZeRO has the optimizer's numbers twice.
+    """
+    stage, is_bf16 = zero_stage(config.deepspeed), config.train.precision == "bf16"
+    if stage == 0 and not is_bf16:
+        return OPTIMIZER_BYTES
+    if stage == 0 and config.parallel.pipeline > 1:
+        return 2 * OPTIMIZER_BYTES + 2
+    return OPTIMIZER_BYTES + (0 if stage == 3 else 2 if is_bf16 else 4)
+
+
+def require_space(run_dir: Path, needed: int) -> None:
+    """Raise UserError where a checkpoint of so many bytes would find no place, or nothing can be written at all."""
     folder = next(path for path in (run_dir, *run_dir.absolute().parents) if path.is_dir())
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"run_dir={run_dir}: {folder} cannot be written; choose another place")
-    needed, free = BYTES_PER_PARAMETER * num_parameters, shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
             f"run_dir={run_dir}: a checkpoint takes {needed / 1e9:.3g} GB, but {free / 1e9:.3g} GB are free; "

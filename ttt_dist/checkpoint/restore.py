@@ -79,7 +79,14 @@ def require_init_from(config: Config, layout: TokenLayout) -> None:
 
 def require_space(config: Config, layout: TokenLayout) -> None:
     """Raise UserError where a checkpoint of the run could not be written."""
-    manager.require_space(Path(config.run_dir), sum(count_parameters(config.model, layout.padded_vocab_size).values()))
+    manager.require_space(Path(config.run_dir), checkpoint_bytes(config, layout))
+
+
+def checkpoint_bytes(config: Config, layout: TokenLayout) -> int:
+    """What a checkpoint of the run takes, nearly: first and last stage of a pipeline both write a tied embedding."""
+    parts = count_parameters(config.model, layout.padded_vocab_size)
+    is_twice = config.parallel.pipeline > 1 and config.model.tie_embeddings
+    return manager.bytes_per_parameter(config) * (sum(parts.values()) + is_twice * parts["embed"])
 
 
 def imported_layout(init_from: str, layout: TokenLayout) -> TokenLayout:

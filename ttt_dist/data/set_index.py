@@ -4,7 +4,7 @@ Without it a process would read one JSON per shard before its first batch. `data
 version whoever opens it first does. It is a copy of what the JSONs say and belongs to the PREFIX.json whose checksum it holds:
 under any other it is not looked at.
 
-    magic, SHA-256 of all that follows, checksum of PREFIX.json, sizes    104 bytes
+    magic, SHA-256 of all that follows; checksum of PREFIX.json, sizes    96 bytes
     PREFIX.json without its lists of shards and files, as JSON            padded to 8 bytes
     ends      int64 [n]      packs of all shards up to the end of each
     num_bytes int64 [n, 2]   of the .bin and of the .idx; -1 where the JSON says nothing of it
@@ -34,8 +34,9 @@ from ttt_dist.util.errors import UserError
 from ttt_dist.util.file_lock import lease
 
 SUFFIX = ".shards"
-HEADER = struct.Struct("<8s32s32sQQQ8x")
 MAGIC = b"TTTSHRD1"
+START = len(MAGIC) + 32
+HEADER = struct.Struct("<32sQQQ")  # checksum of PREFIX.json, bytes of its JSON, shards, bytes of a name
 NUM_THREADS = 16  # that ask a file system for sizes: one that is far away answers many as fast as one
 MANY = 100  # shards whose JSONs nobody would like each process to read
 
@@ -92,10 +93,9 @@ class SetIndex:
         meta += b" " * (-len(meta) % 8)
         arrays = b"".join(array.tobytes() for array in (self.ends, self.num_bytes, self.idx_sha256, self.names))
         sizes = (len(meta), len(self), self.names.dtype.itemsize)
-        checksum = bytes.fromhex(self.meta["checksum"])
-        digest = sha256(HEADER.pack(MAGIC, b"", checksum, *sizes) + meta + arrays).digest()
+        content = HEADER.pack(bytes.fromhex(self.meta["checksum"]), *sizes) + meta + arrays
         with atomic_write(with_suffix(prefix, SUFFIX), "wb") as file:
-            file.write(HEADER.pack(MAGIC, digest, checksum, *sizes) + meta + arrays)
+            file.write(MAGIC + sha256(content).digest() + content)
 
     def require_files(self, folder: Path, check: Check) -> None:
         """Raise UserError naming a file that is missing or has another size than its JSON says."""
@@ -206,20 +206,16 @@ def load_index(prefix: Path) -> SetIndex | None:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError):  # of an empty file
         return None
-    if len(content) < HEADER.size:
+    body = memoryview(content)[START:]
+    if len(body) < HEADER.size or content[:START] != MAGIC + sha256(body).digest():
         return None
-    magic, digest, made_from, meta_bytes, count, width = HEADER.unpack_from(content)
+    made_from, meta_bytes, count, width = HEADER.unpack_from(body)
+    if made_from != checksum:
+        return None
     start = HEADER.size + meta_bytes
-    if magic != MAGIC or made_from != checksum or len(content) != start + count * (8 + 16 + 32 + width):
-        return None
-    head = HEADER.pack(MAGIC, b"", made_from, meta_bytes, count, width)
-    whole = sha256(head)
-    whole.update(memoryview(content)[HEADER.size :])
-    if whole.digest() != digest:
-        return None
+    meta = json.loads(bytes(body[HEADER.size : start]))
     arrays = []
     for dtype, columns in ((np.int64, 1), (np.int64, 2), (np.uint8, 32), (np.dtype(f"S{width}"), 1)):
-        arrays.append(np.frombuffer(content, dtype, count * columns, start))
+        arrays.append(np.frombuffer(body, dtype, count * columns, start))
         start += arrays[-1].nbytes
-    meta = json.loads(content[HEADER.size : HEADER.size + meta_bytes])
     return SetIndex(meta, arrays[0], arrays[1].reshape(-1, 2), arrays[2].reshape(-1, 32), arrays[3])
