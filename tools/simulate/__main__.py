@@ -11,7 +11,7 @@ the numbers are what one such system has to answer. The last line is one JSON.
 import argparse
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -65,7 +65,7 @@ def simulate(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     print_rank0("\nThe start from a checkpoint")
     tell(again)
     figures = lose_a_shard(config, shards, args.ranks) | lose_a_rank(args.ranks)
-    resume_stats = stats_of_resume(fresh, again, args.ranks)
+    resume_stats = stats_of_resume(again, args.ranks)
     ordinary = [one for one in fresh if one["rank"] % LOCAL_SIZE] or fresh
     return {
         "loader_cpu_s": round(max(one["loader"]["cpu_s"] for one in fresh), 3),
@@ -96,7 +96,12 @@ def settings(args: argparse.Namespace, folder: Path) -> Recipe:
         "data.valid=null",
         "data.prefetch=0",
     ]
-    own += ["train.init_from=null", f"train.global_batch={2 * args.ranks}", "train.micro_batch=2"]
+    own += [
+        "train.init_from=null",
+        f"train.global_batch={2 * args.ranks}",
+        "train.micro_batch=2",
+        "train.compile=false",
+    ]
     return read_config(recipe, [*own, "telemetry.tensorboard=false", *args.overrides])
 
 
@@ -134,12 +139,9 @@ def save(config: Recipe, layout: TokenLayout, world_size: int) -> dict[str, int]
     return files
 
 
-def stats_of_resume(fresh: Sequence[dict[str, Any]], again: Sequence[dict[str, Any]], num_ranks: int) -> float:
-    """The paths that all ranks look for in checkpoints: rank 0, and the others as those that were run."""
-    first, *others = (
-        one["start"]["calls"]["stats"] - before["start"]["calls"]["stats"]
-        for one, before in zip(again, fresh, strict=True)
-    )
+def stats_of_resume(told: Sequence[dict[str, Any]], num_ranks: int) -> float:
+    """The paths that all ranks look for to find a checkpoint: rank 0, and the others as those that were run."""
+    first, *others = (one["resume"]["calls"]["stats"] for one in told)
     return float(first + (mean(others) * (num_ranks - 1) if others else 0))
 
 
@@ -160,13 +162,16 @@ def tell(told: Sequence[dict[str, Any]]) -> None:
 
 def _row(kind: str, ranks: Sequence[dict[str, Any]], total: bool = False) -> str:
     gather = sum if total else mean
-    calls = {
-        name: gather([one["loader"]["calls"][name] + one["start"]["calls"][name] for one in ranks])
-        for name in ("opens", "listings", "stats")
-    }
-    megabytes = gather([one["loader"]["bytes_read"] + one["start"]["bytes_read"] for one in ranks]) / 1e6
-    cpu = gather([one["loader"]["cpu_s"] + one["start"]["cpu_s"] for one in ranks])
-    row = f"{kind:20}{len(ranks):>6}{calls['opens']:>7,.0f}{calls['listings']:>7,.0f}{calls['stats']:>8,.0f}{megabytes:>9,.1f}{cpu:>8.2f}"
+    phases = ("loader", "resume", "start")
+
+    def both(take: Callable[[dict[str, Any]], float]) -> float:
+        return gather([sum(take(one[phase]) for phase in phases) for one in ranks])
+
+    opens, lists, stats = (
+        both(lambda phase, name=name: phase["calls"][name]) for name in ("opens", "listings", "stats")
+    )
+    megabytes, cpu = both(lambda phase: phase["bytes_read"] / 1e6), both(lambda phase: phase["cpu_s"])
+    row = f"{kind:20}{len(ranks):>6}{opens:>7,.0f}{lists:>7,.0f}{stats:>8,.0f}{megabytes:>9,.1f}{cpu:>8.2f}"
     if total:
         return row
     figures = {name: mean(one[name] for one in ranks) for name in ("pack_first_ms", "pack_again_ms", "pack_open_ms")}

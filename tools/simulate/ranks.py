@@ -22,6 +22,7 @@ from ttt_dist.data import shards
 from ttt_dist.data.loader import PackLoader, open_loaders
 from ttt_dist.launch.launchers import DistInfo
 from ttt_dist.training.plan import check_of, prepare
+from ttt_dist.util.errors import UserError
 
 LOCAL_SIZE = 8
 NUM_READS = 60  # packs read once more: three times the shards that stay open
@@ -73,17 +74,19 @@ def start_rank(config: Recipe, folder: Path, rank: int, world_size: int) -> dict
     loader, _ = open_loaders(config, rank, world_size, "nothing")
     loader.sources.require_files(check_of(info))
     opened, opened_mb = meter.phase(), resident_mb(peak=True) - before
-    plan = prepare(
-        config, info, is_elsewhere=True, trusts_files=True
-    )  # elsewhere: no disk has room for the checkpoints
+    candidates = find_candidates(config, None, trusts_files=True)
     if info.is_first:
-        find_candidates(config, None)  # what `agree` does for all
+        candidates = find_candidates(config, None)  # what `agree` does for all
+    resumed = meter.phase()
+    # Elsewhere: no disk has room for the checkpoints.
+    plan = prepare(config, info, is_elsewhere=True, trusts_files=True, candidates=candidates)
     started = meter.phase()
     [first, *_] = loader.step(0)
     batch = meter.phase()
     return {
         "rank": rank,
         "loader": asdict(opened),
+        "resume": asdict(resumed),
         "start": asdict(started),
         "batch": asdict(batch),
         "mb": opened_mb,
@@ -123,12 +126,19 @@ def each_rank(config: Recipe, folder: Path, ranks: range, world_size: int) -> It
         child.start()
         there.close()
         try:
-            yield json.loads(here.recv())
+            told = json.loads(here.recv())
         except EOFError:
             raise RuntimeError(f"rank {rank} ended without an answer") from None
         finally:
             child.join()
+        if "error" in told:
+            raise UserError(f"rank {rank}: {told['error']}")
+        yield told
 
 
 def _answer(there: Connection, config: Recipe, folder: Path, rank: int, world_size: int) -> None:
-    there.send(json.dumps(start_rank(config, folder, rank, world_size)))
+    try:
+        told = start_rank(config, folder, rank, world_size)
+    except UserError as error:
+        told = {"error": str(error)}
+    there.send(json.dumps(told))

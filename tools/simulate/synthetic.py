@@ -1,13 +1,14 @@
 """Sets of shards and checkpoints as large as anybody's that take no room: all shards are one, tokens and weights are holes."""
 
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ttt_dist.checkpoint.manager import METADATA, CheckpointMetadata, make_newest
+from ttt_dist.checkpoint.manager import METADATA, OPTIMIZER_BYTES, CheckpointMetadata, bytes_per_parameter, make_newest
 from ttt_dist.checkpoint.manifest import FileChecksum, file_checksum, write_manifest
+from ttt_dist.config.deepspeed import zero_stage
 from ttt_dist.config.pipeline import Recipe
 from ttt_dist.data import metadata
 from ttt_dist.data.document import IS_TARGET, STARTS_SAMPLE
@@ -18,7 +19,6 @@ from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.util.atomic_files import sha256_file
 
 SAMPLES_PER_PACK = 8
-SHARD_BYTES_MAX = 2**40
 
 
 def make_set(folder: Path, layout: TokenLayout, num_shards: int, num_samples: int, seq_len: int) -> int:
@@ -67,27 +67,21 @@ def _write_template(prefix: Path, packs: int, seq_len: int) -> dict[str, dict[st
     }
 
 
-def checkpoint_files(config: Recipe, layout: TokenLayout, world_size: int) -> Iterator[tuple[int, Mapping[str, int]]]:
-    """Of each rank, the files that DeepSpeed writes of a run at ZeRO 3 without other splits, and their bytes."""
-    shapes = parameter_shapes(config.model, layout.padded_vocab_size)
-    sizes = [_product(shape) for shape in shapes.values()]
-    share = sum(-(-size // world_size) for size in sizes)
+def checkpoint_files(config: Recipe, layout: TokenLayout, world_size: int) -> dict[str, int]:
+    """The files that DeepSpeed writes of a run with ZeRO and without other splits, and their bytes: a process's share of the
+    optimizer's numbers, and the weights once (ZeRO 1, 2) or their shapes for each process (ZeRO 3)."""
+    sizes = [math.prod(shape) for shape in parameter_shapes(config.model, layout.padded_vocab_size).values()]
+    prefix = "bf16_" if config.train.precision == "bf16" else ""
+    is_whole = zero_stage(config.deepspeed) < 3
+    files = (
+        {"mp_rank_00_model_states.pt": (bytes_per_parameter(config) - OPTIMIZER_BYTES) * sum(sizes)} if is_whole else {}
+    )
     for rank in range(world_size):
         start = f"zero_pp_rank_{rank}_mp_rank_00"
-        yield (
-            rank,
-            {
-                f"{start}_model_states.pt": 200 * len(sizes) + 10_000,
-                f"bf16_{start}_optim_states.pt": 12 * share + 10_000,
-            },
-        )
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    found = 1
-    for size in shape:
-        found *= size
-    return found
+        if not is_whole:
+            files[f"{start}_model_states.pt"] = 200 * len(sizes)
+        files[f"{prefix}{start}_optim_states.pt"] = OPTIMIZER_BYTES * sum(-(-size // world_size) for size in sizes)
+    return files
 
 
 def write_checkpoint(config: Recipe, layout: TokenLayout, world_size: int, step: int) -> dict[str, int]:
@@ -95,12 +89,10 @@ def write_checkpoint(config: Recipe, layout: TokenLayout, world_size: int, step:
     final = Path(config.run_dir) / "checkpoints" / f"step-{step:08d}"
     aside = final.with_name(f".{final.name}.tmp")
     aside.mkdir(parents=True)
-    files: dict[str, int] = {}
-    for _, of_rank in checkpoint_files(config, layout, world_size):
-        for name, size in of_rank.items():
-            with open(aside / name, "wb") as file:
-                file.truncate(size)
-        files.update(of_rank)
+    files = checkpoint_files(config, layout, world_size)
+    for name, size in files.items():
+        with open(aside / name, "wb") as file:
+            file.truncate(size)
     run = CheckpointMetadata.of_run(config, layout, world_size)
     about = {"step": step, "form": "native", "layout": layout.to_dict(), "config": run.config, "counters": {}}
     (aside / METADATA).write_text(

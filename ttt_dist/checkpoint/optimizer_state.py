@@ -5,7 +5,6 @@
 
 import deepspeed
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ttt_dist.checkpoint.saved_state import MOMENTS, WEIGHTS, SavedState
@@ -56,8 +55,7 @@ def _overlap(source: SavedState, name: str, kind: str, run: tuple[int, int, int]
     """Of rows [start, stop) of a slice those of one of its runs; zeros for rows that the weight has not."""
     of_whole, of_slice, count = run
     start, stop = max(start, of_slice), min(stop, of_slice + count)
-    num_rows, moved = source.shapes[name][0], of_whole - of_slice
-    first, last = min(start + moved, num_rows), min(stop + moved, num_rows)
-    rows = source.read_rows(name, kind, first, max(first, last))
-    missing = max(stop - start, 0) - len(rows)
-    return F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, missing)) if missing else rows
+    (num_rows, *width), moved = source.shapes[name], of_whole - of_slice
+    there = min(stop + moved, num_rows)
+    rows = [source.read_rows(name, kind, start + moved, there)] if start + moved < there else []
+    return torch.cat([*rows, torch.zeros(max(stop - start, 0) - sum(map(len, rows)), *width)])
