@@ -144,7 +144,7 @@ def finish(job: PackJob) -> None:
             )
             return
         with lease(job.out, wait=True):
-            remove_leftovers(with_suffix(job.out, ".json"))
+            remove_leftovers(with_suffix(job.out, ".json"), with_suffix(job.out, SUFFIX))
             _write_set(job, [prefix for prefix, _ in shards])
     for name in job.previous - _files_of(job.out):
         job.out.with_name(name).unlink(missing_ok=True)

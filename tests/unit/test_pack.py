@@ -16,6 +16,7 @@ from data_prep.packing.truncation import cut, pieces
 from tests.structures import tiny_layout
 from ttt_dist.data import metadata
 from ttt_dist.data.document import check_document
+from ttt_dist.data.set_index import load_index
 from ttt_dist.data.shards import ShardReader, to_document, to_samples
 from ttt_dist.data.verify import verify
 from ttt_dist.jobs.parts import part_prefix
@@ -276,6 +277,8 @@ def test_a_set_becomes_one_shard_and_leaves_nothing_behind(folder: Path) -> None
     shards = folder.parent / "shards"
     pack.run(arguments(folder, "--seq-len", "32", "--shard-samples", "4"))
     assert len(list(shards.glob("train-*-of-00003.bin"))) == 3
+    index = load_index(shards / "train")
+    assert index is not None and index.ends[-1] == metadata.read(shards / "train")["counts"]["packs"]
     before = contents(folder)
     pack.run(arguments(folder, "--seq-len", "32"))
     assert sorted(path.name for path in shards.iterdir()) == ["template.json", "train.bin", "train.idx", "train.json"]

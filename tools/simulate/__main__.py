@@ -68,10 +68,10 @@ def simulate(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     resume_stats = stats_of_resume(again, args.ranks)
     ordinary = [one for one in fresh if one["rank"] % LOCAL_SIZE] or fresh
     return {
-        "loader_cpu_s": round(max(one["loader"]["cpu_s"] for one in fresh), 3),
+        "loader_cpu_s": round(max(one["loader"]["cpu_s"] + one["check"]["cpu_s"] for one in fresh), 3),
         "loader_mb": round(max(one["mb"] for one in fresh), 1),
         "handles": max(max(one["handles"], one["open_handles"]) for one in fresh),
-        "opens": max(one["loader"]["calls"]["opens"] for one in fresh),
+        "opens": max(one["loader"]["calls"]["opens"] + one["check"]["calls"]["opens"] for one in fresh),
         "pack_read_ms": round(mean(one["pack_again_ms"] for one in fresh), 4),
         "resume_stats_per_rank": round(resume_stats / args.ranks, 2),
         "checkpoint_files": len(files),
@@ -162,7 +162,7 @@ def tell(told: Sequence[dict[str, Any]]) -> None:
 
 def _row(kind: str, ranks: Sequence[dict[str, Any]], total: bool = False) -> str:
     gather = sum if total else mean
-    phases = ("loader", "resume", "start")
+    phases = ("check", "resume", "start")  # of the start the loader is a part
 
     def both(take: Callable[[dict[str, Any]], float]) -> float:
         return gather([sum(take(one[phase]) for phase in phases) for one in ranks])
@@ -176,7 +176,8 @@ def _row(kind: str, ranks: Sequence[dict[str, Any]], total: bool = False) -> str
         return row
     figures = {name: mean(one[name] for one in ranks) for name in ("pack_first_ms", "pack_again_ms", "pack_open_ms")}
     largest = max(one["batch_mb"] for one in ranks), max(one["open_handles"] for one in ranks)
-    loader, batch = (mean(one[name]["seconds"] for one in ranks) for name in ("loader", "batch"))
+    loader = mean(one["loader"]["seconds"] + one["check"]["seconds"] for one in ranks)
+    batch = mean(one["batch"]["seconds"] for one in ranks)
     return (
         f"{row}{largest[0]:>7.1f}{largest[1]:>9}{loader:>10.3f}{1e3 * batch:>10.1f}{figures['pack_first_ms']:>16.3f}"
         f"{figures['pack_again_ms']:>8.3f}{figures['pack_open_ms']:>7.3f}"

@@ -72,8 +72,9 @@ def start_rank(config: Recipe, folder: Path, rank: int, world_size: int) -> dict
     before = resident_mb()
     meter = Meter()
     loader, _ = open_loaders(config, rank, world_size, "nothing")
+    opened = meter.phase()
     loader.sources.require_files(check_of(info))
-    opened, opened_mb = meter.phase(), resident_mb(peak=True) - before
+    checked, opened_mb = meter.phase(), resident_mb(peak=True) - before
     candidates = find_candidates(config, None, trusts_files=True)
     if info.is_first:
         candidates = find_candidates(config, None)  # what `agree` does for all
@@ -86,6 +87,7 @@ def start_rank(config: Recipe, folder: Path, rank: int, world_size: int) -> dict
     return {
         "rank": rank,
         "loader": asdict(opened),
+        "check": asdict(checked),
         "resume": asdict(resumed),
         "start": asdict(started),
         "batch": asdict(batch),

@@ -200,7 +200,6 @@ def without_lists(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_index(prefix: Path) -> SetIndex | None:
     """PREFIX.shards, mapped; None where there is none, or where it is broken or belongs to another PREFIX.json."""
-    checksum = metadata.read_checksum(prefix)
     try:
         with open(with_suffix(prefix, SUFFIX), "rb") as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -210,7 +209,7 @@ def load_index(prefix: Path) -> SetIndex | None:
     if len(body) < HEADER.size or content[:START] != MAGIC + sha256(body).digest():
         return None
     made_from, meta_bytes, count, width = HEADER.unpack_from(body)
-    if made_from != checksum:
+    if made_from != metadata.read_checksum(prefix):
         return None
     start = HEADER.size + meta_bytes
     meta = json.loads(bytes(body[HEADER.size : start]))
