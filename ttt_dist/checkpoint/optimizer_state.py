@@ -28,8 +28,10 @@ def load_optimizer_state(
     for name, part in fragments(engine, own_parameters(engine, mesh, config)):
         moments = adam.state[part.master]
         for kind, target in ((WEIGHTS, part.master), *((kind, moments[kind]) for kind in MOMENTS)):
-            own = read_run(source, name, kind, mesh, part.first, part.size)
-            target.view(-1).narrow(0, part.offset, part.size).copy_(own)
+            # Without a name for what is read: it would stay until the next has been read too.
+            target.view(-1).narrow(0, part.offset, part.size).copy_(
+                read_run(source, name, kind, mesh, part.first, part.size)
+            )
 
 
 def read_run(source: SavedState, name: str, kind: str, mesh: Mesh, first: int, size: int) -> Tensor:

@@ -106,11 +106,7 @@ class Indexed:
         self.sequence_lengths, self.sequence_pointers, self.document_indices, self.sequence_modes = arrays
         self._bin = os.open(f"{prefix}.bin", os.O_RDONLY | os.O_CLOEXEC)
         self._close = weakref.finalize(self, os.close, self._bin)
-
-    @property
-    def bin_bytes(self) -> int:
-        """Size of the .bin as it is now."""
-        return os.fstat(self._bin).st_size
+        self.bin_bytes = os.fstat(self._bin).st_size
 
     @property
     def idx_bytes(self) -> int:
@@ -130,12 +126,11 @@ class Indexed:
         if offset + 4 * count > self.bin_bytes:  # before as much memory is asked for
             raise ValueError(f"bytes {offset} to {offset + 4 * count} of {self.bin_bytes}")
         ids = np.empty(count, np.int32)
-        left = ids.data.cast("B")
-        while left:
-            got = os.preadv(self._bin, [left], offset)
+        left = ids.view(np.uint8).data
+        while len(left) != (got := os.preadv(self._bin, [left], offset)):
             if not got:
                 raise ValueError("the .bin has become shorter")
-            left, offset = left[got:], offset + got
+            left, offset = left[got:], offset + got  # a call gives 2 GiB at most, and some file systems less
         return ids
 
 

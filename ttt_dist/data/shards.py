@@ -273,7 +273,7 @@ class ShardReader:
         for number in np.unique(shard_of).tolist():
             chosen = np.flatnonzero(shard_of == number)
             shard, start = _open_shard(self, number), self._start(number)
-            found |= zip(chosen.tolist(), map(shard.document, (indices[chosen] - start).tolist()), strict=True)
+            found |= zip(chosen.tolist(), shard.documents(indices[chosen] - start), strict=True)
         return [found[i] for i in range(len(indices))]
 
     def lengths(self) -> np.ndarray:
@@ -334,8 +334,17 @@ class _Shard:
         return len(self._borders) - 1
 
     def document(self, number: int) -> Document:
+        """One document's arrays."""
+        return self._document(number, slice(*self._borders[number : number + 2].tolist()))
+
+    def documents(self, numbers: np.ndarray) -> list[Document]:
+        """Those of several."""
+        firsts, lasts = self._borders[numbers], self._borders[numbers + 1]
+        places = zip(numbers.tolist(), firsts.tolist(), lasts.tolist(), strict=True)
+        return [self._document(number, slice(first, last)) for number, first, last in places]
+
+    def _document(self, number: int, where: slice) -> Document:
         """Arrays of their own: the files may be closed meanwhile."""
-        where = slice(*self._borders[number : number + 2].tolist())
         lengths = self.data.sequence_lengths[where].copy()
         try:
             ids = self.data.read(int(self.data.sequence_pointers[where.start]), int(lengths.sum()))
