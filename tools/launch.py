@@ -149,7 +149,7 @@ def check_hosts(hosts: Hosts, arguments: argparse.Namespace, config_path: str, c
     """Ask every host at once over ssh what it lacks. Raises UserError that names all hosts in question."""
     ssh = ["ssh", *SSH_OPTIONS, *shlex.split(os.environ.get("PDSH_SSH_ARGS_APPEND", ""))]
     ssh += ["-p", str(arguments.ssh_port)] if arguments.ssh_port is not None else []
-    prefixes = [*config.data.prefixes().values(), *([config.data.valid] if config.data.valid else [])]
+    prefixes = [*config.data.prefixes().values(), *config.data.held_out.values()]
     files = [arguments.user_script, config_path, config.deepspeed, *(f"{prefix}.json" for prefix in prefixes)]
     if config.train.init_from is not None:
         files.append(f"{config.train.init_from}/config.json")

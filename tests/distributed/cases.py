@@ -15,7 +15,16 @@ import torch.distributed as dist
 from tests.distributed.random_packs import LAYOUT, SEQ_LEN, global_batches
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.objective import Normalisation, Objective, ObjectiveStage, Preset
-from ttt_dist.config.run import CheckpointConfig, Config, GuardConfig, ParallelConfig, TrainConfig
+from ttt_dist.config.run import (
+    BatchStage,
+    CheckpointConfig,
+    Config,
+    GuardConfig,
+    ParallelConfig,
+    ParamGroup,
+    TrainConfig,
+)
+from ttt_dist.data.loader import step_sizes
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.batch import Batch, collate
 
@@ -23,6 +32,14 @@ ROOT = Path(__file__).resolve().parents[2]
 GLOBAL_BATCH = 8
 BORDER = 3
 LR = 3e-3  # large: the losses of later steps tell whether the updates agree
+
+
+PARAM_GROUPS = [
+    ParamGroup(params="embed.weight", rows="new"),
+    ParamGroup(params="blocks.0.mlp.*", lr_scale=0.0),
+    ParamGroup(params="*norm.weight", lr_scale=0.5, weight_decay=0.1),
+    ParamGroup(params="blocks.1.attention.*", lr_scale=0.3),
+]
 
 
 @dataclass(frozen=True)
@@ -47,6 +64,8 @@ class Layout:
     z_loss: float = 0.0
     staged: bool = False
     """Learns autoregressively before step `BORDER`."""
+    tuned: bool = False
+    """Some weights stay as they are or have rates of their own, the losses have weights, batches are larger from `BORDER` on."""
     tied: bool = False
     kv_heads: int = 2
     qk_norm: bool = False
@@ -63,7 +82,7 @@ class Layout:
     @property
     def reference(self) -> "Layout":
         """The one-process fp32 run of the same model and objective."""
-        same = ("normalisation", "preset", "noise_schedule", "z_loss", "staged", "tied", "kv_heads", "qk_norm")
+        same = ("normalisation", "preset", "noise_schedule", "z_loss", "staged", "tuned", "tied", "kv_heads", "qk_norm")
         return Layout(**{name: getattr(self, name) for name in same})
 
     def config(self) -> Config:
@@ -71,6 +90,8 @@ class Layout:
         train = TrainConfig(
             global_batch=GLOBAL_BATCH, micro_batch=self.micro, lr=LR, clip=1.0, precision=self.precision,
             activation_checkpointing=self.checkpointing, compile=self.compile, fp8=self.fp8,
+            batch_stages=[BatchStage(from_step=BORDER, global_batch=2 * GLOBAL_BATCH)] if self.tuned else [],
+            param_groups=PARAM_GROUPS if self.tuned else [], ema=0.5 if self.tuned else 0.0,
         )  # fmt: skip
         stages = [ObjectiveStage(from_step=0, kind="ar"), ObjectiveStage(from_step=BORDER)] if self.staged else []
         return Config(
@@ -89,6 +110,8 @@ class Layout:
                 normalisation=self.normalisation,
                 noise_schedule=self.noise_schedule,
                 z_loss=self.z_loss,
+                ar_weight=0.5 if self.tuned else 1.0,
+                nar_weight=2.0 if self.tuned else 1.0,
                 stages=stages,
             ),
             train=train,
@@ -220,9 +243,10 @@ def run_step(engine: Any, layout: Layout, step: int) -> tuple[float, ...]:
     """One training step on this process's share of the step's packs."""
     from ttt_dist.training.step import train_step
 
-    packs, mesh = global_batches(step + 1, GLOBAL_BATCH)[step], layout.mesh()
+    mesh, size = layout.mesh(), step_sizes(layout.config()).global_batch(step)
+    packs = global_batches(step + 1, size)[step]
     share = layout.micro * layout.dp
-    firsts = range(mesh.data_rank * layout.micro, GLOBAL_BATCH, share)
+    firsts = range(mesh.data_rank * layout.micro, size, share)
     objective = layout.config().objective.at(step)
     batches = [
         collate(packs[first : first + layout.micro], LAYOUT, objective, 1, [step] * layout.micro, SEQ_LEN)

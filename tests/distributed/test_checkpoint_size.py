@@ -21,6 +21,7 @@ SPLITS = [
     *(Layout(zero, 2, pipeline=2, precision="bf16", tied=True) for zero in (0, 1)),
     Layout(1, 2, tensor=2, precision="bf16"),
     Layout(3, 2, tensor=2, precision="bf16"),
+    *(Layout(zero, 2, dp=2, precision="bf16", tuned=True) for zero in (1, 3)),  # with a moving average
 ]
 
 
@@ -42,7 +43,8 @@ def save(split: Layout, folder: Path) -> None:
     config = config_of(split)
     engine = parallelize(config, TOKENS, split.mesh(), RandomWeights())
     for master in masters(engine):
-        moments = {key: torch.rand_like(master) for key in ("exp_avg", "exp_avg_sq")}
+        kinds = ("exp_avg", "exp_avg_sq", "ema") if config.train.ema else ("exp_avg", "exp_avg_sq")
+        moments = {key: torch.rand_like(master) for key in kinds}
         inner_adam(engine).state[master] = {"step": torch.tensor(1.0), **moments}
     metadata = manager.CheckpointMetadata.of_run(config, TOKENS, dist.get_world_size())
     manager.save(engine, folder, 1, metadata, {}, CheckpointConfig())

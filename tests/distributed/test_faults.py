@@ -134,6 +134,24 @@ def test_too_many_skipped_steps_end_the_run_with_the_evidence(work: Path, undist
     assert_goes_on(work, run, undisturbed, from_step=SAVE_EVERY)
 
 
+def test_data_that_hurts_is_passed_over_where_asked(work: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = ("guard.max_skipped=1", "guard.max_data_skips=1")
+    ranks = start(work, run, *settings, program=FAULTY, FAULT="nan:1:6-7")
+    assert ranks.wait() == [75, 75], ranks.output()
+    assert f"goes on from step {SAVE_EVERY} and passes over the packs of steps {SAVE_EVERY} to 6" in ranks.output()
+    by_hand = copy_of(run, tmp_path / "by_hand")
+    (by_hand / "skipped_data.json").unlink()
+
+    ranks = start(work, run, *settings)
+    assert ranks.wait() == [0, 0], ranks.output()
+    other = start(work, by_hand, f"data.skip=[[{SAVE_EVERY}, 7]]")
+    assert other.wait() == [0, 0], other.output()
+    assert timeless(run) == timeless(by_hand) != timeless(undisturbed)
+    weights = "export/model.safetensors"
+    assert (run / weights).read_bytes() == (by_hand / weights).read_bytes()
+
+
 def test_a_disk_that_fills_up_while_saving_is_one_line(work: Path, undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     ranks = start(work, run, program="tests/distributed/small_disk_train.py", FULL_AFTER="1")

@@ -21,6 +21,7 @@ from tests.distributed.cases import (
     trained_weights,
 )
 from tests.distributed.launch import run_distributed
+from tests.distributed.random_packs import LAYOUT
 
 STEPS = 6
 FP32_TOLERANCE = 1e-5
@@ -71,6 +72,15 @@ FP32 = [
     *(replace(layout, preset="paper") for layout in (Layout(3, 2, 2), replace(SEQUENCE, zero=1), STAGES)),
     Layout(3, 2, 2, noise_schedule="cosine"),
     *(replace(layout, z_loss=0.1) for layout in (Layout(3, 2, 2), replace(SEQUENCE, zero=1), STAGES, TOKENS)),
+    *(
+        replace(layout, tuned=True)
+        for layout in (Layout(0, 2), Layout(2, 1, 2), Layout("2_offload", 4, 2), Layout(3, 2, 2))
+    ),
+    *(
+        replace(layout, tuned=True, tied=True)
+        for layout in (Layout(1, 4), replace(SEQUENCE, zero=3), replace(STAGES, zero=1))
+    ),
+    *(replace(layout, tuned=True) for layout in (SPLIT, STAGES, replace(TOKENS, zero=3))),
     *(replace(layout, staged=True) for layout in (Layout(2, 1, 2), SPLIT, replace(SEQUENCE, zero=3), STAGES, TOKENS)),
 ]
 # Neighbours of these rows, which the whole table has beside them: `python -m tests.distributed.test_one_loss`.
@@ -116,6 +126,7 @@ RESUMED = [
     *(replace(STAGES, zero=1, precision=precision, tied=True) for precision in ("fp32", "bf16")),
     replace(TOKENS, zero=3),
     *(replace(layout, zero=1, staged=True) for layout in (Layout(micro=1, dp=2), SPLIT, STAGES, TOKENS)),
+    *(replace(layout, tuned=True) for layout in (Layout(2, 1, 2), Layout(3, 2, 2), replace(STAGES, zero=1))),
 ]
 # One of each kind: its weights after training are put together and compared.
 GATHERED = [
@@ -123,6 +134,8 @@ GATHERED = [
     replace(STAGES, tensor=2, tied=True, kv_heads=1),
     Layout(1, 4, tensor=2, ulysses=2, sequence_parallel=True),
 ]
+# Some of their weights stay as they are: those are compared with the first ones.
+FROZEN = [Layout(3, 2, dp=2, tuned=True), Layout(1, tensor=2, tuned=True)]
 BF16_REFERENCE = Layout(1, precision="bf16")
 LOCAL_COUNTS = Layout(0, 1, 2)
 
@@ -143,7 +156,8 @@ def records() -> dict[Any, Any]:
     cases = loss_cases()
     cases["local counts", LOCAL_COUNTS] = (losses_of_local_counts, (LOCAL_COUNTS, STEPS))
     cases |= {("resume", layout): (resume, (layout, BORDER, 10)) for layout in RESUMED}
-    gathered = {layout for row in GATHERED for layout in (row, row.reference)}
+    gathered = {layout for row in (*GATHERED, *FROZEN) for layout in (row, row.reference)}
+    cases |= {("first weights", layout): (trained_weights, (layout, 0)) for layout in FROZEN}
     cases |= {("weights", layout): (trained_weights, (layout, 2)) for layout in gathered}
     return run_all(cases)
 
@@ -193,6 +207,16 @@ def test_weights_are_put_together(layout: Layout, records: dict[Any, Any]) -> No
     assert list(found) == list(expected)
     for name, weight in expected.items():
         np.testing.assert_allclose(found[name], weight, rtol=0, atol=LR / 10, err_msg=name)
+
+
+def test_what_is_to_stay_as_it_is_stays(records: dict[Any, Any]) -> None:
+    for layout in FROZEN:
+        before, after = records["first weights", layout], records["weights", layout]
+        moved = {name: np.abs(after[name] - before[name]) for name in before}
+        num_text = LAYOUT.num_text_tokens
+        assert moved["embed.weight"][:num_text].max() == 0 < moved["embed.weight"][num_text:].max(), str(layout)
+        still = {name for name, by in moved.items() if by.max() == 0}
+        assert still == {"blocks.0.mlp.gate_up.weight", "blocks.0.mlp.down.weight"}, str(layout)
 
 
 def test_the_table_sees_a_local_count(records: dict[Any, Any]) -> None:

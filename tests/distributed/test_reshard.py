@@ -14,7 +14,7 @@ from tests.distributed.launch import run_distributed
 from tests.distributed.reshard_cases import failure_on_one_rank, go_on, own_state, rounding, train_and_save
 from tests.distributed.test_one_loss import BF16_FROM_FP32, BF16_TOLERANCE, FP32_TOLERANCE
 from ttt_dist.checkpoint.deepspeed_reader import DeepSpeedCheckpoint
-from ttt_dist.checkpoint.saved_state import KINDS, MOMENTS, WEIGHTS
+from ttt_dist.checkpoint.saved_state import EMA, KINDS, MOMENTS, WEIGHTS
 from ttt_dist.checkpoint.universal import UniversalCheckpoint, write_universal
 
 SAVED, AFTER = 3, 6
@@ -42,6 +42,7 @@ PAIRS = [
     (TOKENS, Layout(1, 4, tensor=2, ulysses=2)),
     (Layout(1, 2, tensor=4, qk_norm=True, kv_heads=1), Layout(1, 2, dp=4, qk_norm=True, kv_heads=1)),
     (Layout("2_offload", 2, dp=2), Layout("3_offload", 2, tensor=2)),
+    *((replace(a, tuned=True), replace(b, tuned=True)) for a, b in ((SHARDED, STAGES), (PLAIN, SPLIT))),
     (BF16, Layout(1, 2, tensor=2, precision="bf16")),
     (Layout(0, 2, dp=2, precision="bf16"), replace(STAGES, precision="bf16")),
     (Layout(2, 2, dp=2, precision="bf16", tied=True), replace(STAGES, zero=0, precision="bf16", tied=True)),
@@ -166,8 +167,12 @@ def test_weights_and_moments_are_those_of_one_process(source: Layout, saved: Sav
             assert difference < LR / 10, name
         for kind in MOMENTS:
             one, other = found.read(name, kind), expected.read(name, kind)
-            error = torch.linalg.vector_norm(one - other) / torch.linalg.vector_norm(other)
-            assert error < MOMENT_TOLERANCE[source.precision], f"{kind} of {name}: {error:.1e}"
+            error, size = (float(torch.linalg.vector_norm(value)) for value in (one - other, other))
+            assert error <= MOMENT_TOLERANCE[source.precision] * size, f"{kind} of {name}: {error:.1e} of {size:.1e}"
+        if source.tuned:  # a decay of 0.5: half of the last weights, and of those before
+            weights, average = found.read(name, WEIGHTS), found.read(name, EMA)
+            torch.testing.assert_close(average, expected.read(name, EMA), rtol=0, atol=LR / 10)
+            assert (name.startswith("blocks.0.mlp.")) == torch.equal(average, weights), name
 
 
 @pytest.mark.parametrize("layout", [BF16, Layout(2, 2, dp=2, precision="bf16"), Layout(1, 2, dp=2, precision="bf16")])

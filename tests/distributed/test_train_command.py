@@ -69,6 +69,42 @@ def test_a_run_that_compiles_nothing_says_so(work: Path, tmp_path: Path, monkeyp
     assert event["graphs"] == 0
 
 
+def test_a_decay_branches_off_a_trunk_under_growing_batches_and_a_budget_of_tokens(work: Path, tmp_path: Path) -> None:
+    valid = work / "shards" / "valid"
+    growing = [
+        *("train.schedule=wsd", "train.warmup=1", "train.min_lr_ratio=0", "train.lr=1e-3", "telemetry.wandb=off"),
+        *("train.batch_stages=[{from_step: 2, global_batch: 8}]", "train.eval_every=2", "checkpoint.save_every=2"),
+        f"data.valid={{near: {valid}, far: {valid}}}",
+    ]
+    seq_len = ShardReader(work / "shards" / "train").seq_len
+    assert seq_len is not None
+    trunk, branch = tmp_path / "trunk", tmp_path / "branch"
+    budget = 2 * 4 + 3 * 8  # packs of the first two steps, and of three more
+    done = alone(work, *growing, "train.global_batch=4", f"train.tokens={budget * seq_len - 1}", f"run_dir={trunk}")
+    assert done.returncode == 0, done.stderr
+    by_step = {r["step"]: r for r in records(trunk) if "lr" in r}
+    assert list(by_step) == [1, 2, 3, 4, 5]
+    assert [by_step[step]["lr"] for step in by_step] == [1e-3] * 5
+    assert all(
+        {"eval_near_loss", "eval_near_ar_loss"} <= set(r) for r in records(trunk) if any("near" in key for key in r)
+    )
+    near, far = (
+        [r[f"eval_{name}_loss"] for r in records(trunk) if f"eval_{name}_loss" in r] for name in ("near", "far")
+    )
+    assert near == far
+    assert len(near) == 3  # at steps 2, 4, 5
+
+    resume = ["--resume", str(trunk / "checkpoints" / "step-00000004")]
+    done = alone(
+        work, *growing, *resume, "train.global_batch=4", "train.steps=7", "train.decay_steps=3", f"run_dir={branch}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the learning rate goes on at" not in done.stderr
+    found = [r["lr"] for r in records(branch) if "lr" in r]
+    assert found == pytest.approx([1e-3, 1e-3 * (1 - 0.5**0.5), 0])
+    assert next(r["loss"] for r in records(branch) if "lr" in r) == by_step[5]["loss"]
+
+
 def test_a_run_folder_holds_all_of_the_run(run: Path) -> None:
     assert load_config(run / "config.yaml").train.steps == STEPS
     assert json.loads((run / "environment.json").read_text())["world_size"] == 2

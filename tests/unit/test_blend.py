@@ -26,6 +26,7 @@ from ttt_dist.data.loader import PackLoader
 from ttt_dist.data.sampler import PackOrder
 from ttt_dist.data.shards import ShardReader, ShardWriter
 from ttt_dist.data.sources import Sources
+from ttt_dist.data.step_sizes import StepSizes
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.training.dry_run import describe_data
@@ -44,11 +45,11 @@ def blends(draw: st.DrawFn) -> BlendOrder:
     for weights in draw(st.lists(weightings, min_size=1, max_size=4)):
         stages.append(Stage.of(from_step, weights))
         from_step += draw(st.integers(1, 12))
-    return BlendOrder(sizes, stages, draw(st.integers(0, 2**40)), draw(st.integers(1, 12)))
+    return BlendOrder(sizes, stages, draw(st.integers(0, 2**40)), StepSizes.of(draw(st.integers(1, 12))))
 
 
 def read(order: Order, step: int) -> list[SampleIndex]:
-    return [order.sample_at(step, slot) for slot in range(order.global_batch)]
+    return [order.sample_at(step, slot) for slot in range(order.sizes.global_batch(step))]
 
 
 @given(order=blends())
@@ -93,17 +94,17 @@ def test_the_readings_of_a_source_are_numbered_in_turn(weights: dict[str, Fracti
 @given(order=blends(), step=st.integers(0, 10**9), data=st.data())
 def test_a_step_does_not_depend_on_the_steps_before_it(order: BlendOrder, step: int, data: st.DataObject) -> None:
     sizes = {name: packs.num_packs for name, packs in order.packs.items()}
-    fresh = BlendOrder(sizes, order.stages, order.seed, order.global_batch)
-    slots = data.draw(st.permutations(range(order.global_batch)))
+    fresh = BlendOrder(sizes, order.stages, order.seed, order.sizes)
+    slots = data.draw(st.permutations(range(order.sizes.global_batch(step))))
     late = {slot: fresh.sample_at(step, slot) for slot in slots}
-    assert [late[slot] for slot in range(order.global_batch)] == read(order, step)
+    assert [late[slot] for slot in range(order.sizes.global_batch(step))] == read(order, step)
 
 
 @given(order=blends(), weights=weightings, later=st.integers(1, 20))
 def test_a_stage_changes_nothing_before_it(order: BlendOrder, weights: dict[str, Fraction], later: int) -> None:
     sizes = {name: packs.num_packs for name, packs in order.packs.items()}
     from_step = order.stages[-1].from_step + later
-    longer = BlendOrder(sizes, [*order.stages, Stage.of(from_step, weights)], order.seed, order.global_batch)
+    longer = BlendOrder(sizes, [*order.stages, Stage.of(from_step, weights)], order.seed, order.sizes)
     assert [read(longer, step) for step in range(from_step)] == [read(order, step) for step in range(from_step)]
     # What follows goes on counting: no pack is read twice before all were.
     assert all(longer.counts(from_step + 9)[name] >= count for name, count in order.counts(from_step).items())
@@ -116,7 +117,7 @@ def test_the_scale_of_weights_and_the_order_of_names_change_nothing(
     names = data.draw(st.permutations(sorted(weights)))
     scaled = {name: weights[name] * Fraction(factor, 7) for name in names}
     orders = [
-        BlendOrder({name: 7 + len(name) for name in found}, [Stage.of(0, found)], seed, 8)
+        BlendOrder({name: 7 + len(name) for name in found}, [Stage.of(0, found)], seed, StepSizes.of(8))
         for found in (weights, scaled)
     ]
     assert [read(orders[0], step) for step in range(9)] == [read(orders[1], step) for step in range(9)]
@@ -127,16 +128,16 @@ def test_an_added_source_leaves_the_order_within_the_others() -> None:
         places = [place for step in range(60) for place in read(order, step) if place.source == "asr"]
         return [(place.pack, place.epoch) for place in places]
 
-    two = BlendOrder({"asr": 20, "tts": 9}, [Stage.of(0, {"asr": Fraction(1), "tts": Fraction(1)})], 3, 1)
+    two = BlendOrder({"asr": 20, "tts": 9}, [Stage.of(0, {"asr": Fraction(1), "tts": Fraction(1)})], 3, StepSizes.of(1))
     weights = {name: Fraction(1) for name in ("aaa", "asr", "tts")}
-    three = BlendOrder({"aaa": 5, "asr": 20, "tts": 9}, [Stage.of(0, weights)], 3, 1)
+    three = BlendOrder({"aaa": 5, "asr": 20, "tts": 9}, [Stage.of(0, weights)], 3, StepSizes.of(1))
     assert packs(three) == packs(two)[: len(packs(three))]
     assert len(packs(three)) == 20
 
 
 def test_sources_seeds_and_steps_have_orders_of_their_own() -> None:
     equal = {"asr": Fraction(1), "tts": Fraction(1)}
-    order = BlendOrder({"asr": 64, "tts": 64}, [Stage.of(0, equal)], 3, 8)
+    order = BlendOrder({"asr": 64, "tts": 64}, [Stage.of(0, equal)], 3, StepSizes.of(8))
     first = {name: [order.packs[name].nth(number)[0] for number in range(64)] for name in equal}
     assert first["asr"] != first["tts"] != [PackOrder(64, 3).nth(number)[0] for number in range(64)]
     assert first["asr"] != [PackOrder(64, 4, "asr").nth(number)[0] for number in range(64)]
@@ -146,8 +147,8 @@ def test_sources_seeds_and_steps_have_orders_of_their_own() -> None:
 
 @given(num_packs=st.integers(1, 60), seed=st.integers(0, 99), global_batch=st.integers(1, 9), step=st.integers(0, 99))
 def test_a_single_shard_keeps_its_order(num_packs: int, seed: int, global_batch: int, step: int) -> None:
-    order, packs = SingleSource("train", num_packs, seed, global_batch), PackOrder(num_packs, seed)
-    expected = [("train", *packs.pack_at(step, slot, global_batch)) for slot in range(global_batch)]
+    order, packs = SingleSource("train", num_packs, seed, StepSizes.of(global_batch)), PackOrder(num_packs, seed)
+    expected = [("train", *packs.nth(step * global_batch + slot)) for slot in range(global_batch)]
     assert read(order, step) == expected
     assert order.counts(step) == {"train": step * global_batch}
 
@@ -158,7 +159,7 @@ GOLDEN = ["tts 4 0", "asr 76 0", "tts 23 1", "text 5 3", "text 4 4", "text 1 20"
 def golden_places() -> list[str]:
     first = {"asr": exact(0.3), "tts": exact(0.6), "text": exact(0.1)}
     stages = [Stage.of(0, first), Stage.of(40, {"tts": exact(1e-1), "text": exact(2.0)})]
-    order = BlendOrder({"asr": 100, "tts": 30, "text": 9}, stages, 1234, 8)
+    order = BlendOrder({"asr": 100, "tts": 30, "text": 9}, stages, 1234, StepSizes.of(8))
     where = ((0, 0), (0, 1), (7, 3), (39, 7), (40, 0), (60, 2), (500, 5))
     return [" ".join(map(str, order.sample_at(step, slot))) for step, slot in where]
 
@@ -214,7 +215,7 @@ def blend_of(shards: Path, unit: str = "weight", **amounts: float) -> dict[str, 
 
 
 def loader(sources: Sources, micro: int = 8, rank: int = 0, size: int = 1) -> PackLoader:
-    return PackLoader(sources, tiny_layout(), Objective(), 5, SEQ_LEN, 8, micro, rank, size, prefetch=0)
+    return PackLoader(sources, tiny_layout(), Objective(), 5, SEQ_LEN, StepSizes.of(8), micro, rank, size, prefetch=0)
 
 
 def rows(loaders: list[PackLoader], step: int) -> list[bytes]:
@@ -272,16 +273,16 @@ def test_epochs_are_used_up_together(shards: Path, epochs: dict[str, int]) -> No
     sources = Sources.open(DataConfig(blend=blend_of(shards, "epochs", **epochs)))
     wanted = {name: number * SIZES[name] for name, number in epochs.items()}
     assert sources.epoch_packs == sum(wanted.values())
-    assert sources.order(0, 1).counts(sum(wanted.values())) == wanted
-    steps = sources.epoch_steps(8)
+    assert sources.order(0, StepSizes.of(1)).counts(sum(wanted.values())) == wanted
+    steps = sources.epoch_steps(StepSizes.of(8))
     assert steps is not None
-    for name, count in sources.order(0, 8).counts(steps).items():
+    for name, count in sources.order(0, StepSizes.of(8)).counts(steps).items():
         assert wanted[name] - len(epochs) <= count <= wanted[name] + 8
-    sources.order(0, 8).sample_at(steps + 1000, 0)  # the shares go on
+    sources.order(0, StepSizes.of(8)).sample_at(steps + 1000, 0)  # the shares go on
 
 
 def test_weights_do_not_count_epochs(shards: Path) -> None:
-    assert Sources.open(DataConfig(blend=blend_of(shards, asr=2, tts=1))).epoch_steps(8) is None
+    assert Sources.open(DataConfig(blend=blend_of(shards, asr=2, tts=1))).epoch_steps(StepSizes.of(8)) is None
 
 
 def test_sources_that_do_not_fit_are_refused_by_both_names(shards: Path, tmp_path: Path) -> None:

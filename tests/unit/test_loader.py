@@ -11,6 +11,7 @@ from ttt_dist.config.objective import Objective, ObjectiveStage
 from ttt_dist.data.loader import PackLoader, ValidationLoader
 from ttt_dist.data.shards import ShardReader, ShardWriter
 from ttt_dist.data.sources import Sources
+from ttt_dist.data.step_sizes import StepSizes
 from ttt_dist.sequence.batch import Batch
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.util.errors import UserError
@@ -47,7 +48,7 @@ def loader(
     **more: int,
 ) -> PackLoader:
     sources, objective = Sources({"train": reader}), objective or Objective()
-    return PackLoader(sources, LAYOUT, objective, 5, SEQ_LEN, global_batch, micro, rank, size, **more)
+    return PackLoader(sources, LAYOUT, objective, 5, SEQ_LEN, StepSizes.of(global_batch), micro, rank, size, **more)
 
 
 def rows(batches: list[Batch]) -> list[tuple]:
@@ -123,10 +124,10 @@ def test_what_does_not_divide_or_fit_is_refused(reader: ShardReader) -> None:
     with pytest.raises(UserError, match=r"global_batch=4 .*micro_batch=4 x 2"):
         loader(reader, 4, 4, size=2)
     with pytest.raises(UserError, match=r"packed at seq_len 48.*seq_len=32"):
-        PackLoader(Sources({"train": reader}), LAYOUT, Objective(), 5, 32, 8, 2, 0, 1)
+        PackLoader(Sources({"train": reader}), LAYOUT, Objective(), 5, 32, StepSizes.of(8), 2, 0, 1)
     other = tiny_layout(shuffle_seed=1)
     with pytest.raises(UserError, match=r"train\.json: token layout differs in special_ids"):
-        PackLoader(Sources({"train": reader}), other, Objective(), 5, SEQ_LEN, 8, 2, 0, 1)
+        PackLoader(Sources({"train": reader}), other, Objective(), 5, SEQ_LEN, StepSizes.of(8), 2, 0, 1)
 
 
 @pytest.mark.parametrize(("micro", "size"), [(1, 1), (4, 1), (4, 2), (16, 1), (8, 4)])

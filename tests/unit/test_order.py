@@ -28,7 +28,7 @@ def test_permute_stays_in_range_of_large_sizes(size: int, index: int) -> None:
 def test_every_epoch_reads_every_pack_once(num_packs: int, seed: int, global_batch: int) -> None:
     order = PackOrder(num_packs, seed)
     num_steps = -(-3 * num_packs // global_batch)
-    read = [order.pack_at(step, slot, global_batch) for step in range(num_steps) for slot in range(global_batch)]
+    read = [order.nth((step) * global_batch + slot) for step in range(num_steps) for slot in range(global_batch)]
     for epoch in range(3):
         mine = read[epoch * num_packs : (epoch + 1) * num_packs]
         assert {number for _, number in mine} == {epoch}
@@ -38,7 +38,7 @@ def test_every_epoch_reads_every_pack_once(num_packs: int, seed: int, global_bat
 @given(seed=st.integers(0, 2**40))
 def test_epochs_and_seeds_differ(seed: int) -> None:
     def epoch(seed: int, number: int) -> list[int]:
-        return [PackOrder(64, seed).pack_at(number * 8 + step, slot, 8)[0] for step in range(8) for slot in range(8)]
+        return [PackOrder(64, seed).nth((number * 8 + step) * 8 + slot)[0] for step in range(8) for slot in range(8)]
 
     orders = [epoch(seed, 0), epoch(seed, 1), epoch(seed + 1, 0), list(range(64))]
     assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
@@ -48,8 +48,8 @@ def test_epochs_and_seeds_differ(seed: int) -> None:
 def test_a_step_does_not_depend_on_the_steps_before_it(seed: int, step: int, slot: int) -> None:
     long_run = PackOrder(37, seed)
     for earlier in range(min(step, 5)):
-        long_run.pack_at(earlier, 0, 8)
-    assert long_run.pack_at(step, slot, 8) == PackOrder(37, seed).pack_at(step, slot, 8)
+        long_run.nth((earlier) * 8 + 0)
+    assert long_run.nth((step) * 8 + slot) == PackOrder(37, seed).nth((step) * 8 + slot)
 
 
 def test_neighbours_are_spread() -> None:
@@ -64,9 +64,9 @@ GOLDEN = [(991, 0), (501, 0), (597, 0), (972, 1), (197, 7)]
 
 def test_the_order_is_the_same_in_every_process() -> None:
     """Golden figures: a change of the order would make resumed runs read other data."""
-    assert [PackOrder(1000, 1234).pack_at(step, 3, 8) for step in (0, 1, 124, 125, 999)] == GOLDEN
+    assert [PackOrder(1000, 1234).nth((step) * 8 + 3) for step in (0, 1, 124, 125, 999)] == GOLDEN
     root = Path(__file__).resolve().parents[2]
-    code = "from ttt_dist.data.sampler import PackOrder; print(PackOrder(1000, 1234).pack_at(124, 3, 8))"
+    code = "from ttt_dist.data.sampler import PackOrder; print(PackOrder(1000, 1234).nth((124) * 8 + 3))"
     for hash_seed in ("1", "2"):
         environment = {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(root)}
         told = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)

@@ -22,8 +22,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ttt_dist.checkpoint.saved_state import WEIGHTS, SavedState
+from ttt_dist.checkpoint.saved_state import EMA, WEIGHTS, SavedState
 from ttt_dist.checkpoint.torch_io import read_state
+from ttt_dist.model.optimizer_groups import optimizer_groups
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.parallel.partition import partition_of, rows_of_rank, shard_shape
 from ttt_dist.parallel.stages import layer_and_key, layer_sizes, pipeline_name, stage_bounds
@@ -70,8 +71,12 @@ class DeepSpeedCheckpoint(SavedState):
         shape = torch.Size(shard_shape(name, self.shapes[name], self.mesh.tensor))
         wanted, width = (stop - start, *shape[1:]), shape[1:].numel()
         part = self._part(self.stage_of(name), tensor_rank)
-        if start == stop or (kind != WEIGHTS and part.adam_step == 0):
+        if start == stop:
             return torch.zeros(wanted)
+        if part.adam_step == 0:  # nothing has been averaged, and moments are zero
+            if kind not in (WEIGHTS, EMA):
+                return torch.zeros(wanted)
+            kind = WEIGHTS
         with self._as_deepspeed_writes():
             pieces = part.pieces(name, kind, shape.numel(), start * width, stop * width)
             flat = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
@@ -146,18 +151,19 @@ def _cut(pieces: Iterable[Tensor], total: int, first: int, stop: int) -> list[Te
 
 
 class Unsharded:
-    """Without ZeRO: tensors by name, and by index into the optimizer's groups, which are matrices and vectors."""
+    """Without ZeRO: tensors by name, and by index into the optimizer's groups."""
 
     def __init__(self, checkpoint: DeepSpeedCheckpoint, stage: int, tensor_rank: int) -> None:
         self.checkpoint, self.tensor_rank = checkpoint, tensor_rank
         # torch's state of an optimizer knows parameters by number: first those of group 0, then of group 1, each in the order
-        # of the model's parameters. Which numbers are whose follows from our own rule: matrices are group 0, vectors group 1.
+        # of the model's parameters. Which numbers are whose follows from the rule of the groups.
         state = read_state(_model_file(checkpoint, stage, tensor_rank), mmap=True)
         optimizer = state["optimizer"]
         adam = optimizer.get("optimizer_state_dict", optimizer)
         names = checkpoint.names_of(stage)
-        groups = [[name for name in names if (len(checkpoint.shapes[name]) > 1) == wide] for wide in (True, False)]
-        # A stage that lacks matrices or vectors has one to spare, whose group is otherwise empty.
+        of_run = optimizer_groups(checkpoint.shapes, checkpoint.config.train)
+        groups = [[name for name in names if name in group.names] for group in of_run]
+        # A stage that lacks all weights of a group has one number to spare, which is that group.
         self.index = {
             name: index
             for own, group in zip(groups, adam["param_groups"], strict=True)

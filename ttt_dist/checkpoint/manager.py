@@ -136,11 +136,12 @@ def bytes_per_parameter(config: Config) -> int:
     made from them (ZeRO 3). A pipeline in bf16 without ZeRO has the optimizer's numbers twice.
     """
     stage, is_bf16 = zero_stage(config.deepspeed), config.train.precision == "bf16"
+    of_optimizer = OPTIMIZER_BYTES + (4 if config.train.ema else 0)
     if stage == 0 and not is_bf16:
-        return OPTIMIZER_BYTES
+        return of_optimizer
     if stage == 0 and config.parallel.pipeline > 1:
-        return 2 * OPTIMIZER_BYTES + 2
-    return OPTIMIZER_BYTES + (0 if stage == 3 else 2 if is_bf16 else 4)
+        return 2 * of_optimizer + 2
+    return of_optimizer + (0 if stage == 3 else 2 if is_bf16 else 4)
 
 
 def require_space(run_dir: Path, needed: int) -> None:
@@ -206,10 +207,15 @@ def has_layout_of(checkpoint: Path, run: CheckpointMetadata) -> bool:
     """
     metadata = read_metadata(checkpoint)
     saved = metadata["config"]
-    mine = (run.config["parallel"], run.config["train"]["precision"], run.world_size, run.zero_stage)
-    theirs = (saved.get("parallel"), saved["train"]["precision"], metadata["world_size"], metadata["zero_stage"])
+    mine = (run.config["parallel"], *_grouped(run.config["train"]), run.world_size, run.zero_stage)
+    theirs = (saved.get("parallel"), *_grouped(saved["train"]), metadata["world_size"], metadata["zero_stage"])
     is_unreadable = run.config["parallel"]["pipeline"] > 1 and run.zero_stage == 0 and mine[1] == "bf16"
     return metadata.get("form") != UNIVERSAL and mine == theirs and not is_unreadable
+
+
+def _grouped(train: dict[str, Any]) -> tuple[Any, ...]:
+    """What the optimizer's tensors are cut by: the precision, and which weights are groups of their own."""
+    return train["precision"], [group["params"] for group in train.get("param_groups", [])]
 
 
 def _warn_of_another_order(saved: dict[str, Any], here: dict[str, Any], step: int, where: str) -> None:
@@ -217,6 +223,9 @@ def _warn_of_another_order(saved: dict[str, Any], here: dict[str, Any], step: in
     before, now = (
         {
             **{key: _pick(config, key) for key in ORDER_SETTINGS},
+            "train.batch_stages": [
+                stage for stage in config["train"].get("batch_stages", []) if stage["from_step"] < step
+            ],
             **build(Objective, config["objective"], where, "objective").past(step),
             **past(config["data"], step),
         }

@@ -7,7 +7,7 @@ import deepspeed
 import torch
 from torch import Tensor
 
-from ttt_dist.checkpoint.saved_state import MOMENTS, WEIGHTS, SavedState
+from ttt_dist.checkpoint.saved_state import WEIGHTS, SavedState
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.parallel.deepspeed_adapter import fragments, inner_adam, masters
 from ttt_dist.parallel.gather import own_parameters
@@ -20,14 +20,14 @@ def load_optimizer_state(
     source: SavedState, engine: deepspeed.DeepSpeedEngine, mesh: Mesh, config: ModelConfig
 ) -> None:
     """Set masters and moments of a fresh engine, this process's share of `source`. Raises UserError."""
-    adam = inner_adam(engine)
+    adam, kinds = inner_adam(engine), [kind for kind in source.kinds if kind != WEIGHTS]
     for master in masters(engine):
         assert master.dtype == torch.float32
         step = torch.tensor(float(source.adam_step), device=master.device)
-        adam.state[master] = {"step": step, **{kind: torch.zeros_like(master) for kind in MOMENTS}}
-    for name, part in fragments(engine, own_parameters(engine, mesh, config)):
+        adam.state[master] = {"step": step, **{kind: torch.zeros_like(master) for kind in kinds}}
+    for name, part in fragments(engine, own_parameters(engine.module, mesh, config)):
         moments = adam.state[part.master]
-        for kind, target in ((WEIGHTS, part.master), *((kind, moments[kind]) for kind in MOMENTS)):
+        for kind, target in ((WEIGHTS, part.master), *((kind, moments[kind]) for kind in kinds)):
             # Without a name for what is read: it would stay until the next has been read too.
             target.view(-1).narrow(0, part.offset, part.size).copy_(
                 read_run(source, name, kind, mesh, part.first, part.size)

@@ -131,8 +131,11 @@ def restore(
     """Load weights and optimizer where there is a checkpoint; updates done and the run's counters then; collective."""
     if checkpoint is None:
         return 0, {}
+    from ttt_dist.parallel.zero import apply_settings
+
     if manager.has_layout_of(checkpoint, metadata):
         manager.load(engine, checkpoint)
+        apply_settings(engine, config, metadata.layout)
     else:
         from ttt_dist.checkpoint.universal import load_universal
 

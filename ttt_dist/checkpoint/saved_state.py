@@ -12,6 +12,7 @@ from ttt_dist.sequence.tokens import TokenLayout
 
 WEIGHTS = "weights"
 MOMENTS = ("exp_avg", "exp_avg_sq")
+EMA = "ema"
 KINDS = (WEIGHTS, *MOMENTS)
 """What is saved of each weight, all of it fp32: the weight that the optimizer updates, and Adam's moments by their names."""
 
@@ -27,6 +28,8 @@ class SavedState:
         self.layout = TokenLayout.from_dict(self.metadata["layout"], where)
         self.shapes = parameter_shapes(self.config.model, self.layout.padded_vocab_size)
         """Whole shapes by our names, see `Transformer`; a tied head is the embedding."""
+        self.kinds = (*KINDS, EMA) if self.config.train.ema else KINDS
+        """What is saved of each weight: a moving average too where the run keeps one."""
 
     @property
     def adam_step(self) -> int:
@@ -34,7 +37,7 @@ class SavedState:
         raise NotImplementedError
 
     def read(self, name: str, kind: str) -> Tensor:
-        """The whole fp32 tensor of one of KINDS that belongs to weight `name`; mapped where nothing had to be put together."""
+        """The whole fp32 tensor of one of `kinds` that belongs to weight `name`; mapped where nothing had to be put together."""
         return self.read_rows(name, kind, 0, self.shapes[name][0])
 
     def read_rows(self, name: str, kind: str, start: int, stop: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ttt_dist.checkpoint.deepspeed_reader import DeepSpeedCheckpoint
 from ttt_dist.checkpoint.manager import METADATA, UNIVERSAL, gather, read_metadata
 from ttt_dist.checkpoint.manifest import write_manifest_of_folder
-from ttt_dist.checkpoint.saved_state import KINDS, SavedState
+from ttt_dist.checkpoint.saved_state import SavedState
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.model.hf.folder import MAX_SHARD_BYTES, FolderWeights, new_folder, write_json, write_weights
 from ttt_dist.parallel.mesh import Mesh
@@ -34,7 +34,7 @@ class UniversalCheckpoint(SavedState):
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder)
-        self._tensors = {kind: FolderWeights(self.folder / kind, self.config.model) for kind in KINDS}
+        self._tensors = {kind: FolderWeights(self.folder / kind, self.config.model) for kind in self.kinds}
 
     @property
     def adam_step(self) -> int:
@@ -56,8 +56,11 @@ def write_universal(source: SavedState, out: str | Path, max_shard_bytes: int = 
     Raises UserError where the source is broken or the disk is full.
     """
     num_numbers = sum(torch.Size(shape).numel() for shape in source.shapes.values())
-    with new_folder(out) as place, Progress(len(KINDS) * 4 * num_numbers / 1e6, f"writing {out}", "MB") as progress:
-        for kind in KINDS:
+    with (
+        new_folder(out) as place,
+        Progress(len(source.kinds) * 4 * num_numbers / 1e6, f"writing {out}", "MB") as progress,
+    ):
+        for kind in source.kinds:
             (place / kind).mkdir()
             write_weights(place / kind, _each(source, kind, progress), source.config.model, max_shard_bytes)
         write_json(place / METADATA, {**source.metadata, "form": UNIVERSAL, ADAM_STEP: source.adam_step})

@@ -21,14 +21,11 @@ def check_run(config: Recipe, world_size: int) -> None:
     The shards have their own checks, made when they are opened.
     """
     _check_run_dir(Path(config.run_dir))
-    _check_steps(config)
     one, blend = bool(config.data.train), bool(config.data.blend)
     require(one or blend, "neither data.train nor data.blend names a shard; give one, e.g. data.train=shards/train")
     require(
         not (one and blend), "data.train and data.blend are both set; take one away: data.train= or data.blend=null"
     )
-    last = config.objective.at(config.train.steps - 1)  # which the export is a model of
-    config.evaluation.decode.require_mode(last.kind, last.learns_audio_ar)
     stage = zero_stage(config.deepspeed)
     _check_parallel(config, stage)
     train, parallel = config.train, config.parallel
@@ -39,11 +36,13 @@ def check_run(config: Recipe, world_size: int) -> None:
         f"parallel.pipeline={parallel.pipeline} x parallel.ulysses={parallel.ulysses}: start a multiple of {model_size}",
     )
     dp = world_size // model_size
-    require(
-        train.global_batch % (train.micro_batch * dp) == 0,
-        f"train.global_batch={train.global_batch} cannot be split over {dp} data-parallel process(es) in micro-batches of "
-        f"train.micro_batch={train.micro_batch}: it must be a multiple of {train.micro_batch * dp}",
-    )
+    for number, global_batch in enumerate(train.global_batches):
+        key = f"train.batch_stages.{number - 1}.global_batch" if number else "train.global_batch"
+        require(
+            global_batch % (train.micro_batch * dp) == 0,
+            f"{key}={global_batch} cannot be split over {dp} data-parallel process(es) in micro-batches of "
+            f"train.micro_batch={train.micro_batch}: it must be a multiple of {train.micro_batch * dp}",
+        )
 
 
 def _check_run_dir(run_dir: Path) -> None:
@@ -55,18 +54,26 @@ def _check_run_dir(run_dir: Path) -> None:
     )
 
 
-def _check_steps(config: Config) -> None:
-    """Warn of a warm-up without end, and of evaluations that say nothing."""
+def check_steps(config: Recipe) -> None:
+    """What hangs on the number of steps: warn of a warm-up without end, and of evaluations that say nothing.
+
+    Raises UserError where the model that comes of the last step could not be evaluated as asked.
+    """
     train, data = config.train, config.data
+    last = config.objective.at(train.steps - 1)  # which the export is a model of
+    config.evaluation.decode.require_mode(last.kind, last.learns_audio_ar)
     if train.warmup > train.steps:
         warn(
             f"train.warmup={train.warmup} is beyond train.steps={train.steps}, so train.lr={train.lr:g} is never reached; set "
             f"train.warmup={train.steps // 10} or so"
         )
-    if train.eval_every and not data.valid:
+    if train.eval_every and not data.held_out:
         warn(f"train.eval_every={train.eval_every}: data.valid names no shard, so there is nothing to evaluate on")
-    if data.valid and os.path.realpath(data.valid) in map(os.path.realpath, data.prefixes().values()):
-        warn(f"data.valid={data.valid} is trained on too: its loss tells what is learnt by heart; hold some data out")
+    trained_on = {os.path.realpath(prefix) for prefix in data.prefixes().values()}
+    for name, prefix in data.held_out.items():
+        if os.path.realpath(prefix) in trained_on:
+            key = f"data.valid.{name}" if name else "data.valid"
+            warn(f"{key}={prefix} is trained on too: its loss tells what is learnt by heart; hold some data out")
 
 
 def _check_parallel(config: Config, stage: int) -> None:

@@ -55,8 +55,10 @@ class DataConfig(Section):
     """Sources by name, each with a shard and a weight (or epochs)."""
     stages: list[StageConfig] = field(default_factory=list)
     """Changes of the blend's weights, in order of their steps."""
-    valid: str | None = None
-    """Prefix of the held-out shard; null: no evaluation loss."""
+    valid: str | dict[str, str] | None = None
+    """Prefix of the held-out shard, or several by name, each evaluated by itself; null: no evaluation loss."""
+    skip: list[tuple[NonNegativeInt, NonNegativeInt]] = field(default_factory=list)
+    """[[a, b], ...]: at step a, the packs that steps a to b - 1 would have read are passed over, and what follows moves up."""
     prefetch: NonNegativeInt = 1
     """Steps whose batches a background thread prepares ahead; 0: prepared when the step begins."""
 
@@ -64,14 +66,28 @@ class DataConfig(Section):
         """Prefix of each training shard by the name of its source, in order of the names; `train` where there is no blend."""
         return {name: self.blend[name].shard for name in sorted(self.blend)} or {"train": self.train}
 
+    @property
+    def held_out(self) -> dict[str, str]:
+        """Prefix of each held-out shard by name; `` is that of a single one."""
+        return self.valid if isinstance(self.valid, dict) else {"": self.valid} if self.valid else {}
+
     def check(self, key: str) -> None:
         """Raise UserError for a blend that says nothing or two things."""
+        for name in self.held_out if isinstance(self.valid, dict) else ():
+            require(
+                re.fullmatch(r"[a-zA-Z0-9_-]{1,100}", name) is not None and self.held_out[name] != "",
+                f"data.valid.{brief(name)}: give a name of letters, digits, - and _, and a prefix",
+            )
         for name, source in self.blend.items():
             require(
                 re.fullmatch(r"[\w-]{1,100}", name) is not None,
                 f"data.blend: the name {brief(name)} of a source must be of letters, digits, - and _, at most 100",
             )
             source.check(f"data.blend.{name}")
+        last = -1
+        for number, (first, end) in enumerate(self.skip):
+            require(last < first < end, f"data.skip.{number}=[{first}, {end}]: give [a, b] with a < b, in order of a")
+            last = first
         self._check_shards()
         self._check_amounts()
         require(bool(self.blend) or not self.stages, "data.stages are changes of data.blend, which names no source")

@@ -4,7 +4,7 @@ from bisect import bisect_right
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
-from ttt_dist.config.section import NonNegativeFloat, NonNegativeInt, Probability, Section, require
+from ttt_dist.config.section import NonNegativeFloat, NonNegativeInt, PositiveFloat, Probability, Section, require
 
 Preset = Literal["recommended", "paper", "released"]
 Kind = Literal["ttt", "ar", "nar"]
@@ -29,6 +29,8 @@ MATTERS = {
         "mix_unit",
         "prompt_audio",
         "normalisation",
+        "ar_weight",
+        "nar_weight",
         "z_loss",
     ),
     "ar": ("normalisation", "z_loss"),
@@ -37,7 +39,7 @@ MATTERS = {
 """Besides the kind, and `released`, the others of a preset being these."""
 DEFAULT_PRESET: Preset = "recommended"
 FORMER_PRESETS = {"corrected": "paper"}
-SILENT = {"noise_schedule": "linear", "z_loss": 0.0}
+SILENT = {"noise_schedule": "linear", "z_loss": 0.0, "ar_weight": 1.0, "nar_weight": 1.0}
 """Settings that came later are not named where they are what was done before: checkpoints know their past by its words."""
 
 
@@ -59,6 +61,8 @@ class ObjectiveStage(Section):
     mix_unit: MixUnit | None = None
     prompt_audio: PromptAudio | None = None
     normalisation: Normalisation | None = None
+    ar_weight: PositiveFloat | None = None
+    nar_weight: PositiveFloat | None = None
     z_loss: NonNegativeFloat | None = None
 
     FORMER_VALUES: ClassVar = {"preset": FORMER_PRESETS}
@@ -98,6 +102,10 @@ class Objective(Section):
     """bidirectional | causal: attention inside audio that the user gives."""
     normalisation: Normalisation = "sample"
     """sample | token: mean over samples of per-sample means, or over all targets of the global batch."""
+    ar_weight: PositiveFloat = 1.0
+    """Of ttt: what the AR loss counts."""
+    nar_weight: PositiveFloat = 1.0
+    """Of ttt: what the NAR loss counts."""
     z_loss: NonNegativeFloat = 0.0
     """Weight of the z-loss at AR targets: the square of the logarithm of the sum of exponentials of all logits (arXiv 2204.02311)."""
     stages: list[ObjectiveStage] = field(default_factory=list)

@@ -12,7 +12,8 @@ _THEIRS = {
         "exp_name log_dir ckpt_dir checkpoint.folder checkpoint_path"
     ),
     "model.family, or train.init_from with a folder that has its config.json": "model.name model.flavor model_type model_name",
-    "train.steps (of train.global_batch packs)": "num_train_samples train_samples train_tokens num_train_tokens max_tokens",
+    "train.tokens": "train_tokens num_train_tokens max_tokens token_budget",
+    "train.steps (of train.global_batch packs)": "num_train_samples train_samples",
     "train.steps": "num_train_steps max_steps train_iters training_steps num_steps max_iters",
     "train.steps, or epochs of each source of data.blend": "num_train_epochs num_epochs epochs max_epochs",
     "train.global_batch": "global_batch_size train_batch_size total_batch_size gbs",
@@ -34,9 +35,11 @@ _THEIRS = {
     "train.lr, train.betas, train.eps and train.weight_decay: the optimizer is always AdamW": (
         "optimizer optimiser optim adamw adam momentum"
     ),
-    "train.warmup and train.min_lr_ratio: the schedule is always a linear warm-up and a cosine": (
-        "schedule scheduler lr_scheduler lr_scheduler_type lr_decay_style lr_schedule lr_decay_steps lr_decay_iters"
-    ),
+    "train.ema": "ema_decay ema_rate use_ema",
+    "train.schedule": "scheduler lr_scheduler lr_scheduler_type lr_decay_style lr_schedule decay_type",
+    "train.decay_steps": "lr_decay_steps lr_decay_iters lr_wsd_decay_iters num_decay_steps decay_ratio",
+    "train.batch_stages": "rampup_batch_size batch_size_rampup batch_size_warmup",
+    "train.param_groups": "freeze frozen group_overrides param_group_overrides no_decay layerwise_lr_decay",
     "train.precision=bf16": "bf16 mixed_precision mixed_precision_param dtype torch_dtype amp half",
     "train.precision=fp32": "fp32",
     "train.precision=bf16: fp16 with a scaled loss is not offered": "fp16",
@@ -46,10 +49,10 @@ _THEIRS = {
     ),
     "train.compile": "torch_compile compile_model",
     "nothing: attention is chosen by the device": "flash_attention flash_attn use_flash_attn attn_implementation sdpa",
-    "nothing: all weights are trained, in full": "lora peft lora_rank adapter freeze quantization load_in_8bit load_in_4bit",
-    "nothing: it is not offered": (
-        "ema ema_decay label_smoothing z_loss early_stopping early_stopping_patience patience swa"
+    "nothing: weights are trained in full; train.param_groups with lr_scale: 0 keeps some as they are": (
+        "lora peft lora_rank adapter quantization load_in_8bit load_in_4bit"
     ),
+    "nothing: it is not offered": ("label_smoothing early_stopping early_stopping_patience patience swa"),
     "train.eval_every": "eval_steps eval_interval val_check_interval",
     "train.eval_packs": "eval_iters max_eval_samples limit_val_batches",
     "train.init_from": "model_name_or_path pretrained_model_name_or_path pretrained finetune_from model_path",

@@ -7,6 +7,7 @@ A recipe also says what is done before and after it (`ttt_dist.config.pipeline`)
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
@@ -30,25 +31,63 @@ DecayRate = Annotated[float, Interval(ge=0, lt=1)]
 
 
 @dataclass(kw_only=True)
+class BatchStage(Section):
+    """Another batch size from a step on, until the next stage."""
+
+    from_step: PositiveInt
+    """The first step of the stage."""
+    global_batch: PositiveInt
+    """Packs per optimizer step."""
+
+
+@dataclass(kw_only=True)
+class ParamGroup(Section):
+    """Weights that are updated in another way than the rest."""
+
+    params: str
+    """Names of the weights, with * and ?: embed.weight, blocks.0.*, *norm*; a weight belongs to the first group that names it."""
+    lr_scale: NonNegativeFloat = 1.0
+    """Times the step's learning rate; 0: the weights stay as they are."""
+    weight_decay: NonNegativeFloat | None = None
+    """In place of train.weight_decay; null: the same, and none for norms and biases."""
+    rows: Literal["all", "new"] = "all"
+    """all | new: of embed.weight and head.weight, only the rows that the base's text vocabulary does not have."""
+
+
+@dataclass(kw_only=True)
 class TrainConfig(Section):
     """Optimisation. Batches are counted in packs."""
 
     steps: PositiveInt = 1000
     """Optimizer steps of the whole run."""
+    tokens: NonNegativeInt = 0
+    """The end of the run as a budget of tokens (packs x their length), in place of steps; 0: steps says."""
     global_batch: PositiveInt = 8
     """Packs per optimizer step, over all processes."""
+    batch_stages: list[BatchStage] = field(default_factory=list)
+    """Other numbers of packs from set steps on, in order."""
     micro_batch: PositiveInt = 1
     """Packs per forward pass of one process; the rest is gradient accumulation."""
     lr: PositiveFloat = 1e-3
     """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "constant", "inverse_sqrt", "wsd"] = "cosine"
+    """What the rate does behind the warm-up; wsd (warm-up, stable, decay) keeps it and lets it fall in the last decay_steps."""
+    schedule_by: Literal["steps", "tokens"] = "steps"
+    """What warm-up and schedule count: the same, unless batch_stages changes the tokens of a step."""
     min_lr_ratio: Probability = 0.1
-    """Where the cosine ends, as a share of lr."""
+    """Where the schedule ends, as a share of lr; inverse_sqrt falls no further."""
+    decay_steps: NonNegativeInt = 0
+    """The decay of wsd; 0: a tenth of all steps."""
     betas: tuple[DecayRate, DecayRate] = (0.9, 0.95)
     """AdamW's decay rates."""
     eps: PositiveFloat = 1e-8
     """AdamW's epsilon."""
     weight_decay: NonNegativeFloat = 0.01
     """AdamW's weight decay; norms and biases have none."""
+    ema: DecayRate = 0.0
+    """Decay of a moving average of the weights, kept beside them (`export-hf --weights ema`); 0: none."""
+    param_groups: list[ParamGroup] = field(default_factory=list)
+    """Weights with another rate or decay, or that stay as they are."""
     warmup: NonNegativeInt = 50
     """Steps of linear warm-up."""
     clip: NonNegativeFloat = 1.0
@@ -69,6 +108,19 @@ class TrainConfig(Section):
     """Steps between evaluations on the held-out packs; 0: only at the end."""
     eval_packs: NonNegativeInt = 64
     """Held-out packs per evaluation; 0: all."""
+
+    def check(self, key: str) -> None:
+        """Raise UserError for stages out of order."""
+        for before, stage in pairwise(self.batch_stages):
+            require(
+                stage.from_step > before.from_step,
+                f"{key}.batch_stages: the stage from step {stage.from_step} must come behind that from {before.from_step}",
+            )
+
+    @property
+    def global_batches(self) -> list[int]:
+        """Packs per step of all stages."""
+        return [self.global_batch, *(stage.global_batch for stage in self.batch_stages)]
 
 
 @dataclass
@@ -105,6 +157,8 @@ class GuardConfig(Section):
 
     max_skipped: NonNegativeInt = 10
     """Steps in a row that may be skipped; more end the run. A step is skipped where its loss or gradient is not finite."""
+    max_data_skips: NonNegativeInt = 0
+    """How often a run that would end so goes back to its last checkpoint instead and passes over the packs read since."""
     spike_factor: NonNegativeFloat = 0.0
     """Skip steps whose gradient norm is above this many times the median of the last accepted ones; 0: never."""
     step_timeout: Seconds = 600.0

@@ -18,6 +18,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 from ttt_dist.data.sampler import PackOrder, permutation_keys, permute
+from ttt_dist.data.step_sizes import StepSizes
 
 
 class SampleIndex(NamedTuple):
@@ -32,7 +33,7 @@ class SampleIndex(NamedTuple):
 class Order(Protocol):
     """What is read when: a pure function of the seed and the blend."""
 
-    global_batch: int
+    sizes: StepSizes
 
     def sample_at(self, step: int, slot: int) -> SampleIndex:
         """What slot 0..global_batch-1 of a step reads."""
@@ -44,15 +45,16 @@ class Order(Protocol):
 class SingleSource(Order):
     """The order of a run that is no blend."""
 
-    def __init__(self, name: str, num_packs: int, seed: int, global_batch: int) -> None:
-        self.name, self.global_batch = name, global_batch
+    def __init__(self, name: str, num_packs: int, seed: int, sizes: StepSizes) -> None:
+        self.name, self.sizes = name, sizes
         self.packs = PackOrder(num_packs, seed)
 
     def sample_at(self, step: int, slot: int) -> SampleIndex:
-        return SampleIndex(self.name, *self.packs.pack_at(step, slot, self.global_batch))
+        assert 0 <= slot < self.sizes.global_batch(step)
+        return SampleIndex(self.name, *self.packs.nth(self.sizes.first_slot(step) + slot))
 
     def counts(self, step: int) -> dict[str, int]:
-        return {self.name: step * self.global_batch}
+        return {self.name: self.sizes.first_slot(step)}
 
 
 @dataclass(frozen=True)
@@ -104,34 +106,41 @@ class Stage:
 class BlendOrder(Order):
     """The order of a blend: `num_packs` of each source by name, and stages of which the first begins at step 0."""
 
-    def __init__(self, num_packs: Mapping[str, int], stages: Sequence[Stage], seed: int, global_batch: int) -> None:
+    def __init__(self, num_packs: Mapping[str, int], stages: Sequence[Stage], seed: int, sizes: StepSizes) -> None:
         assert stages[0].from_step == 0
         assert all(before.from_step < after.from_step for before, after in pairwise(stages))
-        self.stages, self.seed, self.global_batch = stages, seed, global_batch
+        self.stages, self.seed, self.sizes = stages, seed, sizes
         self.packs = {name: PackOrder(size, seed, name) for name, size in num_packs.items()}
-        self._starts = [stage.from_step for stage in stages]
+        self._starts = [sizes.trained(stage.from_step) for stage in stages]
+        """Slot at which each stage begins."""
         self._before = [dict.fromkeys(num_packs, 0)]
         """Packs read of each source before each stage begins."""
-        for stage, after in pairwise(stages):
-            self._before.append(self._add(self._before[-1], stage, after.from_step))
+        for start in self._starts[1:]:
+            self._before.append(self._counts(start, len(self._before) - 1))
 
     def sample_at(self, step: int, slot: int) -> SampleIndex:
-        assert 0 <= slot < self.global_batch
-        number = bisect_right(self._starts, step) - 1
-        stage = self.stages[number]
+        size = self.sizes.global_batch(step)
+        assert 0 <= slot < size
         # Permuted within the step alone: whose slots these are together, and with them `counts`, stays what it was.
-        permuted = permute(slot, self.global_batch, permutation_keys("slots", self.seed, step))
+        permuted = permute(slot, size, permutation_keys("slots", self.seed, step))
+        number, stage = self._place(self.sizes.first_slot(step) + permuted)
         # A source goes on where the stage before left it: stages change how often it is read, not its order nor its epochs.
-        name, before = stage.pick((step - stage.from_step) * self.global_batch + permuted)
-        return SampleIndex(name, *self.packs[name].nth(self._before[number][name] + before))
+        name, before = self.stages[stage].pick(number)
+        return SampleIndex(name, *self.packs[name].nth(self._before[stage][name] + before))
 
     def counts(self, step: int) -> dict[str, int]:
-        number = bisect_right(self._starts, step) - 1
-        return self._add(self._before[number], self.stages[number], step)
+        slot = self.sizes.first_slot(step)
+        return self._counts(slot, self._place(slot)[1])
 
-    def _add(self, before: Mapping[str, int], stage: Stage, step: int) -> dict[str, int]:
-        read = stage.counts((step - stage.from_step) * self.global_batch)
-        return {name: count + read.get(name, 0) for name, count in before.items()}
+    def _place(self, slot: int) -> tuple[int, int]:
+        """A slot as it is counted from the beginning of its stage, and the stage's number."""
+        stage = bisect_right(self._starts, slot) - 1
+        return slot - self._starts[stage], stage
+
+    def _counts(self, slot: int, stage: int) -> dict[str, int]:
+        """Packs read of each source before a slot that lies in the stage, or at its end."""
+        read = self.stages[stage].counts(slot - self._starts[stage])
+        return {name: count + read.get(name, 0) for name, count in self._before[stage].items()}
 
 
 def exact(number: float) -> Fraction:
@@ -152,6 +161,8 @@ def past(data: Mapping[str, Any], step: int) -> dict[str, str]:
         if stage["from_step"] < step:
             amounts[f"data.stages.{number} from step {stage['from_step']}"] = stage["weights"]
     settings = {"data.train": data["train"]} if data["train"] else {}
+    if passed_over := [list(steps) for steps in data.get("skip") or [] if steps[0] < step]:
+        settings["data.skip"] = str(passed_over)
     for key, weights in amounts.items():
         shares = Stage.of(0, {name: exact(float(weight)) for name, weight in weights.items()}).shares
         settings[key] = ", ".join(f"{name} {share} ({blend[name]['shard']})" for name, share in shares.items())

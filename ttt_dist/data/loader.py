@@ -13,6 +13,7 @@ from ttt_dist.data.blend import SampleIndex
 from ttt_dist.data.set_index import Check
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.data.sources import Sources
+from ttt_dist.data.step_sizes import StepSizes
 from ttt_dist.sequence.batch import Batch, collate
 from ttt_dist.sequence.noise_schedule import require_noise_schedules
 from ttt_dist.sequence.tokens import TokenLayout
@@ -33,7 +34,7 @@ class PackLoader:
         objective: Objective,
         seed: int,
         seq_len: int,
-        global_batch: int,
+        sizes: StepSizes,
         micro_batch: int,
         dp_rank: int,
         dp_size: int,
@@ -41,22 +42,22 @@ class PackLoader:
     ) -> None:
         for reader in sources.readers.values():
             check_shard(reader, layout, seq_len)
-        if global_batch < 1 or global_batch % (micro_batch * dp_size):
-            raise UserError(
-                f"global_batch={global_batch} is no multiple of micro_batch={micro_batch} x {dp_size} data-parallel "
-                f"ranks = {micro_batch * dp_size}: choose a multiple, or another micro_batch"
-            )
+        for _, global_batch in sizes.batches:
+            if global_batch < 1 or global_batch % (micro_batch * dp_size):
+                raise UserError(
+                    f"global_batch={global_batch} is no multiple of micro_batch={micro_batch} x {dp_size} data-parallel "
+                    f"ranks = {micro_batch * dp_size}: choose a multiple, or another micro_batch"
+                )
         self.sources, self.layout, self.objective, self.seed, self.seq_len = sources, layout, objective, seed, seq_len
-        self.global_batch, self.micro_batch, self.dp_rank, self.dp_size = global_batch, micro_batch, dp_rank, dp_size
-        self.order = sources.order(seed, global_batch)
+        self.sizes, self.micro_batch, self.dp_rank, self.dp_size = sizes, micro_batch, dp_rank, dp_size
+        self.order = sources.order(seed, sizes)
         self._prefetch = prefetch
         self._thread = ThreadPoolExecutor(1, "packs") if prefetch else None
         self._coming: dict[int, Future[list[Batch]]] = {}
 
-    @property
-    def num_micro_batches(self) -> int:
+    def num_micro_batches(self, step: int) -> int:
         """Micro-batches of one rank in one step: the accumulation steps."""
-        return self.global_batch // (self.micro_batch * self.dp_size)
+        return self.sizes.global_batch(step) // (self.micro_batch * self.dp_size)
 
     def epoch_of(self, step: int) -> dict[str, float]:
         """How often all packs of each source have been read when `step` begins."""
@@ -81,11 +82,11 @@ class PackLoader:
             self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _prepare(self, step: int) -> list[Batch]:
-        return [self._micro_batch(step, number) for number in range(self.num_micro_batches)]
+        return [self._micro_batch(step, number) for number in range(self.num_micro_batches(step))]
 
     def sample_indices(self, step: int) -> list[SampleIndex]:
         """Where this rank's packs of one step come from."""
-        return [place for number in range(self.num_micro_batches) for place in self._sample_indices(step, number)]
+        return [place for number in range(self.num_micro_batches(step)) for place in self._sample_indices(step, number)]
 
     def _sample_indices(self, step: int, number: int) -> list[SampleIndex]:
         first = (number * self.dp_size + self.dp_rank) * self.micro_batch
@@ -137,8 +138,8 @@ class ValidationLoader:
 
 def open_loaders(
     config: Config, data_rank: int, data_size: int, check: Check = "sizes"
-) -> tuple[PackLoader, ValidationLoader | None]:
-    """The loaders of this data-parallel rank: of what is trained on, and of the held-out packs where the run has any.
+) -> tuple[PackLoader, dict[str, ValidationLoader]]:
+    """The loaders of this data-parallel rank: of what is trained on, and of the sets of held-out packs by name.
 
     Opens the sets, looks for their files as `check` says, and checks that they fit each other. Raises UserError.
     """
@@ -148,13 +149,22 @@ def open_loaders(
     layout, seq_len = shard.layout, shard.seq_len or 0  # without one it holds no packs, which the loader refuses
     common = (layout, config.objective, config.seed, seq_len)
     loader = PackLoader(
-        sources, *common, train.global_batch, train.micro_batch, data_rank, data_size, config.data.prefetch
+        sources, *common, step_sizes(config), train.micro_batch, data_rank, data_size, config.data.prefetch
     )
-    if not config.data.valid:
-        return loader, None
-    valid = ShardReader(config.data.valid, check)
-    valid.require_same_codec(shard)
-    return loader, ValidationLoader(valid, *common, train.micro_batch, data_rank, data_size, train.eval_packs or None)
+    held_out = {}
+    for name, prefix in config.data.held_out.items():
+        valid = ShardReader(prefix, check)
+        valid.require_same_codec(shard)
+        held_out[name] = ValidationLoader(
+            valid, *common, train.micro_batch, data_rank, data_size, train.eval_packs or None
+        )
+    return loader, held_out
+
+
+def step_sizes(config: Config) -> StepSizes:
+    """The slots of each step, as the settings say."""
+    stages = [(stage.from_step, stage.global_batch) for stage in config.train.batch_stages]
+    return StepSizes.of(config.train.global_batch, stages, config.data.skip)
 
 
 def ready(batch: Batch) -> Batch:

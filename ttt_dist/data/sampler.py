@@ -77,9 +77,3 @@ class PackOrder:
         epoch, place = divmod(number, self.num_packs)
         name = () if self.name is None else (self.name,)
         return permute(place, self.num_packs, permutation_keys("packs", self.seed, *name, epoch)), epoch
-
-    def pack_at(self, step: int, slot: int, global_batch: int) -> tuple[int, int]:
-        """(pack index, epoch) of slot 0..global_batch-1 of a step, where this source fills all slots."""
-        assert step >= 0
-        assert 0 <= slot < global_batch
-        return self.nth(step * global_batch + slot)

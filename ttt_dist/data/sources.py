@@ -10,6 +10,7 @@ from ttt_dist.config.data import DataConfig
 from ttt_dist.data.blend import BlendOrder, Order, SingleSource, Stage, exact
 from ttt_dist.data.set_index import Check
 from ttt_dist.data.shards import ShardReader
+from ttt_dist.data.step_sizes import StepSizes
 from ttt_dist.util.errors import UserError
 
 
@@ -62,17 +63,17 @@ class Sources:
                     f"{str(checksums[name])[:12]} where rank 0 is; give all machines the same shards"
                 )
 
-    def order(self, seed: int, global_batch: int) -> Order:
+    def order(self, seed: int, sizes: StepSizes) -> Order:
         """Which source and pack is read at (step, slot)."""
-        sizes = {name: len(reader) for name, reader in self.readers.items()}
+        num_packs = {name: len(reader) for name, reader in self.readers.items()}
         if self.stages:
-            return BlendOrder(sizes, self.stages, seed, global_batch)
-        [(name, size)] = sizes.items()
-        return SingleSource(name, size, seed, global_batch)
+            return BlendOrder(num_packs, self.stages, seed, sizes)
+        [(name, number)] = num_packs.items()
+        return SingleSource(name, number, seed, sizes)
 
-    def epoch_steps(self, global_batch: int) -> int | None:
+    def epoch_steps(self, sizes: StepSizes) -> int | None:
         """Steps after which every source has been read as often as data.blend's epochs say; None where it gives weights."""
-        return None if self.epoch_packs is None else math.ceil(self.epoch_packs / global_batch)
+        return None if self.epoch_packs is None else sizes.steps_of(math.ceil(self.epoch_packs))
 
 
 def first_weights(data: DataConfig, num_packs: Mapping[str, int]) -> tuple[dict[str, Fraction], Fraction | None]:

@@ -53,6 +53,20 @@ def forget_groups() -> None:
 # One step
 
 
+def set_accumulation_steps(engine: deepspeed.DeepSpeedEngine, number: int) -> None:
+    """Take so many micro-batches for the next update; between two updates only.
+
+    The engine has a method for it, but goes on counting micro-batches since the start, and updates where that count is a
+    multiple of the new number; and ZeRO 1 and 2 with offload keep a number of their own.
+    """
+    if engine.gradient_accumulation_steps() == number:
+        return
+    engine.set_train_batch_size(number * engine.train_micro_batch_size_per_gpu() * engine.dp_world_size)
+    engine.micro_steps = 0
+    if hasattr(engine.optimizer, "gradient_accumulation_steps"):
+        engine.optimizer.gradient_accumulation_steps = number
+
+
 def keep_norm_of_clipping(engine: deepspeed.DeepSpeedEngine) -> None:
     """Clip at ZeRO 0 in fp32 by a function of ours: DeepSpeed's drops the norm, which is to be logged and judged.
 

@@ -20,7 +20,7 @@ def full_state_dict(
     engine: deepspeed.DeepSpeedEngine, mesh: Mesh, config: ModelConfig, layout: TokenLayout
 ) -> Iterator[tuple[str, Tensor]]:
     """Names and whole weights on the CPU, on rank 0 alone; collective: all ranks must iterate to the end."""
-    own = own_parameters(engine, mesh, config)
+    own = own_parameters(engine.module, mesh, config)
     for name, shape in parameter_shapes(config, layout.padded_vocab_size).items():
         partition = partition_of(name)
         stage = engine.module.stage_owner(layer_and_key(name, config.num_layers)[0]) if mesh.pipeline > 1 else 0
@@ -34,13 +34,13 @@ def full_state_dict(
                 yield name, unshard(pieces, partition)[: shape[0]]
 
 
-def own_parameters(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, config: ModelConfig) -> dict[str, nn.Parameter]:
+def own_parameters(model: nn.Module, mesh: Mesh, config: ModelConfig) -> dict[str, nn.Parameter]:
     """This process's parameters by the Transformer's names."""
     if mesh.pipeline == 1:
-        return dict(engine.module.named_parameters())
+        return dict(model.named_parameters())
     from ttt_dist.parallel import pipeline
 
-    return pipeline.own_parameters(engine.module, config.num_layers)
+    return pipeline.own_parameters(model, config.num_layers)
 
 
 def _receive(

@@ -29,7 +29,7 @@ def parallelize(config: Config, layout: TokenLayout, mesh: Mesh, weights: Weight
     )
     if config.train.compile:
         apply_compile(blocks)  # after checkpointing: a block with what it computes again is one graph
-    return apply_zero(model, config, mesh, mpu)  # last: it takes hold of the parameters and their gradients
+    return apply_zero(model, config, layout, mesh, mpu)  # last: it takes hold of the parameters and their gradients
 
 
 def build_model(

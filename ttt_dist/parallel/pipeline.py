@@ -175,13 +175,17 @@ def pipeline_module(config: ModelConfig, layout: TokenLayout, factory: LayerFact
         )
     logger.info("PipelineModule: %s", printed.getvalue())
     module.total = total
-    # DeepSpeed sums norms over the stages for each of the optimizer's groups, matrices and vectors: a stage that has none
-    # of one kind (an embedding alone has no vector) would leave the others waiting.
-    for num_axes in (1, 2):
-        if not any(parameter.dim() == num_axes for parameter in module.parameters()):
-            unused = torch.zeros([1] * num_axes, device=next(module.parameters()).device)
-            module.register_parameter(f"{UNUSED}{num_axes}", nn.Parameter(unused))
     return module
+
+
+def unused_parameter(module: nn.Module, group: int) -> nn.Parameter:
+    """A number for the optimizer's `group` of which this stage has no weight (an embedding alone has no vector).
+
+    DeepSpeed sums norms over the stages group by group: one that has none would leave the others waiting.
+    """
+    unused = nn.Parameter(torch.zeros(1, device=next(module.parameters()).device))
+    module.register_parameter(f"{UNUSED}{group}", unused)
+    return unused
 
 
 def train_pipeline(

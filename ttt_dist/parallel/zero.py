@@ -12,9 +12,14 @@ from torch import nn
 
 from ttt_dist.config.deepspeed import read_deepspeed, zero_stage
 from ttt_dist.config.run import Config, TrainConfig
+from ttt_dist.model.optimizer_groups import OptimizerGroup, optimizer_groups
+from ttt_dist.model.structure import parameter_shapes
 from ttt_dist.parallel import deepspeed_adapter
+from ttt_dist.parallel.gather import own_parameters
 from ttt_dist.parallel.groups import Mpu
 from ttt_dist.parallel.mesh import Mesh
+from ttt_dist.parallel.pipeline import unused_parameter
+from ttt_dist.sequence.tokens import TokenLayout
 
 logger = logging.getLogger(__name__)
 
@@ -52,30 +57,98 @@ def born_partitioned(config: Config, mesh: Mesh, mpu: Mpu | None) -> AbstractCon
     )
 
 
-def apply_zero(model: nn.Module, config: Config, mesh: Mesh, mpu: Mpu | None) -> deepspeed.DeepSpeedEngine:
+def apply_zero(
+    model: nn.Module, config: Config, layout: TokenLayout, mesh: Mesh, mpu: Mpu | None
+) -> deepspeed.DeepSpeedEngine:
     """The engine that trains `model`: optimizer state, gradients and weights divided as the ZeRO stage asks; collective."""
     printed = io.StringIO()
     with redirect_stdout(printed):  # DeepSpeed prints its memory figures; they belong into the rank's log file
         engine, *_ = deepspeed.initialize(
             model=model,
-            optimizer=_build_optimizer(model, config.train),
+            optimizer=_build_optimizer(model, config, layout, mesh),
             config=deepspeed_config(config, mesh),
             mpu=mpu if mesh.pipeline == 1 else None,  # a PipelineModule has its own
         )
     logger.info("deepspeed.initialize: %s", printed.getvalue())
     deepspeed_adapter.forget_allocating_step(engine)
+    if config.train.ema:
+        _keep_average(deepspeed_adapter.inner_adam(engine), config.train.ema)
     deepspeed_adapter.keep_norm_of_clipping(engine)
     return engine
 
 
-def _build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
-    """AdamW whose weight decay leaves norms and biases alone. Its rate is 0 until a step sets it."""
-    matrices: list[nn.Parameter] = []
-    vectors: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        (matrices if len(deepspeed_adapter.full_shape(parameter)) >= 2 else vectors).append(parameter)
-    groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=0.0, betas=train.betas, eps=train.eps, fused=True)
+def _build_optimizer(model: nn.Module, config: Config, layout: TokenLayout, mesh: Mesh) -> torch.optim.AdamW:
+    """AdamW with the groups that the settings ask for. Its rate is 0 until a step sets it."""
+    own = own_parameters(model, mesh, config.model)
+    groups = []
+    for number, group in enumerate(groups_of(config, layout)):
+        mine = [name for name in own if name in group.names]
+        if group.is_masked:
+            for name in mine:
+                _mask_gradient(own[name], group, layout, mesh)
+        spare = [unused_parameter(model, number)] if mesh.pipeline > 1 and not mine else []
+        groups.append({"params": [own[name] for name in mine] or spare, **_settings(group, config.train)})
+    return torch.optim.AdamW(groups, lr=0.0, fused=True)
+
+
+def _keep_average(adam: torch.optim.AdamW, decay: float) -> None:
+    """Keep a moving average of the weights that Adam updates among its state: divided, saved and resumed like its moments.
+
+    It begins with the weights after the first update.
+    """
+
+    def average(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for weight in (
+            weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None
+        ):
+            state = optimizer.state[weight]
+            if "ema" in state:
+                state["ema"].lerp_(weight, 1.0 - decay)
+            else:
+                state["ema"] = weight.clone()
+
+    adam.register_step_post_hook(torch.no_grad()(average))
+
+
+def groups_of(config: Config, layout: TokenLayout) -> list[OptimizerGroup]:
+    """The optimizer's groups."""
+    return optimizer_groups(parameter_shapes(config.model, layout.padded_vocab_size), config.train)
+
+
+def _settings(group: OptimizerGroup, train: TrainConfig) -> dict[str, Any]:
+    """What AdamW is told of a group, and by what its rate is multiplied."""
+    return {
+        "lr_scale": group.lr_scale,
+        "weight_decay": group.weight_decay,
+        "betas": train.betas,
+        "eps": train.eps,
+    }
+
+
+def apply_settings(engine: deepspeed.DeepSpeedEngine, config: Config, layout: TokenLayout) -> None:
+    """Put the run's settings of the optimizer in the place of those that a checkpoint has brought."""
+    for theirs, ours in zip(engine.optimizer.param_groups, groups_of(config, layout), strict=True):
+        theirs.update(_settings(ours, config.train))
+    if not config.train.ema:
+        for state in deepspeed_adapter.inner_adam(engine).state.values():
+            state.pop("ema", None)
+
+
+def _mask_gradient(parameter: nn.Parameter, group: OptimizerGroup, layout: TokenLayout, mesh: Mesh) -> None:
+    """Put to zero what must not change a weight: with moments of zero and no decay, AdamW leaves it as it is."""
+    if not group.only_new_rows:
+        parameter.register_hook(torch.zeros_like)
+        return
+    # The vocabulary's rows are divided in order of the tensor-parallel rank.
+    num_rows = deepspeed_adapter.full_shape(parameter)[0]
+    num_old = min(max(layout.num_text_tokens - mesh.tensor_rank * num_rows, 0), num_rows)
+
+    def mask(gradient: torch.Tensor) -> torch.Tensor:
+        kept = gradient.clone()
+        kept[:num_old] = 0
+        return kept
+
+    parameter.register_hook(mask)
 
 
 def reported_norm(engine: deepspeed.DeepSpeedEngine) -> float:
@@ -87,4 +160,4 @@ def reported_norm(engine: deepspeed.DeepSpeedEngine) -> float:
 def set_learning_rate(engine: deepspeed.DeepSpeedEngine, value: float) -> None:
     """Use `value` in the next update."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group["lr_scale"]

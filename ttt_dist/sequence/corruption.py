@@ -128,6 +128,8 @@ def corrupt(
     ar_weight, nar_weight, loss_denominator = _weights(
         int(ar.sum()), int(may_mask.sum()), p, schedule.rate(draw.t), objective
     )
+    if is_ttt:
+        ar_weight, nar_weight = ar_weight * objective.ar_weight, nar_weight * objective.nar_weight
     return Corrupted(
         input_ids=input_ids,
         span_ids=_span_ids(audio_spans, is_target, objective, audio_is_ar),

@@ -6,6 +6,7 @@ Each function takes what there is: a curve without values is left out, and a fig
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -90,11 +91,23 @@ def losses(records: Records, marks: Marks) -> Figure | None:
             lines=[
                 Line(f"{key}_loss", "training", colour),
                 Line(f"eval_{key}_loss", "held out", GREY, "o"),
+                *_held_out_sets(records, key),
             ],
         )
         for key, name, colour in (("ar", "text", BLUE), ("nar", "speech", ORANGE))
     ]
     return _draw(records, marks, panels)
+
+
+def _held_out_sets(records: Records, key: str) -> list[Line]:
+    """A line for each held-out set that has a name."""
+    names = {
+        found[1] for record in records for name in record if (found := re.fullmatch(rf"eval_(.+)_{key}_loss", name))
+    }
+    return [
+        Line(f"eval_{name}_{key}_loss", f"held out, {name}", colour, "o")
+        for name, colour in zip(sorted(names), SHADES, strict=False)
+    ]
 
 
 def compared(runs: Mapping[str, Records]) -> Figure | None:

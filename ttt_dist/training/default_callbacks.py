@@ -14,10 +14,11 @@ from ttt_dist.config.run import Config
 from ttt_dist.parallel.compile import COMPILER
 from ttt_dist.telemetry.profiler import ProfileWindow
 from ttt_dist.training.callbacks import Callback
+from ttt_dist.training.data_skips import add_skip, read_skips
 from ttt_dist.training.step import Losses, StepResult
 from ttt_dist.training.validate import held_out_loss
 from ttt_dist.util.console import print_rank0, warn
-from ttt_dist.util.errors import DivergedError
+from ttt_dist.util.errors import DivergedError, StopRequestedError
 
 if TYPE_CHECKING:
     from ttt_dist.training.loop import Trainer
@@ -89,11 +90,27 @@ class SkippedSteps(Callback):
         warn(f"step {step} skipped: loss {result.loss:.4g}, gradient norm {result.grad_norm:.4g}")
         trainer.tell("skipped_step", step, **self._evidence(trainer, step, result))
         if guard.gives_up:
-            raise DivergedError(
+            told = (
                 f"{trainer.folder}: {guard.in_a_row} steps in a row skipped, up to step {step} (loss {result.loss:.4g}, "
-                f"gradient norm {result.grad_norm:.4g}); events.jsonl has what each rank read; lower train.lr or mend the "
-                "data, and start again: the run goes on from its last checkpoint"
+                f"gradient norm {result.grad_norm:.4g}); events.jsonl has what each rank read"
             )
+            self._pass_over_data(trainer, step, told)
+            raise DivergedError(
+                f"{told}; lower train.lr or mend the data, and start again: the run goes on from its last checkpoint"
+            )
+
+    def _pass_over_data(self, trainer: Trainer, step: int, told: str) -> None:
+        """Where the settings allow, end this start of the run so that the next one leaves out the data since the last checkpoint."""
+        folder, allowed = trainer.folder, trainer.config.guard.max_data_skips
+        if len(read_skips(folder)) >= allowed:
+            return
+        saved = manager.latest(folder / "checkpoints")
+        first = manager.step_of(saved) if saved else 0
+        manager.on_first_rank(lambda: add_skip(folder, first, step))
+        trainer.tell("data_skipped", step, steps=[first, step])
+        raise StopRequestedError(
+            f"{told}; start again: the run goes on from step {first} and passes over the packs of steps {first} to {step - 1}"
+        )
 
     def _evidence(self, trainer: Trainer, step: int, result: StepResult) -> dict[str, Any]:
         """What each rank read and what came of it; collective."""
@@ -141,19 +158,21 @@ class Records(Callback):
 
 
 class Evaluation(Callback):
-    """The loss on the held-out packs, every train.eval_every; then `evaluated`."""
+    """The loss on each set of held-out packs, every train.eval_every; then `evaluated`."""
 
     def post_step(self, trainer: Trainer, step: int, result: StepResult) -> None:
-        if trainer.held_out is None or not trainer.is_due(step, trainer.config.train.eval_every):
+        if not trainer.is_due(step, trainer.config.train.eval_every):
             return
-        trainer.watchdog.mark(step, "evaluating", trainer.config.guard.start_timeout)
-        losses = held_out_loss(trainer.engine, trainer.mesh, trainer.held_out)
-        for callback in trainer.callbacks:
-            callback.evaluated(trainer, step, losses)
+        for name, packs in trainer.held_out.items():
+            trainer.watchdog.mark(step, "evaluating", trainer.config.guard.start_timeout)
+            losses = held_out_loss(trainer.engine, trainer.mesh, packs, name)
+            for callback in trainer.callbacks:
+                callback.evaluated(trainer, step, losses)
 
     def evaluated(self, trainer: Trainer, step: int, losses: Losses) -> None:
-        trainer.log(step, losses.record("eval_"))
-        print_rank0(f"step {step}: held-out {losses.told(digits=4)}")
+        name = losses.held_out
+        trainer.log(step, losses.record(f"eval_{name}_" if name else "eval_"))
+        print_rank0(f"step {step}: held-out {f'{name}: ' if name else ''}{losses.told(digits=4)}")
 
 
 class Checkpointing(Callback):

@@ -28,7 +28,8 @@ def describe(plan: "TrainPlan", dist_info: DistInfo) -> None:
     )
     print_rank0(
         f"processes  {dist_info.world_size} ({plan.mesh}), ZeRO {plan.metadata.zero_stage}, {train.precision}; global batch "
-        f"{train.global_batch} packs = {plan.mesh.data} x {train.micro_batch} x {plan.loader.num_micro_batches} accumulation steps"
+        f"{train.global_batch} packs = {plan.mesh.data} x {train.micro_batch} x {plan.loader.num_micro_batches(0)} accumulation steps"
+        + "".join(f", from step {stage.from_step:,} on {stage.global_batch} packs" for stage in train.batch_stages)
     )
     on_cuda = train.precision == "bf16" or has_gpu()  # said on a login node, meant for the GPUs
     memory = memory_per_rank(config, layout, plan.mesh, plan.metadata.zero_stage, plan.loader.seq_len, on_cuda)
@@ -37,10 +38,9 @@ def describe(plan: "TrainPlan", dist_info: DistInfo) -> None:
         print_rank0(f"objective  {line}")
     for line in describe_data(plan.loader, train.steps):
         print_rank0(f"data       {line}")
-    if plan.held_out is not None:
-        print_rank0(
-            f"held out   {config.data.valid}: {plan.held_out.num_packs:,} of {len(plan.held_out.reader):,} packs"
-        )
+    for name, held_out in plan.held_out.items():
+        which = f"{name}: {held_out.reader.prefix}" if name else held_out.reader.prefix
+        print_rank0(f"held out   {which}: {held_out.num_packs:,} of {len(held_out.reader):,} packs")
     start = f"resumes at step {manager.step_of(plan.start)} from {plan.start}" if plan.start else "starts anew"
     print_rank0(f"run        {config.run_dir}: {start}")
     for note in plan.notes:
@@ -68,7 +68,7 @@ def describe_data(loader: PackLoader, steps: int) -> list[str]:
             f"{of_blend}{reader.prefix}: {counts['packs']:,} packs of {reader.seq_len:,} tokens, {counts['samples']:,} samples, "
             f"{counts['tokens']:,} tokens; {steps:,} steps are {epochs[name]:.1f} epochs"
         )
-    asked = loader.sources.epoch_steps(loader.global_batch)
+    asked = loader.sources.epoch_steps(loader.sizes)
     if asked is not None:
         lines.append(f"the epochs of data.blend are {asked:,} steps; train.steps={steps}")
     return lines + _describe_stages(loader, steps)

@@ -44,7 +44,8 @@ class Trainer:
     """`engine.module` is this process's part of the model."""
     mesh: Mesh
     loader: PackLoader
-    held_out: ValidationLoader | None
+    held_out: dict[str, ValidationLoader]
+    """By name; `` is that of a single one."""
     metadata: CheckpointMetadata
     guard: SkipStep
     stop: SignalHandler
@@ -113,8 +114,7 @@ class Trainer:
 
     def learning_rate(self, step: int) -> float:
         """That of a step's update."""
-        train = self.config.train
-        return schedule.learning_rate(step - 1, train.lr, train.warmup, train.steps, train.min_lr_ratio)
+        return schedule.learning_rate(step - 1, self.config.train, self.loader.sizes)
 
     @property
     def counters(self) -> dict[str, Any]:

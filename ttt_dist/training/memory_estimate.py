@@ -107,7 +107,7 @@ class Setup:
     @property
     def steps(self) -> int:
         """Micro-batches that a process accumulates."""
-        return self.config.train.global_batch // (self.config.train.micro_batch * self.mesh.data)
+        return max(self.config.train.global_batches) // (self.config.train.micro_batch * self.mesh.data)
 
     @property
     def num_tokens(self) -> int:
@@ -153,6 +153,7 @@ def states_of(setup: Setup, sizes: list[int]) -> States:
     # In bf16 a pipeline has BF16_Optimizer, which shards at ZeRO 0 too.
     is_sharded = setup.zero_stage > 0 or (setup.is_bf16 and setup.mesh.pipeline > 1)
     per_parameter = ADAM + (FP32 if setup.is_bf16 or setup.zero_stage > 0 else 0)
+    per_parameter += FP32 if setup.config.train.ema else 0
     optimizer = 0 if setup.is_offloaded else per_parameter * count // (setup.mesh.zero_size if is_sharded else 1)
     weights = setup.width * count
     if setup.zero_stage == 3 and setup.mesh.zero_size > 1:

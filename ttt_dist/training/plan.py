@@ -16,18 +16,25 @@ from ttt_dist.checkpoint.restore import (
     require_space,
     require_startable,
 )
-from ttt_dist.config.checks import check_run
+from ttt_dist.config.checks import check_run, check_steps
 from ttt_dist.config.pipeline import Recipe
-from ttt_dist.config.run import TrainConfig
+from ttt_dist.config.reading import build
+from ttt_dist.config.run import Config, TrainConfig
 from ttt_dist.data.loader import PackLoader, ValidationLoader, open_loaders
 from ttt_dist.data.set_index import Check
+from ttt_dist.data.step_sizes import StepSizes
 from ttt_dist.launch.launchers import DistInfo
+from ttt_dist.model.optimizer_groups import optimizer_groups
+from ttt_dist.model.structure import parameter_shapes
 from ttt_dist.parallel.mesh import Mesh, require_divisible
 from ttt_dist.telemetry.run_folder import require_sinks
 from ttt_dist.training.callbacks import Callback, load_callbacks
+from ttt_dist.training.data_skips import merged, read_skips
 from ttt_dist.training.schedule import learning_rate
 from ttt_dist.util.console import warn
 from ttt_dist.util.errors import AgreedError, UserError
+
+RATE_SETTINGS = ("steps", "lr", "schedule", "schedule_by", "warmup", "decay_steps", "min_lr_ratio")
 
 
 @dataclass(kw_only=True)
@@ -37,7 +44,8 @@ class TrainPlan:
     config: Recipe
     mesh: Mesh
     loader: PackLoader
-    held_out: ValidationLoader | None
+    held_out: dict[str, ValidationLoader]
+    """By name; `` is that of a single one."""
     metadata: CheckpointMetadata
     candidates: list[Path]
     """Checkpoints to go on from, the first one that proves whole; none: the run starts anew."""
@@ -72,6 +80,7 @@ def prepare(
     """
     notes: list[str] = []
     asked = deepcopy(config)
+    config.data.skip = merged([*config.data.skip, *read_skips(Path(config.run_dir))])
     if candidates is None:
         candidates = find_candidates(config, resume, trusts_files)
     config.objective = objective_of_run(config.objective, candidates)
@@ -81,6 +90,10 @@ def prepare(
     with _noted(notes, is_elsewhere):
         require_sinks(config.telemetry)
     loader, held_out = open_loaders(config, mesh.data_rank, mesh.data, "nothing" if trusts_files else "sizes")
+    if config.train.tokens:
+        config.train.steps = loader.sizes.steps_of(math.ceil(config.train.tokens / loader.seq_len))
+    check_steps(config)
+    optimizer_groups(parameter_shapes(config.model, loader.layout.padded_vocab_size), config.train)
     require_divisible(config.train.micro_batch * loader.seq_len, config.parallel)
     metadata = require_startable(config, loader.layout, dist_info.world_size, candidates)
     with _noted(notes, is_elsewhere and not Path(config.train.init_from or "").exists()):
@@ -88,7 +101,7 @@ def prepare(
     with _noted(notes, is_elsewhere):
         require_space(config, loader.layout)
     for candidate in candidates[:1]:
-        _warn_of_another_rate(config.train, candidate)
+        _warn_of_another_rate(config, loader.sizes, candidate)
     return TrainPlan(
         config=config, mesh=mesh, loader=loader, held_out=held_out,
         metadata=metadata, candidates=candidates, callbacks=callbacks, notes=notes,
@@ -110,8 +123,8 @@ def agree(plan: TrainPlan, dist_info: DistInfo) -> TrainPlan:
     found = manager.from_first_rank(mine)
     with mine.failing():
         sources.require_files(check)
-        if plan.held_out is not None:
-            plan.held_out.reader.require_files(check)
+        for held_out in plan.held_out.values():
+            held_out.reader.require_files(check)
         sources.require_same(found.checksums)
         if found.candidates[:1] != plan.candidates[:1] and found.failure is None:
             plan = prepare(plan.asked, dist_info, plan.resume, trusts_files=True, candidates=found.candidates)
@@ -153,14 +166,14 @@ def _noted(notes: list[str], is_note: bool) -> Iterator[None]:
         notes.append(str(error))
 
 
-def _warn_of_another_rate(train: TrainConfig, checkpoint: Path) -> None:
+def _warn_of_another_rate(config: Config, sizes: StepSizes, checkpoint: Path) -> None:
     """Tell where the learning rate jumps, as it does where more steps stretch a cosine that had ended."""
     metadata = manager.read_metadata(checkpoint)
-    was, step = metadata["config"]["train"], metadata["step"]
-    settings = {"steps": train.steps, "lr": train.lr, "warmup": train.warmup, "min_lr_ratio": train.min_lr_ratio}
-    before = learning_rate(step, was["lr"], was["warmup"], was["steps"], was["min_lr_ratio"])
-    now = learning_rate(step, train.lr, train.warmup, train.steps, train.min_lr_ratio)
-    changed = [f"train.{name} was {was[name]}, now {value}" for name, value in settings.items() if was[name] != value]
+    where, step, train = f"{checkpoint}/{manager.METADATA}", metadata["step"], config.train
+    saved = build(TrainConfig, metadata["config"]["train"], where, "train.")
+    before, now = learning_rate(step, saved, sizes), learning_rate(step, train, sizes)
+    settings = {name: (getattr(saved, name), getattr(train, name)) for name in RATE_SETTINGS}
+    changed = [f"train.{name} was {was}, now {value}" for name, (was, value) in settings.items() if was != value]
     if changed and step < train.steps and not math.isclose(before, now, rel_tol=0.01):
         warn(
             f"{checkpoint}: {', '.join(changed)}: the learning rate goes on at {now:.3g} instead of {before:.3g}; "

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from ttt_dist.model.loss import metric_names, p_bin_name
+from ttt_dist.parallel.deepspeed_adapter import set_accumulation_steps
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.parallel.zero import reported_norm, set_learning_rate
 from ttt_dist.sequence.batch import Batch
@@ -51,11 +52,14 @@ class Losses:
     """Losses of a global batch by term; their sum is what is trained by."""
 
     by_term: dict[str, float]
+    held_out: str = ""
+    """Name of the held-out set that they are of, where a run has several."""
 
     @classmethod
-    def of_sums(cls, sums: Mapping[str, float], num_loss_units: float) -> "Losses":
-        """The terms among metric sums, over the global batch's units; 0 where it has none."""
-        return cls({name: sums[name] / num_loss_units if num_loss_units else 0.0 for name in term_names()})
+    def of_sums(cls, sums: Mapping[str, float], num_loss_units: float, held_out: str = "") -> "Losses":
+        """The terms among metric sums, over the batch's units; 0 where it has none."""
+        by_term = {name: sums[name] / num_loss_units if num_loss_units else 0.0 for name in term_names()}
+        return cls(by_term, held_out)
 
     @property
     def loss(self) -> float:
@@ -97,7 +101,7 @@ def train_step(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, batches: Sequence[
 
     Collective: every process calls it with the same number of batches.
     """
-    assert len(batches) == engine.gradient_accumulation_steps()
+    set_accumulation_steps(engine, len(batches))
     forward_is_alone = mesh.tensor == mesh.pipeline == mesh.ulysses == 1 and engine.zero_optimization_stage() < 3
     with StepClock(engine.device, forward_is_alone) as clock:
         counts = global_counts(batches, mesh, engine.device)

@@ -12,8 +12,8 @@ from ttt_dist.training.step import Losses
 
 
 @torch.no_grad()
-def held_out_loss(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, loader: ValidationLoader) -> Losses:
-    """Over all packs of `loader`, normalised like those of a training step; collective."""
+def held_out_loss(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, loader: ValidationLoader, name: str = "") -> Losses:
+    """Over all packs of `loader`, the set called `name`, normalised like those of a training step; collective."""
     batches = list(loader)
     engine.eval()
     if mesh.pipeline > 1:
@@ -31,4 +31,4 @@ def held_out_loss(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, loader: Validat
     total = torch.cat([terms, torch.tensor([num_units], dtype=torch.float64, device=engine.device)])
     dist.all_reduce(total)
     *by_term, num_units = total.tolist()
-    return Losses.of_sums(dict(zip(names, by_term, strict=True)), num_units)
+    return Losses.of_sums(dict(zip(names, by_term, strict=True)), num_units, name)
