@@ -157,5 +157,5 @@ def test_going_on_takes_a_share_and_a_weight(split: Layout, tmp_path: Path) -> N
     largest_weight = 4 * LARGE.hidden_size * NUM_ROWS
     for risen, share in told:
         assert share > 100e6
-        assert risen <= share + largest_weight, f"{risen / 1e6:.0f} MB for a share of {share / 1e6:.0f} MB"
+        assert risen <= share + 1.1 * largest_weight, f"{risen / 1e6:.0f} MB for a share of {share / 1e6:.0f} MB"
     shutil.rmtree(tmp_path)
