@@ -27,6 +27,7 @@ from ttt_dist.sequence.tokens import TokenLayout, released
 from ttt_dist.util.console import Progress, main_guard, print_json, print_rank0
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+SIZES = {path.stem.rpartition("-")[2]: path for path in RECIPES.glob("qwen*b.yaml")}
 SEQ_LEN = 2048
 
 
@@ -89,7 +90,6 @@ def simulate(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def settings(args: argparse.Namespace, folder: Path) -> Recipe:
     """The recipe's run, on the set and in the folder."""
-    [recipe] = RECIPES.glob(f"*-{args.checkpoint}.yaml")
     own = [
         f"run_dir={folder / 'run'}",
         f"data.train={folder / 'shards' / 'train'}",
@@ -102,12 +102,13 @@ def settings(args: argparse.Namespace, folder: Path) -> Recipe:
         "train.micro_batch=2",
         "train.compile=false",
     ]
-    return read_config(recipe, [*own, "telemetry.tensorboard=false", *args.overrides])
+    return read_config(SIZES[args.checkpoint], [*own, "telemetry.tensorboard=false", *args.overrides])
 
 
 def ranks_of(args: argparse.Namespace) -> range:
     """The ranks that are run: all, or every n-th, where only some are asked for."""
-    return range(0, args.ranks, max(1, args.ranks // args.run if args.run else 1))
+    step = args.ranks // args.run | 1 if args.run else 1  # odd, or all would be the first of their machines
+    return range(0, args.ranks, step)
 
 
 def run_ranks(config: Recipe, folder: Path, ranks: range, world_size: int, what: str) -> list[dict[str, Any]]:
@@ -193,7 +194,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, default=1024, help="processes of the run")
     parser.add_argument("--shards", type=int, default=20_000, help="of the set that is trained on")
     parser.add_argument("--samples", type=int, default=1_000_000_000, help="in all shards together")
-    parser.add_argument("--checkpoint", default="7b", help="whose: a recipe's size (0.5b, 1.5b, 3b, 7b)")
+    parser.add_argument("--checkpoint", default="7b", choices=sorted(SIZES), help="of a recipe's size (default: 7b)")
     parser.add_argument("--run", type=int, help="start only about so many of the ranks (default: all)")
     parser.add_argument("--folder", type=Path, help="where to write the set (default: the system's temporary folder)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings of the run")

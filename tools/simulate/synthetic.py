@@ -19,22 +19,25 @@ from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.util.atomic_files import sha256_file
 
 SAMPLES_PER_PACK = 8
+MAX_LINKS = 30_000  # names that a file may have: 65,000 on ext4
 
 
 def make_set(folder: Path, layout: TokenLayout, num_shards: int, num_samples: int, seq_len: int) -> int:
     """Write the set `folder`/train with what belongs beside it, as an earlier version did: without its index. Packs in all."""
     _write_assets(folder)
     packs = max(1, num_samples // num_shards // SAMPLES_PER_PACK)
-    files = _write_template(folder / "template", packs, seq_len)
     samples = packs * SAMPLES_PER_PACK
     counts = {"packs": packs, "samples": samples, "tokens": packs * seq_len, "audio_tokens": 0}
     counts["target_tokens"] = counts["tokens"] // 2
     common = {"format": metadata.FORMAT, "layout": layout.to_dict(), "seq_len": seq_len}
     names = [f"train-{number:05d}-of-{num_shards:05d}" for number in range(num_shards)]
     of_set = {}
-    for name in names:
+    for number, name in enumerate(names):
+        template = folder / f"template-{number // MAX_LINKS}"
+        if number % MAX_LINKS == 0:
+            files = _write_template(template, packs, seq_len)
         for suffix in files:
-            os.link(folder / f"template{suffix}", folder / f"{name}{suffix}")
+            os.link(with_suffix(template, suffix), folder / f"{name}{suffix}")
         meta = {**common, "counts": counts, "files": {f"{name}{suffix}": file for suffix, file in files.items()}}
         text = metadata.render({**meta, "beside": {}})
         (folder / f"{name}.json").write_text(text)
