@@ -11,7 +11,7 @@ the numbers are what one such system has to answer. The last line is one JSON.
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -60,11 +60,11 @@ def simulate(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     fresh = run_ranks(config, folder, asked, args.ranks, "starting")
     require_one_order(fresh, config, args.ranks)
     print_rank0("\nThe start of a run, and its first packs")
-    tell(fresh)
+    tell(fresh, args.ranks)
     files = save(config, layout, args.ranks)
     again = run_ranks(config, folder, asked, args.ranks, "starting again")
     print_rank0("\nThe start from a checkpoint")
-    tell(again)
+    tell(again, args.ranks)
     figures = lose_a_shard(config, shards, args.ranks) | lose_a_rank(args.ranks)
     resume_stats = stats_of_resume(again, args.ranks)
     ordinary = [one for one in fresh if one["rank"] % LOCAL_SIZE] or fresh
@@ -146,43 +146,49 @@ def stats_of_resume(told: Sequence[dict[str, Any]], num_ranks: int) -> float:
     return float(first + (mean(others) * (num_ranks - 1) if others else 0))
 
 
-def tell(told: Sequence[dict[str, Any]]) -> None:
-    """A line for each kind of rank, and for the file system."""
-    head = f"{'':20}{'ranks':>6}{'opens':>7}{'lists':>7}{'stats':>8}{'MB read':>9}{'CPU s':>8}{'MB':>7}{'handles':>9}"
-    print_rank0(head + f"{'loader s':>10}{'batch ms':>10}{'pack ms: first':>16}{'again':>8}{'open':>7}")
-    kinds = {
-        "rank 0": [one for one in told if one["rank"] == 0],
-        "first of a machine": [one for one in told if one["rank"] and one["rank"] % LOCAL_SIZE == 0],
-        "the others": [one for one in told if one["rank"] % LOCAL_SIZE],
-    }
-    for kind, ranks in kinds.items():
-        if ranks:
-            print_rank0(_row(kind, ranks))
-    print_rank0(_row("all together", told, total=True))
-
-
-def _row(kind: str, ranks: Sequence[dict[str, Any]], total: bool = False) -> str:
-    gather = sum if total else mean
-    phases = ("check", "resume", "start")  # of the start the loader is a part
-
-    def both(take: Callable[[dict[str, Any]], float]) -> float:
-        return gather([sum(take(one[phase]) for phase in phases) for one in ranks])
-
-    opens, lists, stats = (
-        both(lambda phase, name=name: phase["calls"][name]) for name in ("opens", "listings", "stats")
+def tell(told: Sequence[dict[str, Any]], num_ranks: int) -> None:
+    """A line for each kind of rank, and one for the file system: of kinds of which some were run, all count as these."""
+    head = f"{'':20}{'ranks':>6}{'opens':>7}{'lists':>7}{'stats':>8}{'MB read':>9}{'CPU s':>8}"
+    print_rank0(
+        f"{head}{'MB':>7}{'handles':>9}{'loader s':>10}{'batch ms':>10}{'pack ms: first':>16}{'again':>8}{'open':>7}"
     )
-    megabytes, cpu = both(lambda phase: phase["bytes_read"] / 1e6), both(lambda phase: phase["cpu_s"])
-    row = f"{kind:20}{len(ranks):>6}{opens:>7,.0f}{lists:>7,.0f}{stats:>8,.0f}{megabytes:>9,.1f}{cpu:>8.2f}"
-    if total:
-        return row
-    figures = {name: mean(one[name] for one in ranks) for name in ("pack_first_ms", "pack_again_ms", "pack_open_ms")}
+    machines = -(-num_ranks // LOCAL_SIZE)
+    kinds = {
+        "rank 0": (1, [one for one in told if one["rank"] == 0]),
+        "first of a machine": (machines - 1, [one for one in told if one["rank"] and one["rank"] % LOCAL_SIZE == 0]),
+        "the others": (num_ranks - machines, [one for one in told if one["rank"] % LOCAL_SIZE]),
+    }
+    totals = [0.0] * 5
+    for kind, (count, ranks) in kinds.items():
+        if ranks:
+            asked = _asked(ranks)
+            totals = [total + count * figure for total, figure in zip(totals, asked, strict=True)]
+            print_rank0(_row(kind, count, asked) + _figures(ranks))
+    print_rank0(_row("all together", num_ranks, totals))
+
+
+def _asked(ranks: Sequence[dict[str, Any]]) -> list[float]:
+    """Opens, listings, paths looked for, MB read and seconds of CPU until the first batch, of a rank of a kind."""
+    phases = [
+        one[phase] for one in ranks for phase in ("check", "resume", "start")
+    ]  # of the start the loader is a part
+    counts = [sum(phase["calls"][name] for phase in phases) for name in ("opens", "listings", "stats")]
+    counts += [sum(phase["bytes_read"] for phase in phases) / 1e6, sum(phase["cpu_s"] for phase in phases)]
+    return [count / len(ranks) for count in counts]
+
+
+def _row(kind: str, count: int, asked: Sequence[float]) -> str:
+    opens, lists, stats, megabytes, cpu = asked
+    return f"{kind:20}{count:>6,}{opens:>7,.0f}{lists:>7,.0f}{stats:>8,.0f}{megabytes:>9,.1f}{cpu:>8.2f}"
+
+
+def _figures(ranks: Sequence[dict[str, Any]]) -> str:
+    """The largest memory and number of handles, the mean of times."""
     largest = max(one["batch_mb"] for one in ranks), max(one["open_handles"] for one in ranks)
     loader = mean(one["loader"]["seconds"] + one["check"]["seconds"] for one in ranks)
-    batch = mean(one["batch"]["seconds"] for one in ranks)
-    return (
-        f"{row}{largest[0]:>7.1f}{largest[1]:>9}{loader:>10.3f}{1e3 * batch:>10.1f}{figures['pack_first_ms']:>16.3f}"
-        f"{figures['pack_again_ms']:>8.3f}{figures['pack_open_ms']:>7.3f}"
-    )
+    batch = 1e3 * mean(one["batch"]["seconds"] for one in ranks)
+    first, again, kept = (mean(one[f"pack_{name}_ms"] for one in ranks) for name in ("first", "again", "open"))
+    return f"{largest[0]:>7.1f}{largest[1]:>9}{loader:>10.3f}{batch:>10.1f}{first:>16.3f}{again:>8.3f}{kept:>7.3f}"
 
 
 def parse_arguments() -> argparse.Namespace:
