@@ -105,13 +105,13 @@ def settings(args: argparse.Namespace, folder: Path) -> Recipe:
     return read_config(SIZES[args.checkpoint], [*own, "telemetry.tensorboard=false", *args.overrides])
 
 
-def ranks_of(args: argparse.Namespace) -> range:
-    """The ranks that are run: all, or every n-th, where only some are asked for."""
+def ranks_of(args: argparse.Namespace) -> list[int]:
+    """The ranks that are run: all, or, where only some are asked for, every n-th; of each kind there is one."""
     step = args.ranks // args.run | 1 if args.run else 1  # odd, or all would be the first of their machines
-    return range(0, args.ranks, step)
+    return sorted({*range(0, args.ranks, step), *range(0, args.ranks, LOCAL_SIZE)[1:2]})
 
 
-def run_ranks(config: Recipe, folder: Path, ranks: range, world_size: int, what: str) -> list[dict[str, Any]]:
+def run_ranks(config: Recipe, folder: Path, ranks: Sequence[int], world_size: int, what: str) -> list[dict[str, Any]]:
     """What each rank tells."""
     with Progress(len(ranks), what, "rank") as progress:
         found = []

@@ -5,7 +5,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
@@ -118,7 +118,7 @@ def _ms(reader: shards.ShardReader, pack: int) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def each_rank(config: Recipe, folder: Path, ranks: range, world_size: int) -> Iterator[dict[str, Any]]:
+def each_rank(config: Recipe, folder: Path, ranks: Sequence[int], world_size: int) -> Iterator[dict[str, Any]]:
     """`start_rank` of each, one after the other, each in a process that is forked for it."""
     torch.set_num_threads(1)
     context = multiprocessing.get_context("fork")
