@@ -6,7 +6,7 @@ which also catches pathlib and os.path. Bytes are the kernel's own count of this
 
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass
 class Calls:
-    """Numbers of a process below the folder that is watched; `bytes_read` and the rest by `usage` of all it does."""
+    """What a process has asked of the folder that is watched."""
 
     opens: int = 0
     listings: int = 0
@@ -30,7 +30,7 @@ class Counter:
     """Counts from `watch` on, for good: an audit hook cannot be taken away."""
 
     folder: str = "\0"
-    calls: Calls = None  # type: ignore[assignment]
+    calls: Calls = field(default_factory=Calls)
 
     def watch(self, folder: Path) -> None:
         """Count what concerns `folder`, from zero."""
@@ -42,7 +42,7 @@ class Counter:
         return Calls(**asdict(self.calls))
 
     def concerns(self, path: Any) -> bool:
-        """Whether a path, a descriptor not, lies in the folder that is watched."""
+        """Whether a path lies in the folder that is watched; a descriptor is none."""
         try:
             return os.path.abspath(os.fsdecode(path)).startswith(self.folder)
         except TypeError:
