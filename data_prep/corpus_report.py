@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +18,13 @@ FORMAT = "ttt_dist manifest report 1"
 
 @dataclass
 class Totals:
-    """What a manifest holds; `groups` counts by the values of `split` and `lang`."""
+    """What a manifest holds; `groups` counts by the values of `split` and `lang`, and by the channels that are named."""
 
     lines: int = 0
     seconds: float = 0.0
-    groups: dict[str, dict[str, list[float]]] = field(default_factory=lambda: {"splits": {}, "langs": {}})
+    groups: dict[str, dict[str, list[float]]] = field(
+        default_factory=lambda: {"splits": {}, "langs": {}, "channels": {}}
+    )
 
     def add(self, entry: Entry) -> None:
         """Count one entry."""
@@ -37,12 +37,24 @@ class Totals:
         self.seconds = sum(seconds, start=self.seconds)
         for group, name in (("splits", "split"), ("langs", "lang")):
             values = [entry.get(name) for entry in entries]
-            for first, same in groupby(zip(values, seconds, strict=True), key=itemgetter(0)):
-                if first is not None:
-                    count = self.groups[group].setdefault(str(first), [0, 0.0])
-                    durations = [duration for _, duration in same]
-                    count[0] += len(durations)
-                    count[1] = sum(durations, start=count[1])
+            self._count(group, values, seconds)
+        sided = [index for index, entry in enumerate(entries) if "channel" in entry or "turns" in entry]
+        self._count("channels", [_channels(entries[index]) for index in sided], [seconds[index] for index in sided])
+
+    def _count(self, group: str, values: Sequence[Any], seconds: Sequence[float]) -> None:
+        """Count entries by the value that each has; mostly all have one, and are added at once."""
+        counts = self.groups[group]
+        if values and values.count(values[0]) == len(values):
+            if values[0] is not None:
+                count = counts.setdefault(str(values[0]), [0, 0.0])
+                count[0] += len(values)
+                count[1] = sum(seconds, start=count[1])
+            return
+        for value, duration in zip(values, seconds, strict=True):
+            if value is not None:
+                count = counts.setdefault(str(value), [0, 0.0])
+                count[0] += 1
+                count[1] += duration
 
     def describe(self) -> str:
         """`1,234 utterances, 1.52 hours`."""
@@ -53,8 +65,18 @@ class Totals:
         groups = {
             group: {name: {"lines": count[0], "hours": _hours(count[1])} for name, count in sorted(values.items())}
             for group, values in self.groups.items()
+            if values or group != "channels"
         }
         return {"lines": self.lines, "hours": _hours(self.seconds), **groups}
+
+
+def _channels(entry: Entry) -> str | None:
+    """`0`, or `0+1` of a conversation; None where the channels are mixed, or there is one."""
+    if "channel" in entry:
+        return str(entry["channel"])
+    if "turns" not in entry:
+        return None
+    return "+".join(str(turn["channel"]) for turn in entry["turns"] or () if "channel" in turn) or None
 
 
 def _hours(seconds: float) -> float:

@@ -6,8 +6,10 @@ from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
+from data_prep.packing.prediction import Fill, predicted_fill, predicted_tokens
 from data_prep.selection.measures import measure, number
 from ttt_dist.manifest.entry import Entry
 from ttt_dist.manifest.problems import Problems
@@ -28,6 +30,9 @@ class ManifestStatistics:
     seconds: array[float] = field(default_factory=lambda: array("d"))
     rates: array[float] = field(default_factory=lambda: array("d"))
     """Characters a second."""
+    codes_per_second: float | None = None
+    """Of the codec that is to be taken: then `tokens` are those of each sample, predicted."""
+    tokens: array[int] = field(default_factory=lambda: array("q"))
     hours: dict[str, defaultdict[str, float]] = field(
         default_factory=lambda: {"lang": defaultdict(float), "speaker": defaultdict(float)}
     )
@@ -40,6 +45,9 @@ class ManifestStatistics:
             self.seconds.append(seconds)
         if rate is not None:
             self.rates.append(rate)
+        if self.codes_per_second is not None:
+            tokens = predicted_tokens(entry, self.codes_per_second)
+            self.tokens.extend([] if tokens is None else [tokens])
         for name, hours in self.hours.items():
             if entry.get(name) is not None:
                 hours[str(entry[name])] += (seconds or 0.0) / 3600
@@ -56,10 +64,19 @@ class ManifestStatistics:
             more = [f"{len(ranked) - MOST_NAMED:,} more"] if len(ranked) > MOST_NAMED else []
             yield f"  {name}: {len(ranked):,}" + (f" ({', '.join(shown + more)})" if shown else "")
 
+        for one in self.fills:
+            too_long = f", {one.too_long:.1%} of samples too long" if one.too_long else ""
+            yield f"  packs of {one.seq_len:,}: fill {one.fill:.1%}{too_long} (predicted)"
+
+    @cached_property
+    def fills(self) -> list[Fill]:
+        """The predicted fill of packs, by their length."""
+        return list(predicted_fill(self.tokens)) if self.tokens else []
+
     def draw(self, path: Path, title: str) -> None:
         """Draw them as a PNG."""
         with atomic_write(path, "wb") as file:
-            draw_corpus(self.seconds, self.rates, self.hours["lang"], self.hours["speaker"], file, title)
+            draw_corpus(self.seconds, self.rates, self.hours["lang"], self.hours["speaker"], self.fills, file, title)
 
 
 def _distribution(name: str, values: Sequence[float]) -> str:
@@ -71,9 +88,9 @@ def _distribution(name: str, values: Sequence[float]) -> str:
     return f"  {name:20}" + "".join(f"{figure:8.2f}" for figure in figures)
 
 
-def read_statistics(manifest: Path, problems: Problems) -> ManifestStatistics:
+def read_statistics(manifest: Path, problems: Problems, codes_per_second: float | None = None) -> ManifestStatistics:
     """The statistics of a manifest's good lines; bad ones are reported."""
-    found = ManifestStatistics()
+    found = ManifestStatistics(codes_per_second=codes_per_second)
     with Progress(None, "reading", "line") as progress:
         for batch in read_batches(manifest, problems):
             for _, _, entry in batch:

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--mute-audio",
+    "--disable-background-networking", "--hide-scrollbars", "--disable-component-update", "--mute-audio",
     "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", "--remote-debugging-pipe",
 )  # fmt: skip
 TIMEOUT_S = 60.0
@@ -37,7 +37,7 @@ class Browser:
         self._number, self._session, self._rest = 0, "", b""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "DOM"):
+        for domain in ("Page", "Runtime", "Log", "DOM", "Accessibility"):
             self.call(f"{domain}.enable")
 
     def __enter__(self) -> Self:
@@ -87,10 +87,34 @@ class Browser:
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
 
-    def screenshot(self, path: Path, width: int = 1100, height: int = 900, scheme: str = "light") -> None:
-        """The page as a PNG file, in a window of that size."""
+    def press(self, key: str, modifiers: int = 0) -> None:
+        """A key as a keyboard sends it, by the name that events bear; modifiers: 1 Alt, 2 Ctrl, 4 Meta, 8 Shift."""
+        code = {
+            "Tab": 9,
+            "Enter": 13,
+            "Escape": 27,
+            "End": 35,
+            "Home": 36,
+            "ArrowUp": 38,
+            "ArrowDown": 40,
+            "ArrowRight": 39,
+        }[key]
+        common = {"key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": modifiers}
+        text = {"text": "\r"} if key == "Enter" else {}
+        self.call("Input.dispatchKeyEvent", type="keyDown", **common, **text)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **common)
+
+    def write(self, text: str) -> None:
+        """Text into what has the focus."""
+        self.call("Input.insertText", text=text)
+
+    def look(self, width: int = 1100, height: int = 900, scheme: str = "light") -> None:
+        """The size of the window, and whether its user likes it light or dark."""
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+
+    def screenshot(self, path: Path) -> None:
+        """The page as a PNG file."""
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
 
     def _receive(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ttt_dist.model.hf.families import CONFIG, MAX_SHARD_BYTES
 from ttt_dist.util.console import main_guard, print_rank0
+from ttt_dist.util.errors import UserError
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 DTYPES = ("bf16", "fp32", "keep")
@@ -35,6 +36,7 @@ def main() -> None:
     import torch  # seconds, as what follows: --help does not wait for it
 
     from ttt_dist.checkpoint.conversion import export_checkpoint, reshard
+    from ttt_dist.checkpoint.saved_state import EMA, WEIGHTS
     from ttt_dist.model.hf.published import export_hf, import_hf, require_new
 
     if args.command == "import-hf":
@@ -45,11 +47,15 @@ def main() -> None:
     if args.command == "reshard":
         print_rank0(reshard(args.source, args.out, args.max_shard_size))
     elif (args.source / CONFIG).is_file():
+        if getattr(args, "ema", False):
+            raise UserError(
+                f"--ema {args.source}: a model has one set of weights; name a checkpoint of a run with train.ema"
+            )
         print_rank0(export_hf(args.source, args.out, dtype, args.max_shard_size))
     else:
-        print_rank0(
-            export_checkpoint(args.source, args.out, dtype or torch.float32, args.max_shard_size, args.tokenizer)
-        )
+        dtype = dtype or torch.float32  # which training goes on from; evaluations of a checkpoint take the run's type
+        kind = EMA if args.ema else WEIGHTS
+        print_rank0(export_checkpoint(args.source, args.out, dtype, args.max_shard_size, args.tokenizer, kind=kind))
 
 
 def inspect(source: Path) -> None:
@@ -104,6 +110,9 @@ def parse_arguments() -> argparse.Namespace:
     export, imported = added["export-hf"], added["import-hf"]
     export.add_argument(
         "--dtype", choices=DTYPES, default="keep", help="of the weights (default: as they are; checkpoints have fp32)"
+    )
+    export.add_argument(
+        "--ema", action="store_true", help="of a checkpoint: the moving average of its weights (train.ema)"
     )
     export.add_argument("--tokenizer", type=Path, help="of a checkpoint (default: beside the shards of its run)")
     imported.add_argument("--tokenizer", type=Path, help="the model's text tokenizer (default: in --source)")

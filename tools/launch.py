@@ -25,6 +25,7 @@ from typing import Any
 from ttt_dist.config.loader import load_config
 from ttt_dist.config.run import Config
 from ttt_dist.config.section import brief
+from ttt_dist.data.metadata import is_text_set
 from ttt_dist.launch.process_group import choose_accelerator
 from ttt_dist.util.console import main_guard
 from ttt_dist.util.errors import UserError
@@ -150,7 +151,8 @@ def check_hosts(hosts: Hosts, arguments: argparse.Namespace, config_path: str, c
     ssh = ["ssh", *SSH_OPTIONS, *shlex.split(os.environ.get("PDSH_SSH_ARGS_APPEND", ""))]
     ssh += ["-p", str(arguments.ssh_port)] if arguments.ssh_port is not None else []
     prefixes = [*config.data.prefixes().values(), *config.data.held_out.values()]
-    files = [arguments.user_script, config_path, config.deepspeed, *(f"{prefix}.json" for prefix in prefixes)]
+    data = [f"{prefix}{'.idx' if is_text_set(prefix) else '.json'}" for prefix in prefixes]
+    files = [arguments.user_script, config_path, config.deepspeed, *data]
     if config.train.init_from is not None:
         files.append(f"{config.train.init_from}/config.json")
     with marker(Path(config.run_dir)) as mark:

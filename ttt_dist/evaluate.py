@@ -30,7 +30,15 @@ if not __package__:
 from ttt_dist.config.objective import Masking
 from ttt_dist.evaluation import judge_registry
 from ttt_dist.evaluation.args import EvalArgs, is_shards
-from ttt_dist.evaluation.metrics.normalise import FLAG, NORMALISERS, WHISPER, own_normaliser, spelling_file
+from ttt_dist.evaluation.metrics.normalise import (
+    BY_LANGUAGE,
+    FLAG,
+    NORMALISERS,
+    WHISPER,
+    normaliser,
+    own_normaliser,
+    spelling_file,
+)
 from ttt_dist.evaluation.tasks.registry import TASK_FLAGS, TASKS, find_task, is_task, tasks_with
 from ttt_dist.inference.flags import add_decoding_flags, settings_from_flags
 from ttt_dist.jobs import runner
@@ -47,9 +55,12 @@ if TYPE_CHECKING:
 def main() -> None:
     """Make this process's parts; where all are there, score them and write the results."""
     arguments = parse_arguments()
+    from ttt_dist.checkpoint.export import model_folder
+
+    arguments.model = model_folder(arguments.model)
     shard, args = runner.task_shard_of(arguments), args_of(arguments)
     if not args.model.is_dir():
-        raise UserError(f"{args.model}: no such model folder; name the export/ folder of a run")
+        raise UserError(f"{args.model}: no such model folder; name the export/ folder of a run, or a checkpoint")
     from ttt_dist.evaluation.job import EvaluationJob
     from ttt_dist.evaluation.results import write_results
 
@@ -103,7 +114,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=summary, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", required=True, type=Path, help="exported model folder")
+    parser.add_argument("--model", required=True, type=Path, help="exported model folder, or a checkpoint of a run")
     parser.add_argument("--task", required=True, help=f"what to measure: {', '.join(TASKS)}, or package.module:NAME")
     parser.add_argument(
         "--data",
@@ -122,7 +133,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--normaliser",
-        help=f"of texts before they are compared: {', '.join(NORMALISERS)}, {WHISPER}:DIR with its spelling "
+        help=f"of texts before they are compared: {', '.join((*NORMALISERS, *BY_LANGUAGE))}, {WHISPER}:DIR with its spelling "
         "table, or package.module:function (default: by `lang`)",
     )
     parser.add_argument(
@@ -133,6 +144,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--text-only", action="store_true", help="audio_qa, speech_chat: answers as text, no speech")
     parser.add_argument(
         "--quality", action="store_true", help="tts: predicted opinions and voice, of the extra `quality` (slow)"
+    )
+    parser.add_argument(
+        "--meteor", action="store_true", help="caption: METEOR too, of the extra `captions`, by Java (English)"
     )
     parser.add_argument(
         "--no-ceiling", dest="ceiling", action="store_false", help="tts: judge own speech alone, and no recordings"
@@ -178,9 +192,12 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
     asked, _, table = (arguments.normaliser or "").partition(":")
     if asked == WHISPER and table:
         spelling_file(table)
-    elif arguments.normaliser not in (None, *NORMALISERS):
+    elif arguments.normaliser in NORMALISERS:
+        normaliser(arguments.normaliser)  # which may want a package: to be known before hours of decoding
+    elif arguments.normaliser not in (None, *BY_LANGUAGE):
         if split_spec(arguments.normaliser) is None:
-            parser.error(f"{FLAG} {arguments.normaliser}: choose {', '.join(NORMALISERS)}, or package.module:function")
+            known = ", ".join((*NORMALISERS, *BY_LANGUAGE))
+            parser.error(f"{FLAG} {arguments.normaliser}: choose {known}, or package.module:function")
         own_normaliser(arguments.normaliser)
 
 

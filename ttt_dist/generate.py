@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 def main() -> None:
     """Speak, transcribe or answer, as the flags say."""
     arguments = parse_arguments()
+    from ttt_dist.checkpoint.export import model_folder
+
+    arguments.model = model_folder(arguments.model)
     settings = settings_from_flags(arguments)
     if arguments.chats is not None:
         answer_chats(arguments, settings)
@@ -134,7 +137,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=summary, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", required=True, type=Path, help="exported model folder")
+    parser.add_argument("--model", required=True, type=Path, help="exported model folder, or a checkpoint of a run")
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--prompt", help="text to speak, or, with --chat, to answer")
     given.add_argument("--audio", type=Path, help="recording to transcribe, or to answer (WAV, FLAC, OGG, MP3)")

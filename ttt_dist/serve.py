@@ -20,6 +20,9 @@ from ttt_dist.util.console import main_guard, print_rank0, warn
 def main() -> None:
     """Listen, load the model, answer until interrupted."""
     arguments = parse_arguments()
+    from ttt_dist.checkpoint.export import model_folder
+
+    arguments.model = model_folder(arguments.model)
     settings = settings_from_flags(arguments)
     # Seconds to import: --help and mistakes of the command line do not wait for it.
     from ttt_dist.audio import load_codec
@@ -54,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=summary, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", required=True, type=Path, help="exported model folder")
+    parser.add_argument("--model", required=True, type=Path, help="exported model folder, or a checkpoint of a run")
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine alone)"
     )

@@ -2,6 +2,7 @@
 
     deepspeed [--num_gpus 2] ttt_dist/train.py --config recipes/demo.yaml train.lr=3e-4 run_dir=runs/mine
     python ttt_dist/train.py --config recipes/demo.yaml --dry-run
+    deepspeed ttt_dist/train.py --config mine.yaml --init-from models/qwen2.5-0.5b data.train=shards/train
 
 Everything about the run ends up in its run_dir. Started again with the same run_dir, it goes on from the newest complete
 checkpoint, on as many processes in whatever layout; a new run_dir may start from a checkpoint of another one with --resume.
@@ -36,13 +37,14 @@ def main() -> None:
     arguments = parse_arguments()
     from ttt_dist.config.loader import read_config
     from ttt_dist.launch.process_group import choose_accelerator, current_dist_info, is_only_asked_about
+    from ttt_dist.model.hf.families import model_section
     from ttt_dist.training.plan import prepare
 
     is_elsewhere = arguments.dry_run and is_only_asked_about(os.environ)
     dist_info = current_dist_info(describes=arguments.dry_run)
     choose_accelerator()
     try:
-        config = read_config(arguments.config, arguments.overrides)
+        config = read_config(arguments.config, arguments.overrides, model_section)
         trusts_files = dist_info.world_size > 1 and not arguments.dry_run
         plan = prepare(config, dist_info, arguments.resume, is_elsewhere, trusts_files)
     except UserError:
@@ -87,6 +89,7 @@ def set_up(plan: "TrainPlan", dist_info: "DistInfo") -> "Trainer":
     from ttt_dist.parallel.parallelize import parallelize
     from ttt_dist.telemetry.events import Events
     from ttt_dist.training.loop import Trainer
+    from ttt_dist.training.node_check import check_nodes
     from ttt_dist.training.plan import agree
     from ttt_dist.training.stop_signals import SignalHandler
     from ttt_dist.training.watchdog import Watchdog
@@ -94,12 +97,16 @@ def set_up(plan: "TrainPlan", dist_info: "DistInfo") -> "Trainer":
     config, mesh = plan.config, plan.mesh
     limit_s, logs = config.guard.start_timeout, Path(config.run_dir) / "logs"
     stop = SignalHandler(60 * config.guard.stop_after)
-    init_process_group(dist_info, limit_s, queues_in_order=mesh.tensor > 1)
+    device = init_process_group(dist_info, limit_s, queues_in_order=mesh.tensor > 1)
     log_to_files(logs, dist_info.rank)
     if dist_info.world_size > 1:
         plan = agree(plan, dist_info)
     config, layout = plan.config, plan.metadata.layout
     events = Events(config.run_dir)
+    if config.guard.check_nodes:
+        slow = check_nodes(Path(config.run_dir), device, dist_info.local_rank == 0)
+        for told in slow if mesh.rank == 0 else ():
+            events.log("slow_node", 0, told=told)
     watchdog = Watchdog(logs, limit_s, lambda step, reason: events.log("fault", step, reason=reason))
     checkpoint, weights = choose_start(config, layout, plan.candidates)
     engine = parallelize(config, layout, mesh, weights)
@@ -123,6 +130,10 @@ def parse_arguments() -> argparse.Namespace:
         "--resume", type=Path, metavar="PATH",
         help="checkpoint, or run folder, that a run_dir without checkpoints of its own starts from; any layout",
     )  # fmt: skip
+    parser.add_argument(
+        "--init-from", metavar="MODEL",
+        help="as train.init_from=MODEL: a model folder to start from, whose shape a config without `model` takes",
+    )  # fmt: skip
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the file"
@@ -142,6 +153,8 @@ def parse_arguments() -> argparse.Namespace:
     # Megatron and torchtitan would take `--train.lr=1e-4`. In order: the last of two is what holds.
     settings = {*arguments.overrides, *others}
     arguments.overrides = [word.removeprefix("--") for word in sys.argv[1:] if word in settings]
+    if arguments.init_from is not None:
+        arguments.overrides.append(f"train.init_from={arguments.init_from}")
     if arguments.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
     return arguments

@@ -8,6 +8,7 @@ from typing import Any
 
 from data_prep.commands.flags import add_max_errors, add_part_size
 from data_prep.jobs.encode import EncodeJob
+from data_prep.jobs.from_codes import FromCodesJob
 from data_prep.train_codec_tokenizer import learn_codec
 from ttt_dist.audio.registry import CODECS
 from ttt_dist.jobs.parts import cut_lines, remove_part, require_no_others
@@ -26,6 +27,8 @@ EXAMPLES = """examples:
   python -m data_prep encode --manifest train.jsonl --audio-root /corpora --codec glm4voice:/models/glm-4-voice-tokenizer \\
       --array-index $SLURM_ARRAY_TASK_ID --array-size 64 --workers 4 --out codes
   mpirun -n 16 python -m data_prep encode ...
+  # codes that were computed elsewhere: a file per utterance, or lines `ID CODE CODE ...`; no audio is read
+  python -m data_prep encode --manifest train.jsonl --from-codes mimi_codes/ --codec mimi:/models/mimi --codebooks 8 --out codes
 
 Unreadable audio and bad lines are reported and left out, the rest is encoded. With more bad ones than --max-errors
 the exit status is 1. A part that is complete is not made again.
@@ -36,6 +39,8 @@ def run(args: argparse.Namespace) -> None:
     """Learn the codec where asked to, then encode this task's parts."""
     shard = task_shard_of(args)
     spec = args.codec
+    if args.train_codec and args.from_codes:
+        args.fail("--from-codes: name the codec that made the codes; --train-codec would learn another one")
     if args.train_codec:
         learnable = [name for name, row in CODECS.items() if row.is_learnt]
         if args.codec not in learnable:
@@ -45,15 +50,15 @@ def run(args: argparse.Namespace) -> None:
     problems = Problems(args.max_errors)
     ranges = cut_lines(args.manifest, args.part_size)
     require_no_others(args.out, len(ranges))
-    job = EncodeJob(
-        ranges=ranges,
-        codec=spec,
-        codebooks=args.codebooks,
-        dtype=args.codec_dtype,
-        out=args.out,
-        audio_root=args.audio_root,
-        retry=args.retry,
-    )
+    settings = {
+        "ranges": ranges,
+        "codec": spec,
+        "codebooks": args.codebooks,
+        "dtype": args.codec_dtype,
+        "out": args.out,
+    }
+    settings |= {"audio_root": args.audio_root, "retry": args.retry}
+    job = EncodeJob(**settings) if args.from_codes is None else FromCodesJob(**settings, codes=args.from_codes)
     totals = run_parts(job, shard, problems)
     counts = totals.counts
     num_utterances = int(counts.get("utterances", 0))
@@ -84,14 +89,14 @@ def add_parser(subparsers: Any) -> None:
         "encode",
         help="turn the manifest's audio into codes (and learn the built-in codec)",
         description="Turn the audio of a manifest into discrete codes.",
-        epilog=EXAMPLES + "\ncodecs:\n" + "\n".join(f"  {name:<12} {row.help}" for name, row in CODECS.items()),
+        epilog=EXAMPLES + "\ncodecs:\n" + "\n".join(f"  {name:<15} {row.help}" for name, row in CODECS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--manifest", required=True, type=Path, help="manifest to encode")
     parser.add_argument(
         "--codec",
         required=True,
-        help="NAME:FOLDER of a codec below, package.module:Class[:FOLDER] of your own, or melvq with --train-codec",
+        help="NAME:FOLDER of a codec below, package.module:Class[:FOLDER] or command:PROGRAM of your own, or melvq with --train-codec",
     )
     parser.add_argument("--codebooks", type=int, metavar="K", help="of a codec of several codebooks, use the first K")
     parser.add_argument(
@@ -100,6 +105,12 @@ def add_parser(subparsers: Any) -> None:
         help="precision of a codec that has a choice: of glm4voice's layers (default: bfloat16 on CUDA, else float32)",
     )
     parser.add_argument("--out", required=True, type=Path, help="folder for the codes")
+    parser.add_argument(
+        "--from-codes",
+        type=Path,
+        metavar="PATH",
+        help="take codes of --codec computed elsewhere: folder of ID.npy, .npz, .pt or .json; one .npz, .pt or .jsonl; lines ID CODE ...",
+    )
     parser.add_argument("--audio-root", type=Path, help="folder that all audio lies in (default: the manifest's)")
     add_part_size(parser)
     add_max_errors(parser, "bad lines or files")

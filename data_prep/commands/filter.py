@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 from data_prep.commands.flags import add_max_errors
 from data_prep.corpus_report import report_of
 from data_prep.manifest_files import ManifestFile, writing_manifests
-from data_prep.selection.rules import Rule, bounds, holds, is_among, is_new
+from data_prep.selection.rules import IsNew, Rule, bounds, holds, is_among
 from data_prep.selection.text_rules import FLAG, TextRule, has_lost_its_words, read_text_rules, rewritten
 from ttt_dist.manifest.entry import with_paths
 from ttt_dist.manifest.problems import Problems
@@ -30,18 +31,24 @@ meta.snr looks into an object. An entry without the field is left out. OUT.repor
 """
 
 
-def select(lines: Iterable[Line], rules: Sequence[Rule], problems: Problems) -> list[Line]:
-    """The lines that every rule keeps; of others the first rule against them is counted."""
-    kept = []
-    for line in lines:
-        place, _, entry = line
-        for rule in rules:
-            if (reason := rule(entry)) is not None:
-                problems.skip(reason, place)
-                break
-        else:
-            kept.append(line)
+def select(lines: Sequence[Line], rules: Sequence[Rule], news: Sequence[IsNew], problems: Problems) -> Sequence[Line]:
+    """The lines that every rule keeps, then those that are new; of others the first rule against them is counted."""
+    kept = [line for line in lines if not _is_left_out(line, rules, problems)] if rules else lines
+    for one in news:
+        is_new = one.among([entry for _, _, entry in kept])
+        for (place, _, _), new in zip(kept, is_new, strict=True):
+            if not new:
+                problems.skip(one.reason, place)
+        kept = list(compress(kept, is_new))
     return kept
+
+
+def _is_left_out(line: Line, rules: Sequence[Rule], problems: Problems) -> bool:
+    for rule in rules:
+        if (reason := rule(line[2])) is not None:
+            problems.skip(reason, line[0])
+            return True
+    return False
 
 
 def clean(lines: Sequence[Line], chain: Sequence[TextRule], problems: Problems) -> list[Line]:
@@ -74,18 +81,17 @@ def write_lines(lines: Sequence[Line], source: Path, file: ManifestFile) -> None
 
 
 def rules_of(args: argparse.Namespace) -> list[Rule]:
-    """The rules that the flags name; those that remember come last, and so see what all others keep."""
+    """The rules that the flags name, but for --unique: what that remembers is what all others keep."""
     rules = [is_among(name, getattr(args, name)) for name in ("lang", "speaker") if getattr(args, name)]
     rules += bounds(dict(args.min), dict(args.max))
-    rules += map(holds, args.where)
-    return rules + [is_new(name) for name in dict.fromkeys(args.unique)]
+    return rules + list(map(holds, args.where))
 
 
 def run(args: argparse.Namespace) -> None:
     """Write what is kept."""
-    rules = rules_of(args)
+    rules, news = rules_of(args), [IsNew(name) for name in dict.fromkeys(args.unique)]
     chain = read_text_rules(args.text_rules) if args.text_rules else []
-    if not rules and not chain:
+    if not rules and not news and not chain:
         args.fail("no rule: give one, e.g. --max duration=20")
     if os.path.realpath(args.manifest) == os.path.realpath(args.out):
         args.fail(f"--out {args.out}: is the manifest that is read; choose another name")
@@ -96,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
     ):
         for batch in read_batches(args.manifest, problems):
             cleaned = clean(batch, chain, problems) if chain else batch
-            write_lines(select(cleaned, rules, problems), args.manifest, file)
+            write_lines(select(cleaned, rules, news, problems), args.manifest, file)
             progress.advance(len(batch))
     report, left_out = report_of(args.out), sum(tally.count for tally in problems.skipped.values())
     print_rank0(f"{args.out}: {file.totals.describe()}; left out by rule: {left_out:,} (see {report})")

@@ -25,7 +25,7 @@ EXAMPLES = """examples:
   python -m data_prep group --manifest work/gigaspeech.jsonl --by audio --max-seconds 60 --out work/documents.jsonl
 """
 
-OF_A_SEGMENT = ("text", "audio", "member", "offset", "duration")
+OF_A_SEGMENT = ("text", "audio", "member", "channel", "offset", "duration")
 
 
 def group_entries(entries: Iterable[Entry], by: str, max_seconds: float) -> Iterator[Entry]:

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from ttt_dist.sequence.sample import Sample, spans
 from ttt_dist.sequence.text_tokenizer import load_tokenizer
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.sequence.visibility import dense_mask
+from ttt_dist.telemetry.corpus_plots import draw_packs
 from ttt_dist.telemetry.plots import draw_mask
-from ttt_dist.util.atomic_files import writing
+from ttt_dist.util.atomic_files import atomic_write, writing
 from ttt_dist.util.console import Progress, print_rank0
 from ttt_dist.util.errors import UserError
 
@@ -54,7 +56,10 @@ def add_parser(subparsers: Any) -> None:
         parser.add_argument("prefix", type=Path, help=WHAT[name])
         parser.set_defaults(func=function)
     parsers["stats"].add_argument(
-        "--plot", type=Path, metavar="PNG", help="of a manifest: draw lengths, rates, speakers"
+        "--plot", type=Path, metavar="PNG", help="draw lengths, rates, speakers, fill of packs"
+    )
+    parsers["stats"].add_argument(
+        "--codes-per-second", type=float, metavar="RATE", help="of a manifest: tell how full packs will be, e.g. 12.5"
     )
     parsers["stats"].set_defaults(fail=parsers["stats"].error)
     show = parsers["show"]
@@ -79,19 +84,23 @@ def run_verify(args: argparse.Namespace) -> None:
 def run_stats(args: argparse.Namespace) -> None:
     """The command."""
     if suffix_of(args.prefix) == ".jsonl" and args.prefix.is_file():
-        print_manifest_statistics(args.prefix, args.plot)
+        print_manifest_statistics(args.prefix, args.plot, args.codes_per_second)
         return
-    if args.plot:
-        args.fail(f"--plot: {args.prefix} is no manifest (a file FILE.jsonl); of shards there is `show --mask`")
+    if args.codes_per_second is not None:
+        args.fail(f"--codes-per-second: {args.prefix} is no manifest (a file FILE.jsonl); what is packed has its fill")
     reader = ShardReader(args.prefix)
-    for line in statistics(reader):
+    contents = Contents.of(reader)
+    for line in statistics(reader, contents):
         print_rank0(line)
+    if args.plot:
+        contents.draw(args.plot, f"{args.prefix.name}: {len(reader):,} packs")
+        print_rank0(f"drawn in {args.plot}")
 
 
-def print_manifest_statistics(manifest: Path, plot: Path | None) -> None:
+def print_manifest_statistics(manifest: Path, plot: Path | None, codes_per_second: float | None) -> None:
     """Print what a manifest holds, and draw it where `plot` is given. Raises UserError where lines of it are bad."""
     problems = Problems()
-    found = read_statistics(manifest, problems)
+    found = read_statistics(manifest, problems, codes_per_second)
     print_rank0(f"{manifest}:")
     for line in found.describe():
         print_rank0(line)
@@ -101,7 +110,41 @@ def print_manifest_statistics(manifest: Path, plot: Path | None) -> None:
     problems.raise_if_over_limit("the good ones were counted")
 
 
-def statistics(reader: ShardReader) -> Iterator[str]:
+@dataclass
+class Contents:
+    """Lengths in tokens of what a shard holds."""
+
+    per_pack: list[int] = field(default_factory=list)
+    """Samples of each pack."""
+    fills: list[float] = field(default_factory=list)
+    samples: list[int] = field(default_factory=list)
+    spans: list[int] = field(default_factory=list)
+    kinds: dict[str, list[int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, reader: ShardReader) -> "Contents":
+        """Read all packs."""
+        found = cls()
+        with Progress(len(reader), "reading", "pack") as progress:
+            for index in range(len(reader)):
+                samples = reader[index]
+                found.per_pack.append(len(samples))
+                found.fills.append(sum(map(len, samples)) / (reader.seq_len or sum(map(len, samples))))
+                for sample in samples:
+                    found.samples.append(len(sample))
+                    found.spans += [end - start for start, end in spans(sample.ids, reader.layout)]
+                    found.kinds.setdefault(kind_of(sample, reader.layout), []).append(len(sample))
+                progress.advance()
+        return found
+
+    def draw(self, path: Path, title: str) -> None:
+        """Draw them as a PNG."""
+        tokens = {kind: float(sum(lengths)) for kind, lengths in self.kinds.items()}
+        with atomic_write(path, "wb") as file:
+            draw_packs(self.fills, self.samples, self.spans, tokens, file, title)
+
+
+def statistics(reader: ShardReader, contents: Contents) -> Iterator[str]:
     """Counts of a shard as lines of text; lengths in tokens."""
     counts = reader.meta["counts"]
     unit = "documents of one sample" if reader.seq_len is None else f"packs of {reader.seq_len}"
@@ -109,7 +152,7 @@ def statistics(reader: ShardReader) -> Iterator[str]:
     for key in ("samples", "tokens", "audio_tokens", "target_tokens"):
         share = f"  {counts[key] / counts['tokens']:6.1%} of tokens" if key.endswith("_tokens") else ""
         yield f"  {key.replace('_', ' '):14}{counts[key]:>14,}{share}"
-    yield from _lengths_and_kinds(reader)
+    yield from _lengths_and_kinds(contents)
     layout = reader.layout
     text = f"tokenizer {layout.tokenizer} of {layout.num_text_tokens:,}"
     yield f"  layout: {text}, {layout.num_codes:,} codes, {layout.vocab_size:,} ids"
@@ -121,23 +164,12 @@ def statistics(reader: ShardReader) -> Iterator[str]:
         yield f"  too long: {too_long['dropped']:,} samples dropped, {too_long['cut']:,} cut (the first named in the JSON)"
 
 
-def _lengths_and_kinds(reader: ShardReader) -> Iterator[str]:
-    per_pack, sample_lengths, span_lengths = [], [], []
-    kinds: dict[str, list[int]] = {}
-    with Progress(len(reader), "reading", "pack") as progress:
-        for index in range(len(reader)):
-            samples = reader[index]
-            per_pack.append(len(samples))
-            for sample in samples:
-                sample_lengths.append(len(sample))
-                span_lengths += [end - start for start, end in spans(sample.ids, reader.layout)]
-                kinds.setdefault(kind_of(sample, reader.layout), []).append(len(sample))
-            progress.advance()
+def _lengths_and_kinds(contents: Contents) -> Iterator[str]:
     yield f"  {'':18}{'min':>7}{'10 %':>7}{'median':>8}{'90 %':>7}{'max':>7}{'mean':>9}"
-    yield _distribution("samples per pack", per_pack)
-    yield _distribution("sample length", sample_lengths)
-    yield _distribution("span length", span_lengths)
-    for kind, lengths in sorted(kinds.items()):
+    yield _distribution("samples per pack", contents.per_pack)
+    yield _distribution("sample length", contents.samples)
+    yield _distribution("span length", contents.spans)
+    for kind, lengths in sorted(contents.kinds.items()):
         yield f"  {kind}: {len(lengths):,} samples, {sum(lengths):,} tokens"
 
 

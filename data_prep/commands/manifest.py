@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.channels import CHOICES, with_channels
 from data_prep.commands.flags import add_max_errors
 from data_prep.corpus_report import report_of
 from data_prep.manifest_files import ManifestFile, writing_manifests
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
         writing_manifests(args.reader, options.source, paths, problems) as files,
         Progress(None, "reading", "utterance") as progress,
     ):
-        entries = load_reader(args.reader)(options, problems)
+        entries = with_channels(load_reader(args.reader)(options, problems), CHOICES[args.channel], problems)
         split_entries(_counted(entries, args.lang, progress), files, holdout, problems)
     report, lines = report_of(args.out), sum(file.totals.lines for file in files)
     if not lines:
@@ -185,6 +186,12 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help=f"for {', '.join(readers_with('allow_pipes'))}: run the shell commands that the corpus gives in place of "
         "recordings, and keep their output in the folder OUT.pipes",
+    )
+    parser.add_argument(
+        "--channel",
+        choices=CHOICES,
+        default="mix",
+        help="of recordings with two: one of them, or each as the turn of a speaker (default: their mean)",
     )
     parser.add_argument("--out", required=True, type=Path, help="manifest to write")
     parser.add_argument("--holdout-every", type=int, metavar="N", help="hold out every N-th: numbers N-1, 2N-1, ...")

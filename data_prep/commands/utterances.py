@@ -28,7 +28,7 @@ EXAMPLES = """examples:
       --min-words 1 --max-words 5 --gap 0.0:0.15 --seed 0
 """
 
-OF_NO_SINGLE_FILE = ("offset", "member", "turns", "segments", "speech")
+OF_NO_SINGLE_FILE = ("offset", "member", "channel", "turns", "segments", "speech")
 
 T = TypeVar("T")
 

@@ -180,6 +180,7 @@ class ComposeJob(PartJob):
         """Write the part."""
         part = self.parts[number]
         part.check()
+        names_speaker = self.settings.names_speaker(self.names)
         writer = SampleWriter(
             self.prefix(number), number, self.num_parts, self.template.layout, self._made_from(number)
         )
@@ -192,6 +193,8 @@ class ComposeJob(PartJob):
                 try:
                     for sample in self.template.samples(self.names, entry, codes):
                         writer.add(sample)
+                    if names_speaker and entry.get("speaker"):
+                        writer.speakers[str(entry["speaker"])] += 1
                 except UserError as error:
                     writer.problems.append(
                         f"{part.manifest}:{line}: {entry.get('id', 'utterance without id')}: {error}"

@@ -99,7 +99,7 @@ class EncodeJob(PartJob):
             return None
         if part.get("made_from") != self._made_from(number) or part.get("parts") != self.num_parts:
             raise UserError(
-                f"{self.prefix(number)}.json: was made from another manifest or codec; remove its folder or choose "
+                f"{self.prefix(number)}.json: was made from another manifest, codec or --from-codes; remove its folder or choose "
                 "another --out"
             )
         if (self.retry and part["problems"]) or not has_files(self.prefix(number), part):

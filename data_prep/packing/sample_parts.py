@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,7 +20,8 @@ from ttt_dist.util.errors import UserError
 class SampleWriter:
     """Writes one part; as a context manager it completes the part on success and leaves nothing on an error.
 
-    `problems` takes a line for everything that was left out; `counts` what else is to be counted.
+    `problems` takes a line for everything that was left out; `counts` what else is to be counted; `speakers` the samples
+    whose prompt names one.
     """
 
     def __init__(
@@ -27,6 +29,7 @@ class SampleWriter:
     ) -> None:
         self.problems: list[str] = []
         self.counts = {"copies": 0}
+        self.speakers: Counter[str] = Counter()
         meta = {"layout": layout.to_dict(), "seq_len": None, "part": number, "parts": num_parts}
         remove_leftovers(*(with_suffix(prefix, suffix) for suffix in SUFFIXES))
         self._meta = {**meta, "made_from": made_from, "versions": versions()}
@@ -41,7 +44,8 @@ class SampleWriter:
         return _outcome({"counts": self._shard.counts(), **self._extra()})
 
     def _extra(self) -> dict[str, Any]:
-        return {"problems": self.problems, "left_out": dict(self.counts)}
+        speakers = {"speakers": dict(sorted(self.speakers.items()))} if self.speakers else {}
+        return {"problems": self.problems, "left_out": dict(self.counts), **speakers}
 
     def __enter__(self) -> Self:
         return self

@@ -15,6 +15,7 @@ from data_prep.packing.truncation import cut, pieces
 from ttt_dist.data.document import Document
 from ttt_dist.data.set_index import SetIndex
 from ttt_dist.data.shards import ShardReader
+from ttt_dist.data.speakers import add_up
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.util.atomic_files import open_new, remove_dead_leftovers, temporary_name, writing
 from ttt_dist.util.errors import UserError
@@ -90,7 +91,9 @@ class SampleSource:
         num_samples = sum(part["counts"]["samples"] for _, part in self.parts)
         imported = {part["made_from"]["source"] for _, part in self.parts if "source" in part["made_from"]}
         common = shared(self.parts[0][1]["made_from"])
-        return {**common, "imported": sorted(imported), "parts": len(self.parts), "samples": num_samples}
+        speakers = add_up(part.get("speakers", {}) for _, part in self.parts)
+        counts = {"parts": len(self.parts), "samples": num_samples}
+        return {**common, "imported": sorted(imported), **counts, **({"speakers": speakers} if speakers else {})}
 
     def read_lengths(self, path: Path) -> None:
         """Write the length of every sample to a temporary file beside `path`, and map it as `lengths`, int32 [n]."""

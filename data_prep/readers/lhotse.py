@@ -210,10 +210,13 @@ class _Manifest:
             return None
         wanted = channel if isinstance(channel, list) else [channel]
         sources = [source for source in recording["sources"] if set(source["channels"]) & set(wanted)]
-        if len(sources) != 1 or not set(sources[0]["channels"]) <= set(wanted):
-            what = f"{place}: {name} is channel {channel} of several; write each channel to a file of its own"
-            return self._refuse(what, "one channel of several")
-        return self._source(sources[0]["type"], sources[0]["source"], name, place)
+        if len(sources) != 1 or (len(wanted) > 1 and not set(sources[0]["channels"]) <= set(wanted)):
+            what = f"{place}: {name} is of channels {channel}, some of several; name one of them, or all of one file"
+            return self._refuse(what, "some channels of several")
+        clip, channels = self._source(sources[0]["type"], sources[0]["source"], name, place), sources[0]["channels"]
+        if clip is None or set(channels) <= set(wanted):
+            return clip
+        return {**clip, "channel": channels.index(wanted[0])}
 
     def _source(self, kind: str, source: str, name: str, place: str) -> Entry | None:
         if kind == "shar":

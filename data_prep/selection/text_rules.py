@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.selection import text_functions as functions
-from data_prep.selection.numbers import PACKAGES, numbers
+from data_prep.selection.numbers import LANGUAGES, numbers
 from data_prep.selection.text_functions import TextRule, require_choice
 from ttt_dist.config.yaml_file import read_yaml
 from ttt_dist.manifest.entry import Entry
@@ -35,7 +35,7 @@ class TextRuleRow:
 TEXT_RULES = {
     "case": TextRuleRow(functions.case, ("lower", "upper")),
     "han_spaces": TextRuleRow(functions.han_spaces),
-    "numbers": TextRuleRow(numbers, tuple(PACKAGES)),
+    "numbers": TextRuleRow(numbers, tuple(LANGUAGES)),
     "punctuation": TextRuleRow(functions.punctuation, ("ascii", "remove")),
     "spaces": TextRuleRow(functions.spaces),
     "tags": TextRuleRow(functions.tags, takes_mapping=True),

@@ -41,7 +41,7 @@ def test_all_go_on_from_what_the_one_that_looks_has_found_whole(told: list[list[
 
 def test_other_shards_stop_all(told: list[list[dict[str, str]]]) -> None:
     assert told[2][0] == told[2][1]
-    assert "train.json: has checksum 111111111111 on " in told[2][0]["error"]
+    assert "train: has checksum 111111111111 on " in told[2][0]["error"]
     assert "give all machines the same shards" in told[2][0]["error"]
 
 

@@ -1,4 +1,4 @@
-"""A blend with a change of weights, by the real command: one and two processes read the same, and so does a resumed run."""
+"""Blends by the real command, with a change of weights or a text set: one and two processes read the same, and so does a resumed run."""
 
 import json
 import shutil
@@ -12,6 +12,7 @@ from tests.distributed.cases import ROOT
 from tests.distributed.random_packs import SEQ_LEN, random_pack
 from tests.distributed.small_run import launch, records
 from tests.distributed.test_train_command import alone
+from tests.megatron_files import indexed_dataset
 from ttt_dist.data.shards import ShardWriter
 from ttt_dist.sequence.text_tokenizer import train_sentencepiece
 from ttt_dist.sequence.tokens import extend
@@ -98,3 +99,26 @@ def test_resume_in_the_middle_is_exact(run: Path, work: Path) -> None:
 
 def test_the_export_has_the_template_of_the_first_source(run: Path) -> None:
     assert json.loads((run / "export" / "template.json").read_text()) == {"text_ratio": 1}
+
+
+def test_a_text_set_is_read_alike_by_one_and_two_processes_and_a_resumed_run(work: Path) -> None:
+    """Megatron's own writer made it; of 48 packs read, 16 are its rows."""
+    builder = indexed_dataset().IndexedDatasetBuilder(str(work / "corpus_text_document.bin"), dtype=np.uint16)
+    random = np.random.default_rng(0)
+    for length in random.integers(1, 3 * SEQ_LEN, 20):
+        builder.add_document(random.integers(0, 200, length), [length])
+    builder.finalize(str(work / "corpus_text_document.idx"))
+    source = {"shard": f"{work}/corpus_text_document", "weight": 0.5, "tokenizer": f"{work}/tokenizer"}
+    settings = [f"data.blend.text.{key}={value}" for key, value in source.items()]
+    done = alone(work, *settings, f"run_dir={work}/text-one", "data.stages=[]")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "which tokenizer" not in done.stderr
+    one = figures(work / "text-one")
+    shutil.copytree(work / "text-one", work / "text-two")
+    for newer in sorted((work / "text-two" / "checkpoints").glob("step-*"))[1:]:
+        shutil.rmtree(newer)
+    launch(work / "config.yaml", *settings, f"run_dir={work}/text-two", "data.stages=[]", "train.micro_batch=2")
+    two = figures(work / "text-two")
+    assert [record["step"] for record in two] == list(range(1, STEPS + 1))
+    for mine, other in zip(one, two, strict=True):
+        assert mine == pytest.approx(other, rel=1e-5)

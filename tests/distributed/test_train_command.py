@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.distributed.small_run import (
     ROOT,
@@ -23,6 +24,7 @@ from tests.distributed.small_run import (
     timeless,
 )
 from ttt_dist.checkpoint import manager
+from ttt_dist.checkpoint.export import model_folder
 from ttt_dist.config.loader import load_config
 from ttt_dist.data.shards import ShardReader, ShardWriter
 from ttt_dist.model.hf.folder import load_folder
@@ -141,6 +143,26 @@ def test_an_export_is_a_model_of_the_stage_that_its_last_step_was_of(run: Path, 
     done = alone(work, f"run_dir={early}", f"train.steps={SAVED}")
     assert done.returncode == 0, done.stderr
     assert load_folder(early / "export").objective.kind == "ar"
+
+
+def test_exports_while_it_trains(run: Path, work: Path) -> None:
+    """They cost the training nothing, and are the checkpoint of the same step, and at the last step the run's own export."""
+    watched = work / "watched"
+    launch(work / "config.yaml", f"run_dir={watched}", f"export.every={SAVED}")
+    assert timeless(watched) == timeless(run)
+    exports = sorted((watched / "exports").iterdir())
+    assert [path.name for path in exports] == [f"step-{step:08d}" for step in (SAVED, STEPS)]
+    assert [load_folder(path).objective.kind for path in exports] == ["ar", "ttt"]
+    for path in exports:
+        loaded, same = load_folder(path), load_folder(model_folder(watched / "checkpoints" / path.name))
+        assert loaded.objective == same.objective
+        for (name, weight), other in zip(loaded.model.named_parameters(), same.model.parameters(), strict=True):
+            rows = slice(0, loaded.layout.vocab_size if "embed" in name or "head" in name else None)  # without padding
+            assert torch.equal(weight[rows], other[rows]), name
+    card = (exports[0] / "README.md").read_text()
+    assert f"{SAVED} steps, {8 * SAVED} packs" in card and "| held-out loss | loss " in card
+    for name in ("model.safetensors", "README.md", "config.json", "generation_config.json"):
+        assert (exports[1] / name).read_bytes() == (watched / "export" / name).read_bytes()
 
 
 def test_resume_goes_on_as_if_never_stopped(run: Path, work: Path) -> None:
@@ -273,3 +295,23 @@ def test_more_steps_on_resume_tell_that_the_rate_rises(run: Path, work: Path) ->
 
 def test_bad_usage_is_status_2(work: Path) -> None:
     assert alone(work, "--no-such-option").returncode == 2
+
+
+def test_the_moving_average_is_exported_from_a_checkpoint(work: Path, tmp_path: Path) -> None:
+    steps = ["train.steps=3", "train.warmup=1", "checkpoint.save_every=1", "telemetry.wandb=off"]
+    done = alone(work, *steps, "train.ema=0.5", f"run_dir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr
+    saved, convert = (
+        tmp_path / "run" / "checkpoints",
+        [sys.executable, "tools/convert_checkpoint.py", "export-hf", "--source"],
+    )
+    for number, kind in ((1, []), (2, []), (3, []), (3, ["--ema"])):
+        out = tmp_path / f"{number}{''.join(kind)}"
+        told = execute([*convert, str(saved / f"step-{number:08d}"), "--out", str(out), *kind])
+        assert told.returncode == 0, told.stderr
+    one, two, three, average = (load_folder(tmp_path / name).model.state_dict() for name in ("1", "2", "3", "3--ema"))
+    for name, weight in average.items():  # of a decay of 0.5, begun with the weights after the first update
+        torch.testing.assert_close(weight, one[name] / 4 + two[name] / 4 + three[name] / 2, rtol=0, atol=1e-6)
+    assert any(not torch.equal(average[name], three[name]) for name in average)
+    refused = execute([*convert, str(tmp_path / "3"), "--out", str(tmp_path / "no"), "--ema"])
+    assert "a model has one set of weights" in refused.stderr

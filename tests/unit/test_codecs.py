@@ -406,7 +406,7 @@ def test_codes_that_do_not_say_all_are_refused(
 def test_specs_that_name_no_codec(folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="say which codec it is"):
         load_codec(folders["dac"])
-    with pytest.raises(UserError, match="codec 'flac' is not known; known are dac, .*melvq"):
+    with pytest.raises(UserError, match="codec 'flac' is not known; known are bigcodec, .*melvq"):
         load_codec(f"flac:{folders['dac']}")
     with pytest.raises(UserError, match=r"codec\.json is missing"):
         load_codec(f"melvq:{tmp_path}")

@@ -1,5 +1,6 @@
 """The evaluation command: each task from its data to its results, restarts, and everything that can be wrong with the data."""
 
+import csv
 import json
 import shlex
 import shutil
@@ -68,6 +69,8 @@ def test_asr(run: Evaluate, tmp_path: Path) -> None:
     assert "| wer |" in markdown and "| basic |" in markdown and "temperature 0.0" in markdown
     page = (tmp_path / "out" / "asr.html").read_text()
     assert page.count("<audio") == 4 and "http" not in page
+    for text in (markdown, page):
+        assert "Words confused" in text and f"deletions ({summary['confusions']['deletions']['count']:,}, " in text
 
 
 def test_the_language_chooses_the_normaliser(run: Evaluate, workplace: Path, tmp_path: Path) -> None:
@@ -212,6 +215,11 @@ def test_captions_of_a_table(run: Evaluate, workplace: Path, tmp_path: Path) -> 
     assert summary["items"] == 2 and records(tmp_path, "caption")[0]["captions"] == ["A dog, barking", "A dog"]
     assert {"bleu", "rouge_l", "cider_d"} <= set(summary["scores"])
     assert summary["scores"]["bleu"]["by"].startswith("BLEU, sacrebleu")
+    assert "meteor" not in summary["scores"]
+    with (tmp_path / "out" / "aac_metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [json.loads(row["captions"]) for row in rows] == [["A dog, barking", "A dog"], ["Rain", "Heavy rain"]]
+    assert [row["caption_predicted"] for row in rows] == [one["hypothesis"] for one in records(tmp_path, "caption")]
 
 
 def test_classification(run: Evaluate, workplace: Path, tmp_path: Path) -> None:

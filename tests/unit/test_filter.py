@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from data_prep.__main__ import main
 from data_prep.corpus_report import Totals
 from data_prep.selection.expressions import MAX_DEPTH, parse_expression
-from data_prep.selection.rules import bounds, is_new
-from ttt_dist.manifest.entry import parse_line, parse_plain_line
+from data_prep.selection.rules import IsNew, bounds
+from ttt_dist.manifest.entry import parse_line, parse_plain_line, parse_plain_lines
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.manifest.reading import SeenIds, read_manifest
 from ttt_dist.util.errors import UserError
@@ -218,16 +218,24 @@ def test_bounds_keep_what_lies_between(values: list[float], low: float, high: fl
 
 
 def test_the_same_recording_is_told_by_place_and_checksum() -> None:
-    rule = is_new("audio")
-    piece = {"audio": "a.wav", "offset": 1.0}
-    assert [rule(entry) is None for entry in ({"audio": "a.wav"}, piece, piece, {**piece, "offset": 2.0})] == [
-        *(True, True, False, True)
-    ]
+    news, piece = IsNew("audio"), {"audio": "a.wav", "offset": 1.0}
     tar = {"audio": "a.tar", "member": {"offset": 0, "size": 9}}
-    assert rule(tar) is None and rule({**tar, "member": {"offset": 512, "size": 9}}) is None and rule(tar)
-    assert rule({"audio": "x.wav", "sha256": "9f"}) is None and rule({"audio": "y.wav", "sha256": "9f"})
-    assert rule({"segments": [{**piece, "text": "a"}, {"text": "b", "audio": "b.wav"}]}) is None
-    assert rule({"turns": [{"role": "user", "text": "words alone"}]}) is None
+    cases = [
+        ({"audio": "a.wav"}, True),
+        (piece, True),
+        (piece, False),
+        ({**piece, "offset": 2.0}, True),
+        (tar, True),
+        ({**tar, "member": {"offset": 512, "size": 9}}, True),
+        (tar, False),
+        ({"audio": "x.wav", "sha256": "9f"}, True),
+        ({"audio": "y.wav", "sha256": "9f"}, False),
+        ({"segments": [{**piece, "text": "a"}, {"text": "b", "audio": "b.wav"}]}, True),
+        ({"turns": [{"role": "user", "text": "words alone"}]}, True),
+        ({"turns": [{"role": "user", "text": "words alone"}]}, True),
+    ]
+    for start, end in ((0, 5), (5, len(cases))):
+        assert news.among([entry for entry, _ in cases[start:end]]) == [new for _, new in cases[start:end]]
 
 
 FIELDS = st.fixed_dictionaries(
@@ -258,6 +266,43 @@ def test_the_quick_way_to_read_a_line_agrees_with_the_thorough_one(entry: dict, 
         assert quick is None
     else:
         assert quick is None or json.dumps(quick) == json.dumps(thorough)
+
+
+ODD_LINES = st.sampled_from(
+    [
+        '{"id": "a", "audio": "a.wav", "text": "x"}',
+        '{"audio": "a.wav", "text": "}, {"}',
+        '{"audio": "a.wav", "text": "[b"}',
+        '{"audio": "a.wav", "text": "x"}, {"audio": "b.wav", "text": "y"}',
+        '{"audio": "a.wav", "text": "x"}, 5',
+        '{"audio": "a.wav", "text": "x"',
+        '"text": "x", "audio": "a.wav"}',
+        '{"audio": "a.wav", "text": "x',
+        'y"}',
+        '{"audio": "a.wav", "x": [{"text": "y"}',
+        '{"audio": "a.wav"}]}',
+        '{"audio": "a.wav", "text": "\\ud800"}',
+        '{"audio": "a.wav", "text": "\\n\\\\"}  ',
+        '  {"audio": "a.wav", "text": "x"}',
+        '{"audio": "a.wav", "text": "x", "turns": null}',
+        "",
+        "5",
+    ]
+)
+
+
+@given(st.lists(ODD_LINES, min_size=1, max_size=4), st.sampled_from(["\n", "\r\n"]))
+def test_lines_read_together_are_those_read_one_by_one(lines: list[str], end: str) -> None:
+    raws = [f"{line}{end}".encode() for line in lines]
+    for found, raw in zip(parse_plain_lines(raws), raws, strict=True):
+        try:
+            thorough = parse_line(raw, "f:1")
+        except UserError:
+            assert found is None
+        else:
+            assert found in (None, thorough)
+    if len(set(lines)) == 1 and lines[0] == '{"id": "a", "audio": "a.wav", "text": "x"}':
+        assert None not in parse_plain_lines(raws)
 
 
 @given(st.lists(st.text(max_size=1), max_size=30), st.integers(1, 30))

@@ -1,6 +1,7 @@
 """`data_prep stats FILE.jsonl`: lengths, rates, languages and speakers, in figures and as a picture."""
 
 import json
+import math
 from pathlib import Path
 
 import matplotlib.image
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from data_prep.__main__ import main
 from data_prep.manifest_statistics import ManifestStatistics
+from data_prep.packing.prediction import predicted_fill
 from ttt_dist.util.errors import UserError
 
 
@@ -56,7 +58,30 @@ def test_bad_lines_and_other_files_are_told(manifest: Path, tmp_path: Path) -> N
     with pytest.raises(UserError, match="1 bad files or lines were left out.*the good ones were counted"):
         main(["stats", str(manifest)])
     with pytest.raises(SystemExit, match="2"):
-        main(["stats", str(tmp_path / "shard"), "--plot", str(tmp_path / "x.png")])
+        main(["stats", str(tmp_path / "shard"), "--codes-per-second", "25"])
+
+
+def test_how_full_packs_will_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Samples of 512 tokens fill all packs; one of 1,100 is too long for the first."""
+    known = {"text": "x" * 400, "duration": 16.0}  # 16 x 25 codes, 100 tokens of text, 12 of markup
+    entries = [{"audio": f"{i}.wav", **known} for i in range(64)]
+    entries += [{"audio": "long.wav", "text": "xxxx", "num_codes": 1087, "duration": 1.0}, {"audio": "?", "text": "x"}]
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    main(["stats", str(path), "--codes-per-second", "25", "--plot", str(tmp_path / "train.png")])
+    told = capsys.readouterr().out
+    assert "packs of 1,024: fill 100.0%, 1.5% of samples too long (predicted)" in told
+    tokens = 64 * 512 + 1100
+    packs = [math.ceil(tokens / 8192), math.ceil(tokens / 16384)]
+    for seq_len, count in zip((8192, 16384), packs, strict=True):
+        assert f"packs of {seq_len:,}: fill {tokens / count / seq_len:.1%} (predicted)" in told
+    assert matplotlib.image.imread(tmp_path / "train.png").shape[0] > 1200  # with a third row
+
+
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=200))
+def test_predicted_fill_is_a_share(lengths: list[int]) -> None:
+    for seq_len, fill, too_long in predicted_fill(lengths):
+        assert 0 < fill <= 1 and too_long == sum(length > seq_len for length in lengths) / len(lengths)
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 60), st.sampled_from([None, "a", "b"])), max_size=20))

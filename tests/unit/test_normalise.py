@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.packages import need_package
 from ttt_dist.evaluation.metrics import normalise
+from ttt_dist.evaluation.metrics.error_rates import Score
 from ttt_dist.evaluation.metrics.languages import written_language
 from ttt_dist.evaluation.metrics.normalise import NORMALISERS, normaliser
+from ttt_dist.evaluation.metrics.scores import Normalisers
 from ttt_dist.util.errors import UserError
 
 BARE = "whisper-en (no spelling table)"
@@ -38,6 +41,15 @@ BARE = "whisper-en (no spelling table)"
         ),
         ("spelt-en", "007 and 19 x 80, 1,2", "zero zero seven and nineteen x eighty one two"),
         ("spelt-en", "21000000, 1000000000000", f"twenty one million one{' zero' * 12}"),
+        ("espnet", "  Hello World,\tDON'T ", "hello world, don't"),  # as sclite 2.4.10 shows: signs count,
+        ("espnet", "ÄRGER <noise> Ist", "Ärger <noise> ist"),  # and case counts but in ASCII
+        ("wenet", "你好，world! 3.5个", "你 好 WORLD! 3.5 个"),
+        ("wenet", "<unk>今天, <noise> hello,you don't", "今 天 HELLO,YOU DON'T"),
+        ("wenet", "café ß", "CAF É SS"),
+        ("wenet", "...!?，。", "...!?"),
+        ("whisper-basic", "Hello, [noise] Wörld (x) 3.5", "hello wörld 3 5"),
+        ("whisper-basic", "की", "क"),  # the vowel is a mark
+        ("whisper-char", "你好 AB 3", "你 好 a b 3"),
         ("zh-char", "你好，world！３ 个", "你 好 world 3 个"),
         ("zh-char", "ＡＢ中C文don't", "ab 中 c 文 don't"),
         ("zh-char", "〇々\U00020000。", "〇 々 \U00020000"),
@@ -92,6 +104,33 @@ def test_by_hand(name: str, text: str, wanted: str) -> None:
 )
 def test_a_language_has_its_normaliser(asked: str | None, name: str) -> None:
     assert normaliser(asked).name == name
+
+
+def test_chinese_numerals_are_words_that_are_read_aloud() -> None:
+    need_package("cn2an", "text")
+    norm = normaliser("spelt-zh")
+    assert norm("２０２４年3月，涨了5%") == " ".join("二零二四年三月涨了百分之五")
+    assert Score.of("房间三一四", "房间314", norm).words.edits == Score.of("三百一十四", "314", norm).words.edits == 0
+    assert Score.of("今年2024年", "今年二零二四年", norm).words.edits == 0
+    assert Score.of("今年2024年", "今年二零二四年", normaliser("zh-char")).words.edits == 4
+
+
+@pytest.mark.parametrize(
+    ("lang", "name"),
+    [
+        ("en", BARE),
+        ("German", "whisper-basic"),
+        ("zh-CN", "whisper-char"),
+        (None, "whisper-basic"),
+        ("ko", "whisper-basic"),
+    ],
+)
+def test_whisper_has_a_way_for_each_language(lang: str | None, name: str) -> None:
+    assert Normalisers("whisper").of({"lang": lang, "reference": "abc"}).name == name
+
+
+def test_whisper_goes_by_the_writing_without_a_language() -> None:
+    assert Normalisers("whisper").of({"reference": "今天很好"}).name == "whisper-char"
 
 
 def test_only_writing_without_spaces_has_spaces_that_do_not_count() -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -380,6 +382,39 @@ def test_commonvoice(tmp_path: Path, source: str) -> None:
     assert [entry["id"] for entry in validated] == [f"common_voice_cy_{number}" for number in range(3)]
     with pytest.raises(UserError, match=r"has no other\.tsv"):
         listed("commonvoice", tmp_path, split="other")
+
+
+@pytest.mark.parametrize("source", ["", "transcript/cy"])
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_commonvoice_of_the_hub(tmp_path: Path, source: str, unpacked: bool) -> None:
+    """As mozilla-foundation/common_voice_17_0 and its successors: transcript/LANG, and clips in tars by split."""
+    name = "common_voice_cy_{}".format
+    for split, numbers in {"train": (0, 1, 2), "test": (3,)}.items():
+        for number in numbers:
+            folder = tmp_path / "audio/cy" / split / f"cy_{split}_{number % 2}"
+            record(folder / f"{name(number)}.mp3")
+        put(tmp_path / f"transcript/cy/{split}.tsv", HEADER, *(voice(f"{name(n)}.mp3", f"Ie {n}") for n in numbers[:2]))
+    put(tmp_path / "transcript/cy/dev.tsv", HEADER, voice("gone.mp3", "x"))
+    put(
+        tmp_path / "transcript/cy/validated.tsv", HEADER, voice(f"{name(2)}.mp3", "Dau"), voice(f"{name(3)}.mp3", "Tri")
+    )
+    for folder in sorted(path for path in (tmp_path / "audio").glob("cy/*/*") if path.is_dir() and not unpacked):
+        with tarfile.open(folder.with_suffix(".tar"), "w") as tar:
+            tar.add(folder, folder.name)
+        shutil.rmtree(folder)
+    found, problems = listed("commonvoice", tmp_path / source)
+    assert [(e["id"], e["text"], e["split"], e["lang"], "member" in e) for e in found] == [
+        (name(3), "Ie 3", "test", "cy", not unpacked),
+        (name(0), "Ie 0", "train", "cy", not unpacked),
+        (name(1), "Ie 1", "train", "cy", not unpacked),
+    ]
+    for entry in found:
+        assert_sounds_like(entry, entry["id"], tmp_path)
+    [told] = errors(problems)
+    assert "dev.tsv:2: recording gone is not there" in told
+    assert problems.skipped["no transcript"].count == 1
+    validated, _ = listed("commonvoice", tmp_path / source, split="validated")
+    assert [entry["id"] for entry in validated] == [name(2), name(3)]
 
 
 # What every walk meets

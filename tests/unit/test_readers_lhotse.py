@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.corpora import RATE, assert_sounds_like, encoded, errors, listed, record, tone, write
@@ -51,6 +52,8 @@ def test_cuts(tmp_path: Path) -> None:
     record(tmp_path / "download" / "short.flac")
     long = recording("long", "download/long.flac", 2.0)
     short = recording("short", str(tmp_path / "download/short.flac"))
+    both = write(tmp_path / "download" / "both.flac", np.stack([tone("left", 0.3), tone("right", 0.3)], axis=1))
+    stereo = {"type": "file", "channels": [0, 1], "source": str(both)}
     lines = [
         cut("short-0", 0, 0.3, short, supervision("short", "short", 0, 0.3)),
         cut(
@@ -79,7 +82,8 @@ def test_cuts(tmp_path: Path) -> None:
         {"id": "mix", "type": "MixedCut", "tracks": []},
         cut("none", 0, 0.3, recording("x", "download/x.flac"), supervision("x", "x", 0, 0.3)),
         cut("mute", 0, 0.3, short),
-        cut("left", 0, 0.3, short | {"sources": [{"type": "file", "channels": [0, 1], "source": "x"}]}, channel=1),
+        cut("right", 0, 0.3, short | {"sources": [stereo]}, supervision("right", "short", 0, 0.3), channel=1),
+        cut("two", 0, 0.3, short | {"sources": [stereo | {"channels": [0, 1, 2]}]}, channel=[0, 1]),
         cut("url", 0, 0.3, short | {"sources": [{"type": "url", "channels": [0], "source": "http://x/y"}]}),
         {"id": "bad", "start": "x", "duration": 1, "recording": short, "supervisions": [{}]},
         "{",
@@ -94,9 +98,11 @@ def test_cuts(tmp_path: Path) -> None:
         {"id": "long-0", "audio": audio, "offset": 0.0, "duration": 0.5, "text": "Mr. A.", **shared},
         {"id": "a", "audio": audio, "offset": 1.0, "duration": 0.4, "text": "WORDS OF a", **shared},
         {"id": "b", "audio": audio, "offset": 1.5, "duration": 0.5, "text": "WORDS OF b", **shared},
+        {"id": "right", "audio": stereo["source"], "channel": 1, "duration": 0.3, "text": "WORDS OF right", **shared},
     ]
     assert_sounds_like(found[1], "first", tmp_path, 0.5)
     assert_sounds_like(found[3], "long", tmp_path, 0.5)
+    assert_sounds_like(found[4], "right", tmp_path, 0.3)
     assert {reason: tally.count for reason, tally in problems.skipped.items()} == {
         "beside cuts": 1,
         "supervision cut off by its cut": 1,
@@ -106,7 +112,7 @@ def test_cuts(tmp_path: Path) -> None:
         "mixed cut": 1,
         "no recording": 2,
         "no text": 1,
-        "one channel of several": 1,
+        "some channels of several": 1,
         "bad line": 2,
     }
     assert all("librispeech_cuts_dev-clean.jsonl.gz:" in message for message in errors(problems))

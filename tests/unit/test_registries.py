@@ -272,7 +272,7 @@ def test_choices_of_a_codec_of_ones_own(own: Path, tmp_path: Path) -> None:
         load_codec(tmp_path / "saved")
     with pytest.raises(UserError, match="dtype float32: lab_extras.codec:Scaled has one precision"):
         load_codec(spec, dtype="float32")
-    with pytest.raises(UserError, match="codec 'mimmi' is not known; known are dac, .* of your own"):
+    with pytest.raises(UserError, match="codec 'mimmi' is not known; known are bigcodec, .* of your own"):
         load_codec("mimmi:folder")
     for wrong, says in {
         "lab_extras.codec:Scaled": "missing a required argument: 'folder'",

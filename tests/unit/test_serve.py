@@ -1,7 +1,6 @@
 """The served page over HTTP: what is answered and how, whom it refuses, and that nothing ends or blocks it."""
 
 import base64
-import http.client
 import io
 import json
 import re
@@ -19,10 +18,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from werkzeug.datastructures import FileStorage
 from werkzeug.test import encode_multipart
 
-from tests.served import SETTINGS, make_model, served
+from tests.packages import need_package
+from tests.served import SETTINGS, ask, call, make_model, running, served, wav
 from tests.tiny_model import RATE
 from ttt_dist.audio import load_codec
 from ttt_dist.config.decode import DecodeSettings
@@ -30,10 +29,12 @@ from ttt_dist.inference.decoder import Decoder, Request
 from ttt_dist.inference.detokenizer import Result
 from ttt_dist.inference.model_runner import ModelRunner
 from ttt_dist.model.hf.folder import ModelFolder, load_folder
+from ttt_dist.sequence.sample import spans
 from ttt_dist.sequence.templates import ChatTemplate
+from ttt_dist.sequence.visibility import visible
 from ttt_dist.serving import decoding_thread
 from ttt_dist.serving import request_builder as studio_module
-from ttt_dist.serving.app import App
+from ttt_dist.serving.app import PAGE, App
 from ttt_dist.serving.decoding_thread import DecodingThread
 from ttt_dist.serving.refusals import HEADERS
 from ttt_dist.serving.request_builder import RequestBuilder
@@ -68,35 +69,8 @@ def app(folder: ModelFolder) -> Iterator[App]:
 
 @pytest.fixture(scope="module")
 def port(app: App) -> Iterator[int]:
-    with listen("127.0.0.1", 0) as listening:
-        server = server_on(listening, app)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.port
-        server.shutdown()
-
-
-def call(port: int, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
-    response = connection.getresponse()
-    return response.status, response.read()
-
-
-def ask(port: int, recording: bytes | None = None, **fields: object) -> tuple[int, list[dict]]:
-    """Status, and the lines of the answer."""
-    values: dict[str, Any] = {name: str(value) for name, value in fields.items()}
-    if recording is not None:
-        values["recording"] = FileStorage(io.BytesIO(recording), "said here.wav")
-    boundary, body = encode_multipart(values)
-    kind = f"multipart/form-data; boundary={boundary}"
-    status, answer = call(port, "POST", "/answers", body, Content_Type=kind)
-    return status, [json.loads(line) for line in answer.splitlines() if line]
-
-
-def wav(seconds: float = 0.5, rate: int = RATE) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, np.random.default_rng(0).standard_normal(round(seconds * rate)) * 0.1, rate, format="WAV")
-    return file.getvalue()
+    with running(app) as port:
+        yield port
 
 
 def alone(folder: ModelFolder, task: str, text: str, seed: int) -> Result:
@@ -130,8 +104,6 @@ def test_an_answer_comes_in_pieces_and_as_a_whole(port: int, folder: ModelFolder
     samples, rate = soundfile.read(io.BytesIO(data))
     assert (status, rate) == (200, RATE)
     assert np.abs(samples - codec.decode(wanted.codes).numpy()).max() < 1e-3
-    status, picture = call(port, "GET", f"/answers/{lines[-1]['answer']}/attention.png")
-    assert (status, picture[:4]) == (200, b"\x89PNG")
 
 
 def test_a_codec_without_decoder_stays_silent(app: App, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,23 +113,101 @@ def test_a_codec_without_decoder_stays_silent(app: App, port: int, monkeypatch: 
     assert spoken and all(line["speech"] is None and line["length"] > 0 for line in spoken)
 
 
-@pytest.mark.slow
-def test_a_picture_of_any_length(app: App, folder: ModelFolder) -> None:
+def test_the_attention_told_is_the_mask_pair_by_pair(port: int, folder: ModelFolder) -> None:
+    answer = ask(port, task="speak", text="three one four", seed=3)[1][-1]["answer"]
+    status, data = call(port, "GET", f"/answers/{answer}/attention")
+    told = json.loads(data)
+    wanted = alone(folder, "speak", "three one four", 3)
+    size = told["length"]
+    assert (status, size - told["prompt"]) == (200, len(wanted.ids))
+    seen = [[bool(visible(1, q, told["spans"][q], 1, k, told["spans"][k])) for k in range(size)] for q in range(size)]
+    assert seen == [[k < end for k in range(size)] for end in told["ends"]]
+    of_answer = np.array(told["spans"][told["prompt"] :])
+    places = spans(np.array(wanted.ids), folder.layout)
+    assert [np.flatnonzero(of_answer == number).tolist() for number in sorted(set(of_answer[of_answer > 0]))] == [
+        list(range(*place)) for place in places
+    ]
+    assert len(places) > 1
+    assert told["tokens"][told["prompt"] + np.flatnonzero(of_answer)[0]] == f"<|audio_{wanted.codes[0]}|>"
+
+
+def test_the_attention_of_a_long_sequence_is_cut(app: App, folder: ModelFolder) -> None:
     ids = np.full(20_000, folder.layout.first_code, dtype=np.int32)
-    assert app.studio.attention(ids[:5], ids)[:4] == b"\x89PNG"
+    told = app.studio.attention(ids[:5], ids)
+    assert (told["length"], told["prompt"]) == (20_005, 5)
+    assert [len(told[name]) for name in ("ends", "spans", "tokens")] == [studio_module.MAX_DRAWN] * 3
 
 
 @pytest.mark.parametrize("mode", ["diffusion", "ar"])
-def test_the_picture_shows_codes_as_they_were_written(
-    mode: str, app: App, folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+def test_the_attention_is_of_codes_as_they_were_written(mode: str, app: App, folder: ModelFolder) -> None:
+    studio = RequestBuilder(folder, app.studio.codec, replace(SETTINGS, audio_mode=mode), "tiny")
+    told = studio.attention(np.array([1]), np.array([folder.layout.first_code] * 3))
+    assert told["ends"] == ([1, 4, 4, 4] if mode == "diffusion" else [1, 2, 3, 4])
+
+
+def test_a_long_answer_tells_how_far_it_is(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding_thread, "HEARTBEAT_S", 1e-4)
+    lines = ask(port, task="chat", text="three one four", seed=2)[1]
+    told = [line for line in lines if "tokens_so_far" in line]
+    names = {"tokens_so_far": "tokens", "codes_so_far": "codes", "forwards_so_far": "forwards"}
+    for name, whole in names.items():
+        values = [line[name] for line in told]
+        assert values and values == sorted(values) and values[0] >= 0 and values[-1] <= lines[-1][whole]
+
+
+def test_the_figures_of_an_answer_add_up(port: int, folder: ModelFolder) -> None:
+    lines = ask(port, task="chat", text="three one four", seed=2)[1]
+    end, rate = lines[-1], load_codec(folder.codec).code_rate
+    assert sum(line.get("length", 0) for line in lines) == pytest.approx(end["codes"] / rate)
+    assert end["text_tokens"] + end["codes"] < end["tokens"]  # and the marks around spans and turn
+    assert 0 < end["audio_forwards"] < end["forwards"]
+    seconds = [line["seconds"] for line in lines if "seconds" in line]
+    assert seconds == sorted(seconds) and seconds[-1] == end["seconds"]
+
+
+def test_a_speaker_is_chosen_where_the_model_knows_some(app: App, folder: ModelFolder) -> None:
+    known = RequestBuilder(replace(folder, speakers=["ann", "bob"]), app.studio.codec, SETTINGS, "tiny")
+    assert (known.about["speakers"], app.studio.about["speakers"]) == (["ann", "bob"], [])
+    template = ChatTemplate(folder.tokenizer, folder.layout, folder.template)
+    for given, studio, chosen in (
+        ("", known, "ann"),
+        ("bob", known, "bob"),
+        ("eve", known, "eve"),
+        ("", app.studio, None),
+    ):
+        asked = studio.question({"task": "speak", "text": "six", "speaker": given}, None)
+        assert (asked.speaker, asked.request.ids.tolist()) == (chosen, template.tts_prompt("six", chosen).tolist())
+
+
+@pytest.mark.parametrize(
+    ("name", "format_name", "codec"), [("said.m4a", "ipod", "aac"), ("said.webm", "webm", "libopus")]
+)
+def test_what_telephones_and_browsers_record_is_heard(
+    port: int, monkeypatch: pytest.MonkeyPatch, name: str, format_name: str, codec: str
 ) -> None:
-    drawn: list[np.ndarray] = []
-    monkeypatch.setattr(studio_module, "draw_mask", lambda visible, *_, **__: drawn.append(visible))
-    settings = replace(SETTINGS, audio_mode=mode)
-    RequestBuilder(folder, app.studio.codec, settings, "tiny").attention(
-        np.array([1]), np.array([folder.layout.first_code] * 3)
-    )
-    assert drawn[0][1, 3] == (mode == "diffusion")
+    data = compressed(format_name, codec)
+    status, lines = ask(port, data, task="transcribe")
+    assert status == 200 and "answer" in lines[-1]
+    monkeypatch.setattr("ttt_dist.audio.ffmpeg.is_installed", lambda: False)
+    status, (line,) = ask(port, data, task="transcribe")
+    assert status == 400 and "pip install av" in line["error"]
+
+
+def compressed(format_name: str, codec: str) -> bytes:
+    """A second of noise, as FFmpeg writes it."""
+    av = need_package("av", "containers")
+    file, rate = io.BytesIO(), 48_000
+    samples = (np.random.default_rng(0).standard_normal((1, rate)) * 0.1).astype(np.float32)
+    with av.open(file, "w", format=format_name) as container:
+        stream = container.add_stream(codec, rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(samples, format="flt", layout="mono")
+        frame.sample_rate = rate
+        resampler = av.AudioResampler(
+            format=stream.format, layout="mono", rate=rate, frame_size=stream.frame_size or 960
+        )
+        for piece in [*resampler.resample(frame), *resampler.resample(None), None]:
+            container.mux(stream.encode(piece))
+    return file.getvalue()
 
 
 def test_a_language_chooses_among_the_texts_of_a_template(app: App, folder: ModelFolder) -> None:
@@ -165,7 +215,8 @@ def test_a_language_chooses_among_the_texts_of_a_template(app: App, folder: Mode
     both = replace(folder, template=replace(folder.template, templates=folder.template.templates | templates))
     studio = RequestBuilder(both, app.studio.codec, SETTINGS, "tiny")
     assert (studio.about["languages"], app.studio.about["languages"]) == (["en", "zh"], [])
-    prompts = [studio.question({"task": "speak", "text": "six", "lang": lang}, None)[0].ids for lang in ("en", "zh")]
+    asked = [studio.question({"task": "speak", "text": "six", "lang": lang}, None) for lang in ("en", "zh")]
+    prompts = [question.request.ids for question in asked]
     assert ["two" in folder.tokenizer.decode(ids[ids < folder.layout.num_text_tokens]) for ids in prompts] == [
         False,
         True,
@@ -283,8 +334,7 @@ def test_other_names_and_other_sites_are_refused(port: int, headers: dict[str, s
 
 
 def test_the_page_fetches_nothing_from_elsewhere(port: int) -> None:
-    names = ["", "page.css", "page.js", "playing.js", "recording.js"]
-    for name in names:
+    for name in ["", *(name for name in PAGE if name != "page.html")]:
         status, data = call(port, "GET", f"/{name}")
         outside = re.findall(r"(?<!=')(?<!=\")https?://(?!www\.w3\.org/2000/svg)|@import|url\(", data.decode())
         assert (status, outside) == (200, [])

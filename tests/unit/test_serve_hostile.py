@@ -7,11 +7,11 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import pytest
 
-from tests.served import SETTINGS, make_model
+from tests.served import SETTINGS, make_model, running
 from ttt_dist.audio import load_codec
 from ttt_dist.inference.decoder import Decoder
 from ttt_dist.model.hf.folder import load_folder
@@ -19,7 +19,7 @@ from ttt_dist.serving import connections
 from ttt_dist.serving.app import App
 from ttt_dist.serving.decoding_thread import DecodingThread
 from ttt_dist.serving.request_builder import RequestBuilder
-from ttt_dist.serving.server import listen, server_on, trusted_names
+from ttt_dist.serving.server import trusted_names
 
 FIELD = b'--b\r\nContent-Disposition: form-data; name="task"\r\n\r\n%s\r\n--b--\r\n'
 FORM = {"Content-Type": "multipart/form-data; boundary=b"}
@@ -32,15 +32,6 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     thread = DecodingThread(Decoder(folder, batch_size=8))
     yield App(RequestBuilder(folder, load_codec(folder.codec), SETTINGS, "tiny"), thread, trusted_names("127.0.0.1"))
     thread.close()
-
-
-@contextmanager
-def running(app: App) -> Iterator[int]:
-    with listen("127.0.0.1", 0) as listening:
-        server = server_on(listening, app)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.port
-        server.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -53,9 +53,10 @@ def test_verify_prints_a_line_per_problem(prefix: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().out.startswith(f"{path}: {len(good) - 4} bytes")
 
 
-def test_stats_count(prefix: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run("stats", str(prefix))
+def test_stats_count(prefix: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("stats", str(prefix), "--plot", str(tmp_path / "packs.png"))
     told = capsys.readouterr().out
+    assert "packs.png" in told and (tmp_path / "packs.png").read_bytes().startswith(b"\x89PNG")
     assert "3 packs of 512" in told
     assert "speech to text+speech: 3 samples" in told
     assert "text to text+speech: 3 samples" in told

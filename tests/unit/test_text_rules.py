@@ -63,10 +63,16 @@ def test_english_numbers(text: str, wanted: str) -> None:
         ("2024年10月1日", "二零二四年十月一日"),
         ("我有3.50个", "我有三点五零个"),
         ("涨了5%", "涨了百分之五"),
-        ("气温-3.5℃，5-6度", "气温负三点五℃，五-六度"),
+        ("气温-3.5℃，5-6度", "气温负三点五摄氏度，五-六度"),
         ("1,234元和12345", "一千二百三十四元和一万二千三百四十五"),
         ("电话13812345678", "电话一三八一二三四五六七八"),
         ("10年", "十年"),
+        ("２０２４年", "二零二四年"),
+        ("2024-01-05和2024/12/31", "二零二四年一月五日和二零二四年十二月三十一日"),
+        ("8:05到9:00", "八点零五分到九点"),
+        ("08:30:05", "八点三十分零五秒"),
+        ("1/2的人付¥1,234.5", "二分之一的人付一千二百三十四点五元"),
+        ("比分3:2", "比分三:二"),
     ],
 )
 def test_chinese_numbers(text: str, wanted: str) -> None:
@@ -75,7 +81,7 @@ def test_chinese_numbers(text: str, wanted: str) -> None:
     assert apply("numbers", "zh", text, "en") == text
 
 
-MIXED = st.text(st.sampled_from("aZé 12,.-%'’ß你好，。 \t_年st<>İǆ"), max_size=12) | st.text(max_size=8)
+MIXED = st.text(st.sampled_from("aZé 120:/¥,.-%'’ß你好，。 \t_年st<>İǆ"), max_size=12) | st.text(max_size=8)
 PLAIN = [
     *(("case", "lower"), ("case", "upper"), ("unicode", "NFC"), ("unicode", "NFKC"), ("spaces", None)),
     *(("han_spaces", None), ("tags", None), ("punctuation", "ascii"), ("punctuation", "remove")),

@@ -37,6 +37,21 @@ class CodecInfo:
     codebook_size: int
 
 
+def stored_info(stored: Mapping[str, Any], path: Path) -> CodecInfo:
+    """What the contents of a codec.json at `path` say that the codec is. Raises UserError where they do not."""
+    try:
+        return CodecInfo(
+            name=str(stored["name"]),
+            hash=str(stored["hash"]),
+            sample_rate=int(stored["sample_rate"]),
+            frame_rate=float(stored["frame_rate"]),
+            codes_per_frame=int(stored.get("codes_per_frame", 1)),
+            codebook_size=int(stored["codebook_size"]),
+        )
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{path}: does not say what the codec is ({error!r}); save the codec again") from error
+
+
 def checked_codes(codec: Codec, waves: Sequence[Tensor], codes: Sequence[Codes]) -> Sequence[Codes]:
     """What `codec.encode(waves)` gave, if it is what it has to be. Raises UserError: from here on codes are only bytes."""
     if len(codes) != len(waves):

@@ -30,7 +30,16 @@ from ttt_dist.audio.resampling import HIGHEST_RATE, LOWEST_RATE, resample
 from ttt_dist.audio.sources import Source, as_file, head_of, require_regular
 from ttt_dist.util.errors import UserError
 
-__all__ = ["Source", "UtteranceReader", "audio_seconds", "load_utterance", "read_audio", "resample", "write_wav"]
+__all__ = [
+    "Source",
+    "UtteranceReader",
+    "audio_seconds",
+    "load_utterance",
+    "num_channels",
+    "read_audio",
+    "resample",
+    "write_wav",
+]
 
 CACHE_BYTES = 256 * 2**20  # of decoded, resampled files that an UtteranceReader keeps
 BLOCK_FRAMES = 2**20  # read at once, of one channel, whatever length the header claims
@@ -49,16 +58,20 @@ def read_audio(
     name: str | None = None,
     notes: list[str] | None = None,
     most_seconds: float | None = None,
+    channel: int | None = None,
 ) -> Tensor:
     """A file, or the piece of it from `offset` for `duration` seconds, as mono float32 [T] at `sample_rate`.
 
+    Of several channels that one, from 0, or without `channel` their mean.
     Seeks where the file allows it: of a long one only the piece is decoded. Messages call it `name` (by default its path).
     What its levels tell (ttt_dist/audio/levels.py) is appended to `notes`.
-    Raises UserError naming the file where it is missing, no audio, empty, cut off, ends before the piece does, or has more
+    Raises UserError naming the file where it is missing, no audio, empty, cut off, ends before the piece does, has no such channel, or more
     than `most_seconds`, beyond which nothing is decoded: a small compressed file may hold days.
     """
     levels = Levels()
     with _opened(source, name, is_whole=not offset and duration is None) as (file, name):
+        if channel is not None and channel >= file.channels:
+            raise UserError(f"{name}: has {file.channels} channel(s), and no number {channel}; correct the manifest")
         rate, frames = file.samplerate, _stated_length(file, name)
         start, count = round(offset * rate), None if duration is None else round(duration * rate)
         if frames is not None:
@@ -70,7 +83,7 @@ def read_audio(
             if count is not None and count * file.channels > limit:
                 raise _too_long(file, limit, name)
         skipped = _skip(file, start)
-        wave = torch.from_numpy(_read_mono(file, count, limit, name, levels))
+        wave = torch.from_numpy(_read_mono(file, count, limit, name, levels, channel))
         if frames is None:
             _require_piece(skipped + len(wave), rate, offset, duration, name)
         elif count is not None:
@@ -90,6 +103,12 @@ def audio_seconds(source: Source, name: str | None = None) -> float:
         if frames is None and not (frames := _skip(file, UNKNOWN_FRAMES)):
             raise _empty(name)
         return float(frames / file.samplerate)
+
+
+def num_channels(source: Source, name: str | None = None) -> int:
+    """How many channels a file has, by its header. Raises UserError as `read_audio` does."""
+    with _opened(source, name) as (file, _):
+        return int(file.channels)
 
 
 @contextmanager
@@ -172,8 +191,11 @@ def _skip(file: Recording, frames: int) -> int:
     return frames - left
 
 
-def _read_mono(file: Recording, count: int | None, limit: int, name: str, levels: Levels) -> np.ndarray:
-    """[count] of the channels' mean, fewer where the file ends, in blocks: a damaged header may claim more than memory holds.
+def _read_mono(
+    file: Recording, count: int | None, limit: int, name: str, levels: Levels, channel: int | None
+) -> np.ndarray:
+    """[count] of a channel, or of the channels' mean, fewer where the file ends, in blocks: a damaged header may claim more than memory
+    holds.
 
     Raises UserError where they are more than `limit` over all channels.
     """
@@ -183,8 +205,10 @@ def _read_mono(file: Recording, count: int | None, limit: int, name: str, levels
         data = file.read(min(left, max(1, BLOCK_FRAMES // file.channels)), dtype="float32", always_2d=True)
         if not len(data):
             break
-        blocks.append(data[:, 0] if data.shape[1] == 1 else torch.from_numpy(data).mean(dim=1).numpy())
-        if data.shape[1] > 1:
+        if data.shape[1] == 1 or channel is not None:
+            blocks.append(data[:, channel or 0].copy())  # a view would keep all channels
+        else:
+            blocks.append(torch.from_numpy(data).mean(dim=1).numpy())
             levels.add(data, blocks[-1])
         left -= len(data)
         if file.channels * sum(map(len, blocks)) > limit:
@@ -253,24 +277,24 @@ class UtteranceReader:
 
         Where the clip has an `offset`, the piece from there for `duration` seconds (without one: to the end) is read;
         without an `offset` the whole file, its `duration` being for information. With a `member` the file is that
-        part of the container that `audio` names. In a list, `gaps[i]` seconds of silence stand before part i, and
-        `tail` seconds after the last. What the levels of its recordings tell is appended to `notes`. Raises UserError
-        naming the file.
+        part of the container that `audio` names; with a `channel` that one is read, else the mean of all. In a list,
+        `gaps[i]` seconds of silence stand before part i, and `tail` seconds after the last. What the levels of its
+        recordings tell is appended to `notes`. Raises UserError naming the file.
         """
         notes = [] if notes is None else notes
-        audio = entry["audio"]
+        audio, channel = entry["audio"], entry.get("channel")
         if isinstance(audio, str):
             member = entry.get("member")
             if entry.get("offset") is None:
-                return self._whole(audio, member, notes)
+                return self._whole(audio, member, channel, notes)
             source, name = self._source(audio, member)
             duration = entry.get("duration")
             length = None if duration is None else float(duration)
-            return read_audio(source, self.sample_rate, float(entry["offset"]), length, name, notes)
+            return read_audio(source, self.sample_rate, float(entry["offset"]), length, name, notes, channel=channel)
         gaps = entry.get("gaps") or [0.0] * len(audio)
         parts: list[Tensor] = []
         for name, gap in zip(audio, gaps, strict=True):
-            parts += [torch.zeros(round(gap * self.sample_rate)), self._whole(name, None, notes)]
+            parts += [torch.zeros(round(gap * self.sample_rate)), self._whole(name, None, channel, notes)]
         return torch.cat([*parts, torch.zeros(round(entry.get("tail", 0.0) * self.sample_rate))])
 
     def path(self, name: str) -> Path:
@@ -290,8 +314,9 @@ class UtteranceReader:
         found, name = self._containers.named(path, member)
         return (found if isinstance(found, bytes) else self._allowed(found, name)), name
 
-    def _whole(self, audio: str, member: Mapping[str, Any] | None, notes: list[str]) -> Tensor:
-        key = audio if member is None else json.dumps([audio, member], sort_keys=True)
+    def _whole(self, audio: str, member: Mapping[str, Any] | None, channel: int | None, notes: list[str]) -> Tensor:
+        is_plain = member is None and channel is None
+        key = audio if is_plain else json.dumps([audio, member, channel], sort_keys=True)
         with self._lock:
             kept = self._cache.get(key)
             if kept is not None:
@@ -299,7 +324,7 @@ class UtteranceReader:
         if kept is None:
             source, name = self._source(audio, member)
             told: list[str] = []
-            kept = read_audio(source, self.sample_rate, name=name, notes=told), told
+            kept = read_audio(source, self.sample_rate, name=name, notes=told, channel=channel), told
             with self._lock:
                 self._keep(key, kept)
         notes += kept[1]

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ttt_dist.audio.codec import CLASS, DESCRIPTION, Codec, CodecInfo
+from ttt_dist.audio.codec import CLASS, DESCRIPTION, Codec, CodecInfo, stored_info
 from ttt_dist.audio.codecs.transformers_kinds import KINDS
 from ttt_dist.util.errors import UserError
 from ttt_dist.util.json_files import read_object
 from ttt_dist.util.plugins import call_with, is_there, load_class, split_spec
 
 FLAG = "--codec"
+COMMAND = "command:"
 CHOICES = {"codebooks": "one codebook", "dtype": "one precision, float32"}
 """What the command line may choose, and what a codec has whose `load` does not take it."""
 
@@ -38,11 +39,25 @@ class CodecRow:
     """`encode --train-codec` learns it; the folders of the others were published."""
 
 
+PACKAGED = {
+    "bigcodec": ("BigCodec", "BigCodec"),
+    "nanocodec": ("NanoCodec", "NanoCodec of NVIDIA NeMo"),
+    "s3tokenizer": ("S3Tokenizer", "S3 of CosyVoice 1 to 3, no decoder"),
+    "snac": ("Snac", "SNAC, seven codes a frame as Orpheus-TTS has them"),
+    "speechtokenizer": ("SpeechTokenizer", "SpeechTokenizer"),
+}
+"""Codecs by packages of the extra `codecs`: module and class here, and what it is."""
+
 CODECS = {
     "melvq": CodecRow(
         target="ttt_dist.audio.codecs.melvq:MelVQ",
         help="built in, learnt from your speech (--train-codec)",
         is_learnt=True,
+    ),
+    "command": CodecRow(
+        target="ttt_dist.audio.codecs.command:CommandCodec",
+        help="a program of yours: command:PROGRAM in place of NAME:FOLDER",
+        has_folder=False,
     ),
     "glm4voice": CodecRow(
         target="ttt_dist.audio.codecs.glm4voice:Glm4Voice", help="tokenizer of GLM-4-Voice, no decoder"
@@ -50,6 +65,10 @@ CODECS = {
     **{
         name: CodecRow(target="ttt_dist.audio.codecs.transformers:Pretrained", help=kind.help, arguments={"name": name})
         for name, kind in KINDS.items()
+    },
+    **{
+        name: CodecRow(target=f"ttt_dist.audio.codecs.{name}:{kind}", help=help)
+        for name, (kind, help) in PACKAGED.items()
     },
 }
 
@@ -61,16 +80,19 @@ def load_codec(
     device: str | None = None,
     dtype: str | None = None,
 ) -> Codec:
-    """Load `NAME:FOLDER` (a published codec), a `FOLDER` that `save` wrote, or `package.module:Class[:FOLDER]`.
+    """Load `NAME:FOLDER` (a published codec), a `FOLDER` that `save` wrote, `package.module:Class[:FOLDER]`, or
+    `command:PROGRAM` (`ttt_dist.audio.codecs.command`).
 
     `codebooks` chooses the first so many of a codec that has several (default: all, or what the folder was saved
     with). `decoder_command` makes waveforms of codes in the codec's stead (`ttt_dist.audio.codecs.external`). `device` is
     where a network runs: by default CUDA where there is any. `dtype` is the precision of glm4voice's layers, by default
     the device's (or what the folder was saved with). Raises UserError where the folder holds no such codec.
     """
-    name, folder = parse_spec(str(spec))
     chosen = {"codebooks": codebooks, "dtype": dtype}
-    if folder is not None and (folder / DESCRIPTION).is_file():
+    name, folder = ("command", None) if str(spec).startswith(COMMAND) else parse_spec(str(spec))
+    if name == "command":
+        codec = _open(name, str(spec).partition(":")[2], chosen, device, FLAG)
+    elif folder is not None and (folder / DESCRIPTION).is_file():
         codec = _load_saved(name, folder, chosen, device)
     elif name and (name not in CODECS or not CODECS[name].is_learnt):
         codec = _open(name, folder, chosen, device, FLAG)
@@ -106,18 +128,7 @@ def describe_codec(folder: str | Path) -> CodecInfo:
     path = Path(folder) / DESCRIPTION
     if not path.is_file():
         raise _no_codec(Path(folder))
-    stored = read_description(Path(folder))
-    try:
-        return CodecInfo(
-            name=str(stored["name"]),
-            hash=str(stored["hash"]),
-            sample_rate=int(stored["sample_rate"]),
-            frame_rate=float(stored["frame_rate"]),
-            codes_per_frame=int(stored.get("codes_per_frame", 1)),
-            codebook_size=int(stored["codebook_size"]),
-        )
-    except (KeyError, ValueError, TypeError, OverflowError) as error:
-        raise UserError(f"{path}: does not say what the codec is ({error!r}); save the codec again") from error
+    return stored_info(read_description(Path(folder)), path)
 
 
 def read_description(folder: Path) -> Mapping[str, Any]:
@@ -178,7 +189,7 @@ def _weights_of(path: Path, stored: Mapping[str, Any]) -> Path | None:
     return weights
 
 
-def _open(name: str, folder: Path | None, chosen: Mapping[str, Any], device: str | None, flag: str) -> Codec:
+def _open(name: str, folder: Path | str | None, chosen: Mapping[str, Any], device: str | None, flag: str) -> Codec:
     """`load` of the codec's class, told what it takes of the choices. Raises UserError on one that it does not take."""
     row = CODECS.get(name) or CodecRow(target=name, help="")
     kind = load_class(row.target, flag, Codec)

@@ -17,7 +17,8 @@ from ttt_dist.checkpoint.manager import METADATA, UNIVERSAL, gather, read_metada
 from ttt_dist.checkpoint.manifest import write_manifest_of_folder
 from ttt_dist.checkpoint.saved_state import SavedState
 from ttt_dist.config.model import ModelConfig
-from ttt_dist.model.hf.folder import MAX_SHARD_BYTES, FolderWeights, new_folder, write_json, write_weights
+from ttt_dist.model.hf.export_files import write_json
+from ttt_dist.model.hf.folder import MAX_SHARD_BYTES, FolderWeights, new_folder, write_weights
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.util.console import Progress

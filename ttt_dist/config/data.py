@@ -11,14 +11,16 @@ from ttt_dist.config.section import NonNegativeFloat, NonNegativeInt, Section, b
 
 @dataclass
 class SourceConfig(Section):
-    """One source of a blend: a packed shard, and how much of the training it is."""
+    """One source of a blend: a packed shard or a plain text set of Megatron's, and how much of the training it is."""
 
     shard: str = ""
-    """Prefix of the source's shard."""
+    """Prefix of the source's shard, or of a text set (PREFIX.bin and PREFIX.idx without a PREFIX.json)."""
     weight: NonNegativeFloat | None = None
     """Share of the packs, relative to the weights of the other sources; 0: only stages read it."""
     epochs: NonNegativeFloat | None = None
     """How often the source is read, relative to its size: in place of weight, for all sources of a blend or for none."""
+    tokenizer: str | None = None
+    """Of a text set: the tokenizer that made its ids, which is compared with the other sources' one; null: a warning."""
 
     def check(self, key: str) -> None:
         """Raise UserError naming what is wrong below `key`."""
@@ -56,7 +58,7 @@ class DataConfig(Section):
     stages: list[StageConfig] = field(default_factory=list)
     """Changes of the blend's weights, in order of their steps."""
     valid: str | dict[str, str] | None = None
-    """Prefix of the held-out shard, or several by name, each evaluated by itself; null: no evaluation loss."""
+    """Prefix of the held-out shard or text set, or several by name, each evaluated by itself; null: no evaluation loss."""
     skip: list[tuple[NonNegativeInt, NonNegativeInt]] = field(default_factory=list)
     """[[a, b], ...]: at step a, the packs that steps a to b - 1 would have read are passed over, and what follows moves up."""
     prefetch: NonNegativeInt = 1

@@ -1,6 +1,6 @@
 """How to decode (docs/method.md#decoding)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -99,17 +99,40 @@ BEFORE = DecodeSettings(ends="any")
 """Of model folders that do not say how they are decoded: all defaults when they were written."""
 
 
-def generation_json(config: Mapping[str, Any], settings: DecodeSettings) -> dict[str, Any]:
-    """The contents of generation_config.json beside a config.json: what transformers takes from that one, and ours."""
-    tokens = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    return tokens | {KEY: {name: value for name, value in asdict(settings).items() if name not in BY_TASK}}
+def generation_json(
+    config: Mapping[str, Any], settings: DecodeSettings | None, base_eos: Sequence[int] = ()
+) -> dict[str, Any]:
+    """The contents of generation_config.json beside a config.json: what transformers and its kin take of them, and ours.
+
+    `base_eos` ended a text of the model that training began with; of its text it may still be the end.
+    """
+    eos = list(dict.fromkeys([config["eos_token_id"], *base_eos]))
+    values: dict[str, Any] = {key: config[key] for key in ("bos_token_id", "pad_token_id")}
+    values["eos_token_id"] = eos if len(eos) > 1 else eos[0]
+    if settings is None:
+        return values
+    if settings.temperature > 0:
+        values |= {
+            "do_sample": True,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "top_k": settings.top_k,
+        }
+    else:
+        values["do_sample"] = False
+    return values | {KEY: {name: value for name, value in asdict(settings).items() if name not in BY_TASK}}
 
 
 def folder_settings(folder: Path) -> DecodeSettings:
-    """How a model folder says that it is decoded. Raises UserError naming the file and what is wrong in it."""
+    """How a model folder is decoded where nobody says otherwise. Raises UserError naming the file and what is wrong in it."""
+    return stated_settings(folder) or BEFORE
+
+
+def stated_settings(folder: Path) -> DecodeSettings | None:
+    """How a model folder says that it is decoded; None where it does not. Raises UserError as `folder_settings`."""
     path = folder / GENERATION
     if not path.is_file():
-        return BEFORE
+        return None
     try:
         values = json_files.parse(path.read_bytes())
         own = values.get(KEY, {}) if isinstance(values, dict) else None
@@ -118,6 +141,6 @@ def folder_settings(folder: Path) -> DecodeSettings:
         require(isinstance(own, dict), f"{KEY} must hold settings, not {own!r}; export the model again")
         for name in BY_TASK:
             require(name not in (own or ()), f"{KEY}.{name} is decided by the task; take it away")
-        return build(DecodeSettings, own, KEY) if own else BEFORE
+        return build(DecodeSettings, own, KEY) if own else None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {error}") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from ttt_dist.config.yaml_file import Plain, parse_yaml, read_yaml
 from ttt_dist.util.atomic_files import atomic_write
 from ttt_dist.util.errors import UserError
 
+ShapeOf = Callable[[str], Mapping[str, Any] | None]
+"""The `model` section of a model folder; None where there is no such folder."""
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """What `read_config` reads, with nothing left open: as a run is trained that begins by it."""
@@ -27,14 +30,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return config
 
 
-def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def read_config(path: str | Path, overrides: Sequence[str] = (), shape_of: ShapeOf | None = None) -> Recipe:
     """Read a YAML file, apply overrides such as `train.lr=1e-3`, and check every value, by itself and beside the others.
 
+    Where the file has no section `model`, `shape_of` gives that of `train.init_from`.
     Raises UserError that names the file or the override, and the key (with the closest known key), or what does not fit.
     """
     values = read_yaml(Path(path))
     complete_record(values)
     config = _overridden(build(Recipe, values, str(path)), overrides)
+    start = config.train.init_from
+    if shape_of is not None and start is not None and not values.get("model") and (shape := shape_of(start)):
+        config = _overridden(build(Recipe, {**values, "model": shape}, str(path)), overrides)
     require_fitting(config)
     return config
 

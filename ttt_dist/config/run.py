@@ -85,7 +85,7 @@ class TrainConfig(Section):
     weight_decay: NonNegativeFloat = 0.01
     """AdamW's weight decay; norms and biases have none."""
     ema: DecayRate = 0.0
-    """Decay of a moving average of the weights, kept beside them (`export-hf --weights ema`); 0: none."""
+    """Decay of a moving average of the weights, kept beside them (`export-hf --ema`); 0: none."""
     param_groups: list[ParamGroup] = field(default_factory=list)
     """Weights with another rate or decay, or that stay as they are."""
     warmup: NonNegativeInt = 50
@@ -151,6 +151,14 @@ class CheckpointConfig(Section):
     """Continue from the newest complete checkpoint of run_dir where there is one; false: refuse a run_dir that has any."""
 
 
+@dataclass
+class ExportConfig(Section):
+    """Model folders beside the checkpoints, to be decoded while the training goes on."""
+
+    every: NonNegativeInt = 0
+    """Steps between exports into run_dir/exports/step-N; 0: none. At its end a run writes run_dir/export in any case."""
+
+
 @dataclass(kw_only=True)
 class GuardConfig(Section):
     """What ends a run, or a step, before its end."""
@@ -164,7 +172,9 @@ class GuardConfig(Section):
     step_timeout: Seconds = 600.0
     """Seconds that a step may take before the run ends with the stacks of all processes."""
     start_timeout: Seconds = 1800.0
-    """The same for all processes to come together, the first step, which compiles, a save, an evaluation and the export."""
+    """The same for all processes to come together, the first step, which compiles, a save, an evaluation and an export."""
+    check_nodes: bool = True
+    """Before the first step, multiply, send and write on every node: what is wrong ends the run, what is slow is named."""
     stop_after: NonNegativeFloat = 0.0
     """Minutes after which the run saves and stops, to be started again; 0: never. A SLURM time limit is known anyway."""
 
@@ -214,6 +224,7 @@ class Config(Section):
     train: TrainConfig = field(default_factory=TrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     callbacks: list[Any] = field(default_factory=list)

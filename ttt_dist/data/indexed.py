@@ -9,7 +9,7 @@ import os
 import struct
 import weakref
 from array import array
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from hashlib import sha256
 from pathlib import Path
 
@@ -76,14 +76,15 @@ def new_builder(bin_path: Path, multimodal: bool) -> IndexedBuilder:
 
 
 class Indexed:
-    """A .bin and its .idx: sequences of int32, and documents of several sequences each. Two handles, freed with the object.
+    """A .bin and its .idx: sequences of tokens of one `dtype`, and documents of several sequences each. Two handles, freed with
+    the object.
 
     `sequence_lengths` int32 [n] in tokens, `sequence_pointers` int64 [n] in bytes, `document_indices` int64 [documents + 1]
     (first sequence of each, and the end), `sequence_modes` int8 [n] where `multimodal`, else empty; all of them mapped.
     """
 
-    def __init__(self, prefix: Path, multimodal: bool) -> None:
-        """Raises ValueError where the .idx is not what Megatron writes, UserError where it is of another type."""
+    def __init__(self, prefix: Path, multimodal: bool, dtypes: Collection[str]) -> None:
+        """Raises ValueError where the .idx is not what Megatron writes, or of a type that is none of `dtypes`."""
         with open(f"{prefix}.idx", "rb", buffering=0) as file:
             self._index = index = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if len(index) < HEADER.size:
@@ -91,8 +92,9 @@ class Indexed:
         magic, version, code, num_sequences, num_borders = HEADER.unpack_from(index)
         if (magic, version) != (MAGIC, VERSION) or code not in DTYPES or not num_borders:
             raise ValueError("bad header")
-        if DTYPES[code] != "int32":
-            raise UserError(f"{prefix}.idx: holds {DTYPES[code]}, not int32; write the shard again")
+        if DTYPES[code] not in dtypes:
+            raise ValueError(f"holds {DTYPES[code]}, not {' or '.join(dtypes)}")
+        self.dtype = np.dtype(DTYPES[code])
         num_modes = num_sequences if multimodal else 0
         needed = HEADER.size + 12 * num_sequences + 8 * num_borders + num_modes
         if len(index) < needed:
@@ -120,12 +122,13 @@ class Indexed:
         return digest
 
     def read(self, offset: int, count: int) -> np.ndarray:
-        """`count` tokens from byte `offset` of the .bin, int32. Raises ValueError where they lie outside."""
+        """`count` tokens from byte `offset` of the .bin, of `dtype`. Raises ValueError where they lie outside."""
         if count < 0 or offset < 0:
             raise ValueError(f"a sequence of {count} tokens from {offset}")
-        if offset + 4 * count > self.bin_bytes:  # before as much memory is asked for
-            raise ValueError(f"bytes {offset} to {offset + 4 * count} of {self.bin_bytes}")
-        ids = np.empty(count, np.int32)
+        stop = offset + self.dtype.itemsize * count
+        if stop > self.bin_bytes:  # before as much memory is asked for
+            raise ValueError(f"bytes {offset} to {stop} of {self.bin_bytes}")
+        ids = np.empty(count, self.dtype)
         left = ids.view(np.uint8).data
         while len(left) != (got := os.preadv(self._bin, [left], offset)):
             if not got:
@@ -134,20 +137,22 @@ class Indexed:
         return ids
 
 
-def open_indexed(prefix: Path, multimodal: bool) -> Indexed:
+def open_indexed(
+    prefix: Path, multimodal: bool, dtypes: Collection[str] = ("int32",), remedy: str = "write the shard again"
+) -> Indexed:
     """The data set at prefix. Raises UserError where its files are missing or do not fit each other."""
     try:
-        found = Indexed(prefix, multimodal)
+        found = Indexed(prefix, multimodal, dtypes)
         if not found.bin_bytes:
-            raise UserError(f"{prefix}.bin: is empty; write the shard again")
+            raise UserError(f"{prefix}.bin: is empty; {remedy}")
         return found
     except UserError:
         raise
     except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: missing; write the shard again") from None
+        raise UserError(f"{error.filename}: missing; {remedy}") from None
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror}); correct its permissions") from None
     except ValueError as error:
         if not os.stat(f"{prefix}.idx").st_size:
-            raise UserError(f"{prefix}.idx: is empty; write the shard again") from None
-        raise UserError(f"{prefix}.idx: not a readable Megatron index ({error}); write the shard again") from error
+            raise UserError(f"{prefix}.idx: is empty; {remedy}") from None
+        raise UserError(f"{prefix}.idx: not a readable Megatron index ({error}); {remedy}") from error

@@ -10,9 +10,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from ttt_dist.config.objective import Objective
 from ttt_dist.config.run import Config
 from ttt_dist.data.blend import SampleIndex
+from ttt_dist.data.metadata import is_text_set
 from ttt_dist.data.set_index import Check
 from ttt_dist.data.shards import ShardReader
-from ttt_dist.data.sources import Sources
+from ttt_dist.data.sources import PackReader, Sources, open_text_set
 from ttt_dist.data.step_sizes import StepSizes
 from ttt_dist.sequence.batch import Batch, collate
 from ttt_dist.sequence.noise_schedule import require_noise_schedules
@@ -109,7 +110,7 @@ class ValidationLoader:
 
     def __init__(
         self,
-        reader: ShardReader,
+        reader: PackReader,
         layout: TokenLayout,
         objective: Objective,
         seed: int,
@@ -151,13 +152,12 @@ def open_loaders(
     loader = PackLoader(
         sources, *common, step_sizes(config), train.micro_batch, data_rank, data_size, config.data.prefetch
     )
-    held_out = {}
-    for name, prefix in config.data.held_out.items():
-        valid = ShardReader(prefix, check)
-        valid.require_same_codec(shard)
-        held_out[name] = ValidationLoader(
-            valid, *common, train.micro_batch, data_rank, data_size, train.eval_packs or None
+    held_out = {
+        name: ValidationLoader(
+            open_valid(prefix, shard, check), *common, train.micro_batch, data_rank, data_size, train.eval_packs or None
         )
+        for name, prefix in config.data.held_out.items()
+    }
     return loader, held_out
 
 
@@ -167,6 +167,15 @@ def step_sizes(config: Config) -> StepSizes:
     return StepSizes.of(config.train.global_batch, stages, config.data.skip)
 
 
+def open_valid(prefix: str, like: ShardReader, check: Check = "sizes") -> PackReader:
+    """The held-out packs, which must be of the codec of `like`, or rows of a text set. Raises UserError."""
+    if is_text_set(prefix):
+        return open_text_set(prefix, like, None, "data.blend.NAME.tokenizer of a source made alike")
+    valid = ShardReader(prefix, check)
+    valid.require_same_codec(like)
+    return valid
+
+
 def ready(batch: Batch) -> Batch:
     """The batch as a GPU takes it without waiting, where there is one."""
     import torch  # not where the settings of a run are only described
@@ -174,7 +183,7 @@ def ready(batch: Batch) -> Batch:
     return batch.pinned() if torch.cuda.is_available() else batch
 
 
-def check_shard(reader: ShardReader, layout: TokenLayout, seq_len: int) -> None:
+def check_shard(reader: PackReader, layout: TokenLayout, seq_len: int) -> None:
     """Refuse a shard of another layout, one without packs, or one whose packs are longer than seq_len."""
     layout.require_same(reader.layout, f"{reader.prefix}.json")
     if reader.seq_len is None:

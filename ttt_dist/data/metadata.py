@@ -143,6 +143,7 @@ SHAPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "counts": ("numbers by name", lambda value: _are(value, lambda key: True, _is_count)),
     "files": ("sizes and checksums by file name", lambda value: _are(value, _is_name, _is_file)),
     "beside": ("checksums by name", lambda value: _are(value, _is_name, lambda one: isinstance(one, str))),
+    "speakers": ("numbers by name", lambda value: _are(value, lambda key: True, _is_size)),
     "shards": ("a list of shards", lambda value: isinstance(value, list) and bool(value) and all(map(_is_name, value))),
     "part": ("a number", _is_size),
     "parts": ("a number", lambda value: _is_size(value) and value > 0),
@@ -172,14 +173,11 @@ def _no_shard(prefix: Path) -> str:
     bare = prefix.with_suffix("")
     if prefix.suffix in (".bin", ".idx", ".json") and is_shard(bare):
         return f"{told}, but one of a shard's files; name them all by their prefix: {bare}"
-    pair = next(
-        (one for one in (prefix, bare) if with_suffix(one, ".bin").is_file() and with_suffix(one, ".idx").is_file()),
-        None,
-    )
+    pair = next(filter(is_text_set, (prefix, bare)), None)
     if pair is not None:
         return (
-            f"{told}: {pair}.bin and .idx have no {pair.name}.json, which says what their ids mean (a plain Megatron data set?); "
-            "make samples of its text by data_prep import, then run data_prep pack"
+            f"{told}: {pair}.bin and .idx have no {pair.name}.json, which says what their ids mean; training takes a plain Megatron "
+            f"set of text as a source of data.blend beside packed shards: data.blend.text.shard={pair}"
         )
     if prefix.is_file():
         return f"{told}, but a file of another kind; run data_prep compose or import, then pack, and name the prefix that pack wrote"
@@ -195,6 +193,12 @@ def is_shard(prefix: Path) -> bool:
         return read_object(with_suffix(prefix, ".json"), REMEDY).get("format") == FORMAT
     except (OSError, ValueError):
         return False
+
+
+def is_text_set(prefix: str | Path) -> bool:
+    """Whether a prefix is a plain Megatron pair, whose ids no JSON explains."""
+    is_file = {suffix: with_suffix(prefix, suffix).is_file() for suffix in (".bin", ".idx", ".json")}
+    return is_file == {".bin": True, ".idx": True, ".json": False}
 
 
 def shard_names(prefix: Path, meta: dict[str, Any]) -> list[str]:

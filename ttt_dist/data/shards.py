@@ -226,9 +226,19 @@ class ShardReader:
         if len(self._index) == 1:
             _open_shard(self, 0)
 
+    @property
+    def checksum(self) -> str | None:
+        """Of the JSON, which holds those of all other files."""
+        return self.meta.get("checksum")
+
     def require_files(self, check: Check) -> None:
         """Raise UserError naming a file that is missing or has another size than its JSON says, as far as is asked."""
         self._index.require_files(self.prefix.parent, check)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Its packs, samples, tokens, audio_tokens and so on."""
+        return dict(self.meta["counts"])
 
     def require_same_codec(self, other: "ShardReader") -> None:
         """Refuse a shard whose codes come from another codec, though the layouts may agree; both hashes are named.

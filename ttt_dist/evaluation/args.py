@@ -12,7 +12,7 @@ from ttt_dist.evaluation.judge_registry import OWN, judge_files
 from ttt_dist.evaluation.tasks.registry import Task, find_task
 from ttt_dist.util.atomic_files import sha256_file, sha256_folder
 
-FORMAT = "ttt_dist evaluation 2"
+FORMAT = "ttt_dist evaluation 3"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,7 @@ class EvalArgs:
     normaliser: str | None = None
     text_only: bool = False
     quality: bool = False
+    meteor: bool = False
     ceiling: bool = True
     """Own speech: whether recordings, and these through the codec, are judged as well."""
     draws: int = 8
@@ -69,6 +70,7 @@ class EvalArgs:
             "decoder_command": self.decoder_command,
             "text_only": self.text_only,
             "quality": self.quality,
+            "meteor": self.meteor,
             "ceiling": self.ceiling,
             "draws": self.draws,
         }

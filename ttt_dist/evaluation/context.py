@@ -23,6 +23,7 @@ from ttt_dist.evaluation.item_errors import ItemErrors
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.judge import Judge, load_judge
 from ttt_dist.evaluation.judge_registry import labels
+from ttt_dist.evaluation.metrics.meteor import Meteor
 from ttt_dist.evaluation.metrics.quality import Quality
 from ttt_dist.evaluation.sound_sources import Sound
 from ttt_dist.inference.decoder import SMALL, Decoder, Request, num_cores
@@ -64,6 +65,7 @@ class EvalContext:
     judges: dict[str, Judge]
     """By label, in the order of the command line; none where nothing is judged."""
     quality: Quality | None = None
+    meteor: Meteor | None = None
     readers: dict[int, UtteranceReader] = field(default_factory=dict)
     """Of recordings, by sample rate in Hz."""
 
@@ -94,6 +96,7 @@ class EvalContext:
             template=template,
             judges=judges,
             quality=Quality() if args.quality else None,
+            meteor=Meteor() if args.meteor else None,
         )
 
     def encode_audio(self, items: Sequence[Item], item_errors: ItemErrors) -> list[tuple[Item, list[np.ndarray]]]:

@@ -11,6 +11,7 @@ from ttt_dist.evaluation.item_errors import ItemErrors
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.judge import Judge
 from ttt_dist.evaluation.judge_registry import OWN
+from ttt_dist.evaluation.metrics.breakdown import transcripts
 from ttt_dist.evaluation.metrics.quality import score_quality
 from ttt_dist.evaluation.metrics.scores import Normalisers, Record, Scored, error_rates
 from ttt_dist.evaluation.sound_sources import SOURCES, Sound
@@ -62,7 +63,7 @@ def score_speech(records: Sequence[Record], normalisers: Normalisers) -> Scored:
     """Error rates of own speech by the first judge; in the details those of each judge beside its ceiling, and the forwards
     that a second of sound took.
     """
-    own = error_rates(records, normalisers, MOST)
+    own = transcripts(records, normalisers, MOST)
     judges = list(dict.fromkeys(label for record in records for label in record["heard"]["speech"]))
     by_judge = {label: _by_source(records, normalisers, label) for label in judges}
     quality = score_quality(records)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ttt_dist.manifest.entry import Entry, check_recordings, is_deep, is_unicode
+from ttt_dist.manifest.entry import Entry, check_recordings, is_deep, is_unicode, seconds_of
 from ttt_dist.manifest.problems import Collected
 from ttt_dist.manifest.records import TABLES, read_records
 from ttt_dist.manifest.text_files import suffix_of
@@ -40,7 +40,9 @@ class Item:
     def record(self) -> dict[str, Any]:
         """How every record of it begins."""
         known = {name: self.entry[name] for name in ("lang", "speaker") if self.entry.get(name)}
-        return {"id": self.id, "where": self.where, **known}
+        seconds = seconds_of(self.entry.get("duration"))  # a table has texts
+        length = {} if seconds is None else {"duration": seconds}
+        return {"id": self.id, "where": self.where, **known, **length}
 
 
 def read_items(path: Path, prepare: Prepare, limit: int | None = None) -> list[Item | str]:

@@ -12,6 +12,7 @@ from ttt_dist.evaluation import report
 from ttt_dist.evaluation.args import EvalArgs
 from ttt_dist.evaluation.context import locate
 from ttt_dist.evaluation.ears import EARS_NOTE, by_judge
+from ttt_dist.evaluation.error_tables import error_tables
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.metrics.quality import QUALITY_NOTE, as_table
 from ttt_dist.evaluation.metrics.scores import Normalisers, Record, wavs
@@ -43,6 +44,7 @@ def render(
         report.figures({name: _percent(name, score["value"]) for name, score in summary["scores"].items()}),
         report.section("Scores", "With 95 % intervals over the items.", _scores(summary)),
         *own_speech(summary),
+        *(report.section(one.title, one.note, report.table(one.header, one.rows)) for one in error_tables(summary)),
         report.section("Items", note, report.table(names, cells)),
     ]
     if summary["errors"]:

@@ -1,5 +1,6 @@
-"""Answers in the layouts that benchmarks' own judges read: AlpacaEval, VoiceBench, URO-Bench."""
+"""Answers in the layouts that benchmarks' own judges read: AlpacaEval, VoiceBench, URO-Bench; captions for aac-metrics."""
 
+import csv
 import json
 import os
 import re
@@ -37,6 +38,17 @@ def alpaca_eval(args: EvalArgs, records: Sequence[Record]) -> list[Path]:
             with atomic_write(written[-1]) as file:
                 file.write(json.dumps(outputs, indent=1, ensure_ascii=False) + "\n")
     return written
+
+
+def aac_metrics(args: EvalArgs, records: Sequence[Record]) -> list[Path]:
+    """A CSV that `aac-metrics-eval -i` reads: all captions of a sound stand in one cell, as there may be any number of them."""
+    path = args.out / "aac_metrics.csv"
+    with atomic_write(path) as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["id", "caption_predicted", "captions"])
+        for record in records:
+            rows.writerow([record["id"], record["hypothesis"], json.dumps(record["captions"], ensure_ascii=False)])
+    return [path]
 
 
 def voicebench_and_uro_bench(args: EvalArgs, records: Sequence[Record]) -> list[Path]:

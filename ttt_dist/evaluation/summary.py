@@ -5,6 +5,7 @@ from typing import Any
 
 from ttt_dist.evaluation.args import EvalArgs
 from ttt_dist.evaluation.ears import by_judge, called
+from ttt_dist.evaluation.error_tables import error_tables
 from ttt_dist.evaluation.job import Collection
 from ttt_dist.evaluation.judge_registry import OWN
 from ttt_dist.evaluation.metrics.quality import as_table
@@ -69,6 +70,7 @@ def as_markdown(summary: dict[str, Any]) -> str:
         *(table(found[0], found[1:]) for found in (by_judge(summary), as_table(summary)) if found),
         f"{summary['items']:,} items scored, {summary['errors']:,} not usable.",
         "\n".join(told),
+        *(f"## {one.title}\n\n{one.note}\n\n{table(one.header, one.rows)}" for one in error_tables(summary)),
         "\n".join(["## Not usable", "", *problems]) if problems else "",
     ]
     return "\n\n".join(filter(None, parts)) + "\n"

@@ -33,20 +33,24 @@ class Request:
 
     ids: np.ndarray
     seed: int = 0
+    max_new_tokens: int | None = None
+    """Most tokens of the response, of text and audio together; None: as many as the model takes."""
 
 
 class Decoder:
     """Decodes with one exported model, up to `batch_size` requests side by side.
 
     On the CPU it takes the model over: matrices are laid transposed, and vocabulary in tiles (`ttt_dist.model.tiles`), in
-    place. Save or train another copy.
+    place. Save or train another copy. `takes_over` false leaves the weights, which somebody else holds, as they are: decoding
+    is then slower on the CPU.
     """
 
-    def __init__(self, folder: ModelFolder, batch_size: int = 32) -> None:
+    def __init__(self, folder: ModelFolder, batch_size: int = 32, takes_over: bool = True) -> None:
         self.folder = folder
         self.batch_size = batch_size
-        lay_transposed(folder.model)
-        tile_vocabulary(folder.model)
+        if takes_over:
+            lay_transposed(folder.model)
+            tile_vocabulary(folder.model)
 
     def require(self, request: Request) -> None:
         """Raise UserError for a prompt that is empty, longer than the model's limit, or not of its vocabulary."""
@@ -139,6 +143,16 @@ class Running(Asked):
         return events + self.reader.end(after, self.num_forwards, self.num_audio_forwards)
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a response is, its open span included."""
+
+    num_tokens: int
+    """Tokens that have been chosen; a denoised one may still change its mind in the `verified` mode."""
+    num_codes: int
+    num_forwards: int
+
+
 class Session:
     """Continuous batching: a request takes the place of one that has ended. For one thread."""
 
@@ -159,7 +173,8 @@ class Session:
         self.decoder.require(request)
         self.decoder.require_mode(settings)
         folder, ids = self.decoder.folder, np.asarray(request.ids)
-        context = DecodeContext(settings, folder.layout, folder.objective.kind, folder.max_length)
+        longest = folder.max_length if request.max_new_tokens is None else len(ids) + request.max_new_tokens
+        context = DecodeContext(settings, folder.layout, folder.objective.kind, min(longest, folder.max_length))
         heard = folder.objective.kind != "ar" and folder.objective.prompt_audio == "bidirectional"
         spoken = settings.audio_mode == "diffusion" if folder.objective.kind == "ttt" else heard
         state = context.start(ids, prompt_spans(ids, folder.layout, heard, spoken), request.seed)
@@ -167,11 +182,25 @@ class Session:
         self._waiting.append((key, state, context))
         return key
 
+    def committed(self, key: int) -> np.ndarray:
+        """The tokens of a running response that will not change any more, int32 [n]."""
+        state = self._active[key].state
+        return state.ids[state.num_prompt : max(state.num_committed, state.num_prompt)]
+
     def drop(self, key: int) -> None:
         """Forget a request, if it is still here."""
         if key in self._active:
             self._leave(key)
         self._waiting = deque(item for item in self._waiting if item[0] != key)
+
+    def progress(self, key: int) -> Progress | None:
+        """How far a request is; None where it waits, or has ended."""
+        if (running := self._active.get(key)) is None:
+            return None
+        state, layout = running.state, self.decoder.folder.layout
+        ids = state.ids[state.num_prompt :]
+        num_chosen = int(np.count_nonzero(ids != layout.mask))
+        return Progress(num_chosen, len(layout.codes_of(ids)), running.num_forwards)
 
     def step(self) -> list[tuple[int, Event]]:
         """One forward over all active requests, and what came of it; nothing where none is left."""

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 Clip = Mapping[str, Any]
-"""What UtteranceReader.read takes: `audio`, and where they apply `member`, `offset`, `duration`, `gaps`, `tail`."""
+"""What UtteranceReader.read takes: `audio`, and where they apply `member`, `offset`, `duration`, `gaps`, `tail`, `channel`."""
 
 PLACE = ("audio", "member")
-"""What a segment without an `audio` of its own takes from its entry: the long recording that it is a piece of."""
+"""What a segment without an `audio` of its own takes from its entry: the long recording that it is a piece of; and `channel`,
+where it names none itself."""
 
 
 def clips(entry: Mapping[str, Any]) -> list[Clip]:
@@ -21,8 +22,9 @@ def clips(entry: Mapping[str, Any]) -> list[Clip]:
     if entry.get("audio") and not segments:
         found.append(entry)
     place = {name: entry[name] for name in PLACE if name in entry}
+    channel = {"channel": entry["channel"]} if "channel" in entry else {}
     found += [turn for turn in entry.get("turns") or [] if turn.get("audio")]
-    found += [segment if segment.get("audio") else {**segment, **place} for segment in segments]
+    found += [segment if segment.get("audio") else {**channel, **segment, **place} for segment in segments]
     if entry.get("speech"):
         found.append(entry["speech"])
     return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from ttt_dist.util.errors import UserError
@@ -22,13 +22,14 @@ ROLES = ("system", "user", "assistant")
 MEMBER_KEYS = ({"offset", "size"}, {"row", "column"})
 MAX_SECONDS = 1e8  # three years: more is no length of a recording
 MAX_SILENCE = 3600.0  # seconds, in all gaps and the tail of a clip: they are made in memory
+MAX_CHANNELS = 1024  # of a recording: more than libsndfile reads
 MAX_NAME, MAX_PATH = 255, 4095  # bytes that Linux takes
 NUMBERS = (float, int)  # and no bool
 MAX_DEPTH = 100  # of lists and objects in each other
 
 _decode = json.JSONDecoder().raw_decode
 _ENDS = ("\n", "", "\r\n")
-_IN_PARTS = frozenset({"turns", "segments", "speech", "member", "gaps", "tail", "label"})
+_IN_PARTS = frozenset({"turns", "segments", "speech", "member", "gaps", "tail", "label", "channel"})
 _ODD_ESCAPE = re.compile(r"\\u(?:0000|d[89a-f])", re.IGNORECASE)
 _SOUND = re.compile(r"\.(aac|flac|m4a|mp3|og[ag]|opus|wav|webm)$", re.IGNORECASE)
 
@@ -54,19 +55,51 @@ def parse_line(raw: bytes, place: str) -> Entry:
 def parse_plain_line(raw: bytes) -> Entry | None:
     """The entry of one recording and its words, all in order, as nearly every line of a manifest is; None: see `parse_line`.
 
-    One pass in place of `decode_line` and all the checks: a third of their time. Control characters cannot stand in a
-    string of JSON but by an escape, so that a path without the escape \\u0000 has no zero byte.
+    One pass in place of `decode_line` and all the checks: a third of their time.
     """
     try:
         line = raw.decode()
         entry, end = _decode(line)
     except (ValueError, RecursionError):
         return None
-    if type(entry) is not dict or line[end:] not in _ENDS or not _IN_PARTS.isdisjoint(entry):
+    if type(entry) is not dict or line[end:] not in _ENDS or not _is_plain(entry):
         return None
+    is_odd = "\\" in line and _ODD_ESCAPE.search(line)
+    is_nested = "[" in line or line.find("{", 1) >= 0
+    return None if is_odd or (is_nested and line.count("[") + line.count("{") > MAX_DEPTH) else entry
+
+
+def parse_plain_lines(raws: Sequence[bytes]) -> list[Entry | None]:
+    """`parse_plain_line` of each, in a quarter less time: as one list of JSON, whose keys are made once, where that is sound.
+
+    It is where each line starts with its only brace. Then no object can go over the end of a line (behind the comma stands
+    no name), no string either (it holds no control character), and as many objects as lines means one in each.
+    """
+    text = b",".join(raws)
+    if _is_flat(text, len(raws)):
+        try:
+            entries = json.loads(f"[{text.decode()}]")
+        except ValueError:
+            entries = []
+        if len(entries) == len(raws):
+            return [entry if _is_plain(entry) else None for entry in entries]
+    return [parse_plain_line(raw) for raw in raws]
+
+
+def _is_flat(text: bytes, num_lines: int) -> bool:
+    return (
+        text.startswith(b"{")
+        and text.count(b"{") == num_lines == text.count(b"\n,{") + 1
+        and b"[" not in text
+        and (b"\\" not in text or not _ODD_ESCAPE.search(text.decode("utf-8", "replace")))
+    )
+
+
+def _is_plain(entry: Entry) -> bool:
+    """Control characters cannot stand in a string of JSON but by an escape: a path without the escape \\u0000 has no zero byte."""
     audio, text = entry.get("audio"), entry.get("text")
     seconds = entry.get("duration", 0.0)
-    is_plain = (
+    return bool(
         type(audio) is str
         and type(text) is str
         and audio
@@ -75,10 +108,8 @@ def parse_plain_line(raw: bytes) -> Entry | None:
         and (len(audio) <= MAX_NAME // 4 or bad_path(audio) is None)
         and ((type(seconds) is float and 0.0 <= seconds <= MAX_SECONDS) or is_seconds(seconds))
         and ("offset" not in entry or is_seconds(entry["offset"]))
-        and ("\\" not in line or not _ODD_ESCAPE.search(line))
-        and (("[" not in line and line.find("{", 1) < 0) or line.count("[") + line.count("{") <= MAX_DEPTH)
+        and _IN_PARTS.isdisjoint(entry)
     )
-    return entry if is_plain else None
 
 
 def parse_entry(line: str, place: str) -> Entry:
@@ -209,6 +240,9 @@ def _check_clip(clip: Entry, place: str, prefix: str) -> None:
             raise UserError(f"{place}: field '{prefix}{name}' is {value!r}; give seconds, 0 or more")
     if clip.get("tail"):
         _check_silence(clip["tail"], place, f"{prefix}tail")
+    channel = clip.get("channel")
+    if channel is not None and (type(channel) is not int or not 0 <= channel < MAX_CHANNELS):
+        raise UserError(f"{place}: field '{prefix}channel' is {channel!r}; give its number, 0 for the left one")
     _check_gaps(clip, place, prefix)
     _check_member(clip, place, prefix)
 

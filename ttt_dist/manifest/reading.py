@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
-from ttt_dist.manifest.entry import Entry, decode_line, parse_entry, parse_plain_line
+from ttt_dist.manifest.entry import Entry, decode_line, parse_entry, parse_plain_lines
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.manifest.text_files import raw_lines
 from ttt_dist.util.errors import UserError
@@ -58,13 +58,19 @@ class SeenIds:
         digests = b"".join([hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names])
         keys = np.frombuffer(digests, "<u8")
         old = np.asarray(self._old, np.uint64)
-        at = np.searchsorted(old, keys)
-        is_new = (old[np.minimum(at, len(old) - 1)] != keys).tolist() if len(old) else [True] * len(keys)
-        for index, key in enumerate(keys.tolist()):
-            if key in self._recent:
-                is_new[index] = False
-            elif is_new[index]:
-                self._recent.add(key)
+        in_order = np.sort(keys)  # looked up in an array of millions, neighbours find their place in the cache
+        at = np.minimum(np.searchsorted(old, in_order), len(old) - 1)
+        known = set(in_order[old[at] == in_order].tolist()) if len(old) else set()
+        each = keys.tolist()
+        fresh = set(each)
+        if len(fresh) == len(each) and not known and self._recent.isdisjoint(fresh):  # as nearly always
+            is_new = [True] * len(each)
+        else:
+            seen, is_new = known | (self._recent & fresh), []
+            for key in each:
+                is_new.append(key not in seen)
+                seen.add(key)
+        self._recent |= fresh - known
         if len(self._recent) >= RECENT_IDS:
             self._merge()
         return is_new
@@ -109,13 +115,14 @@ def read_batches(path: Path, problems: Problems) -> Iterator[list[Line]]:
     seen = SeenIds()
     lines = raw_lines(path)
     while batch := list(islice(lines, BATCH)):
+        plain = parse_plain_lines([raw for _, raw in batch])
         good: list[Line] = []
-        for place, raw in batch:
-            entry = parse_plain_line(raw) or _look_closer(place, raw, problems)
-            if entry is None:
+        for (place, raw), entry in zip(batch, plain, strict=True):
+            if entry is None and (entry := _look_closer(place, raw, problems)) is None:
                 continue
-            if type(entry.get("id")) is not str or not entry["id"]:
-                entry["id"] = str(entry.get("id") or f"{path.stem}-{place.rpartition(':')[2]}")
+            name = entry.get("id")
+            if type(name) is not str or not name:
+                entry["id"] = str(name or f"{path.stem}-{place.rpartition(':')[2]}")
             good.append((place, raw, entry))
         is_new = seen.add_all([entry["id"] for _, _, entry in good])
         if not all(is_new):

@@ -77,6 +77,12 @@ class TemplateSettings(Section):
         texts = [piece.value.strip() for content in contents for piece in content if not piece.is_field]
         return [*dict.fromkeys(filter(None, texts)), *(role + "\n" for role in CHAT_ROLES), "\n"]
 
+    def names_speaker(self, names: Iterable[str]) -> bool:
+        """Whether prompts of one of these templates name the speaker."""
+        forms = self.forms()
+        pieces = (piece for name in names for turn in forms[name] for it in turn.contents.values() for piece in it)
+        return self.name_speaker and any(piece.is_field and piece.value == template_form.NAMED_TEXT for piece in pieces)
+
     def text_fields(self, names: Iterable[str]) -> list[str]:
         """Fields of the entry that these templates write out, besides its text and what is recorded."""
         forms = self.forms()

@@ -4,7 +4,7 @@
     GET  /model                            what the model is and offers, JSON
     POST /answers                          a question (a form); its answer as it is written, a JSON object a line
     GET  /answers/ID/speech.wav            the whole speech of an answer
-    GET  /answers/ID/attention.png         who sees whom in its sequence
+    GET  /answers/ID/attention             who sees whom in its sequence, JSON
 
 Errors are {"error": LINE} with a status that says whose fault it is.
 """
@@ -25,18 +25,20 @@ from werkzeug.exceptions import ClientDisconnected, HTTPException, NotFound
 from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Request, Response
 
-from ttt_dist.config.decode import DecodeSettings
-from ttt_dist.inference import decoder
+from ttt_dist.inference.decoder import Progress
 from ttt_dist.inference.detokenizer import Event, Finished, Result, SpanDone, TextPiece
+from ttt_dist.serving.chat import Turn
 from ttt_dist.serving.decoding_thread import BusyError, DecodingThread, Listener
 from ttt_dist.serving.refusals import HEADERS, refusal
-from ttt_dist.serving.request_builder import Recording, RequestBuilder
+from ttt_dist.serving.request_builder import Question, Recording, RequestBuilder
 from ttt_dist.serving.requests import MAX_UPLOAD, LimitedRequest, require_form, require_readable, require_trusted
 from ttt_dist.util.errors import UserError
 
 MAX_KEPT = 200  # answers whose speech and picture can still be asked for
 MAX_RECORDINGS = 2  # decoded at once: one may take hundreds of megabytes
-SCRIPTS = ("page.js", "playing.js", "recording.js")
+SCRIPTS = tuple(
+    f"{name}.js" for name in ("page", "asking", "answers", "attention", "playing", "recording", "sound", "spectrogram")
+)
 PAGE = {"page.html": "text/html", "page.css": "text/css"} | dict.fromkeys(SCRIPTS, "text/javascript")
 ROUTES = Map(
     [
@@ -45,7 +47,7 @@ ROUTES = Map(
         Rule("/model", endpoint="model", methods=["GET"]),
         Rule("/answers", endpoint="ask", methods=["POST"]),
         Rule("/answers/<key>/speech.wav", endpoint="speech", methods=["GET"]),
-        Rule("/answers/<key>/attention.png", endpoint="attention", methods=["GET"]),
+        Rule("/answers/<key>/attention", endpoint="attention", methods=["GET"]),
     ],
     merge_slashes=False,
 )
@@ -56,6 +58,7 @@ class Kept(NamedTuple):
 
     prompt: np.ndarray
     result: Result
+    turns: tuple[Turn, ...]
 
 
 class App:
@@ -106,42 +109,46 @@ class App:
     def _ask(self, request: Request) -> Response:
         start = time.monotonic()
         require_form(request)
-        asked, settings = self._question(request)
-        listener = self.thread.ask(asked, settings)
-        lines = self._lines(asked, not settings.stop_at_last_span, listener, start)
+        asked = self._question(request)
+        listener = self.thread.ask(asked.request, asked.settings)
+        lines = self._lines(asked, listener, start)
         response = Response(lines, mimetype="application/x-ndjson")
         response.call_on_close(listener.close)
         return response
 
-    def _question(self, request: Request) -> tuple[decoder.Request, DecodeSettings]:
-        upload = request.files.get("recording")
+    def _question(self, request: Request) -> Question:
+        upload, key = request.files.get("recording"), request.form.get("after")
+        before = self._chat(key) if key else ()
         if upload is None:
-            return self.studio.question(request.form, None)
+            return self.studio.question(request.form, None, before)
         with closing(upload), self._recordings:
             data = upload.read()
             recording = Recording(data, _shown(upload.filename or "recording")) if data else None
-            return self.studio.question(request.form, recording)
+            return self.studio.question(request.form, recording, before)
 
-    def _lines(self, asked: decoder.Request, speaks: bool, listener: Listener, start: float) -> Iterator[bytes]:
-        """What happens to a question, a JSON object a line; empty lines show whether anybody is listening."""
-        yield _line({"prompt_tokens": len(asked.ids)})
+    def _lines(self, asked: Question, listener: Listener, start: float) -> Iterator[bytes]:
+        """What happens to a question, a JSON object a line; where nothing does, how far it is, or an empty line: so it shows
+        whether anybody is listening."""
+        told = {"speaker": asked.speaker, "turns": len(asked.turns), "left_out": asked.left_out}
+        yield _line({"prompt_tokens": len(asked.request.ids), **{name: it for name, it in told.items() if it}})
+        transcribes = asked.settings.stop_at_last_span
         try:
             for event in listener:
                 if event is None:
-                    yield b"\n"
-                elif speaks or not isinstance(event, SpanDone):  # a transcript may pass through speech
+                    yield _line(_progress(listener.progress)) if listener.progress else b"\n"
+                elif not (transcribes and isinstance(event, SpanDone)):  # a transcript may pass through speech
                     yield _line(self._told(event, asked) | {"seconds": time.monotonic() - start})
         except UserError as error:
             yield _line({"error": str(error)})
 
-    def _told(self, event: Event, asked: decoder.Request) -> dict[str, Any]:
+    def _told(self, event: Event, asked: Question) -> dict[str, Any]:
         match event:
             case TextPiece(text):
                 return {"text": text}
             case SpanDone(codes):
                 return {"speech": self._sound(codes), "length": len(codes) / self.studio.codec.code_rate}
             case Finished(result):
-                return self._ended(Kept(asked.ids, result))
+                return self._ended(Kept(asked.request.ids, result, asked.answered(result.text, result.codes)))
 
     def _sound(self, codes: np.ndarray) -> str | None:
         if self.studio.codec.no_decoder:
@@ -160,8 +167,10 @@ class App:
             "whole_text": result.text,
             "finish": result.finish,
             "codes": len(result.codes),
+            "text_tokens": len(result.text_ids),
             "tokens": len(result.ids),
             "forwards": result.num_forwards,
+            "audio_forwards": result.num_audio_forwards,
         }
 
     def _speech(self, _: Request, key: str) -> Response:
@@ -169,7 +178,15 @@ class App:
 
     def _attention(self, _: Request, key: str) -> Response:
         kept = self._answer(key)
-        return Response(self.studio.attention(kept.prompt, kept.result.ids), mimetype="image/png")
+        return _json(self.studio.attention(kept.prompt, kept.result.ids))
+
+    def _chat(self, key: str) -> tuple[Turn, ...]:
+        with self._lock:
+            if key not in self._kept:
+                raise NotFound(
+                    f"this chat is not kept any more (those of the last {MAX_KEPT} answers are); start a new one"
+                )
+            return self._kept[key].turns
 
     def _answer(self, key: str) -> Kept:
         with self._lock:
@@ -181,6 +198,14 @@ class App:
 def _shown(name: str) -> str:
     """The end of a file's name, without what a terminal or a page would obey."""
     return " ".join("".join(sign if sign.isprintable() else " " for sign in name).split())[-80:]
+
+
+def _progress(progress: Progress) -> dict[str, Any]:
+    return {
+        "tokens_so_far": progress.num_tokens,
+        "codes_so_far": progress.num_codes,
+        "forwards_so_far": progress.num_forwards,
+    }
 
 
 def _json(values: dict[str, Any]) -> Response:

@@ -6,12 +6,12 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from ttt_dist.config.decode import DecodeSettings
-from ttt_dist.inference.decoder import Decoder, Request
+from ttt_dist.inference.decoder import Decoder, Progress, Request
 from ttt_dist.inference.detokenizer import Event, Finished
 from ttt_dist.util.errors import UserError
 
 MAX_OPEN = 96  # requests that decode or wait, fewer than connections: the page and what was spoken can be had meanwhile
-HEARTBEAT_S = 1.0
+HEARTBEAT_S = 0.25
 
 
 class BusyError(UserError):
@@ -24,9 +24,11 @@ class Listener:
     def __init__(self, owner: "DecodingThread") -> None:
         self._owner = owner
         self._events: SimpleQueue[Event | UserError] = SimpleQueue()
+        self.progress: Progress | None = None
+        """How far the request is, of the last forward; None while it waits."""
 
     def __iter__(self) -> Iterator[Event | None]:
-        """Events up to `Finished`; None every second without one. Raises UserError where decoding cannot go on."""
+        """Events up to `Finished`; None after HEARTBEAT_S without one. Raises UserError where decoding cannot go on."""
         event: Event | UserError | None = None
         while not isinstance(event, Finished):
             try:
@@ -97,6 +99,8 @@ class DecodingThread:
             try:
                 for key, event in self._session.step():
                     self._tell(key, event)
+                for key, listener in self._keys.items():
+                    listener.progress = self._session.progress(key)
             except Exception as error:  # a forward that fails, such as for memory, must not end the server
                 self._session = self.decoder.session()
                 reason = f"{type(error).__name__}: {error}"

@@ -2,7 +2,7 @@
 
 import io
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,14 +12,15 @@ import numpy as np
 import soundfile
 
 from ttt_dist.audio import Codec, read_audio
+from ttt_dist.audio.ffmpeg import is_installed
 from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.inference.decoder import Request
 from ttt_dist.model.hf.folder import ModelFolder
 from ttt_dist.sequence.batch import collate
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.sequence.templates import ChatTemplate
-from ttt_dist.sequence.visibility import dense_mask
-from ttt_dist.telemetry.plots import draw_mask
+from ttt_dist.sequence.visibility import visible_end
+from ttt_dist.serving.chat import Turn, prompt_of
 from ttt_dist.util.errors import UserError
 from ttt_dist.util.field_docs import field_docs
 
@@ -29,10 +30,7 @@ CHOICES = ("block", "steps", "temperature", "code_temperature")
 """Settings of decoding that a question may change."""
 MAX_SECONDS = 600.0  # of a recording
 MAX_SEED = 2**31 - 1
-MAX_DRAWN = 1500  # tokens of the picture, whose memory grows with their square
-
-
-Entry = dict[str, Any]
+MAX_DRAWN = 4000  # tokens of a sequence whose attention is told
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,26 @@ class Recording:
 
     data: bytes
     name: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a form asks for."""
+
+    request: Request
+    settings: DecodeSettings
+    turns: tuple[Turn, ...] = ()
+    """Of a chat: what its prompt holds, the question last."""
+    left_out: int = 0
+    """Turns of the chat that found no room in the prompt."""
+    speaker: str | None = None
+    """Whose voice the prompt asks for."""
+
+    def answered(self, text: str, codes: np.ndarray) -> tuple[Turn, ...]:
+        """The chat with its answer; an empty one is no turn, nor is what it was asked."""
+        if not self.turns or not (text.strip() or len(codes)):
+            return self.turns[:-1]
+        return *self.turns, Turn("assistant", text, codes if len(codes) else None)
 
 
 class RequestBuilder:
@@ -53,7 +71,6 @@ class RequestBuilder:
         self.name = name
         self.template = ChatTemplate(folder.tokenizer, folder.layout, folder.template)
         self._codec_lock = threading.Lock()  # codecs keep buffers and draw from torch's global generator
-        self._drawing_lock = threading.Lock()  # so does matplotlib with its fonts
 
     @cached_property
     def about(self) -> dict[str, Any]:
@@ -67,6 +84,8 @@ class RequestBuilder:
             "sample_rate": self.codec.sample_rate,
             "no_speech": self.codec.no_decoder,
             "names_speakers": self.folder.template.name_speaker,
+            "speakers": self.folder.speakers if self.folder.template.name_speaker else [],
+            "formats": ["WAV", "FLAC", "OGG", "MP3", *(["M4A", "WebM"] if is_installed() else [])],
             "languages": self._languages(),
             "tasks": {task: [name for name in names if name in known] for task, names in TASKS.items()},
             "settings": {name: getattr(self.settings, name) for name in CHOICES},
@@ -79,36 +98,59 @@ class RequestBuilder:
         turns = [turn for names in TASKS.values() for name in names for turn in forms.get(name, [])]
         return sorted({lang for turn in turns if len(turn.contents) > 1 for lang in turn.contents})
 
-    def question(self, form: Mapping[str, str], recording: Recording | None) -> tuple[Request, DecodeSettings]:
-        """The request that a form asks for. Raises UserError naming what is wrong with it."""
-        task, text, speaker = (form.get(name, "").strip() for name in ("task", "text", "speaker"))
+    def question(self, form: Mapping[str, str], recording: Recording | None, before: Sequence[Turn] = ()) -> Question:
+        """What a form asks for, of a chat after the turns `before`. Raises UserError naming what is wrong with it."""
+        task, text, speaker, template = (form.get(name, "").strip() for name in ("task", "text", "speaker", "template"))
+        lang = form.get("lang")
         if task not in TASKS:
             raise UserError(f"task is {task!r}; choose one of {', '.join(TASKS)}")
-        if speaker and not self.folder.template.name_speaker:
-            raise UserError("speaker: this model was trained without speakers' names; leave it empty")
         changed = {name: _number(form, name, getattr(self.settings, name)) for name in CHOICES}
         settings = self.settings.changed(**changed, stop_at_last_span=task == "transcribe")
         seed = _number(form, "seed", 0)
         if not 0 <= seed <= MAX_SEED:
             raise UserError(f"seed is {seed}; give a whole number from 0 to {MAX_SEED}")
-        entry = {"text": text, "speaker": speaker or None, "lang": form.get("lang")}
-        return Request(self._prompt(task, form.get("template", ""), entry, recording), seed), settings
-
-    def _prompt(self, task: str, template: str, entry: Entry, recording: Recording | None) -> np.ndarray:
-        if task == "transcribe":
-            if recording is None:
-                raise UserError("there is no recording; record one, or choose a file")
-            return self.template.prompt("asr", entry | {"audio": recording.name}, [self._encode(recording)])
-        if not entry["text"] and (task == "speak" or recording is None):
-            raise UserError("the text is empty; type one" + (", or record one" if task == "chat" else ""))
+        told: dict[str, Any] = {}
         if task == "speak":
-            return self.template.prompt("tts", entry, [])
-        name = template or TASKS["chat"][0]
+            told["speaker"] = voice = self._speaker(speaker)
+            ids = self._speak_prompt(text, voice, lang)
+        elif task == "transcribe":
+            ids = self._transcribe_prompt(recording, lang)
+        else:
+            turns = (*before, self._turn(text, recording))
+            ids, told["turns"] = self._chat_prompt(template, turns, lang, settings)
+            told["left_out"] = len(turns) - len(told["turns"])
+        return Question(Request(ids, seed), settings, **told)
+
+    def _speaker(self, name: str) -> str | None:
+        """Who is asked for; where nobody is, the first that is known: trained with names, a model speaks badly without one."""
+        if name and not self.folder.template.name_speaker:
+            raise UserError("speaker: this model was trained without speakers' names; leave it empty")
+        return name or next(iter(self.about["speakers"]), None)
+
+    def _speak_prompt(self, text: str, speaker: str | None, lang: str | None) -> np.ndarray:
+        if not text:
+            raise UserError("the text is empty; type one")
+        return self.template.prompt("tts", {"text": text, "speaker": speaker, "lang": lang}, [])
+
+    def _transcribe_prompt(self, recording: Recording | None, lang: str | None) -> np.ndarray:
+        if recording is None:
+            raise UserError("there is no recording; record one, or choose a file")
+        return self.template.prompt("asr", {"audio": recording.name, "lang": lang}, [self._encode(recording)])
+
+    def _turn(self, text: str, recording: Recording | None) -> Turn:
+        if not text and recording is None:
+            raise UserError("the text is empty; type one, or record one")
+        return Turn("user", text, None if recording is None else self._encode(recording))
+
+    def _chat_prompt(
+        self, template: str, turns: Sequence[Turn], lang: str | None, settings: DecodeSettings
+    ) -> tuple[np.ndarray, tuple[Turn, ...]]:
+        """Leaves room for the longest answer, or half of what the model takes where that is more than half."""
+        name, limit = template or TASKS["chat"][0], self.folder.max_length
         if name not in TASKS["chat"]:
             raise UserError(f"template is {name!r}; choose {' or '.join(TASKS['chat'])}")
-        turn = {"role": "user", "text": entry["text"], "audio": recording and recording.name}
-        codes = [self._encode(recording)] if recording else []
-        return self.template.prompt(name, {"turns": [turn], "lang": entry["lang"]}, codes)
+        room = min(settings.max_text + settings.max_codes, limit - limit // 2)
+        return prompt_of(self.template, name, turns, lang, limit - room)
 
     def _encode(self, recording: Recording) -> np.ndarray:
         wave = read_audio(recording.data, self.codec.sample_rate, name=recording.name, most_seconds=MAX_SECONDS)
@@ -127,22 +169,24 @@ class RequestBuilder:
         soundfile.write(file, self.samples(codes), self.codec.sample_rate, subtype="PCM_16", format="WAV")
         return file.getvalue()
 
-    def attention(self, prompt: np.ndarray, response: np.ndarray) -> bytes:
-        """The picture of who sees whom in a sequence, a PNG file."""
+    def attention(self, prompt: np.ndarray, response: np.ndarray) -> dict[str, Any]:
+        """Who sees whom in a sequence: each token sees all before its `ends`. `spans` numbers audio spans, 0 being none;
+        `tokens` says what each token is. Of a long sequence the first MAX_DRAWN tokens, `length` being all."""
         sample = Sample.of([Segment(prompt, False), Segment(response, True)])
         trained, written = self.folder.objective, float(self.settings.audio_mode != "diffusion")  # from left to right
         objective = replace(trained, p_trunc=0.0, p_mix=written, audio_ar=written)
         batch = collate([[sample]], self.folder.layout, objective, 0, [0], len(sample))
-        sample_ids, position_ids, span_ids = (
-            ids[0, :MAX_DRAWN] for ids in (batch.sample_ids, batch.position_ids, batch.span_ids)
-        )
-        visible = dense_mask(sample_ids, position_ids, span_ids).numpy()
-        title = f"Who sees whom: {len(prompt)} tokens of the prompt, {len(response)} of the response"
-        title += f" (the first {MAX_DRAWN} are drawn)" if len(sample) > MAX_DRAWN else ""
-        picture = io.BytesIO()
-        with self._drawing_lock:
-            draw_mask(visible, sample_ids.numpy(), span_ids.numpy(), picture, title=title)
-        return picture.getvalue()
+        ends = visible_end(batch.sample_ids, batch.span_ids)[0]
+        return {
+            "length": len(sample),
+            "prompt": len(prompt),
+            "ends": ends[:MAX_DRAWN].tolist(),
+            "spans": batch.span_ids[0, :MAX_DRAWN].tolist(),
+            "tokens": [self._token_name(int(token)) for token in np.concatenate([prompt, response])[:MAX_DRAWN]],
+        }
+
+    def _token_name(self, token: int) -> str:
+        return self.folder.layout.pieces.get(token) or self.folder.tokenizer.decode([token])
 
 
 def model_name(path: Path) -> str:

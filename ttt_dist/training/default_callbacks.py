@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from ttt_dist.checkpoint import manager
-from ttt_dist.config.run import Config
+from ttt_dist.checkpoint.export import export_model
+from ttt_dist.config.pipeline import Recipe
 from ttt_dist.parallel.compile import COMPILER
 from ttt_dist.telemetry.profiler import ProfileWindow
 from ttt_dist.training.callbacks import Callback
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ttt_dist.training.loop import Trainer
 
 
-def all_callbacks(config: Config, rank: int, start_step: int, users: list[Callback]) -> list[Callback]:
+def all_callbacks(config: Recipe, rank: int, start_step: int, users: list[Callback]) -> list[Callback]:
     """Those of this run in the order in which they are called."""
     return [
         StageNotice(),
@@ -35,6 +36,7 @@ def all_callbacks(config: Config, rank: int, start_step: int, users: list[Callba
         Records(),
         Evaluation(),
         *users,
+        Exporting(),
         Checkpointing(),
     ]
 
@@ -173,6 +175,19 @@ class Evaluation(Callback):
         name = losses.held_out
         trainer.log(step, losses.record(f"eval_{name}_" if name else "eval_"))
         print_rank0(f"step {step}: held-out {f'{name}: ' if name else ''}{losses.told(digits=4)}")
+
+
+class Exporting(Callback):
+    """A model folder every export.every steps, unless the run is asked to stop: its save comes first."""
+
+    def post_step(self, trainer: Trainer, step: int, result: StepResult) -> None:
+        config = trainer.config
+        if not config.export.every or step % config.export.every or trainer.interruption:
+            return
+        trainer.watchdog.mark(step, "exporting the model", config.guard.start_timeout)
+        folder = trainer.folder / "exports" / f"step-{step:08d}"
+        export_model(trainer.engine, trainer.mesh, config, trainer.metadata.layout, folder, step)
+        print_rank0(f"step {step}: {folder}")
 
 
 class Checkpointing(Callback):

@@ -62,7 +62,7 @@ def describe_data(loader: PackLoader, steps: int) -> list[str]:
     epochs = loader.epoch_of(steps)
     lines = []
     for name, reader in loader.sources.readers.items():
-        counts = reader.meta["counts"]
+        counts = reader.counts
         of_blend = f"{name}: " if loader.sources.stages else ""
         lines.append(
             f"{of_blend}{reader.prefix}: {counts['packs']:,} packs of {reader.seq_len:,} tokens, {counts['samples']:,} samples, "

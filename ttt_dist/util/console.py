@@ -83,6 +83,13 @@ def warn(message: str) -> None:
         _tell(f"warning: {one_line(message)}\n")
 
 
+def note(message: str) -> None:
+    """A line `note: ...` on stderr, from rank 0 only: what a command does besides, and a script need not read."""
+    if rank() == 0:
+        _erase_bar()
+        _tell(f"note: {one_line(message)}\n")
+
+
 def print_error(message: str) -> None:
     """A line `error: ...` on stderr, from every rank: the one that fails may not be the first."""
     _erase_bar()

@@ -54,13 +54,7 @@ class ExternalDecoder(Codec):
             self.command.run(places)
             if not Path(places["{wav}"]).is_file():
                 raise UserError(f"{FLAG}: {self.command.program} ended well, but wrote no {{wav}}; correct it")
-            wave = read_audio(places["{wav}"], self.sample_rate).clamp(-1, 1)
-        if abs(len(wave) - num_samples) > max(TOLERANCE_S * self.sample_rate, TOLERANCE * num_samples):
-            raise UserError(
-                f"{FLAG}: wrote {len(wave) / self.sample_rate:.2f} s of speech for codes of "
-                f"{num_samples / self.sample_rate:.2f} s; check the rate that it writes"
-            )
-        return fit(wave, num_samples)
+            return read_speech(places["{wav}"], self.sample_rate, num_samples, FLAG)
 
     def save(self, folder: str | Path) -> None:
         """Write the codec itself; the command is not kept."""
@@ -69,3 +63,14 @@ class ExternalDecoder(Codec):
     def describe(self) -> dict[str, Any]:
         """As the codec itself, whose codes these are."""
         return self.codec.describe()
+
+
+def read_speech(path: str, sample_rate: int, num_samples: int, flag: str) -> Tensor:
+    """The speech [num_samples] that a program left at `path`, in any rate. Raises UserError where it is of another length."""
+    wave = read_audio(path, sample_rate).clamp(-1, 1)
+    if abs(len(wave) - num_samples) > max(TOLERANCE_S * sample_rate, TOLERANCE * num_samples):
+        raise UserError(
+            f"{flag}: wrote {len(wave) / sample_rate:.2f} s of speech for codes of "
+            f"{num_samples / sample_rate:.2f} s; check the rate that it writes"
+        )
+    return fit(wave, num_samples)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,13 @@ class PublishedCodec(Codec):
     def choices(self) -> dict[str, Any]:
         """Number of codebooks, and the precision that was asked for."""
         return {"codebooks": self.num_codebooks, **({"dtype": self.chosen_dtype} if self.chosen_dtype else {})}
+
+
+def choose_codebooks(name: str, folder: Path, most: int, asked: int | None) -> int:
+    """How many of a residual quantiser's `most` codebooks are used: all, if none asked. Raises UserError where it has fewer."""
+    if asked is not None and not 1 <= asked <= most:
+        raise UserError(f"codebooks {asked}: {name} in {folder} has {most}; choose 1 to {most}")
+    return most if asked is None else asked
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -67,6 +75,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 def folder_hash(name: str, folder: Path, num_codebooks: int, *choices: str) -> str:
     """One SHA-256 over what decides the codes: name, config.json, weights, number of codebooks, other choices; in hex."""
-    files = [folder / CONFIG, *weight_files(folder)]
+    return files_hash(name, [folder / CONFIG, *weight_files(folder)], num_codebooks, *choices)
+
+
+def files_hash(name: str, files: Sequence[Path], num_codebooks: int, *choices: str) -> str:
+    """The same of files that are named."""
     parts = [name, num_codebooks, [[path.name, sha256_file(path)] for path in files], *choices]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

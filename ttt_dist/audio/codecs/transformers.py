@@ -21,7 +21,15 @@ from ttt_dist.audio.batches import Sharing, choose_device, encode_pieces, fit, i
 from ttt_dist.audio.codec import Codes
 from ttt_dist.audio.codecs.codebooks import flatten, unflatten
 from ttt_dist.audio.codecs.padding import causal_from, encode_in_steps, silenced
-from ttt_dist.audio.codecs.published import CONFIG, REMEDY, PublishedCodec, folder_hash, read_config, weight_files
+from ttt_dist.audio.codecs.published import (
+    CONFIG,
+    REMEDY,
+    PublishedCodec,
+    choose_codebooks,
+    folder_hash,
+    read_config,
+    weight_files,
+)
 from ttt_dist.audio.codecs.transformers_kinds import KINDS, Kind
 from ttt_dist.audio.io import resample
 from ttt_dist.util.errors import UserError, first_line
@@ -195,9 +203,7 @@ def _choose(name: str, folder: Path, config: Any, codebooks: int | None) -> int:
                 f"{folder / CONFIG}: {key} {getattr(config, key)} is not supported, only {wanted}; use another {name}"
             )
     most = getattr(config, kind.num_codebooks) if kind.num_codebooks else 1
-    if codebooks is not None and not 1 <= codebooks <= most:
-        raise UserError(f"codebooks {codebooks}: {name} in {folder} has {most}; choose 1 to {most}")
-    return most if codebooks is None else codebooks
+    return choose_codebooks(name, folder, most, codebooks)
 
 
 def _extractor(kind: Kind, sample_rate: int, hop: int) -> Any | None:

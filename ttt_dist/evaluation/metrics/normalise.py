@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from ttt_dist.evaluation.metrics.conventions import espnet, wenet, whisper_name
 from ttt_dist.evaluation.metrics.folding import (
     APOSTROPHES,
     basic,
@@ -23,9 +24,13 @@ from ttt_dist.evaluation.metrics.spelling import THOUSANDS, as_number, digit_by_
 from ttt_dist.util import json_files
 from ttt_dist.util.errors import UserError
 from ttt_dist.util.plugins import load_function, load_named
+from ttt_dist.util.spoken_numbers import digits_one_by_one, number_reader
 
 FLAG = "--normaliser"
 WHISPER = "whisper-en"
+BY_LANGUAGE = {"whisper": whisper_name}
+"""Conventions that have a normaliser for each language."""
+SPELT_CHINESE = "spelt-zh"
 SPELLING = "normalizer.json"  # beside the weights of a Whisper folder: British spellings and their American form
 PACKAGES = {
     "whisper_normalizer": "normalizers/english.json",
@@ -115,11 +120,35 @@ def _spelt(text: str, read: Callable[[str], str]) -> str:
 BASIC = Normaliser("basic", basic, lenient=True)
 TURKIC = Normaliser("basic-tr", turkic)
 PERSIAN = Normaliser("basic-fa", persian, lenient=True)
+ESPNET = Normaliser("espnet", espnet)
+WENET = Normaliser("wenet", wenet, has_spaces=False)
 ZH_CHAR = Normaliser("zh-char", by_character, has_spaces=False)
 CHAR = Normaliser("char", by_character, has_spaces=False)
 SPELT_ENGLISH = Normaliser(
     "spelt-en", lambda text: _spelt(text, as_number), otherwise=lambda text: _spelt(text, digit_by_digit)
 )
+
+
+@cache
+def _spelt_chinese() -> Normaliser:
+    """Characters, numerals as they are read aloud. Raises UserError where the package for it is missing."""
+    read = number_reader("zh", f"{FLAG} {SPELT_CHINESE}")
+    return replace(
+        ZH_CHAR,
+        name=SPELT_CHINESE,
+        function=lambda text: by_character(read(text)),
+        otherwise=lambda text: by_character(digits_one_by_one(text)),
+    )
+
+
+@cache
+def _whisper_basic(by_letter: bool) -> Normaliser:
+    """Whisper's normaliser of other languages, as `transformers` has it."""
+    from transformers.models.whisper.english_normalizer import BasicTextNormalizer
+
+    whisper = BasicTextNormalizer(split_letters=by_letter)
+    name = "whisper-char" if by_letter else "whisper-basic"
+    return Normaliser(name, lambda text: " ".join(whisper(text).split()), has_spaces=not by_letter)
 
 
 def _whisper(folder: Path | None) -> Normaliser:
@@ -184,7 +213,12 @@ NORMALISERS = {
     "basic-tr": NormaliserRow(lambda folder: TURKIC, frozenset({"tr", "az", "crh", "gag"})),
     "basic-fa": NormaliserRow(lambda folder: PERSIAN, frozenset({"fa", "ur"})),
     "spelt-en": NormaliserRow(lambda folder: SPELT_ENGLISH),
+    SPELT_CHINESE: NormaliserRow(lambda folder: _spelt_chinese()),
     WHISPER: NormaliserRow(_whisper, frozenset({"en"})),
     "zh-char": NormaliserRow(lambda folder: ZH_CHAR, frozenset({"zh", "yue"})),
     "char": NormaliserRow(lambda folder: CHAR, frozenset({"ja", "th", "lo", "km", "my", "bo", "dz", "tai"})),
+    "whisper-basic": NormaliserRow(lambda folder: _whisper_basic(by_letter=False)),
+    "whisper-char": NormaliserRow(lambda folder: _whisper_basic(by_letter=True)),
+    "espnet": NormaliserRow(lambda folder: ESPNET),
+    "wenet": NormaliserRow(lambda folder: WENET),
 }

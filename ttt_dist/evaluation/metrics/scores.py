@@ -7,7 +7,14 @@ from typing import Any
 
 from ttt_dist.evaluation.metrics.error_rates import Score
 from ttt_dist.evaluation.metrics.intervals import Interval, confidence_interval, ratio, wilson_interval
-from ttt_dist.evaluation.metrics.normalise import NORMALISERS, Normaliser, normaliser, own_normaliser, scored_language
+from ttt_dist.evaluation.metrics.normalise import (
+    BY_LANGUAGE,
+    NORMALISERS,
+    Normaliser,
+    normaliser,
+    own_normaliser,
+    scored_language,
+)
 
 Record = dict[str, Any]
 BY_WRITING = "by its writing"
@@ -53,6 +60,9 @@ class Normalisers:
     """Where Whisper's spelling table may be."""
 
     def of(self, record: Record) -> Normaliser:
+        if self.asked in BY_LANGUAGE:
+            lang = scored_language(record.get("lang"), _wanted(record))
+            return normaliser(BY_LANGUAGE[self.asked](lang), self.folder)
         if self.asked is not None:
             is_own = self.asked.partition(":")[0] not in NORMALISERS
             return own_normaliser(self.asked) if is_own else normaliser(self.asked, self.folder)

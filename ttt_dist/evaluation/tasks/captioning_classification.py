@@ -9,6 +9,8 @@ from ttt_dist.evaluation.context import EvalContext
 from ttt_dist.evaluation.item_errors import ItemErrors
 from ttt_dist.evaluation.items import Item
 from ttt_dist.evaluation.metrics.intervals import confidence_interval
+from ttt_dist.evaluation.metrics.meteor import BY as METEOR_BY
+from ttt_dist.evaluation.metrics.meteor import meteor
 from ttt_dist.evaluation.metrics.scores import Figure, Normalisers, Record, Scored, accuracy, ids, mean
 from ttt_dist.evaluation.metrics.text_scores import (
     bleu,
@@ -29,8 +31,13 @@ from ttt_dist.evaluation.tasks.transcription import GREEDY_TEXT
 def caption(context: EvalContext, items: Sequence[Item], item_errors: ItemErrors) -> list[Record]:
     """What the model writes of each sound, greedy."""
     return [
-        item.record() | {"captions": item.entry["captions"]} | said for item, said in _say(context, items, item_errors)
+        item.record() | {"captions": item.entry["captions"]} | said | _matches(context, item, said["hypothesis"])
+        for item, said in _say(context, items, item_errors)
     ]
+
+
+def _matches(context: EvalContext, item: Item, hypothesis: str) -> Record:
+    return {"meteor_stats": context.meteor.stats(hypothesis, item.entry["captions"])} if context.meteor else {}
 
 
 def classify(context: EvalContext, items: Sequence[Item], item_errors: ItemErrors) -> list[Record]:
@@ -47,7 +54,7 @@ def _say(context: EvalContext, items: Sequence[Item], item_errors: ItemErrors) -
 
 
 def score_captions(records: Sequence[Record], normalisers: Normalisers) -> Scored:
-    """BLEU, ROUGE-L and CIDEr-D of `hypothesis` against `captions`."""
+    """BLEU, ROUGE-L, CIDEr-D, and METEOR where it was asked for, of `hypothesis` against `captions`."""
     pairs = [(record["hypothesis"], record["captions"]) for record in records]
     norms = [normalisers.of(record) for record in records]
     rouge = [round(rouge_l(*pair, norm), 6) for pair, norm in zip(pairs, norms, strict=True)]
@@ -57,9 +64,19 @@ def score_captions(records: Sequence[Record], normalisers: Normalisers) -> Score
         "bleu": _bleu(records),
         "rouge_l": mean(records, rouge, by),
         "cider_d": mean(records, cider, by),
+        **_meteor(records),
     }
     own = [{"rouge_l": one, "cider_d": other} for one, other in zip(rouge, cider, strict=True)]
     return Scored([record | scores for record, scores in zip(records, own, strict=True)], figures)
+
+
+def _meteor(records: Sequence[Record]) -> dict[str, Figure]:
+    """Of records that have its statistics."""
+    stats = [record["meteor_stats"] for record in records if "meteor_stats" in record]
+    if not stats:
+        return {}
+    value = float(meteor(np.array(stats).sum(axis=0)[None])[0])
+    return {"meteor": Figure(value, confidence_interval(meteor, ids(records), stats), METEOR_BY, len(stats))}
 
 
 def _bleu(records: Sequence[Record]) -> Figure:

@@ -18,7 +18,7 @@ ANSWERS = (
 ALIASES = ("value", "Value", "aliases", "Aliases", "normalized_aliases", "NormalizedAliases")
 CAPTIONS = ("captions", "references", "caption", "text", *(f"caption_{number}" for number in range(1, 6)))
 
-PLACE = ("member", "offset", "duration", "gaps", "tail")  # what else says which sound a clip is
+PLACE = ("member", "offset", "duration", "gaps", "tail", "channel")  # what else says which sound a clip is
 SEPARATORS = {"answers": ";", "answer_normalized_aliases": ","}  # in cells of OpenAudioBench's tables
 
 _DESCRIPTION = re.compile(r'\(description (?:"([^"]*)"|([^()]*))\)')  # WebQuestions: (list (description "John Smith"))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # the rows are read before there is anything to do: torch and
 FLAG = "--task"
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 PLAIN_CELLS = Lazy("ttt_dist.evaluation.cells:plain_cells")
-TASK_FLAGS = {"text_only": "--text-only", "quality": "--quality", "ceiling": "--no-ceiling"}
+TASK_FLAGS = {"text_only": "--text-only", "quality": "--quality", "ceiling": "--no-ceiling", "meteor": "--meteor"}
 """Of the command line, which go with some tasks only."""
 
 
@@ -65,7 +65,7 @@ ROWS = (
         name="asr",
         prepare=item_adapters.transcript,
         run=Lazy(f"{_TASKS}.transcription:asr"),
-        score=Lazy("ttt_dist.evaluation.metrics.scores:error_rates"),
+        score=Lazy("ttt_dist.evaluation.metrics.breakdown:transcripts"),
         worst=Lazy(f"{_CELLS}:errors"),
         cells=Lazy(f"{_CELLS}:transcript_cells"),
         template="asr",
@@ -103,6 +103,8 @@ ROWS = (
         worst=lambda record: -record["cider_d"],
         cells=Lazy(f"{_CELLS}:caption_cells"),
         template="caption",
+        takes=("meteor",),
+        submissions=Lazy(f"{_SUBMISSIONS}:aac_metrics"),
     ),
     Task(
         name="classification",

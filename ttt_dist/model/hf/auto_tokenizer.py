@@ -11,7 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ttt_dist.model.hf.chat_template import chat_template
 from ttt_dist.sequence import tokenizer_json
+from ttt_dist.sequence.templates import ChatTemplate, TemplateSettings
 from ttt_dist.sequence.text_tokenizer import TextTokenizer
 from ttt_dist.sequence.tokens import TokenLayout
 
@@ -39,10 +41,13 @@ SAMPLES = (
 NUM_RANDOM = 400  # texts of random entries and characters that are compared, besides
 
 
-def write_auto_tokenizer(place: Path, tokenizer: TextTokenizer, layout: TokenLayout) -> bool:
+def write_auto_tokenizer(
+    place: Path, tokenizer: TextTokenizer, layout: TokenLayout, settings: TemplateSettings | None = None
+) -> bool:
     """Write the files into an exported folder; whether they hold a tokenizer. Else `AutoTokenizer` refuses the folder.
 
-    What is written has been compared: texts at random, and every special token and code, both ways.
+    What is written has been compared: texts at random, every special token and code, both ways, and the prompts of
+    `settings`, whose chat template takes the place of the text tokenizer's own.
     """
     config: Json = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -51,16 +56,19 @@ def write_auto_tokenizer(place: Path, tokenizer: TextTokenizer, layout: TokenLay
     }
     values = tokenizer.to_tokenizer_json()
     found = None if values is None else _with_pieces(values, layout)
-    if found is not None and _gives_the_same(found, tokenizer, layout):
+    backend = None if found is None else _same(found, tokenizer, layout)
+    if found is not None and backend is not None:
         names = {token["id"]: token["content"] for token in found["added_tokens"]}
         config |= _kept(tokenizer, set(names.values()))
+        if settings is not None:
+            writer = ChatTemplate(tokenizer, layout, settings)
+            own = chat_template(backend, names, writer)
+            config |= {"chat_template": own} if own else {}
         config |= {"eos_token": names[layout.im_end], "pad_token": names[layout.pad]}
         _write(place / "tokenizer.json", found)
         (place / f"{MODULE}.py").write_text(CLASS, encoding="utf8")
-    else:
-        found = None
     _write(place / "tokenizer_config.json", config)
-    return found is not None
+    return backend is not None
 
 
 def _with_pieces(values: Json, layout: TokenLayout) -> Json:
@@ -92,23 +100,25 @@ def _with_pieces(values: Json, layout: TokenLayout) -> Json:
     }
 
 
-def _gives_the_same(values: Json, tokenizer: TextTokenizer, layout: TokenLayout) -> bool:
+def _same(values: Json, tokenizer: TextTokenizer, layout: TokenLayout) -> "Tokenizer | None":
+    """The tokenizer of a tokenizer.json, if it gives the ids of `tokenizer`."""
     try:
         backend = tokenizer_json.build(values)
     except ValueError:
-        return False
+        return None
     names = {token["id"]: token["content"] for token in values["added_tokens"]}
     numbers = [*layout.pieces]
     alone = backend.encode_batch([names[number] for number in numbers], add_special_tokens=False)
     if [found.ids for found in alone] != [[number] for number in numbers]:
-        return False
+        return None
     if backend.decode_batch([[number] for number in numbers], skip_special_tokens=False) != [names[n] for n in numbers]:
-        return False
+        return None
     texts = [*_texts(backend)]
-    return all(
+    is_same = all(
         list(found.ids) == tokenizer.encode(text) or _has_name(text, found.ids, names)
         for text, found in zip(texts, backend.encode_batch(texts, add_special_tokens=False), strict=True)
     )
+    return backend if is_same else None
 
 
 def _has_name(text: str, ids: Iterable[int], names: Mapping[int, str]) -> bool:

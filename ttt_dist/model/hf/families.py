@@ -4,11 +4,14 @@ What changes the computation and is not implemented is refused, never ignored: a
 one does.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from ttt_dist.config.decode import GENERATION
 from ttt_dist.config.model import FAMILY_TRAITS, ModelConfig, RopeScaling
 from ttt_dist.config.objective import Objective
+from ttt_dist.config.section import Section
 from ttt_dist.model.structure import head_dim
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.util.errors import UserError
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T", int, float)
+S = TypeVar("S", bound=Section)
 
 CONFIG = "config.json"
 LAYOUT = "token_layout.json"
@@ -32,6 +36,8 @@ KINDS = {
     "max_position_embeddings": int, "vocab_size": int, "source_vocab_size": int,
 }  # fmt: skip
 """What keys of config.json are where they are not null; numbers are looked at where they are read."""
+SHAPE = ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "ffn_hidden_size", "rope_theta", "qkv_bias")
+"""Of the `model` section, what is written whether it is a default or not."""
 ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *SCALING_NUMBERS}
 
 
@@ -111,6 +117,18 @@ def model_config(values: dict[str, Any], path: Path) -> ModelConfig:
     return config
 
 
+def model_section(folder: str | Path) -> dict[str, Any] | None:
+    """The `model` section of a recipe for a model folder, defaults left out; None where there is no such folder.
+
+    Raises UserError as `read_model_config`.
+    """
+    if not (Path(folder) / CONFIG).is_file():
+        return None
+    usual, values = ModelConfig(), asdict(read_model_config(folder))
+    shape = [name for name in SHAPE if values[name] is not None]
+    return {name: values[name] for name in values if name in shape or values[name] != asdict(usual)[name]}
+
+
 def family_of(config: ModelConfig) -> str:
     """The family that a model is exported as."""
     traits = (config.qkv_bias, config.qk_norm)
@@ -176,7 +194,9 @@ def config_json(
         "eos_token_id": layout.im_end,
         "pad_token_id": layout.pad,
         "bos_token_id": None,
-        "dtype": str(dtype).removeprefix("torch."),
+        **dict.fromkeys(
+            ("dtype", "torch_dtype"), str(dtype).removeprefix("torch.")
+        ),  # transformers 5, and what is older
         "mask_token": layout.mask,
         "audio_token_id_start": int(layout.is_audio.argmax()),
         **{key: fixed.value for key, fixed in FAMILIES[name].fixed.items()},
@@ -192,6 +212,31 @@ def read_json(path: Path) -> dict[str, Any]:
         return read_object(path, AGAIN)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; {AGAIN}") from error
+
+
+def eos_of(folder: Path) -> list[int]:
+    """The ids that end a text of a model, by its generation_config.json; none where it does not say."""
+    path = folder / GENERATION
+    found = read_json(path).get("eos_token_id") if path.is_file() else None
+    ids = found if isinstance(found, list) else [found]
+    return [number for number in ids if type(number) is int]
+
+
+def stated_objective(values: dict[str, Any], path: Path) -> Objective | None:
+    """What the model of a config.json was trained to do; None where it does not say. Raises UserError naming `path`."""
+    stated = values.get("objective")
+    # An export of before there were presets to choose from says kind and prompt_audio alone.
+    return None if stated is None else build_section(Objective, {"preset": "paper", **stated}, path)
+
+
+def build_section(kind: type[S], values: dict[str, Any], path: Path) -> S:
+    """Settings that a model folder holds. Raises UserError naming the file."""
+    try:
+        return kind(**values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; export the model again") from None
+    except TypeError as error:
+        raise UserError(f"{path}: not the settings of this version ({error}); export the model again") from error
 
 
 def _require_kinds(values: dict[str, Any], path: Path) -> None:

@@ -1,36 +1,36 @@
 """Weights under Hugging Face's names, and the model folder that training exports and decoding reads.
 
-The folder holds config.json, generation_config.json and safetensors as `transformers` reads them, and what speech needs
-beside: the token layout, tokenizer/, codec/ and template.json. It is complete or absent. A folder imported for training has
-no codec, template and decoding yet.
+The folder holds safetensors as `transformers` reads them, and what `export_files` writes beside. It is complete or absent. A
+folder imported for training has no codec, template and decoding yet.
 """
 
-import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ttt_dist.config.decode import DEFAULTS, GENERATION, DecodeSettings, generation_json
+from ttt_dist.config.decode import DEFAULTS, DecodeSettings
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.objective import Objective
 from ttt_dist.data.metadata import ASSETS
-from ttt_dist.model.hf.auto_tokenizer import write_auto_tokenizer
+from ttt_dist.data.speakers import read_speakers
+from ttt_dist.model.hf.export_files import assets_in, write_export_files
 from ttt_dist.model.hf.families import (
     CONFIG,
     LAYOUT,
     MAX_POSITIONS,
     MAX_SHARD_BYTES,
+    build_section,
     config_json,
     model_config,
     read_json,
+    stated_objective,
 )
 from ttt_dist.model.hf.tensor_files import TensorFolder, TensorWriter
 from ttt_dist.model.layers import LocalLayerFactory
@@ -42,8 +42,6 @@ from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.util.atomic_files import fsync_folder, remove_leftovers, temporary_name, writing
 from ttt_dist.util.errors import UserError
 from ttt_dist.util.file_lock import lease
-
-T = TypeVar("T")
 
 # Parts of a block, ours and Hugging Face's; qkv and gate_up are split apart from these.
 BLOCK_PARTS = {
@@ -75,6 +73,8 @@ class ModelFolder:
     """Folder of the codec, for `ttt_dist.audio.load_codec`."""
     max_length: int = MAX_POSITIONS
     """The longest sequence that the model takes, in tokens."""
+    speakers: list[str] = field(default_factory=list)
+    """Names that its prompts may say, commonest first; none where they are not known."""
 
 
 def to_huggingface(name: str, tensor: Tensor, config: ModelConfig) -> dict[str, Tensor]:
@@ -136,24 +136,29 @@ def export_folder(
     assets: str | Path,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     decoding: DecodeSettings = DEFAULTS,
+    base_eos: Sequence[int] = (),
+    story: Mapping[str, str] | None = None,
+    speakers: Sequence[str] = (),
 ) -> None:
     """Write a model folder; an older one at that place is replaced when the new one is complete.
 
     `weights` has our names (of a tied head, one of its two); of an iterator, one weight at a time is in memory. `assets` is
     a folder with tokenizer/, codec/ and template.json, such as that of the shards; `decoding` is how the model is decoded
-    where nobody says otherwise. Raises UserError where an asset is missing or the disk is full.
+    where nobody says otherwise, `base_eos` what ended a text of the model that training began with, `story` what the
+    model card says of the training, and `speakers` whom its prompts may name. Raises UserError where an asset is missing or
+    the disk is full.
     """
-    assets = Path(assets)
+    found = assets_in(Path(assets))
     for name in ASSETS:
-        if not (assets / name).exists():
-            raise UserError(f"{assets / name}: missing; an exported model needs {', '.join(ASSETS)} beside its shards")
+        if name not in found:
+            raise UserError(
+                f"{Path(assets) / name}: missing; an exported model needs {', '.join(ASSETS)} beside its shards"
+            )
     with new_folder(folder) as place:
         pairs = weights.items() if isinstance(weights, Mapping) else weights
         num_rows, dtype = write_weights(place, pairs, config, max_shard_bytes)
-        write_configs(place, config_json(config, layout, num_rows, dtype, objective), decoding)
-        layout.save(place / LAYOUT)
-        _copy_assets(assets, place)
-        write_auto_tokenizer(place, load_tokenizer(place / "tokenizer"), layout)
+        values = config_json(config, layout, num_rows, dtype, objective)
+        write_export_files(place, values, layout, found, decoding, base_eos, story or {}, speakers)
 
 
 def load_folder(folder: str | Path, dtype: torch.dtype | None = None, device: str | None = None) -> ModelFolder:
@@ -163,6 +168,16 @@ def load_folder(folder: str | Path, dtype: torch.dtype | None = None, device: st
     """
     folder, device = Path(folder), device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
+
+    def read(config: ModelConfig, layout: TokenLayout) -> Transformer:
+        factory = LocalLayerFactory(FolderWeights(folder, config, layout), dtype=dtype)
+        return Transformer.for_layout(config, layout, factory).to(device)
+
+    return open_folder(folder, read)
+
+
+def open_folder(folder: Path, model: Callable[[ModelConfig, TokenLayout], Transformer]) -> ModelFolder:
+    """What lies in an exported model folder, with the weights that `model` gives. Raises UserError as `load_folder`."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model folder; name the export/ folder of a run")
     layout = TokenLayout.load(folder / LAYOUT)
@@ -179,19 +194,16 @@ def load_folder(folder: str | Path, dtype: torch.dtype | None = None, device: st
             raise UserError(
                 f"{folder / name}: missing; an imported model is trained first, and its run's export decoded"
             )
-    model = Transformer.for_layout(
-        config, layout, LocalLayerFactory(FolderWeights(folder, config, layout), dtype=dtype)
-    )
-    # An export of before there were presets to choose from says kind and prompt_audio alone.
-    template, objective = read_json(folder / "template.json"), {"preset": "paper", **(values.get("objective") or {})}
+    template = read_json(folder / "template.json")
     return ModelFolder(
-        model=model.eval().requires_grad_(False).to(device),
+        model=model(config, layout).eval().requires_grad_(False),
         layout=layout,
         tokenizer=tokenizer,
-        template=_build(TemplateSettings, template, folder / "template.json"),
-        objective=_build(Objective, objective, folder / CONFIG),
+        template=build_section(TemplateSettings, template, folder / "template.json"),
+        objective=stated_objective(values, folder / CONFIG) or Objective(preset="paper"),
         codec=folder / "codec",
         max_length=int(values.get("max_position_embeddings") or MAX_POSITIONS),
+        speakers=read_speakers(folder),
     )
 
 
@@ -282,18 +294,6 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Values as readable JSON."""
-    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf8")
-
-
-def write_configs(place: Path, values: Mapping[str, Any], decoding: DecodeSettings | None) -> None:
-    """Write config.json, and beside it generation_config.json where decoding is known."""
-    write_json(place / CONFIG, values)
-    if decoding is not None:
-        write_json(place / GENERATION, generation_json(values, decoding))
-
-
 def write_weights(
     place: Path, weights: Iterable[tuple[str, Tensor]], config: ModelConfig, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> tuple[int, torch.dtype]:
@@ -310,14 +310,6 @@ def write_weights(
         assert not missing, f"not exactly the weights of the model: {sorted(missing)}"
         writer.finish()
     return num_rows, dtype
-
-
-def _copy_assets(assets: Path, target: Path) -> None:
-    for name in ASSETS:
-        if (assets / name).is_dir():
-            shutil.copytree(assets / name, target / name)
-        else:
-            shutil.copyfile(assets / name, target / name)
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
@@ -339,12 +331,3 @@ def _old(folder: Path) -> Path:
 
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if path.is_file())
-
-
-def _build(kind: type[T], values: dict[str, Any], path: Path) -> T:
-    try:
-        return kind(**values)
-    except UserError as error:
-        raise UserError(f"{path}: {error}; export the model again") from None
-    except TypeError as error:
-        raise UserError(f"{path}: not the settings of this version ({error}); export the model again") from error

@@ -9,19 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
-from ttt_dist.config.decode import GENERATION, folder_settings
+from ttt_dist.config.decode import GENERATION, generation_json, stated_settings
 from ttt_dist.config.model import ModelConfig
-from ttt_dist.model.hf.auto_tokenizer import write_auto_tokenizer
-from ttt_dist.model.hf.families import CONFIG, LAYOUT, MAX_SHARD_BYTES, config_json, model_config, read_json
-from ttt_dist.model.hf.folder import (
-    VOCABULARY_TENSORS,
-    expected_tensors,
-    new_folder,
-    write_configs,
-    write_json,
+from ttt_dist.data.speakers import read_speakers
+from ttt_dist.model.hf.export_files import assets_in, write_export_files, write_json
+from ttt_dist.model.hf.families import (
+    CONFIG,
+    LAYOUT,
+    MAX_SHARD_BYTES,
+    config_json,
+    eos_of,
+    model_config,
+    model_section,
+    read_json,
+    stated_objective,
 )
+from ttt_dist.model.hf.folder import VOCABULARY_TENSORS, expected_tensors, new_folder
+from ttt_dist.model.hf.model_card import CARD
 from ttt_dist.model.hf.tensor_files import TensorFolder, TensorWriter
 from ttt_dist.model.hf.vocabulary import draw_rows, row_statistics
 from ttt_dist.sequence.text_tokenizer import TextTokenizer, load_tokenizer
@@ -32,6 +39,7 @@ from ttt_dist.util.hub_names import require_folder
 
 EMBEDDING, HEAD = VOCABULARY_TENSORS
 SOURCE_ROWS = "source_vocab_size"  # key of an imported config.json: rows of the published model, padding included
+RECIPE = "recipe.yaml"  # of an imported folder
 KEPT_KEYS = ("max_position_embeddings", "bos_token_id")  # of the published config.json; the others are computed
 
 
@@ -66,14 +74,25 @@ def import_hf(
         kept = {key: values[key] for key in KEPT_KEYS if key in values}
         own = config_json(config, layout, num_rows, dtype)
         write_json(place / CONFIG, own | kept | {SOURCE_ROWS: values.get(SOURCE_ROWS, num_source_rows)})
+        write_json(
+            place / GENERATION, generation_json(own, None, eos_of(source))
+        )  # exports of its training take them on
         layout.save(place / LAYOUT)
         tokenizer.save(place / "tokenizer")
+        (place / RECIPE).write_text(_recipe(place, out, source.name), encoding="utf8")
     drawn = layout.vocab_size - num_known
-    return f"{out}: {config.family}, {layout.vocab_size:,} tokens ({drawn:,} rows drawn), {num_rows:,} rows"
+    return f"{out}: {config.family}, {layout.vocab_size:,} tokens ({drawn:,} rows drawn), {num_rows:,} rows; {RECIPE} there has its shape"
+
+
+def _recipe(folder: Path, init_from: Path, name: str) -> str:
+    """What a recipe says of the imported model: a beginning, or a config as it stands with the shards on the command line."""
+    start = yaml.safe_dump({"train": {"init_from": str(init_from)}}, allow_unicode=True)
+    shape = yaml.safe_dump({"model": model_section(folder)}, sort_keys=False)
+    return f"# {name}: its shape, for the recipe of a run, or as one: train.py --config FILE data.train=SHARDS\n{shape}{start}"
 
 
 def export_hf(source: Path, out: Path, dtype: torch.dtype | None = None, max_shard_bytes: int = MAX_SHARD_BYTES) -> str:
-    """Write a plain Hugging Face folder of a model folder, without our padding rows; returns what to tell. Raises UserError."""
+    """Write a model folder anew, without our padding rows, in another type and files; returns what to tell. Raises UserError."""
     require_new(out)
     path = source / CONFIG
     values = read_json(path)
@@ -88,13 +107,19 @@ def export_hf(source: Path, out: Path, dtype: torch.dtype | None = None, max_sha
 
     with new_folder(out) as place:
         _copy(tensors, expected_tensors(config, num_rows), place, dtype, max_shard_bytes, rows)
-        own = config_json(config, layout, num_rows, dtype or tensors.info(EMBEDDING).dtype)
-        decoding = folder_settings(source) if (source / GENERATION).is_file() else None
-        write_configs(place, own | {key: values[key] for key in KEPT_KEYS if key in values}, decoding)
-        tokenizer = load_tokenizer(source / "tokenizer")
-        tokenizer.save(place / "tokenizer")
-        write_auto_tokenizer(place, tokenizer, layout)
-    return f"{out}: {own['architectures'][0]}, {num_rows:,} rows"
+        objective = stated_objective(values, path)
+        own = config_json(config, layout, num_rows, dtype or tensors.info(EMBEDDING).dtype, objective)
+        own |= {key: values[key] for key in KEPT_KEYS if key in values}
+        card: str | dict[str, str] = (source / CARD).read_text(encoding="utf8") if (source / CARD).is_file() else {}
+        is_whole = write_export_files(
+            place, own, layout, assets_in(source), stated_settings(source), eos_of(source), card, read_speakers(source)
+        )
+    return f"{out}: {own['architectures'][0]}, {num_rows:,} rows{told_use(is_whole)}"
+
+
+def told_use(is_whole: bool) -> str:
+    """What is said of a new folder that speech cannot be decoded of."""
+    return "" if is_whole else "; without codec and template: a text model, which generate.py does not decode"
 
 
 def _copy(

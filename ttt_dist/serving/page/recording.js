@@ -1,20 +1,24 @@
 // The recording that is sent: from the microphone, a file, or dropped on the page.
 
+import { Sound, samplesOf } from "./sound.js";
+
 export class Clip {
-  constructor(find, tell) {
-    this.find = find;
-    this.tell = tell;
-    this.blob = null;
-    this.recorder = null;
+  constructor(find, tell, onPlay) {
+    Object.assign(this, { find, tell, onPlay, blob: null, name: "", samples: null, recorder: null });
     find("record").addEventListener("click", () => (this.recorder ? this.recorder.stop() : this.record()));
-    find("remove").addEventListener("click", () => this.set(null));
+    find("remove").addEventListener("click", () => {
+      this.set(null);
+      find("record").focus();
+    });
     find("file").addEventListener("change", ({ target }) => target.files[0] && this.set(target.files[0], target.files[0].name));
     for (const kind of ["dragover", "dragleave", "drop"]) find("sound").addEventListener(kind, (event) => this.drag(event));
   }
 
-  configure({ sample_rate, max_upload }) {
-    this.sampleRate = sample_rate;
-    this.maxBytes = max_upload;
+  configure({ sample_rate, max_upload, formats }) {
+    [this.sampleRate, this.maxBytes] = [sample_rate, max_upload];
+    this.readsWebM = formats.includes("WebM");
+    this.find("formats").textContent = formats.join(", ");
+    this.find("file").accept = ["audio/*", "video/webm", "video/mp4", ".opus", ...formats.map((format) => `.${format.toLowerCase()}`)].join();
   }
 
   drag(event) {
@@ -24,22 +28,24 @@ export class Clip {
     if (file) this.set(file, file.name);
   }
 
-  set(blob, name = "") {
-    const player = this.find("clip-player");
-    URL.revokeObjectURL(player.src);
-    if (blob?.size > this.maxBytes) {
-      this.tell(`${name} is larger than ${Math.round(this.maxBytes / 2 ** 20)} MB; choose a shorter recording`, "error");
-      blob = null;
-    } else {
-      this.tell("Ready");
-    }
-    [this.blob, this.name] = [blob, name];
+  async set(blob, name = "") {
+    this.sound?.close();
+    this.sound = null;
+    const isLarge = blob?.size > this.maxBytes;
+    if (isLarge) this.tell(`${name} is larger than ${Math.round(this.maxBytes / 2 ** 20)} MB; choose a shorter recording`, "error");
+    else this.tell("Ready");
+    Object.assign(this, { blob: isLarge ? null : blob, name, samples: null });
     this.find("file").value = "";
-    this.find("clip").hidden = !blob;
-    this.find("choose").hidden = Boolean(blob);
+    this.find("clip").hidden = !this.blob;
+    this.find("choose").hidden = Boolean(this.blob);
     this.find("clip-name").textContent = name;
-    if (blob) player.src = URL.createObjectURL(blob);
-    else player.removeAttribute("src");
+    if (!this.blob) return;
+    const samples = await samplesOf(blob, this.sampleRate).catch(() => null); // the server may read what the browser does not
+    if (this.blob !== blob || !samples) return;
+    this.samples = samples;
+    this.sound = new Sound(this.find("clip-sound"), this.sampleRate, this.onPlay);
+    this.sound.setSamples(samples);
+    this.sound.setFile(blob);
   }
 
   async record() {
@@ -52,13 +58,10 @@ export class Clip {
       this.recorder.ondataavailable = ({ data }) => pieces.push(data);
       this.recorder.onstop = async () => {
         for (const track of stream.getTracks()) track.stop();
+        const { mimeType } = this.recorder;
         this.recorder = null;
         this.label("Record", false);
-        try {
-          this.set(await asWav(new Blob(pieces), this.sampleRate), "recording.wav");
-        } catch {
-          this.tell("nothing was recorded; try again", "error");
-        }
+        await this.keep(new Blob(pieces, { type: mimeType.split(";")[0] })).catch(() => this.tell("nothing was recorded; try again", "error"));
       };
       this.recorder.start();
       this.label("Stop recording", true);
@@ -69,17 +72,21 @@ export class Clip {
     button.focus();
   }
 
+  // What the browser recorded: as it is where the server reads it, else as WAV.
+  async keep(blob) {
+    if (this.readsWebM && blob.size) return this.set(blob, `recording.${blob.type.endsWith("mp4") ? "m4a" : "webm"}`);
+    return this.set(toWav(await samplesOf(blob, this.sampleRate), this.sampleRate), "recording.wav");
+  }
+
   label(text, isRecording) {
     this.find("record").querySelector("span").textContent = text;
     this.find("record").classList.toggle("recording", isRecording);
   }
 }
 
-// What the browser recorded, as a mono WAV of 16 bits at the model's rate.
-async function asWav(blob, sampleRate) {
-  const decoded = await new OfflineAudioContext(1, 1, sampleRate).decodeAudioData(await blob.arrayBuffer());
-  const channels = Array.from({ length: decoded.numberOfChannels }, (_, index) => decoded.getChannelData(index));
-  const view = new DataView(new ArrayBuffer(44 + decoded.length * 2));
+// Samples as a mono WAV of 16 bits.
+function toWav(samples, sampleRate) {
+  const view = new DataView(new ArrayBuffer(44 + samples.length * 2));
   const text = (at, letters) => [...letters].forEach((letter, index) => view.setUint8(at + index, letter.charCodeAt(0)));
   text(0, "RIFF");
   view.setUint32(4, view.byteLength - 8, true);
@@ -92,10 +99,7 @@ async function asWav(blob, sampleRate) {
   view.setUint16(32, 2, true);
   view.setUint16(34, 16, true);
   text(36, "data");
-  view.setUint32(40, decoded.length * 2, true);
-  for (let index = 0; index < decoded.length; index++) {
-    const sample = channels.reduce((sum, channel) => sum + channel[index], 0) / channels.length;
-    view.setInt16(44 + index * 2, Math.max(-1, Math.min(1, sample)) * 32767, true);
-  }
+  view.setUint32(40, samples.length * 2, true);
+  samples.forEach((sample, index) => view.setInt16(44 + index * 2, Math.max(-1, Math.min(1, sample)) * 32767, true));
   return new Blob([view], { type: "audio/wav" });
 }
