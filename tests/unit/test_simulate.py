@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,9 @@ def test_every_way_of_asking_the_file_system_is_counted(tmp_path: Path) -> None:
     for names in (os.listdir, os.scandir, lambda path: list(path.glob("*"))):
         names(tmp_path)
     assert COUNTER.calls.listings == 3
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: [(tmp_path / "a").stat() for _ in range(1000)], range(8)))
+    assert COUNTER.calls.stats >= 8006
     elsewhere.read_text()
     assert COUNTER.calls.opens == 3
 

@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 
@@ -31,11 +32,17 @@ class Counter:
 
     folder: str = "\0"
     calls: Calls = field(default_factory=Calls)
+    _lock: Any = field(default_factory=Lock)
 
     def watch(self, folder: Path) -> None:
         """Count what concerns `folder`, from zero."""
         _install()
         self.folder, self.calls = os.path.realpath(folder), Calls()
+
+    def add(self, kind: str) -> None:
+        """One more; threads may ask at once."""
+        with self._lock:
+            setattr(self.calls, kind, getattr(self.calls, kind) + 1)
 
     def now(self) -> Calls:
         """A copy of the numbers."""
@@ -50,7 +57,7 @@ class Counter:
 
 
 COUNTER = Counter()
-LISTINGS = ("os.listdir", "os.scandir")
+EVENTS = {"open": "opens", "os.listdir": "listings", "os.scandir": "listings"}
 
 
 @cache
@@ -58,14 +65,13 @@ def _install() -> None:
     real = os.stat
 
     def counted(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
-        COUNTER.calls.stats += COUNTER.concerns(path)
+        if COUNTER.concerns(path):
+            COUNTER.add("stats")
         return real(path, *arguments, **options)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open":
-            COUNTER.calls.opens += COUNTER.concerns(arguments[0])
-        elif event in LISTINGS:
-            COUNTER.calls.listings += COUNTER.concerns(arguments[0])
+        if event in EVENTS and COUNTER.concerns(arguments[0]):
+            COUNTER.add(EVENTS[event])
 
     os.stat = counted  # type: ignore[assignment]
     sys.addaudithook(hook)
