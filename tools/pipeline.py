@@ -10,27 +10,28 @@ recipe's `prep` and `evaluation` sections hold their settings. The last line is 
 
 import argparse
 import json
-import os
-import shlex
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.commands.run import run_steps
+from data_prep.recipe_steps import plan_steps
+from ttt_dist.config.corpora import CorporaConfig, Flags
 from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.config.loader import load_config
 from ttt_dist.config.pipeline import Recipe
 from ttt_dist.evaluation import judge_registry
 from ttt_dist.evaluation.judge_registry import OWN, labels, parse
 from ttt_dist.inference.flags import as_flags
+from ttt_dist.jobs.commands import run_python as run
 from ttt_dist.launch.process_group import has_gpu
-from ttt_dist.util.console import main_guard, print_json, print_rank0
+from ttt_dist.util.console import main_guard, print_json
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.shipped import find_shipped
 
-PYTHON = sys.executable
+TO_SHARDS: dict[str, Flags | str] = {"encode": {}, "compose": {}, "pack": {}}
 
 
 def main() -> None:
@@ -45,6 +46,7 @@ def main() -> None:
     args = parser.parse_args()
     judges = judges_of(args)
     config = load_config(args.config, args.overrides)
+    args.source = find_shipped(args.source)
     if not args.source.is_dir():
         raise UserError(f"--source {args.source}: no such folder; name the folder that holds the recordings")
 
@@ -57,54 +59,45 @@ def main() -> None:
     figures = evaluate(config, args.source, data, args.out, judges)
     figures |= {"train_minutes": round(training_minutes, 1), "minutes": round((time.monotonic() - start) / 60, 1)}
     (args.out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf8")
-    run(["tools/report.py", args.out, "--audio-root", args.source])
+    run(["-m", "ttt_dist.tools.report", args.out, "--audio-root", args.source])
     print_json(figures | {"report": str(args.out / "report.html")})
 
 
 def prepare(config: Recipe, source: Path, data: Path) -> None:
-    """Recordings -> manifests of joined utterances -> shards; held-out recordings apart all the way."""
-    join_words(config, source, data)
-    make_shards(config, source, data)
-
-
-def join_words(config: Recipe, source: Path, data: Path) -> None:
-    """Recordings of single words -> manifests `train`, `valid` and `test` of strings of them."""
+    """Recordings of single words -> manifests of strings of them -> shards; held-out recordings apart all the way."""
     prep = config.prep
-    words = {
-        "train": data / "words_train.jsonl",
-        "valid": data / "words_heldout.jsonl",
-        "test": data / "words_heldout.jsonl",
-    }
-    held_out = ["--holdout-field", "index", "--holdout-every", prep.holdout_every, "--holdout-out", words["valid"]]
-    file_names = ["--reader", "pattern", "--pattern", prep.pattern, "--source", source]
-    data_prep("manifest", *file_names, "--out", words["train"], *held_out)
+    words: Flags = {"reader": "pattern", "pattern": prep.pattern, "source": str(source)}
+    words |= {"holdout_every": prep.holdout_every, "holdout_field": "index"}
+    length: Flags = {"min_words": prep.min_words, "max_words": prep.max_words, "gap": prep.gap, "tail": prep.tail}
     counts = {"train": prep.train_utterances, "valid": prep.valid_utterances, "test": prep.test_utterances}
+    sets: dict[str, dict[str, Flags | str]] = {"words": {"manifest": words}}
     for seed, (split, count) in enumerate(counts.items(), start=config.seed):
-        length = ["--min-words", prep.min_words, "--max-words", prep.max_words, "--gap", prep.gap, "--tail", prep.tail]
-        out = data / f"{split}.jsonl"
-        data_prep("utterances", "--manifest", words[split], "--out", out, "--count", count, *length, "--seed", seed)
+        utterances = {"count": count, **length, "seed": seed}
+        sets[split] = {"from": "words" if split == "train" else "words-heldout", "utterances": utterances}
+    for split in ("train", "valid"):
+        sets[split] |= TO_SHARDS
+    make_sets(config, source, data, sets)
 
 
 def make_shards(config: Recipe, source: Path, data: Path) -> None:
-    """The manifests `train` and `valid` -> codec, tokenizer, codes -> samples -> shards."""
+    """The manifests `train` and `valid`, which are there, -> codec, tokenizer, codes -> samples -> shards."""
+    make_sets(
+        config, source, data, {name: {"from": f"{data}/{name}.jsonl", **TO_SHARDS} for name in ("train", "valid")}
+    )
+
+
+def make_sets(config: Recipe, source: Path, data: Path, sets: dict[str, dict[str, Flags | str]]) -> None:
+    """Sets with the recipe's codec, tokenizer and templates, as `data_prep run` makes them; then a look at the shards."""
     prep = config.prep
-    codec, tokenizer = data / "codec", data / "tokenizer"
-    root = ["--audio-root", source]
-    learn_codec: list[object] = ["--train-codec", "--codec-out", codec, "--sample-rate", prep.sample_rate]
-    learn_codec += ["--frame-rate", prep.frame_rate, "--codebook-size", prep.codebook_size]
-    text: list[object] = ["--train-tokenizer", "--tokenizer-out", tokenizer, "--vocab-size", prep.text_vocab_size]
+    encode: Flags = {"audio_root": str(source), "sample_rate": prep.sample_rate}
+    encode |= {"frame_rate": prep.frame_rate, "codebook_size": prep.codebook_size}
+    compose: Flags = {"template": prep.templates, "name_speaker": prep.name_speaker, "vocab_size": prep.text_vocab_size}
+    compose |= {"text_ratio": prep.text_ratio, "audio_ratio": prep.audio_ratio}
+    every = {"encode": encode, "compose": compose, "pack": {"seq_len": prep.seq_len}}
+    run_steps(plan_steps(CorporaConfig(out=str(data), every=every, sets=sets)), data, run)
     for split in ("train", "valid"):
-        first = split == "train"
-        which_codec = ["--codec", "melvq", *learn_codec] if first else ["--codec", f"melvq:{codec}"]
-        data_prep("encode", "--manifest", data / f"{split}.jsonl", *which_codec, *root, "--out", data / "codes" / split)
-        which_text = text if first else ["--tokenizer", tokenizer]
-        style: list[object] = ["--template", prep.templates, *(["--name-speaker"] if prep.name_speaker else [])]
-        style += ["--text-ratio", prep.text_ratio, "--audio-ratio", prep.audio_ratio]
-        data_prep("compose", "--codes", data / "codes" / split, *style, *which_text, "--out", data / "samples" / split)
-        prefix = data / "shards" / split
-        data_prep("pack", "--samples", data / "samples" / split, "--seq-len", prep.seq_len, "--out", prefix)
-        data_prep("verify", prefix)
-    data_prep("show", data / "shards" / "train", "--tokens", 256, "--mask", data / "mask.png")
+        run(["-m", "data_prep", "verify", data / "shards" / split])
+    run(["-m", "data_prep", "show", data / "shards" / "train", "--tokens", 256, "--mask", data / "mask.png"])
 
 
 def default_processes() -> int:
@@ -121,9 +114,9 @@ def train(recipe: str, overrides: Sequence[str], data: Path, out: Path, processe
     from ttt_dist.launch.rendezvous import free_port
 
     shards = [f"data.train={data}/shards/train", f"data.valid={data}/shards/valid", f"run_dir={out}"]
-    launcher = Path(PYTHON).with_name("deepspeed")
     launch = ["--num_gpus", processes, "--master_port", free_port()]  # another run may have the launcher's own
-    run([*launch, "ttt_dist/train.py", "--config", recipe, *shards, *overrides], program=str(launcher))
+    train = ["--module", "ttt_dist.train", "--config", recipe, *shards, *overrides]
+    run(["-m", "deepspeed.launcher.runner", *launch, *train])
 
 
 def add_judges(parser: argparse.ArgumentParser) -> None:
@@ -164,7 +157,7 @@ def evaluate_task(
     how = ["--task", task, "--limit", limit, *as_flags(decode)]
     how += ["--normaliser", config.evaluation.normaliser] if config.evaluation.normaliser else []
     how += [word for judge in judges for word in ("--judge", judge)] if task == "tts" else []
-    run(["ttt_dist/evaluate.py", *what, "--out", out, *how, *flags])
+    run(["-m", "ttt_dist.evaluate", *what, "--out", out, *how, *flags])
     summary: dict[str, Any] = json.loads((out / f"{task}_summary.json").read_text(encoding="utf8"))
     return summary
 
@@ -182,20 +175,10 @@ def own_speech(summary: Mapping[str, Any]) -> dict[str, float]:
     return figures
 
 
-def data_prep(*arguments: object) -> None:
-    run(["-m", "data_prep", *arguments])
-
-
-def run(arguments: Sequence[object], program: str = PYTHON) -> None:
-    """Print a command, run it, and stop with its exit status where it fails."""
-    words = [str(argument) for argument in arguments]
-    print_rank0(f"\n$ {shlex.join([Path(program).name, *words])}")
-    status = subprocess.run([program, *words], env=os.environ | {"PYTHONUNBUFFERED": "1"}, check=False).returncode
-    if status:
-        raise UserError(
-            f"stopped: `{Path(program).name} {words[0]} ...` ended with exit status {status}; see its message above"
-        )
+def command() -> None:
+    """The entry point `ttt-pipeline`."""
+    main_guard(main)
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    command()

@@ -313,5 +313,10 @@ def encodable(text: str) -> str:
     return text.encode("utf8", "replace").decode()
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The entry point `ttt-report`."""
     main_guard(main)
+
+
+if __name__ == "__main__":
+    command()

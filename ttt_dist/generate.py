@@ -10,6 +10,7 @@ python ttt_dist/generate.py --model runs/glm/export --chats chats.jsonl --out an
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ if not __package__:
 from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.inference.flags import add_decoding_flags, settings_from_flags
 from ttt_dist.util.atomic_files import writing
-from ttt_dist.util.console import main_guard, print_piece, print_rank0, warn
+from ttt_dist.util.console import main_guard, note, print_piece, print_rank0, warn
 from ttt_dist.util.errors import UserError
 
 # What works with the model is imported where it is used: --help and mistakes of the command line wait for nothing.
@@ -72,8 +73,25 @@ def prompt(arguments: argparse.Namespace, folder: "ModelFolder", codec: "Codec")
         return template.prompt("asr", {"audio": "given", "lang": arguments.lang}, codes)
     if arguments.speaker and not folder.template.name_speaker:
         raise UserError("--speaker: this model was trained without speakers' names; leave the flag out")
-    entry = {"text": arguments.prompt, "speaker": arguments.speaker, "lang": arguments.lang}
+    entry = {"text": arguments.prompt, "speaker": arguments.speaker or usual_speaker(folder), "lang": arguments.lang}
     return template.prompt("tts", entry, [])
+
+
+def usual_speaker(folder: "ModelFolder") -> str | None:
+    """Who speaks where nobody is named: a model whose prompts name a speaker has learnt little of those that do not."""
+    if not folder.template.name_speaker:
+        return None
+    if not folder.speakers:
+        warn("this model's training named its speakers, and none is named here; choose one with --speaker")
+        return None
+    note(f"speaks as {folder.speakers[0]} (--speaker chooses among {brief_list(folder.speakers)})")
+    return folder.speakers[0]
+
+
+def brief_list(names: Sequence[str], most: int = 10) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def tell(decoder: "Decoder", request: "Request", settings: DecodeSettings) -> "Result":

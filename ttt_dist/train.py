@@ -89,7 +89,6 @@ def set_up(plan: "TrainPlan", dist_info: "DistInfo") -> "Trainer":
     from ttt_dist.parallel.parallelize import parallelize
     from ttt_dist.telemetry.events import Events
     from ttt_dist.training.loop import Trainer
-    from ttt_dist.training.node_check import check_nodes
     from ttt_dist.training.plan import agree
     from ttt_dist.training.stop_signals import SignalHandler
     from ttt_dist.training.watchdog import Watchdog
@@ -97,16 +96,17 @@ def set_up(plan: "TrainPlan", dist_info: "DistInfo") -> "Trainer":
     config, mesh = plan.config, plan.mesh
     limit_s, logs = config.guard.start_timeout, Path(config.run_dir) / "logs"
     stop = SignalHandler(60 * config.guard.stop_after)
-    device = init_process_group(dist_info, limit_s, queues_in_order=mesh.tensor > 1)
+    init_process_group(
+        dist_info,
+        limit_s,
+        queues_in_order=mesh.tensor > 1,
+        tried=Path(config.run_dir) if config.guard.check_nodes else None,
+    )
     log_to_files(logs, dist_info.rank)
     if dist_info.world_size > 1:
         plan = agree(plan, dist_info)
     config, layout = plan.config, plan.metadata.layout
     events = Events(config.run_dir)
-    if config.guard.check_nodes:
-        slow = check_nodes(Path(config.run_dir), device, dist_info.local_rank == 0)
-        for told in slow if mesh.rank == 0 else ():
-            events.log("slow_node", 0, told=told)
     watchdog = Watchdog(logs, limit_s, lambda step, reason: events.log("fault", step, reason=reason))
     checkpoint, weights = choose_start(config, layout, plan.candidates)
     engine = parallelize(config, layout, mesh, weights)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from benchmarks.fuzz.corpora import GOLDEN
 from benchmarks.fuzz.entrance import Entrance
-from tools.launch import read_hostfile
 from ttt_dist.audio import load_codec
 from ttt_dist.audio.registry import describe_codec
 from ttt_dist.config.deepspeed import require_accepted, zero_stage
@@ -16,6 +15,7 @@ from ttt_dist.data import metadata
 from ttt_dist.jobs.parts import find_parts, part_prefix, write_part
 from ttt_dist.sequence.templates import load_template_settings
 from ttt_dist.sequence.tokens import TokenLayout
+from ttt_dist.tools.launch import read_hostfile
 
 OVERRIDES = "train.lr=1e-3\nrun_dir=runs/a\ntrain.steps=10\nmodel.num_layers=2\ndata.train=runs/b\nseed=3\n"
 

@@ -13,7 +13,6 @@ from werkzeug.test import run_wsgi_app
 from benchmarks.fuzz.corpora import GOLDEN, WORDS, sound
 from benchmarks.fuzz.entrance import Counted, Entrance, drain, num_lines
 from benchmarks.fuzz.settings import copied, resealed
-from tools import report
 from ttt_dist.audio import load_codec
 from ttt_dist.checkpoint.inspection import inspect_folder
 from ttt_dist.checkpoint.manager import latest, progress_of
@@ -31,6 +30,7 @@ from ttt_dist.serving.decoding_thread import BusyError, DecodingThread
 from ttt_dist.serving.request_builder import RequestBuilder
 from ttt_dist.telemetry.events import read_events, with_silent_ends
 from ttt_dist.telemetry.metrics import open_metrics
+from ttt_dist.tools import report
 
 STEP = "checkpoints/step-00000300"
 SHARD = {"valid.bin": "bytes", "valid.idx": "bytes", "valid.json": "json"}

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 
 from benchmarks.open_vocabulary.grammar import sentences
 from benchmarks.result_file import head
-from tools import compare_objectives, pipeline
 from ttt_dist.audio import load_codec, read_audio
 from ttt_dist.audio.io import UtteranceReader, resample
 from ttt_dist.config.loader import load_config
@@ -34,6 +33,7 @@ from ttt_dist.evaluation.judge_registry import OWN
 from ttt_dist.evaluation.metrics.error_rates import Score
 from ttt_dist.evaluation.metrics.normalise import normaliser
 from ttt_dist.evaluation.recognisers import Whisper
+from ttt_dist.tools import compare_objectives, pipeline
 from ttt_dist.util.console import main_guard, print_json, print_rank0
 
 if TYPE_CHECKING:

@@ -72,7 +72,9 @@ def add_parser(subparsers: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--source", type=Path, required=True, nargs="+", help=".jsonl, .json or .parquet files")
+    parser.add_argument(
+        "--source", type=Path, required=True, nargs="+", action="extend", help=".jsonl, .json or .parquet files"
+    )
     parser.add_argument(
         "--tokenizer", type=Path, required=True, help="folder with tokenizer.json, or a sentencepiece model"
     )

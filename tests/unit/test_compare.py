@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tools import compare_objectives as tool
-from tools import pipeline
-from tools.decoding_sweep import ways
 from ttt_dist.config.checks import check_run
 from ttt_dist.config.loader import load_config
+from ttt_dist.tools import compare_objectives as tool
+from ttt_dist.tools import pipeline
+from ttt_dist.tools.decoding_sweep import ways
 from ttt_dist.util.errors import UserError
 
 ONE_STAGE: dict = {"objective.stages": []}
@@ -89,13 +89,13 @@ class Commands:
         self.trained: list[str] = []
         self.settings: list[list[str]] = []
 
-    def __call__(self, arguments: Sequence[object], program: str = "") -> None:
+    def __call__(self, arguments: Sequence[object]) -> None:
         words = [str(argument) for argument in arguments]
         self.prepared += words[:3] == ["-m", "data_prep", "manifest"]
-        if "ttt_dist/train.py" in words:
+        if "ttt_dist.train" in words:
             self.settings.append([word for word in words if word.startswith(("objective.", "seed="))])
             self.train(Path(next(word for word in words if word.startswith("run_dir=")).removeprefix("run_dir=")))
-        elif words[0] == "ttt_dist/evaluate.py":
+        elif "ttt_dist.evaluate" in words:
             results = Path(words[words.index("--out") + 1])
             wer = len(results.parent.name) / 100
             results.mkdir(exist_ok=True, parents=True)

@@ -14,10 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
-import tools.convert_checkpoint as convert
+import ttt_dist.tools.convert_checkpoint as convert
 from tests.distributed.cases import ROOT
 from tests.structures import SHARED, needs_shared
-from tools.convert_checkpoint import shard_size
 from ttt_dist.config.decode import DecodeSettings, folder_settings
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.model.hf import published
@@ -27,6 +26,7 @@ from ttt_dist.model.hf.published import export_hf, import_hf
 from ttt_dist.model.hf.vocabulary import draw_rows, row_statistics
 from ttt_dist.sequence.text_tokenizer import TextTokenizer, load_tokenizer, train_sentencepiece
 from ttt_dist.sequence.tokens import PIECES, TokenLayout, extend, released
+from ttt_dist.tools.convert_checkpoint import shard_size
 from ttt_dist.util.errors import UserError
 
 SMALL = ModelConfig(hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, ffn_hidden_size=24, family="qwen2")

@@ -1,10 +1,7 @@
-"""What pyproject.toml declares is what the code imports, and the wheel's commands start."""
+"""What pyproject.toml declares is what the code imports."""
 
 import ast
-import os
 import re
-import shutil
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -77,24 +74,3 @@ def test_libraries_whose_insides_we_use_have_an_upper_bound() -> None:
 def test_the_lock_holds_what_is_declared() -> None:
     pinned = names((ROOT / "requirements.lock").read_text(encoding="utf8").splitlines())
     assert DEPENDENCIES | EXTRAS["test"] | EXTRAS["judge"] | EXTRAS["dev"] - {"ttt-dist"} <= pinned
-
-
-@pytest.mark.slow
-def test_commands_of_the_wheel_start(tmp_path: Path) -> None:
-    """Installed without the repository: each command finds its modules, and the server its page."""
-    pip, bare = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"], tmp_path / "bare"
-    source = tmp_path / "source"
-    for folder in ("ttt_dist", "data_prep"):
-        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / file, source)
-    no_network = ["--no-deps", "--no-index"]
-    subprocess.run([*pip, "wheel", *no_network, "--no-build-isolation", "-w", str(tmp_path), str(source)], check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    subprocess.run([*pip, "install", *no_network, "--target", str(bare), str(wheel)], check=True)
-    assert (bare / "ttt_dist" / "serving" / "page" / "page.html").is_file()
-    environment = os.environ | {"PYTHONPATH": str(bare)}
-    for name in PROJECT["scripts"]:
-        asked = [str(bare / "bin" / name), "--help"]
-        told = subprocess.check_output(asked, cwd=tmp_path, env=environment, text=True)
-        assert told.startswith(f"usage: {name} ")

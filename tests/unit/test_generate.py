@@ -1,6 +1,7 @@
 """generate.py: text and recordings in, text and speech out, whole chats."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,19 @@ def test_a_text_is_spoken(run: Generate, tmp_path: Path) -> None:
     assert len(told) == 2  # the text before it
     run("--prompt", "one two", "--seed", "1", "--code-temperature", "1", "--out", tmp_path / "b.wav")
     assert (tmp_path / "a.wav").read_bytes() != (tmp_path / "b.wav").read_bytes()
+
+
+def test_without_a_name_the_commonest_speaker_speaks(
+    run: Generate, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = tmp_path / "told"
+    shutil.copytree(work / "model", told)
+    run("--prompt", "one two", "--out", tmp_path / "nobody.wav")
+    (told / "speakers.json").write_text(json.dumps({"speakers": ["ann", *(f"s{number}" for number in range(20))]}))
+    run("--model", told, "--prompt", "one two", "--speaker", "ann", "--out", tmp_path / "ann.wav")
+    run("--model", told, "--prompt", "one two", "--out", tmp_path / "usual.wav")
+    assert (tmp_path / "usual.wav").read_bytes() == (tmp_path / "ann.wav").read_bytes()
+    assert generate.brief_list(["a", "b"], 1) == "a and 1 more"
 
 
 def test_a_recording_is_transcribed_or_answered(run: Generate, work: Path, tmp_path: Path) -> None:

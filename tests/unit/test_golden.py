@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import tools.convert_checkpoint as convert
+import ttt_dist.tools.convert_checkpoint as convert
 from data_prep.__main__ import main as data_prep
 from tests.golden import commands
 from ttt_dist import evaluate, generate

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tools.launch import Hosts, chosen_hosts, lacks, marker, parse_arguments, port_problem, read_hostfile, run_config
+from ttt_dist.tools.launch import (
+    Hosts,
+    chosen_hosts,
+    lacks,
+    marker,
+    parse_arguments,
+    port_problem,
+    read_hostfile,
+    run_config,
+)
 from ttt_dist.util.errors import UserError
 
 CONFIG = str(Path(__file__).resolve().parents[2] / "recipes" / "demo.yaml")

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ttt_dist.training import node_check
-from ttt_dist.training.node_check import Report, check_nodes, slow_ranks, wrong_ranks
+from ttt_dist.launch import node_check
+from ttt_dist.launch.node_check import Report, check_nodes, slow_ranks, wrong_ranks
 from ttt_dist.util.errors import LostProcessError
 
 FINE = Report("node1", "H100", "aa", {"product": 0.010, "link": 0.02, "disk": 0.1})

@@ -11,12 +11,12 @@ import torch
 from tests.evaluated import FEW, make_workplace, write_lines
 from tests.real_judge import make_real_whisper
 from tests.structures import SHARED, needs_shared
-from tools import make_judge
 from ttt_dist import evaluate
 from ttt_dist.audio import load_utterance
 from ttt_dist.evaluation.metrics.error_rates import Score
 from ttt_dist.evaluation.metrics.normalise import normaliser
 from ttt_dist.evaluation.recognisers import Whisper
+from ttt_dist.tools import make_judge
 from ttt_dist.util.errors import UserError
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tools import report
 from ttt_dist.config.loader import save_config
 from ttt_dist.config.run import Config
 from ttt_dist.evaluation import report as pieces
@@ -15,6 +14,7 @@ from ttt_dist.telemetry import curves
 from ttt_dist.telemetry.curves import Marks
 from ttt_dist.telemetry.events import EventKind, Events, read_events, with_silent_ends
 from ttt_dist.telemetry.json_lines import read_metrics
+from ttt_dist.tools import report
 from ttt_dist.util.errors import UserError
 
 ALL = ("Loss", "Loss by noise", "Optimisation", "Speed", "Time of a step", "Events", "Profile", "Configuration")

@@ -17,7 +17,7 @@ HEAVY = {
     "mpi4py", "psutil",
 }  # fmt: skip
 ENTRY_POINTS = ("train", "generate", "evaluate", "serve")
-TOOLS = sorted({path.name for path in (ROOT / "tools").glob("*.py")} - {"launch.py"})
+TOOLS = sorted({path.name for path in (ROOT / "tools").glob("*.py")} - {"__init__.py", "launch.py"})
 """launch.py reads its flags by DeepSpeed's own parser, which is in DeepSpeed."""
 
 

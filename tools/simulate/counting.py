@@ -73,7 +73,7 @@ def _install() -> None:
         if event in EVENTS and COUNTER.concerns(arguments[0]):
             COUNTER.add(EVENTS[event])
 
-    os.stat = counted  # type: ignore[assignment]
+    os.stat = counted
     sys.addaudithook(hook)
 
 

@@ -18,8 +18,8 @@ import torch
 from tools.simulate.counting import COUNTER, Calls, bytes_read, forget_peak, handles, resident_mb
 from ttt_dist.checkpoint.restore import find_candidates
 from ttt_dist.config.pipeline import Recipe
-from ttt_dist.data import shards
 from ttt_dist.data.loader import PackLoader, open_loaders
+from ttt_dist.data.sources import PackReader
 from ttt_dist.launch.launchers import DistInfo
 from ttt_dist.training.plan import check_of, prepare
 from ttt_dist.util.errors import UserError
@@ -112,7 +112,7 @@ def read_packs(loader: PackLoader) -> dict[str, float]:
     return {f"pack_{name}_ms": value for name, value in found.items()} | {"open_handles": handles()}
 
 
-def _ms(reader: shards.ShardReader, pack: int) -> float:
+def _ms(reader: PackReader, pack: int) -> float:
     start = time.perf_counter()
     reader[pack]
     return 1e3 * (time.perf_counter() - start)

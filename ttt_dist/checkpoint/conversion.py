@@ -45,7 +45,8 @@ def export_checkpoint(
     """Write the model folder of a checkpoint, or of a run's newest one, without our padding rows. Raises UserError.
 
     Tokenizer, codec and template are those beside the shards of the run, or in its export, unless a folder is given;
-    `needs_speech` refuses what could not be decoded without them. Without a `dtype`, it is that of the run's own export. `kind` is EMA for the moving average.
+    `needs_speech` refuses what could not be decoded without them. Without a `dtype`, it is that of the run's own export.
+    `kind` is EMA for the moving average.
     """
     state = _sound_checkpoint(source)
     if kind not in state.kinds:

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttt_dist.checkpoint import manager
+from ttt_dist.checkpoint.data_skips import merged, read_skips
 from ttt_dist.checkpoint.export import require_assets
 from ttt_dist.checkpoint.manager import CheckpointMetadata
 from ttt_dist.config.objective import Objective
 from ttt_dist.config.reading import build
 from ttt_dist.config.run import Config
 from ttt_dist.model.hf.families import CONFIG, LAYOUT, require_same_model
-from ttt_dist.model.structure import count_parameters
+from ttt_dist.model.optimizer_groups import optimizer_groups
+from ttt_dist.model.structure import count_parameters, parameter_shapes
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.tokens import TokenLayout, released
 from ttt_dist.util.console import print_rank0
@@ -39,6 +41,11 @@ def find_candidates(config: Config, resume: Path | None, trusts_files: bool = Fa
     return own or ([] if resume is None else manager.resolve_resume_path(resume, trusts_files))
 
 
+def skips_of_run(config: Config) -> list[tuple[int, int]]:
+    """`data.skip`, and the data that the run has given up on before. Raises UserError where that cannot be read."""
+    return merged([*config.data.skip, *read_skips(Path(config.run_dir))])
+
+
 def objective_of_run(objective: Objective, candidates: Sequence[Path]) -> Objective:
     """`objective` with nothing left open: what it does not say is as in the newest of the checkpoints to go on from.
 
@@ -59,9 +66,11 @@ def require_startable(
 ) -> CheckpointMetadata:
     """What the run's checkpoints belong to.
 
-    Raises UserError where the checkpoint that it would start from does not fit it, or where the export could not be written.
+    Raises UserError where the checkpoint that it would start from does not fit it, or where the export could not be
+    written, or a group of weights names none.
     """
     require_assets(config)
+    optimizer_groups(parameter_shapes(config.model, layout.padded_vocab_size), config.train)
     metadata = CheckpointMetadata.of_run(config, layout, world_size)
     for candidate in candidates[:1]:
         manager.require_resumable(candidate, metadata)

@@ -16,6 +16,7 @@ from annotated_types import Interval
 
 from ttt_dist.config.section import NonNegativeInt, PositiveInt, Section, require
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.shipped import find_shipped
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 
@@ -196,7 +197,7 @@ def require_accepted(path: str | Path) -> None:
 
 def _read_json(path: str | Path, where: str) -> dict[str, Any]:
     try:
-        values = json.loads(Path(path).read_text(encoding="utf8"), object_pairs_hook=_unique)
+        values = json.loads(find_shipped(path).read_text(encoding="utf8"), object_pairs_hook=_unique)
     except OSError as error:
         raise UserError(
             f"{where}: cannot be read ({error.strerror}); ds_configs/ holds zero0.json to zero3.json"

@@ -1,10 +1,11 @@
-"""What a recipe says beyond the training: the sections `prep` and `evaluation`, read by tools/pipeline.py and its kin."""
+"""What a recipe says beyond the training: `corpora`, and the sections `prep` and `evaluation` of tools/pipeline.py and its kin."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
 
+from ttt_dist.config.corpora import CorporaConfig
 from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.config.run import Config
 from ttt_dist.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Section, brief, require
@@ -87,7 +88,8 @@ class EvaluationConfig(Section):
 
 @dataclass
 class Recipe(Config):
-    """A run, and what tools/pipeline.py does before and after it. How exports are decoded is said in `evaluation`."""
+    """A run, and what is done before and after it. How exports are decoded is said in `evaluation`."""
 
+    corpora: CorporaConfig = field(default_factory=CorporaConfig)
     prep: PrepConfig = field(default_factory=PrepConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

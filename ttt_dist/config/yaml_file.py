@@ -14,6 +14,7 @@ import yaml
 
 from ttt_dist.config.section import brief, require
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.shipped import find_shipped
 
 MAX_CHARACTERS = 1_000_000
 MAX_NODES = 50_000
@@ -51,7 +52,7 @@ def core_value(text: str) -> str | int | float | bool | None:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, its scalars as text. Raises UserError naming file and line."""
     try:
-        text = path.read_text(encoding="utf8")
+        text = find_shipped(path).read_text(encoding="utf8")
     except OSError as error:
         raise UserError(f"{path}: the config cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:

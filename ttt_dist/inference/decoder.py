@@ -197,10 +197,8 @@ class Session:
         """How far a request is; None where it waits, or has ended."""
         if (running := self._active.get(key)) is None:
             return None
-        state, layout = running.state, self.decoder.folder.layout
-        ids = state.ids[state.num_prompt :]
-        num_chosen = int(np.count_nonzero(ids != layout.mask))
-        return Progress(num_chosen, len(layout.codes_of(ids)), running.num_forwards)
+        ids = self.committed(key)  # what a block has beyond may yet be cut off by its end of audio
+        return Progress(len(ids), len(self.decoder.folder.layout.codes_of(ids)), running.num_forwards)
 
     def step(self) -> list[tuple[int, Event]]:
         """One forward over all active requests, and what came of it; nothing where none is left."""

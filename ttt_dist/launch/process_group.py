@@ -94,13 +94,14 @@ def _has_driver() -> bool:
 
 
 def init_process_group(
-    dist_info: DistInfo, timeout_s: float = TIMEOUT_S, queues_in_order: bool = False
+    dist_info: DistInfo, timeout_s: float = TIMEOUT_S, queues_in_order: bool = False, tried: Path | None = None
 ) -> torch.device:
     """Join the process group (nccl on CUDA, gloo elsewhere) and return this process's device.
 
     `timeout_s` is how long the processes may take to come together, and what the group's operations may take. Tensor
     parallelism asks for `queues_in_order`: Megatron overlaps sums with products only where the device runs what is queued
-    in order. Raises LostProcessError where some do not come, UserError where they cannot meet.
+    in order. With a folder `tried`, every node is tried before anything is built, and its disk there, see `check_nodes`. Raises
+    LostProcessError where some do not come, or a node is broken; UserError where they cannot meet.
     """
     import torch
     import torch.distributed as dist
@@ -126,6 +127,10 @@ def init_process_group(
             f"{socket.gethostname()} cannot connect to all others over {backend} ({str(error).splitlines()[0]}); "
             f"where they are up, set {backend.upper()}_SOCKET_IFNAME to the network interface that joins them"
         ) from error
+    if tried is not None:
+        from ttt_dist.launch.node_check import check_nodes
+
+        check_nodes(tried, device, is_first_of_host=dist_info.local_rank == 0)
     return device
 
 

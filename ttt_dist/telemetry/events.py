@@ -15,10 +15,9 @@ from ttt_dist.telemetry.json_lines import Record, append_line, is_step, read_lin
 EVENTS = "events.jsonl"
 
 EventKind = Literal[
-    "start", "slow_node", "compiled", "stage", "stop", "skipped_step", "data_skipped", "checkpoint", "fault", "finish"
+    "start", "compiled", "stage", "stop", "skipped_step", "data_skipped", "checkpoint", "fault", "finish"
 ]
-"""What can happen: the process starts or goes on; a node is much slower than the others; its first step has
-compiled the blocks; a stage of the objective begins;
+"""What can happen: the process starts or goes on; its first step has compiled the blocks; a stage of the objective begins;
 it ends as asked; a step is not applied; a save; what went wrong; the end."""
 
 

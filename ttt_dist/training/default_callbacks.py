@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from ttt_dist.checkpoint import manager
+from ttt_dist.checkpoint.data_skips import add_skip, read_skips
 from ttt_dist.checkpoint.export import export_model
 from ttt_dist.config.pipeline import Recipe
 from ttt_dist.parallel.compile import COMPILER
 from ttt_dist.telemetry.profiler import ProfileWindow
 from ttt_dist.training.callbacks import Callback
-from ttt_dist.training.data_skips import add_skip, read_skips
 from ttt_dist.training.step import Losses, StepResult
 from ttt_dist.training.validate import held_out_loss
 from ttt_dist.util.console import print_rank0, warn

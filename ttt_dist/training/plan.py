@@ -15,6 +15,7 @@ from ttt_dist.checkpoint.restore import (
     require_init_from,
     require_space,
     require_startable,
+    skips_of_run,
 )
 from ttt_dist.config.checks import check_run, check_steps
 from ttt_dist.config.pipeline import Recipe
@@ -24,12 +25,9 @@ from ttt_dist.data.loader import PackLoader, ValidationLoader, open_loaders
 from ttt_dist.data.set_index import Check
 from ttt_dist.data.step_sizes import StepSizes
 from ttt_dist.launch.launchers import DistInfo
-from ttt_dist.model.optimizer_groups import optimizer_groups
-from ttt_dist.model.structure import parameter_shapes
 from ttt_dist.parallel.mesh import Mesh, require_divisible
 from ttt_dist.telemetry.run_folder import require_sinks
 from ttt_dist.training.callbacks import Callback, load_callbacks
-from ttt_dist.training.data_skips import merged, read_skips
 from ttt_dist.training.schedule import learning_rate
 from ttt_dist.util.console import warn
 from ttt_dist.util.errors import AgreedError, UserError
@@ -80,9 +78,9 @@ def prepare(
     """
     notes: list[str] = []
     asked = deepcopy(config)
-    config.data.skip = merged([*config.data.skip, *read_skips(Path(config.run_dir))])
     if candidates is None:
         candidates = find_candidates(config, resume, trusts_files)
+    config.data.skip = skips_of_run(config)
     config.objective = objective_of_run(config.objective, candidates)
     check_run(config, dist_info.world_size)
     callbacks = load_callbacks(config.callbacks)
@@ -93,7 +91,6 @@ def prepare(
     if config.train.tokens:
         config.train.steps = loader.sizes.steps_of(math.ceil(config.train.tokens / loader.seq_len))
     check_steps(config)
-    optimizer_groups(parameter_shapes(config.model, loader.layout.padded_vocab_size), config.train)
     require_divisible(config.train.micro_batch * loader.seq_len, config.parallel)
     metadata = require_startable(config, loader.layout, dist_info.world_size, candidates)
     with _noted(notes, is_elsewhere and not Path(config.train.init_from or "").exists()):
