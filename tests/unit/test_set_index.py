@@ -17,7 +17,7 @@ from ttt_dist.data import metadata, set_index
 from ttt_dist.data.metadata import with_suffix
 from ttt_dist.data.set_index import Check, index_of_set, load_index, open_index
 from ttt_dist.data.shards import OPEN_SHARDS, ShardReader, ShardWriter, _open_shard
-from ttt_dist.data.verify import verify
+from ttt_dist.data.verify import _verify_index, verify
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.util.errors import UserError
 
@@ -196,6 +196,9 @@ def test_an_index_with_a_changed_byte_is_made_again(prefix: Path, place: int, bi
     content[place % len(content)] ^= bits
     path.write_bytes(content)
     assert load_index(prefix) is None
+    assert _verify_index(prefix, metadata.read(prefix)) == [
+        f"{path}: differs from its shards; remove it, it is made again"
+    ]
     again = open_index(prefix)
     assert path.read_bytes() == before
     assert again.meta == right.meta and (again.ends == right.ends).all()
@@ -259,7 +262,7 @@ from pathlib import Path
 from ttt_dist.config.data import DataConfig, SourceConfig
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.data.sources import Sources
-from ttt_dist.data.verify import verify
+from ttt_dist.data.verify import _verify_index, verify
 prefix = Path(sys.argv[1])
 blend = {f"s{n}": SourceConfig(shard=f"{prefix.parent}/./" + "./" * n + prefix.name, weight=1) for n in range(12)}
 sources = Sources.open(DataConfig(blend=blend))

@@ -45,16 +45,19 @@ def _verify_set(prefix: Path, meta: dict[str, Any], tick: Callable[[], None]) ->
 
 
 def _verify_index(prefix: Path, meta: dict[str, Any]) -> list[str]:
-    """PREFIX.shards is a copy: what it says otherwise than the JSONs is wrong. One of another time is not looked at by anyone."""
+    """PREFIX.shards is a copy: what it says otherwise than the JSONs is wrong, and what is broken, or of another time, is of no use."""
+    path = with_suffix(prefix, SUFFIX)
+    if not path.exists():
+        return []
     found = load_index(prefix)
     try:
         right = index_of_set(prefix, meta)
     except UserError as error:
         return [str(error)]
     names = ("meta", "ends", "num_bytes", "idx_sha256", "names")
-    if found is None or all(np.array_equal(getattr(found, name), getattr(right, name)) for name in names):
+    if found is not None and all(np.array_equal(getattr(found, name), getattr(right, name)) for name in names):
         return []
-    return [f"{with_suffix(prefix, SUFFIX)}: differs from its shards; remove it, it is made again"]
+    return [f"{path}: differs from its shards; remove it, it is made again"]
 
 
 def verify_files(prefix: Path, files: dict[str, dict[str, object]]) -> list[str]:
