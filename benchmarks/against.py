@@ -58,6 +58,8 @@ WORKLOADS = {  # cheap ones first
     "help": Workload("command.py", ("help",), 5),
     "stats": Workload("command.py", ("stats",), 5),
     "dry_run": Workload("command.py", ("dry_run",), 5),
+    "open_2000_shards": Workload("shards.py", ("open",), 5),
+    "read_2000_shards": Workload("shards.py", ("read",), 5),
     "read_usual": Workload("reading.py", ("usual",), 5),
     "read_11127hz": Workload("reading.py", ("11127",), 1),
     "read_22254hz": Workload("reading.py", ("22254",), 1),

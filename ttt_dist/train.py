@@ -45,7 +45,8 @@ def main() -> None:
     choose_accelerator()
     try:
         config = read_config(arguments.config, arguments.overrides, model_section)
-        plan = prepare(config, dist_info, arguments.resume, is_elsewhere)
+        trusts_files = dist_info.world_size > 1 and not arguments.dry_run
+        plan = prepare(config, dist_info, arguments.resume, is_elsewhere, trusts_files)
     except UserError:
         if dist_info.local_rank != 0:
             sys.exit(1)  # every process of this machine meets the same mistake: one of them tells it
@@ -66,13 +67,13 @@ def train(plan: "TrainPlan", dist_info: "DistInfo") -> None:
 
     share_cores(dist_info.local_size)
     trainer = set_up(plan, dist_info)
-    config = plan.config
+    config = trainer.config
     export = trainer.folder / "export"
     try:
         with trainer.watchdog.faults_told():
             last = fit(trainer)
             trainer.watchdog.mark(last, "exporting the model", config.guard.start_timeout)
-            export_model(trainer.engine, trainer.mesh, config, plan.metadata.layout, export, last)
+            export_model(trainer.engine, trainer.mesh, config, trainer.metadata.layout, export, last)
         trainer.tell("finish", last, **({"reason": trainer.stop_reason} if trainer.stop_reason else {}))
         print_rank0(f"{export}: the trained model")
     finally:
@@ -88,10 +89,11 @@ def set_up(plan: "TrainPlan", dist_info: "DistInfo") -> "Trainer":
     from ttt_dist.parallel.parallelize import parallelize
     from ttt_dist.telemetry.events import Events
     from ttt_dist.training.loop import Trainer
+    from ttt_dist.training.plan import agree
     from ttt_dist.training.stop_signals import SignalHandler
     from ttt_dist.training.watchdog import Watchdog
 
-    config, mesh, layout = plan.config, plan.mesh, plan.metadata.layout
+    config, mesh = plan.config, plan.mesh
     limit_s, logs = config.guard.start_timeout, Path(config.run_dir) / "logs"
     stop = SignalHandler(60 * config.guard.stop_after)
     init_process_group(
@@ -101,6 +103,9 @@ def set_up(plan: "TrainPlan", dist_info: "DistInfo") -> "Trainer":
         tried=Path(config.run_dir) if config.guard.check_nodes else None,
     )
     log_to_files(logs, dist_info.rank)
+    if dist_info.world_size > 1:
+        plan = agree(plan, dist_info)
+    config, layout = plan.config, plan.metadata.layout
     events = Events(config.run_dir)
     watchdog = Watchdog(logs, limit_s, lambda step, reason: events.log("fault", step, reason=reason))
     checkpoint, weights = choose_start(config, layout, plan.candidates)

@@ -1,7 +1,8 @@
 """Packing: windows of the one random order of all samples, each run of them a shard."""
 
-import hashlib
-from dataclasses import dataclass, field
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from data_prep.packing.binpack import WINDOW, num_windows, pack_window
 from data_prep.packing.sample_source import NAMED, SampleSource
 from ttt_dist.data import metadata
 from ttt_dist.data.metadata import with_suffix
+from ttt_dist.data.set_index import SUFFIX, SetIndex, without_lists
 from ttt_dist.data.shards import SUFFIXES, ShardWriter
-from ttt_dist.jobs.parts import has_files, read_part, versions
+from ttt_dist.jobs.parts import describe_file, has_files, read_part, versions
 from ttt_dist.jobs.runner import Outcome, PartJob, ProgressCallback
 from ttt_dist.util.atomic_files import atomic_write, remove_leftovers
 from ttt_dist.util.console import print_rank0, warn
@@ -142,31 +144,36 @@ def finish(job: PackJob) -> None:
             )
             return
         with lease(job.out, wait=True):
-            remove_leftovers(with_suffix(job.out, ".json"))
-            with atomic_write(with_suffix(job.out, ".json")) as file:
-                file.write(_render_set(job, [prefix for prefix, _ in shards]))
+            remove_leftovers(with_suffix(job.out, ".json"), with_suffix(job.out, SUFFIX))
+            _write_set(job, [prefix for prefix, _ in shards])
     for name in job.previous - _files_of(job.out):
         job.out.with_name(name).unlink(missing_ok=True)
 
 
-def _render_set(job: PackJob, prefixes: list[Path]) -> str:
-    """The JSON of a set. A shard that has no sample left is no member. Raises UserError where none has any."""
-    prefixes = [prefix for prefix in prefixes if metadata.read(prefix)["counts"]["packs"]]
-    if not prefixes:
+def _write_set(job: PackJob, prefixes: list[Path]) -> None:
+    """The JSON of a set, then its index. A shard that has no sample left is no member. Raises UserError where none has any."""
+    counts: dict[str, float] = {}
+    files: dict[str, Any] = {}
+
+    def members() -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Prefix and JSON of each, counted on the way: of many shards, one JSON is held at a time."""
+        for prefix in prefixes:
+            meta = metadata.read(prefix)
+            if meta["counts"]["packs"]:
+                counts.update({name: counts.get(name, 0) + count for name, count in meta["counts"].items()})
+                files[f"{prefix.name}.json"] = describe_file(with_suffix(prefix, ".json"))
+                yield prefix, meta
+
+    index = SetIndex.of_shards({}, members())
+    if not files:
         raise UserError(f"{job.out}: nothing to write, all samples are too long; raise --seq-len")
-    metas = [metadata.read(prefix) for prefix in prefixes]
-    counts: dict[str, float] = {
-        name: sum(meta["counts"][name] for meta in metas) for name in metas[0]["counts"] if name != "fill"
-    }
     counts["fill"] = round(counts["tokens"] / (counts["packs"] * job.seq_len), 6)
-    files = {}
-    for prefix in prefixes:
-        path = with_suffix(prefix, ".json")
-        content = path.read_bytes()
-        files[path.name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    names = [prefix.name for prefix in prefixes]
+    names = [name.removesuffix(".json") for name in files]
     meta = {"format": metadata.FORMAT, **job.meta(), "shards": names, "counts": counts, "files": files}
-    return metadata.render({**meta, "beside": metadata.asset_checksums(job.out.parent)})
+    text = metadata.render({**meta, "beside": metadata.asset_checksums(job.out.parent)})
+    with atomic_write(with_suffix(job.out, ".json")) as file:
+        file.write(text)
+    replace(index, meta=without_lists(json.loads(text))).write(job.out)
 
 
 def _files_of(prefix: Path) -> set[str]:
@@ -174,6 +181,7 @@ def _files_of(prefix: Path) -> set[str]:
     path = with_suffix(prefix, ".json")
     try:
         names = metadata.shard_names(prefix, metadata.read(prefix))
-        return {path.name, *(f"{name}{suffix}" for name in names for suffix in SUFFIXES)}
+        of_set = [f"{prefix.name}{SUFFIX}"] if names != [prefix.name] else []
+        return {path.name, *of_set, *(f"{name}{suffix}" for name in names for suffix in SUFFIXES)}
     except UserError:  # none, or one that nothing can be told of
         return set()

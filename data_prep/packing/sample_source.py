@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,13 @@ import numpy as np
 from data_prep.packing.sample_parts import shared
 from data_prep.packing.truncation import cut, pieces
 from ttt_dist.data.document import Document
+from ttt_dist.data.set_index import SetIndex
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.data.speakers import add_up
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.util.atomic_files import open_new, remove_dead_leftovers, temporary_name, writing
 from ttt_dist.util.errors import UserError
 
-OPEN_PARTS = 256
-"""Parts kept open: each holds two mapped files."""
 NAMED = 20
 
 
@@ -49,12 +48,17 @@ class SampleSource:
 
     def __post_init__(self) -> None:
         self.starts = np.cumsum([0] + [part["counts"]["packs"] for _, part in self.parts])
-        self._open: OrderedDict[int, ShardReader] = OrderedDict()
         self._lengths_file: Path | None = None
+
+    @cached_property
+    def _reader(self) -> ShardReader:
+        """All parts as one."""
+        index = SetIndex.of_shards(self.parts[0][1], self.parts)
+        return ShardReader(self.parts[0][0], "nothing", index)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a worker process needs; it maps the lengths and opens parts by itself."""
-        return {**self.__dict__, "_open": OrderedDict(), "lengths": None}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_reader", "lengths")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -98,9 +102,8 @@ class SampleSource:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with open_new(self._lengths_file) as file:
-                for number in range(len(self.parts)):
-                    if self.parts[number][1]["counts"]["packs"]:
-                        self._reader(number).lengths().astype("<i4").tofile(file)
+                for lengths in self._reader.lengths_by_shard():
+                    lengths.astype("<i4").tofile(file)
         self._map_lengths()
 
     def _map_lengths(self) -> None:
@@ -121,7 +124,9 @@ class SampleSource:
         numbers = np.flatnonzero(self.lengths > seq_len)
         samples, ranges = [], []
         for number in numbers.tolist():
-            found = pieces(self._document(number), TokenLayout.from_dict(self.layout, ""), seq_len) if cut else []
+            found = (
+                pieces(self._reader.document(number), TokenLayout.from_dict(self.layout, ""), seq_len) if cut else []
+            )
             samples += [number] * len(found)
             ranges += found
             length = int(self.lengths[number])
@@ -152,26 +157,12 @@ class SampleSource:
         numbers = np.sort(numbers)
         num_samples = int(self.starts[-1])
         whole, torn = numbers[numbers < num_samples], numbers[numbers >= num_samples] - num_samples
-        documents: list[Document] = []
-        part_of = np.searchsorted(self.starts, whole, side="right") - 1
-        for part in np.unique(part_of).tolist():
-            documents += self._reader(part).documents(whole[part_of == part] - self.starts[part])
+        documents = self._reader.documents(whole)
         for piece in torn.tolist():
-            documents.append(cut(self._document(int(self.too_long_sample[piece])), *self.piece_range[piece].tolist()))
+            sample = self._reader.document(int(self.too_long_sample[piece]))
+            documents.append(cut(sample, *self.piece_range[piece].tolist()))
         return Documents(numbers, documents)
-
-    def _document(self, number: int) -> Document:
-        part, document = self._place(number)
-        return self._reader(part).document(document)
 
     def _place(self, number: int) -> tuple[int, int]:
         part = int(np.searchsorted(self.starts, number, side="right")) - 1
         return part, int(number - self.starts[part])
-
-    def _reader(self, part: int) -> ShardReader:
-        if part not in self._open:
-            self._open[part] = ShardReader(self.parts[part][0])
-            if len(self._open) > OPEN_PARTS:
-                self._open.popitem(last=False)
-        self._open.move_to_end(part)
-        return self._open[part]

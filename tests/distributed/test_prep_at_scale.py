@@ -139,7 +139,7 @@ def test_any_flipped_byte_a_truncation_and_missing_files_are_found(
         path, content = out / name, undisturbed[name]
         if number % 4 == 3:
             path.write_bytes(content[: int(rng.integers(len(content)))])
-        elif number % 8 == 6:
+        elif number % 8 == 6 and not name.endswith(".shards"):  # which is a copy, and is made again
             path.unlink()
         else:
             place, bit = int(rng.integers(len(content))), 1 << int(rng.integers(8))

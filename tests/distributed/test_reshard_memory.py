@@ -1,9 +1,11 @@
-"""reshard holds one weight at a time, however large the checkpoint and its files are."""
+"""reshard holds one weight at a time, however large the checkpoint and its files are; a run that goes on in another layout holds
+its own share and a weight."""
 
 import json
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,4 +93,68 @@ def test_memory_is_that_of_a_weight_or_two(split: Layout, tmp_path: Path) -> Non
     assert peak <= 2 * largest_weight, told
     shapes = DeepSpeedCheckpoint(native).shapes
     assert max(4 * shape[0] * shape[-1] for shape in shapes.values()) == largest_weight
+    shutil.rmtree(tmp_path)
+
+
+class Watch(threading.Thread):
+    """The peak of this process's own pages since it was started; those of mapped files are nobody's."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.ended, self.peak = threading.Event(), own_pages()
+
+    def run(self) -> None:
+        while not self.ended.wait(0.001):
+            self.peak = max(self.peak, own_pages())
+
+    def passing(self) -> int:
+        """By how much it was above what is there now: pages that were needed for a time."""
+        self.ended.set()
+        self.join()
+        return self.peak - own_pages()
+
+
+def own_pages() -> int:
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
+
+
+def go_on(split: Layout, folder: Path) -> tuple[int, int]:
+    """Load the large checkpoint into an engine of another layout: bytes needed beyond those that stay, and this process's moments."""
+    from ttt_dist.checkpoint.optimizer_state import load_optimizer_state
+    from ttt_dist.checkpoint.universal import open_checkpoint
+    from ttt_dist.model.layers import zero_weights
+    from ttt_dist.parallel import groups
+    from ttt_dist.parallel.deepspeed_adapter import masters
+    from ttt_dist.parallel.parallelize import parallelize
+
+    config: Config = replace(split.config(), model=LARGE)
+    layout = replace(LAYOUT, padded_vocab_size=NUM_ROWS)
+    for name in ("small", "large"):  # what is imported on the way is no part of it
+        if name == "large":
+            engine = parallelize(config, layout, split.mesh(), zero_weights)
+            watch = Watch()
+            watch.start()
+        else:
+            small = split.config()
+            engine = parallelize(small, replace(LAYOUT, padded_vocab_size=128), split.mesh(), zero_weights)
+        source = open_checkpoint(next((folder / name).glob("step-*")))
+        load_optimizer_state(source, engine, split.mesh(), source.config.model)
+        if name == "small":
+            groups.leave()
+    passing = watch.passing()
+    share = sum(2 * 4 * master.numel() for master in masters(engine))
+    groups.leave()
+    return passing, share
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("split", [Layout(1, 2, dp=2), Layout(3, 2, tensor=2), Layout(0, 2, tensor=2)], ids=str)
+def test_going_on_takes_a_share_and_a_weight(split: Layout, tmp_path: Path) -> None:
+    run_distributed([(save, (SPLITS[0], tmp_path))], 2)
+    (told,) = run_distributed([(go_on, (split, tmp_path))], 2)
+    largest_weight = 4 * LARGE.hidden_size * NUM_ROWS
+    for passing, share in told:
+        assert share > 100e6
+        assert passing <= 1.1 * largest_weight, f"{passing / 1e6:.0f} MB"
     shutil.rmtree(tmp_path)

@@ -14,7 +14,9 @@ from data_prep.packing.binpack import best_fit_decreasing, num_windows, pack_win
 from data_prep.packing.sample_parts import SampleWriter
 from data_prep.packing.truncation import cut, pieces
 from tests.structures import tiny_layout
+from ttt_dist.data import metadata
 from ttt_dist.data.document import check_document
+from ttt_dist.data.set_index import load_index
 from ttt_dist.data.shards import ShardReader, to_document, to_samples
 from ttt_dist.data.verify import verify
 from ttt_dist.jobs.parts import part_prefix
@@ -179,7 +181,7 @@ def test_what_cannot_be_packed_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="nothing to write"):
         pack.run(arguments(folder, "--seq-len", "2", "--max-errors", "99"))
     (folder / "part-00000.bin").write_bytes(b"")
-    with pytest.raises(UserError, match=r"part-00000\.bin: 0 bytes"):
+    with pytest.raises(UserError, match=r"part-00000\.bin: is empty"):
         pack.run(arguments(folder, "--seq-len", "32"))
 
 
@@ -261,7 +263,10 @@ def test_shards_without_samples_are_no_members_of_a_set(tmp_path: Path) -> None:
     small = ["--seq-len", "8", "--shard-samples", "2", "--max-errors", "9"]
     pack.run(arguments(folder, *small))
     reader = ShardReader(tmp_path / "shards" / "train")
-    assert 1 <= len(reader.meta["shards"]) <= 2 and len(list((tmp_path / "shards").glob("train-*.json"))) == 5
+    assert (
+        1 <= len(metadata.read(reader.prefix)["shards"]) <= 2
+        and len(list((tmp_path / "shards").glob("train-*.json"))) == 5
+    )
     assert contents(folder) == [(0, 0, 5), (1, 3, 6)]
     assert verify(tmp_path / "shards" / "train") == []
     with pytest.raises(UserError, match="nothing to write, all samples are too long"):
@@ -272,6 +277,8 @@ def test_a_set_becomes_one_shard_and_leaves_nothing_behind(folder: Path) -> None
     shards = folder.parent / "shards"
     pack.run(arguments(folder, "--seq-len", "32", "--shard-samples", "4"))
     assert len(list(shards.glob("train-*-of-00003.bin"))) == 3
+    index = load_index(shards / "train")
+    assert index is not None and index.ends[-1] == metadata.read(shards / "train")["counts"]["packs"]
     before = contents(folder)
     pack.run(arguments(folder, "--seq-len", "32"))
     assert sorted(path.name for path in shards.iterdir()) == ["template.json", "train.bin", "train.idx", "train.json"]

@@ -21,7 +21,7 @@ from ttt_dist.data import metadata
 from ttt_dist.data.document import Document, check_document
 from ttt_dist.data.indexed import new_builder, open_indexed
 from ttt_dist.data.metadata import with_suffix
-from ttt_dist.data.shards import ShardReader, ShardWriter, _sha256_of, to_document, to_samples
+from ttt_dist.data.shards import ShardReader, ShardWriter, to_document, to_samples
 from ttt_dist.data.verify import verify
 from ttt_dist.sequence.batch import collate
 from ttt_dist.sequence.sample import Sample, Segment
@@ -300,7 +300,6 @@ def test_bytes_that_changed_are_told_by_their_shard(prefix: Path, flips: list[tu
     try:
         for suffix, some in content.items():
             with_suffix(prefix, suffix).write_bytes(some)
-        _sha256_of.cache_clear()
         told = []
         for index in range(5):
             try:

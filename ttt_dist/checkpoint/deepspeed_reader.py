@@ -15,6 +15,7 @@ the files of the processes that share that slice (`Unsharded`, `Flattened`, `Par
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,10 +26,11 @@ from ttt_dist.checkpoint.saved_state import EMA, WEIGHTS, SavedState
 from ttt_dist.checkpoint.torch_io import read_state
 from ttt_dist.model.optimizer_groups import optimizer_groups
 from ttt_dist.parallel.mesh import Mesh
-from ttt_dist.parallel.partition import Partition, partition_of, shard_shape
+from ttt_dist.parallel.partition import partition_of, rows_of_rank, shard_shape
 from ttt_dist.parallel.stages import layer_and_key, layer_sizes, pipeline_name, stage_bounds
 from ttt_dist.util.errors import UserError
 
+MAPPINGS, MASTERS = "param_slice_mappings", "single_partition_of_fp32_groups"  # of ZeRO 1 and 2, by group
 # What a file that is not laid out as DeepSpeed does it makes its readers raise.
 NOT_DEEPSPEED = (LookupError, TypeError, AttributeError, RuntimeError)
 
@@ -45,32 +47,44 @@ class DeepSpeedCheckpoint(SavedState):
     def adam_step(self) -> int:
         return self._part(0, 0).adam_step
 
-    def read(self, name: str, kind: str) -> Tensor:
+    def read_rows(self, name: str, kind: str, start: int, stop: int) -> Tensor:
         shape, partition, size = self.shapes[name], partition_of(name), self.mesh.tensor
         if partition is None or size == 1:
-            return self._slice(name, kind, 0)
-        local = list(shard_shape(name, shape, size))
-        local[partition.axis] *= size
-        whole = torch.empty(local)
+            return self._slice_rows(name, kind, 0, start, stop)
+        rows = torch.empty((stop - start, *shape[1:]))
+        num_rows = size * shard_shape(name, shape, size)[0]
         for rank in range(size):
-            _fill(whole, self._slice(name, kind, rank), partition, rank, size)
-        return whole[: shape[0]]
+            if partition.axis == 1:
+                rows.chunk(size, 1)[rank].copy_(self._slice_rows(name, kind, rank, start, stop))
+                continue
+            # A rank's slice of gate and up is a slice of the gate with one of the up behind it.
+            for of_whole, of_slice, count in rows_of_rank(num_rows, partition, rank, size):
+                first, last = max(start, of_whole), min(stop, of_whole + count)
+                if first < last:
+                    moved = of_slice - of_whole
+                    own = self._slice_rows(name, kind, rank, first + moved, last + moved)
+                    rows[first - start : last - start].copy_(own)
+        return rows
 
-    def _slice(self, name: str, kind: str, tensor_rank: int) -> Tensor:
-        """What one tensor-parallel rank had of a weight."""
+    def _slice_rows(self, name: str, kind: str, tensor_rank: int, start: int, stop: int) -> Tensor:
+        """Rows of what one tensor-parallel rank had of a weight."""
         shape = torch.Size(shard_shape(name, self.shapes[name], self.mesh.tensor))
+        wanted, width = (stop - start, *shape[1:]), shape[1:].numel()
         part = self._part(self.stage_of(name), tensor_rank)
+        if start == stop:
+            return torch.zeros(wanted)
         if part.adam_step == 0:  # nothing has been averaged, and moments are zero
             if kind not in (WEIGHTS, EMA):
-                return torch.zeros(shape)
+                return torch.zeros(wanted)
             kind = WEIGHTS
         with self._as_deepspeed_writes():
-            pieces = [piece.detach().flatten() for piece in part.pieces(name, kind)]
+            pieces = part.pieces(name, kind, shape.numel(), start * width, stop * width)
             flat = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        # ZeRO-3 makes its pieces equal: the last ones may be padded by less than one number a piece.
-        if not shape.numel() <= flat.numel() < shape.numel() + len(pieces):
-            raise UserError(f"{self.folder}: {kind} of {name} are {flat.numel()} numbers instead of {shape.numel()}")
-        return flat[: shape.numel()].view(shape)
+        if flat.numel() != (stop - start) * width:
+            raise UserError(
+                f"{self.folder}: {kind} of {name} are {flat.numel()} numbers instead of {(stop - start) * width}"
+            )
+        return flat.view(wanted)
 
     def _part(self, stage: int, tensor_rank: int) -> "Part":
         key = (stage, tensor_rank)
@@ -116,9 +130,24 @@ class Part(Protocol):
 
     def __init__(self, checkpoint: DeepSpeedCheckpoint, stage: int, tensor_rank: int) -> None: ...
 
-    def pieces(self, name: str, kind: str) -> list[Tensor]:
-        """Runs of numbers, mapped, which one after the other are this part's slice of a weight."""
+    def pieces(self, name: str, kind: str, total: int, first: int, stop: int) -> list[Tensor]:
+        """Runs of numbers, mapped, which one after the other are numbers [first, stop) of this part's slice of a weight, which
+        has `total`; other ones where the files are not as they should be."""
         ...
+
+
+def _cut(pieces: Iterable[Tensor], total: int, first: int, stop: int) -> list[Tensor]:
+    """Numbers [first, stop) of pieces that are `total` numbers together; all of them where they are not so many."""
+    flats = [piece.detach().flatten() for piece in pieces]
+    ends = list(accumulate(map(len, flats)))
+    if ends[-1:] != [total]:
+        return flats
+    spans = zip(flats, [0, *ends], strict=False)
+    return [
+        flat[max(first - begin, 0) : stop - begin]
+        for flat, begin in spans
+        if begin < stop and first < begin + len(flat)
+    ]
 
 
 class Unsharded:
@@ -147,14 +176,18 @@ class Unsharded:
             masters = zip(groups, optimizer["fp32_groups"], strict=True)
             self.module = dict(pair for names, tensors in masters for pair in zip(names, tensors, strict=True))
 
-    def pieces(self, name: str, kind: str) -> list[Tensor]:
+    def pieces(self, name: str, kind: str, total: int, first: int, stop: int) -> list[Tensor]:
+        return _cut([self._tensor(name, kind)], total, first, stop)
+
+    def _tensor(self, name: str, kind: str) -> Tensor:
         if kind != WEIGHTS:
-            return [self.moments[self.index[name]][kind]]
+            return self.moments[self.index[name]][kind]
         if self.module is not None:
-            return [self.module[name]]
+            return self.module[name]
         layer, key = layer_and_key(name, self.checkpoint.config.model.num_layers)
         file = f"layer_{layer:02d}-model_{self.tensor_rank:02d}-model_states.pt"
-        return [read_state(self.checkpoint.folder / file, mmap=True)[key]]
+        found: Tensor = read_state(self.checkpoint.folder / file, mmap=True)[key]
+        return found
 
 
 class Flattened:
@@ -162,32 +195,63 @@ class Flattened:
 
     def __init__(self, checkpoint: DeepSpeedCheckpoint, stage: int, tensor_rank: int) -> None:
         self.checkpoint = checkpoint
-        self.states = _optimizer_states(checkpoint, stage, tensor_rank)
+        self.states = OptimizerStates(checkpoint, stage, tensor_rank)
         self.adam_step = _adam_step(self.states[0]["base_optimizer_state"]["state"].values())
+        self.places: dict[
+            str, tuple[int, int]
+        ] = {}  # group, and the weight's first number there: matrices, then vectors
+        starts = [0, 0]
+        for name in checkpoint.names_of(stage):
+            shape = shard_shape(name, checkpoint.shapes[name], checkpoint.mesh.tensor)
+            group = int(len(shape) == 1)
+            self.places[name] = (group, starts[group])
+            starts[group] += torch.Size(shape).numel()
 
-    def pieces(self, name: str, kind: str) -> list[Tensor]:
-        if self.checkpoint.mesh.pipeline > 1:
-            name = pipeline_name(name, self.checkpoint.config.model)
+    def pieces(self, name: str, kind: str, total: int, first: int, stop: int) -> list[Tensor]:
+        key = pipeline_name(name, self.checkpoint.config.model) if self.checkpoint.mesh.pipeline > 1 else name
         # The cuts between processes fall anywhere, also within a weight: a process may have its end, all of it or none. The
         # map has, for each weight that a process has anything of, where that lies in the process's flat part of the group.
-        found = []
-        for state in self.states:
-            for group, places in enumerate(state["param_slice_mappings"]):
-                if name in places:
-                    flat = state["single_partition_of_fp32_groups"][group]
-                    if kind != WEIGHTS:
-                        flat = state["base_optimizer_state"]["state"][group][kind]
-                    found.append(flat.narrow(0, places[name].start, places[name].numel))
+        found = self._where_expected(name, key, kind, total, first, stop)
+        if found is not None:
+            return found
+        pieces = (
+            self._piece(state, group, key, kind) for state in self.states for group in range(len(state[MAPPINGS]))
+        )
+        return _cut((piece for piece in pieces if piece is not None), total, first, stop)
+
+    def _where_expected(self, name: str, key: str, kind: str, total: int, first: int, stop: int) -> list[Tensor] | None:
+        """From the few files that have these numbers if each group is cut where its length says; None where it is not."""
+        group, offset = self.places[name]
+        if group >= len(self.states[0][MAPPINGS]):
+            return None
+        length, found = len(self.states[0][MASTERS][group]), []
+        for number in range((offset + first) // length, -(-(offset + stop) // length)):
+            begin, end = max(number * length - offset, 0), min((number + 1) * length - offset, total)
+            piece = self._piece(self.states[number], group, key, kind) if number < len(self.states) else None
+            if piece is None or len(piece) != end - begin:
+                return None
+            found.append(piece[max(first - begin, 0) : stop - begin])
         return found
+
+    @staticmethod
+    def _piece(state: dict[str, Any], group: int, key: str, kind: str) -> Tensor | None:
+        """What a process has of a weight, if it is of this group."""
+        place = state[MAPPINGS][group].get(key)
+        if place is None:
+            return None
+        flat: Tensor = state[MASTERS][group] if kind == WEIGHTS else state["base_optimizer_state"]["state"][group][kind]
+        return flat.detach().narrow(0, place.start, place.numel)
 
 
 class Partitioned:
     """ZeRO-3: each weight is cut into equal parts, padded at its end; those of a process lie end to end in sub-groups."""
 
     def __init__(self, checkpoint: DeepSpeedCheckpoint, stage: int, tensor_rank: int) -> None:
-        self.states = _optimizer_states(checkpoint, stage, tensor_rank)
+        self.states = OptimizerStates(checkpoint, stage, tensor_rank)
         self.adam_step = _adam_step(self.states[0]["optimizer_state_dict"]["state"].values())
-        self.places: dict[str, tuple[int, int, int]] = {}  # sub-group, first number there, how many
+        self.places: dict[
+            str, tuple[int, int, int, int]
+        ] = {}  # sub-group, first number there, how many; and in all parts
         shapes = read_state(_model_file(checkpoint, stage, tensor_rank), mmap=True)["param_shapes"]
         # Nothing says where a weight's part begins: parts lie in the order of the group's weights, and each process has as
         # many numbers of a weight as every other (rounded up), so that the sum of those before it is the place.
@@ -195,26 +259,21 @@ class Partitioned:
             start = 0
             for name, shape in names.items():
                 count = -(-shape.numel() // len(self.states))
-                self.places[name] = (group, start, count)
+                self.places[name] = (group, start, count, shape.numel())
                 start += count
 
-    def pieces(self, name: str, kind: str) -> list[Tensor]:
-        group, start, count = self.places[name]
-        if kind == WEIGHTS:
-            flats = [state["fp32_flat_groups"][group] for state in self.states]
-        else:
-            flats = [state["optimizer_state_dict"]["state"][group][kind] for state in self.states]
-        return [flat.narrow(0, start, count) for flat in flats]
-
-
-def _fill(whole: Tensor, piece: Tensor, partition: Partition, rank: int, size: int) -> None:
-    """Put the slice of tensor-parallel `rank` at its places in the whole weight: no third copy, as of `unshard`.
-
-    A rank's slice of gate and up is a slice of the gate with one of the up behind it: block by block they are far apart.
-    """
-    blocks = (tensor.chunk(partition.num_blocks, partition.axis) for tensor in (whole, piece))
-    for block, part in zip(*blocks, strict=True):
-        block.chunk(size, partition.axis)[rank].copy_(part)
+    def pieces(self, name: str, kind: str, total: int, first: int, stop: int) -> list[Tensor]:
+        group, start, count, there = self.places[name]
+        if there != total:
+            first, stop = 0, there
+        found = []
+        for number in range(first // count, -(-stop // count)):
+            state = self.states[number]
+            flats = state["fp32_flat_groups"] if kind == WEIGHTS else None
+            flat = flats[group] if flats is not None else state["optimizer_state_dict"]["state"][group][kind]
+            begin = number * count
+            found.append(flat.detach().narrow(0, start, count)[max(first - begin, 0) : stop - begin])
+        return found
 
 
 def _adam_step(states: Iterable[Mapping[str, Any]]) -> int:
@@ -227,12 +286,28 @@ def _model_file(checkpoint: DeepSpeedCheckpoint, stage: int, tensor_rank: int) -
     return checkpoint.folder / f"{of_shard}{_process(checkpoint, stage, tensor_rank)}_model_states.pt"
 
 
-def _optimizer_states(checkpoint: DeepSpeedCheckpoint, stage: int, tensor_rank: int) -> list[dict[str, Any]]:
-    """What the processes saved that ZeRO divides by: those of different data or tokens."""
-    prefix = "bf16_" if checkpoint.config.train.precision == "bf16" else ""
-    end = f"{_process(checkpoint, stage, tensor_rank)}_optim_states.pt"
-    files = (f"{prefix}zero_pp_rank_{rank}_{end}" for rank in range(checkpoint.mesh.zero_size))
-    return [read_state(checkpoint.folder / file, mmap=True)["optimizer_state_dict"] for file in files]
+class OptimizerStates:
+    """What the processes saved that ZeRO divides by: those of different data or tokens. A file is opened when it is asked for,
+    since of a thousand a process needs some two or three."""
+
+    def __init__(self, checkpoint: DeepSpeedCheckpoint, stage: int, tensor_rank: int) -> None:
+        prefix = "bf16_" if checkpoint.config.train.precision == "bf16" else ""
+        end = f"{_process(checkpoint, stage, tensor_rank)}_optim_states.pt"
+        self._files = [
+            checkpoint.folder / f"{prefix}zero_pp_rank_{rank}_{end}" for rank in range(checkpoint.mesh.zero_size)
+        ]
+        self._read: dict[int, dict[str, Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        if number not in self._read:
+            self._read[number] = read_state(self._files[number], mmap=True)["optimizer_state_dict"]
+        return self._read[number]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return map(self.__getitem__, range(len(self)))
 
 
 def _process(checkpoint: DeepSpeedCheckpoint, stage: int, tensor_rank: int) -> str:

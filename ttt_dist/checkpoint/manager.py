@@ -50,7 +50,7 @@ LATEST = "latest"
 METADATA = "run.json"
 UNIVERSAL = "portable"
 GONE = ".gone-"  # what a checkpoint is called while its space is being freed
-BYTES_PER_PARAMETER = 12  # at least: an fp32 weight and its two moments
+OPTIMIZER_BYTES = 12  # of a parameter: an fp32 weight and its two moments
 # A change of these leaves the weights valid, but the run no longer continues what it was.
 ORDER_SETTINGS = ("seed", "train.global_batch")
 _NAME = re.compile(r"step-[0-9]{8,18}")
@@ -73,24 +73,26 @@ class CheckpointMetadata:
         return cls(layout, to_dict(config), world_size, zero_stage(config.deepspeed))
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of `folder` (RUN/checkpoints) that are complete, newest first; of the contents, run.json's are read.
+def list_checkpoints(folder: Path, trusts_files: bool = False) -> list[Path]:
+    """The checkpoints of `folder` (RUN/checkpoints), newest first, from the newest one that is complete: of its contents, run.json's
+    are read. Older ones are looked at by nobody before `first_whole` has found that this one is not whole.
 
-    Warns of those that are newer than the newest complete one. Raises UserError where there are some, but none is complete.
+    `trusts_files`: nor is it asked whether the files are there that its manifest lists. Warns of those that are newer than the
+    newest complete one. Raises UserError where there are some, but none is complete.
     """
-    complete, broken = [], []
-    for path in reversed(_named(folder)):
+    named, broken = _named(folder)[::-1], []
+    for number, path in enumerate(named):
         try:
-            _require_described(path)
-            complete.append(path)
+            _require_described(path, trusts_files)
         except UserError as error:
-            if not complete:
-                broken.append(str(error))
-    for reason in broken:
-        warn(f"skipping a checkpoint: {reason}")
-    if broken and not complete:
+            broken.append(str(error))
+            continue
+        for reason in [] if trusts_files else broken:  # who trusts is about to hear from one who does not
+            warn(f"skipping a checkpoint: {reason}")
+        return named[number:]
+    if broken:
         raise UserError(f"{folder}: holds no complete checkpoint ({broken[0]}); remove the folder to start anew")
-    return complete
+    return []
 
 
 def _named(folder: Path) -> list[Path]:
@@ -102,9 +104,10 @@ def _number(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def _require_described(checkpoint: Path) -> None:
+def _require_described(checkpoint: Path, trusts_files: bool = False) -> None:
     """Raise UserError unless a checkpoint's files are there in full and run.json is what was written."""
-    require_checksums(checkpoint, require_whole(checkpoint), [METADATA])
+    files = read_manifest(checkpoint) if trusts_files else require_whole(checkpoint)
+    require_checksums(checkpoint, files, [METADATA])
     read_metadata(checkpoint)
 
 
@@ -113,25 +116,40 @@ def latest(folder: Path) -> Path | None:
     return next(iter(list_checkpoints(folder)), None)
 
 
-def resolve_resume_path(path: Path) -> list[Path]:
+def resolve_resume_path(path: Path, trusts_files: bool = False) -> list[Path]:
     """The checkpoints that `--resume PATH` means: that one, or those of a run folder, newest first. Raises UserError."""
     if (path / METADATA).is_file():
-        _require_described(path)
+        _require_described(path, trusts_files)
         return [path]
     for folder in (path / "checkpoints", path):
-        if checkpoints := list_checkpoints(folder):
+        if checkpoints := list_checkpoints(folder, trusts_files):
             return checkpoints
     raise UserError(
         f"--resume {path}: no checkpoint here; name RUN/checkpoints/step-N, a run folder, or a reshard's --out"
     )
 
 
-def require_space(run_dir: Path, num_parameters: int) -> None:
-    """Raise UserError where a checkpoint of so many parameters would find no place, or nothing can be written at all."""
+def bytes_per_parameter(config: Config) -> int:
+    """What DeepSpeed writes of a parameter (measured in tests/distributed/test_checkpoint_size.py).
+
+    Beside the optimizer's numbers the weights of the forward pass, unless they are the optimizer's own (ZeRO 0 in fp32) or are
+    made from them (ZeRO 3). A pipeline in bf16 without ZeRO has the optimizer's numbers twice.
+    """
+    stage, is_bf16 = zero_stage(config.deepspeed), config.train.precision == "bf16"
+    of_optimizer = OPTIMIZER_BYTES + (4 if config.train.ema else 0)
+    if stage == 0 and not is_bf16:
+        return of_optimizer
+    if stage == 0 and config.parallel.pipeline > 1:
+        return 2 * of_optimizer + 2
+    return of_optimizer + (0 if stage == 3 else 2 if is_bf16 else 4)
+
+
+def require_space(run_dir: Path, needed: int) -> None:
+    """Raise UserError where a checkpoint of so many bytes would find no place, or nothing can be written at all."""
     folder = next(path for path in (run_dir, *run_dir.absolute().parents) if path.is_dir())
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"run_dir={run_dir}: {folder} cannot be written; choose another place")
-    needed, free = BYTES_PER_PARAMETER * num_parameters, shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
             f"run_dir={run_dir}: a checkpoint takes {needed / 1e9:.3g} GB, but {free / 1e9:.3g} GB are free; "
@@ -306,6 +324,15 @@ def on_first_rank(action: Callable[[], None]) -> None:
     dist.broadcast_object_list(failure, device=_object_device())
     if failure[0] is not None:
         raise failure[0]
+
+
+def from_first_rank(value: T) -> T:
+    """Rank 0's value; collective."""
+    import torch.distributed as dist
+
+    values = [value]
+    dist.broadcast_object_list(values, device=_object_device())
+    return values[0]
 
 
 def gather(value: T) -> list[T]:

@@ -54,11 +54,11 @@ def require_whole(folder: Path) -> dict[str, FileChecksum]:
     for name, expected in files.items():
         path = folder / name
         try:
-            found = path.stat().st_size if path.is_file() else None
+            found = path.stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{path}: missing") from None
         except (OSError, ValueError) as error:  # a name that no file can have, too
             raise UserError(f"{folder}: a file of {MANIFEST} cannot be looked for ({str(error)[:200]})") from None
-        if found is None:
-            raise UserError(f"{path}: missing")
         if found != expected.bytes:
             raise UserError(f"{path}: has {found:,} bytes instead of {expected.bytes:,}")
     return files

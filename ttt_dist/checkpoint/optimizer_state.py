@@ -5,7 +5,6 @@
 
 import deepspeed
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ttt_dist.checkpoint.saved_state import WEIGHTS, SavedState
@@ -13,7 +12,7 @@ from ttt_dist.config.model import ModelConfig
 from ttt_dist.parallel.deepspeed_adapter import fragments, inner_adam, masters
 from ttt_dist.parallel.gather import own_parameters
 from ttt_dist.parallel.mesh import Mesh
-from ttt_dist.parallel.partition import VOCABULARY_WEIGHTS, padded_rows, partition_of, shard
+from ttt_dist.parallel.partition import partition_of, rows_of_rank, shard_shape
 
 
 @torch.no_grad()
@@ -29,12 +28,36 @@ def load_optimizer_state(
     for name, part in fragments(engine, own_parameters(engine.module, mesh, config)):
         moments = adam.state[part.master]
         for kind, target in ((WEIGHTS, part.master), *((kind, moments[kind]) for kind in kinds)):
-            own = _own_slice(name, source.read(name, kind), mesh).flatten()
-            target.view(-1).narrow(0, part.offset, part.size).copy_(own.narrow(0, part.first, part.size))
+            # Without a name for what is read: it would stay until the next has been read too.
+            target.view(-1).narrow(0, part.offset, part.size).copy_(
+                read_run(source, name, kind, mesh, part.first, part.size)
+            )
 
 
-def _own_slice(name: str, whole: Tensor, mesh: Mesh) -> Tensor:
-    """What tensor parallelism leaves this process of a weight, the vocabulary padded with zeros."""
-    if name in VOCABULARY_WEIGHTS:
-        whole = F.pad(whole, (0, 0, 0, padded_rows(len(whole), mesh.tensor) - len(whole)))
-    return shard(whole, partition_of(name), mesh.tensor_rank, mesh.tensor)
+def read_run(source: SavedState, name: str, kind: str, mesh: Mesh, first: int, size: int) -> Tensor:
+    """`size` numbers from `first` on of what tensor parallelism leaves this process of a weight, whose rows alone are read.
+
+    With ZeRO each of a thousand processes keeps a thousandth of each weight. The vocabulary is padded with zeros.
+    """
+    shape = shard_shape(name, source.shapes[name], mesh.tensor)
+    width = torch.Size(shape[1:]).numel()
+    start, stop = first // width, -(-(first + size) // width)
+    partition = partition_of(name) if mesh.tensor > 1 else None
+    if partition is None:
+        rows = source.read_rows(name, kind, start, stop)
+    elif partition.axis == 1:
+        rows = source.read_rows(name, kind, start, stop).chunk(mesh.tensor, 1)[mesh.tensor_rank]
+    else:
+        runs = rows_of_rank(mesh.tensor * shape[0], partition, mesh.tensor_rank, mesh.tensor)
+        rows = torch.cat([_overlap(source, name, kind, run, start, stop) for run in runs])
+    return rows.flatten().narrow(0, first - start * width, size)
+
+
+def _overlap(source: SavedState, name: str, kind: str, run: tuple[int, int, int], start: int, stop: int) -> Tensor:
+    """Of rows [start, stop) of a slice those of one of its runs; zeros for rows that the weight has not."""
+    of_whole, of_slice, count = run
+    start, stop = max(start, of_slice), min(stop, of_slice + count)
+    (num_rows, *width), moved = source.shapes[name], of_whole - of_slice
+    there = min(stop + moved, num_rows)
+    rows = [source.read_rows(name, kind, start + moved, there)] if start + moved < there else []
+    return torch.cat([*rows, torch.zeros(max(stop - start, 0) - sum(map(len, rows)), *width)])

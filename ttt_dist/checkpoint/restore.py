@@ -29,12 +29,16 @@ if TYPE_CHECKING:
     from ttt_dist.model.layers import WeightSource
 
 
-def find_candidates(config: Config, resume: Path | None) -> list[Path]:
-    """Checkpoints of this run, newest first, or, where it has none yet, those that --resume names. Raises UserError."""
-    own = manager.list_checkpoints(Path(config.run_dir) / "checkpoints")
+def find_candidates(config: Config, resume: Path | None, trusts_files: bool = False) -> list[Path]:
+    """Checkpoints of this run, newest first, or, where it has none yet, those that --resume names. Raises UserError.
+
+    A thousand processes that look for each of thousands of files are too many: all but one trust the manifest, and go by what
+    that one has found (`plan.agree`).
+    """
+    own = manager.list_checkpoints(Path(config.run_dir) / "checkpoints", trusts_files)
     if own and not config.checkpoint.resume:
         raise UserError(f"{own[0]}: run_dir holds a run already; set checkpoint.resume=true or choose another run_dir")
-    return own or ([] if resume is None else manager.resolve_resume_path(resume))
+    return own or ([] if resume is None else manager.resolve_resume_path(resume, trusts_files))
 
 
 def skips_of_run(config: Config) -> list[tuple[int, int]]:
@@ -84,7 +88,14 @@ def require_init_from(config: Config, layout: TokenLayout) -> None:
 
 def require_space(config: Config, layout: TokenLayout) -> None:
     """Raise UserError where a checkpoint of the run could not be written."""
-    manager.require_space(Path(config.run_dir), sum(count_parameters(config.model, layout.padded_vocab_size).values()))
+    manager.require_space(Path(config.run_dir), checkpoint_bytes(config, layout))
+
+
+def checkpoint_bytes(config: Config, layout: TokenLayout) -> int:
+    """What a checkpoint of the run takes, nearly: first and last stage of a pipeline both write a tied embedding."""
+    parts = count_parameters(config.model, layout.padded_vocab_size)
+    is_twice = config.parallel.pipeline > 1 and config.model.tie_embeddings
+    return manager.bytes_per_parameter(config) * (sum(parts.values()) + is_twice * parts["embed"])
 
 
 def imported_layout(init_from: str, layout: TokenLayout) -> TokenLayout:

@@ -38,4 +38,8 @@ class SavedState:
 
     def read(self, name: str, kind: str) -> Tensor:
         """The whole fp32 tensor of one of `kinds` that belongs to weight `name`; mapped where nothing had to be put together."""
+        return self.read_rows(name, kind, 0, self.shapes[name][0])
+
+    def read_rows(self, name: str, kind: str, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of that tensor, of a vector its numbers. Nothing else of it is read where it lies in files as rows."""
         raise NotImplementedError

@@ -41,8 +41,8 @@ class UniversalCheckpoint(SavedState):
     def adam_step(self) -> int:
         return int(self.metadata[ADAM_STEP])
 
-    def read(self, name: str, kind: str) -> Tensor:
-        return self._tensors[kind](name, self.shapes[name])
+    def read_rows(self, name: str, kind: str, start: int, stop: int) -> Tensor:
+        return self._tensors[kind].rows(name, self.shapes[name], start, stop)
 
 
 def open_checkpoint(folder: str | Path) -> SavedState:

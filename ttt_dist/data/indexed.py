@@ -4,9 +4,13 @@ That import takes seconds and warns of CUDA extras that a file format has no use
 sequences. The `.idx` is a header of 34 bytes and three or four arrays; tests compare both ways with Megatron's own.
 """
 
+import mmap
+import os
 import struct
+import weakref
 from array import array
 from collections.abc import Collection, Iterable
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -72,18 +76,20 @@ def new_builder(bin_path: Path, multimodal: bool) -> IndexedBuilder:
 
 
 class Indexed:
-    """A .bin and its .idx, mapped: sequences of tokens of one `dtype`, and documents of several sequences each.
+    """A .bin and its .idx: sequences of tokens of one `dtype`, and documents of several sequences each. Two handles, freed with
+    the object.
 
     `sequence_lengths` int32 [n] in tokens, `sequence_pointers` int64 [n] in bytes, `document_indices` int64 [documents + 1]
-    (first sequence of each, and the end), `sequence_modes` int8 [n] where `multimodal`, else empty.
+    (first sequence of each, and the end), `sequence_modes` int8 [n] where `multimodal`, else empty; all of them mapped.
     """
 
     def __init__(self, prefix: Path, multimodal: bool, dtypes: Collection[str]) -> None:
         """Raises ValueError where the .idx is not what Megatron writes, or of a type that is none of `dtypes`."""
-        index = np.memmap(f"{prefix}.idx", mode="r")
+        with open(f"{prefix}.idx", "rb", buffering=0) as file:
+            self._index = index = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if len(index) < HEADER.size:
             raise ValueError(f"{len(index)} bytes, less than its header")
-        magic, version, code, num_sequences, num_borders = HEADER.unpack(index[: HEADER.size].tobytes())
+        magic, version, code, num_sequences, num_borders = HEADER.unpack_from(index)
         if (magic, version) != (MAGIC, VERSION) or code not in DTYPES or not num_borders:
             raise ValueError("bad header")
         if DTYPES[code] not in dtypes:
@@ -93,33 +99,60 @@ class Indexed:
         needed = HEADER.size + 12 * num_sequences + 8 * num_borders + num_modes
         if len(index) < needed:
             raise ValueError(f"{len(index)} bytes, and its header asks for {needed}")
-        buffer, place = index.data, HEADER.size
+        place = HEADER.size
         arrays = []
         counts = (num_sequences, num_sequences, num_borders, num_modes)
         for dtype, count in zip((np.int32, np.int64, np.int64, np.int8), counts, strict=True):
-            arrays.append(np.frombuffer(buffer, dtype, count, place))
+            arrays.append(np.frombuffer(index, dtype, count, place))
             place += arrays[-1].nbytes
         self.sequence_lengths, self.sequence_pointers, self.document_indices, self.sequence_modes = arrays
-        self._tokens = np.memmap(f"{prefix}.bin", mode="r").data
+        self._bin = os.open(f"{prefix}.bin", os.O_RDONLY | os.O_CLOEXEC)
+        self._close = weakref.finalize(self, os.close, self._bin)
+        self.bin_bytes = os.fstat(self._bin).st_size
+
+    @property
+    def idx_bytes(self) -> int:
+        """Size of the .idx."""
+        return len(self._index)
+
+    def idx_sha256(self) -> bytes:
+        """SHA-256 of the .idx, whose pages are then given back: few of them are read again."""
+        digest = sha256(self._index).digest()
+        self._index.madvise(mmap.MADV_DONTNEED)
+        return digest
 
     def read(self, offset: int, count: int) -> np.ndarray:
-        """`count` tokens from byte `offset` of the .bin, of `dtype`: a view. Raises ValueError where they lie outside."""
-        if count < 0:  # numpy would take it for all that follow
-            raise ValueError(f"a sequence of {count} tokens")
-        return np.frombuffer(self._tokens, self.dtype, count, offset)
+        """`count` tokens from byte `offset` of the .bin, of `dtype`. Raises ValueError where they lie outside."""
+        if count < 0 or offset < 0:
+            raise ValueError(f"a sequence of {count} tokens from {offset}")
+        stop = offset + self.dtype.itemsize * count
+        if stop > self.bin_bytes:  # before as much memory is asked for
+            raise ValueError(f"bytes {offset} to {stop} of {self.bin_bytes}")
+        ids = np.empty(count, self.dtype)
+        left = ids.view(np.uint8).data
+        while len(left) != (got := os.preadv(self._bin, [left], offset)):
+            if not got:
+                raise ValueError("the .bin has become shorter")
+            left, offset = left[got:], offset + got  # a call gives 2 GiB at most, and some file systems less
+        return ids
 
 
 def open_indexed(
     prefix: Path, multimodal: bool, dtypes: Collection[str] = ("int32",), remedy: str = "write the shard again"
 ) -> Indexed:
     """The data set at prefix. Raises UserError where its files are missing or do not fit each other."""
-    for suffix in (".bin", ".idx"):
-        path = prefix.with_name(prefix.name + suffix)
-        if not path.is_file():
-            raise UserError(f"{path}: missing; {remedy}")
-        if not path.stat().st_size:
-            raise UserError(f"{path}: is empty; {remedy}")
     try:
-        return Indexed(prefix, multimodal, dtypes)
+        found = Indexed(prefix, multimodal, dtypes)
+        if not found.bin_bytes:
+            raise UserError(f"{prefix}.bin: is empty; {remedy}")
+        return found
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: missing; {remedy}") from None
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); correct its permissions") from None
     except ValueError as error:
+        if not os.stat(f"{prefix}.idx").st_size:
+            raise UserError(f"{prefix}.idx: is empty; {remedy}") from None
         raise UserError(f"{prefix}.idx: not a readable Megatron index ({error}); {remedy}") from error

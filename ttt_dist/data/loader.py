@@ -11,6 +11,7 @@ from ttt_dist.config.objective import Objective
 from ttt_dist.config.run import Config
 from ttt_dist.data.blend import SampleIndex
 from ttt_dist.data.metadata import is_text_set
+from ttt_dist.data.set_index import Check
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.data.sources import PackReader, Sources, open_text_set
 from ttt_dist.data.step_sizes import StepSizes
@@ -136,13 +137,15 @@ class ValidationLoader:
             yield ready(collate(packs, self.layout, self.objective, self.seed, [0] * self.micro_batch, self.seq_len))
 
 
-def open_loaders(config: Config, data_rank: int, data_size: int) -> tuple[PackLoader, dict[str, ValidationLoader]]:
+def open_loaders(
+    config: Config, data_rank: int, data_size: int, check: Check = "sizes"
+) -> tuple[PackLoader, dict[str, ValidationLoader]]:
     """The loaders of this data-parallel rank: of what is trained on, and of the sets of held-out packs by name.
 
-    Opens the shards and checks that they fit each other. Raises UserError.
+    Opens the sets, looks for their files as `check` says, and checks that they fit each other. Raises UserError.
     """
     require_noise_schedules(config.objective)
-    sources, train = Sources.open(config.data), config.train
+    sources, train = Sources.open(config.data, check), config.train
     shard = sources.first
     layout, seq_len = shard.layout, shard.seq_len or 0  # without one it holds no packs, which the loader refuses
     common = (layout, config.objective, config.seed, seq_len)
@@ -151,7 +154,7 @@ def open_loaders(config: Config, data_rank: int, data_size: int) -> tuple[PackLo
     )
     held_out = {
         name: ValidationLoader(
-            open_valid(prefix, shard), *common, train.micro_batch, data_rank, data_size, train.eval_packs or None
+            open_valid(prefix, shard, check), *common, train.micro_batch, data_rank, data_size, train.eval_packs or None
         )
         for name, prefix in config.data.held_out.items()
     }
@@ -164,11 +167,11 @@ def step_sizes(config: Config) -> StepSizes:
     return StepSizes.of(config.train.global_batch, stages, config.data.skip)
 
 
-def open_valid(prefix: str, like: ShardReader) -> PackReader:
+def open_valid(prefix: str, like: ShardReader, check: Check = "sizes") -> PackReader:
     """The held-out packs, which must be of the codec of `like`, or rows of a text set. Raises UserError."""
     if is_text_set(prefix):
         return open_text_set(prefix, like, None, "data.blend.NAME.tokenizer of a source made alike")
-    valid = ShardReader(prefix)
+    valid = ShardReader(prefix, check)
     valid.require_same_codec(like)
     return valid
 

@@ -1,6 +1,7 @@
 """The JSON beside a shard: what is in it, where it comes from, and a checksum of every file, itself included."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from hashlib import sha256
@@ -83,6 +84,21 @@ def read(prefix: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: lacks '{missing[0]}'; {REMEDY}")
     require_shape(meta, path, REMEDY)
     return meta
+
+
+def read_checksum(prefix: Path) -> bytes | None:
+    """The checksum that the JSON of a shard or set ends with, whatever its length; None where it ends with something else."""
+    try:
+        with open(with_suffix(prefix, ".json"), "rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(file.tell() - 128, 0))
+            found = _LAST_KEY.search(file.read())
+    except (OSError, ValueError):
+        return None
+    return found and bytes.fromhex(found[1].decode())
+
+
+_LAST_KEY = re.compile(rb'\n "checksum": "([0-9a-f]{64})"\n}\n\Z')
 
 
 def require_shape(meta: Mapping[str, Any], path: Path, remedy: str) -> None:

@@ -3,16 +3,14 @@
 One document is one pack and one sequence is one segment of a sample; the mode byte of a sequence says whether it starts
 a sample (bit 0) and whether its tokens are targets (bit 1). A pack is contiguous: one read. Composed samples are kept
 in the same format, one sample per document and no seq_len. Larger corpora are sets: shards PREFIX-00000-of-00012 and so
-on, and PREFIX.json that lists them.
+on, PREFIX.json that lists them, and PREFIX.shards (`set_index`) with what a reader needs of each.
 """
 
 import os
-from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from hashlib import sha256
-from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +21,7 @@ from ttt_dist.data import metadata
 from ttt_dist.data.document import IS_TARGET, STARTS_SAMPLE, Document, check_structure
 from ttt_dist.data.indexed import new_builder, open_indexed
 from ttt_dist.data.metadata import with_suffix
+from ttt_dist.data.set_index import Check, SetIndex, open_index, require_size
 from ttt_dist.sequence.id_bytes import to_array
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.sequence.tokens import TokenLayout
@@ -31,6 +30,7 @@ from ttt_dist.util.errors import UserError
 
 SUFFIXES = (".bin", ".idx", ".json")
 DOCUMENTS_AT_ONCE = 128
+OPEN_SHARDS = 20  # of all readers of a process; two handles each
 
 
 def to_document(samples: Sequence[Sample]) -> Document:
@@ -206,25 +206,34 @@ class ShardWriter:
 class ShardReader:
     """Reads a shard, or a set of shards as one: `len` documents, `[i]` the samples of one, `.document(i)` its arrays.
 
-    Opening checks that the files are there and have their sizes. What is read is checked when it is first used: the index by
-    its checksum, the tokens of `[i]` by their structure, so that bytes that changed are told by shard and pack and not by
-    whatever fails on them. `data_prep verify` checks every byte.
+    Opening checks that the files are there and have their sizes, or as much of that as `check` says. A shard is opened when it
+    is first read, and all readers of a process together keep OPEN_SHARDS open. What is read is checked by itself: the index of
+    a shard by its checksum when the shard is first opened, the tokens of `[i]` by their structure, so that bytes that changed
+    are told by shard and pack and not by whatever fails on them. `data_prep verify` checks every byte.
     """
 
-    def __init__(self, prefix: str | Path) -> None:
+    def __init__(self, prefix: str | Path, check: Check = "sizes", index: SetIndex | None = None) -> None:
+        """`index`: of shards beside `prefix` that are no set on disk."""
         self.prefix = Path(prefix)
-        self.meta = metadata.read(self.prefix)
+        self._index = open_index(self.prefix) if index is None else index
+        self.meta = self._index.meta
         self.layout = TokenLayout.from_dict(self.meta["layout"], f"{self.prefix}.json")
         self.seq_len: int | None = self.meta["seq_len"]
-        self._shards = [
-            _IndexedShard(self.prefix.with_name(name), self.meta if name == self.prefix.name else None)
-            for name in metadata.shard_names(self.prefix, self.meta)
-        ]
-        self._ends = list(accumulate(map(len, self._shards)))
-        self._is_checked = np.zeros(len(self), dtype=bool)
-        stated = self.meta["counts"].get("packs")
-        if len(self) != stated:
-            raise UserError(f"{self.prefix}.idx: {len(self)} documents, its JSON says {stated}; write the shard again")
+        self._ends = self._index.ends
+        self._is_whole = np.zeros(len(self._index), dtype=bool)
+        """Shards whose .idx has been found to be what was written."""
+        self.require_files(check)
+        if len(self._index) == 1:
+            _open_shard(self, 0)
+
+    @property
+    def checksum(self) -> str | None:
+        """Of the JSON, which holds those of all other files."""
+        return self.meta.get("checksum")
+
+    def require_files(self, check: Check) -> None:
+        """Raise UserError naming a file that is missing or has another size than its JSON says, as far as is asked."""
+        self._index.require_files(self.prefix.parent, check)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -248,101 +257,112 @@ class ShardReader:
             )
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> list[Sample]:
         document = self.document(index)
-        if not self._is_checked[index]:
-            self._check(index, document)
-        return to_samples(document)
-
-    def _check(self, index: int, document: Document) -> None:
         problem = next(check_structure(document, self.layout, self.seq_len), None)
         if problem is not None:
-            number = bisect_right(self._ends, index)
-            prefix, pack = self._shards[number].prefix, index - [0, *self._ends][number]
+            number, pack = self._find(index)
             raise UserError(
-                f"{prefix}.bin: pack {pack}: {problem}; its bytes have changed: run data_prep verify, write it again"
+                f"{self._prefix(number)}.bin: pack {pack}: {problem}; its bytes have changed: run data_prep verify, write it again"
             )
-        self._is_checked[index] = True
+        return to_samples(document)
 
     def document(self, index: int) -> Document:
-        """One document's arrays, copied: one contiguous read."""
+        """One document's arrays: one contiguous read."""
         if not 0 <= index < len(self):
             raise IndexError(f"pack {index} of {len(self)}")
-        return self.documents(np.array([index]))[0]
+        number, place = self._find(index)
+        return _open_shard(self, number).document(place)
 
     def documents(self, indices: np.ndarray) -> list[Document]:
         """Several documents' arrays, in any order."""
         shard_of = np.searchsorted(self._ends, indices, side="right")
-        starts = [0, *self._ends]
         found: dict[int, Document] = {}
         for number in np.unique(shard_of).tolist():
             chosen = np.flatnonzero(shard_of == number)
-            found |= zip(chosen.tolist(), self._shards[number].documents(indices[chosen] - starts[number]), strict=True)
+            shard, start = _open_shard(self, number), self._start(number)
+            found |= zip(chosen.tolist(), shard.documents(indices[chosen] - start), strict=True)
         return [found[i] for i in range(len(indices))]
 
     def lengths(self) -> np.ndarray:
         """Tokens per document, int64 [len]."""
-        return np.concatenate([shard.lengths() for shard in self._shards])
+        return np.concatenate(list(self.lengths_by_shard()))
+
+    def lengths_by_shard(self) -> Iterator[np.ndarray]:
+        """Tokens per document of one shard after the other, int64; those without documents are left out."""
+        for number in np.flatnonzero(np.diff(self._ends, prepend=0)).tolist():
+            yield _open_shard(self, number).lengths()
+
+    def _find(self, index: int) -> tuple[int, int]:
+        """Shard of a document, and its number there."""
+        number = int(self._ends.searchsorted(index, side="right"))
+        return number, index - self._start(number)
+
+    def _start(self, number: int) -> int:
+        return int(self._ends[number - 1]) if number else 0
+
+    def _prefix(self, number: int) -> Path:
+        return self.prefix.with_name(self._index.name(number))
+
+    def _open(self, number: int) -> "_Shard":
+        """Open a shard that fits what the index says of it. Raises UserError naming the file that does not."""
+        prefix = self._prefix(number)
+        shard = _Shard(prefix)
+        sizes = (shard.data.bin_bytes, shard.data.idx_bytes)
+        for suffix, found, expected in zip(
+            (".bin", ".idx"), sizes, self._index.num_bytes[number].tolist(), strict=True
+        ):
+            require_size(f"{prefix}{suffix}", found, expected)
+        packs = int(self._ends[number]) - self._start(number)
+        if len(shard) != packs:
+            raise UserError(f"{prefix}.idx: {len(shard)} documents, its JSON says {packs}; write the shard again")
+        if not self._is_whole[number]:
+            stated = self._index.idx_sha256[number].tobytes()
+            if any(stated) and shard.data.idx_sha256() != stated:
+                raise UserError(f"{prefix}.idx: checksum differs, its contents have changed; write the shard again")
+            self._is_whole[number] = True
+        return shard
 
 
-class _IndexedShard:
-    """The .bin and .idx of one shard, their sizes checked against its JSON."""
+@lru_cache(maxsize=OPEN_SHARDS)
+def _open_shard(reader: ShardReader, number: int) -> "_Shard":
+    """A shard of a reader, open. One that leaves this cache closes its files once nobody reads it."""
+    return reader._open(number)
 
-    def __init__(self, prefix: Path, meta: dict[str, Any] | None) -> None:
+
+class _Shard:
+    """The .bin and .idx of one shard."""
+
+    def __init__(self, prefix: Path) -> None:
         self.prefix = prefix
-        self._files = (meta or metadata.read(prefix))["files"]
-        self._check_sizes(self._files)
-        self._is_checked = False
-        self._data = open_indexed(prefix, multimodal=True)
-        self._borders = self._data.document_indices
-
-    def _check_sizes(self, files: dict[str, dict[str, Any]]) -> None:
-        for suffix in (".bin", ".idx"):
-            path = with_suffix(self.prefix, suffix)
-            expected = files.get(path.name, {}).get("bytes")
-            if not path.is_file():
-                raise UserError(f"{path}: missing; write the shard again")
-            if path.stat().st_size != expected:
-                size = path.stat().st_size
-                raise UserError(f"{path}: {size} bytes, but its JSON says {expected}; write the shard again")
+        self.data = open_indexed(prefix, multimodal=True)
+        self._borders = self.data.document_indices
 
     def __len__(self) -> int:
         return len(self._borders) - 1
 
-    def _require_whole_index(self) -> None:
-        """Raises UserError where the .idx is not the one that was written. Its bytes are few beside those of the .bin."""
-        if self._is_checked:
-            return
-        path = with_suffix(self.prefix, ".idx")
-        stated = self._files[path.name].get("sha256")
-        if stated not in (None, _sha256_of(path, path.stat().st_mtime_ns)):
-            raise UserError(f"{path}: checksum differs, its contents have changed; write the shard again")
-        self._is_checked = True
+    def document(self, number: int) -> Document:
+        """One document's arrays."""
+        return self._document(number, slice(*self._borders[number : number + 2].tolist()))
 
-    def documents(self, indices: np.ndarray) -> list[Document]:
-        self._require_whole_index()
-        firsts, lasts = self._borders[indices], self._borders[indices + 1]
-        places = zip(indices.tolist(), firsts.tolist(), lasts.tolist(), strict=True)
-        return [self._document(index, slice(first, last)) for index, first, last in places]
+    def documents(self, numbers: np.ndarray) -> list[Document]:
+        """Those of several."""
+        firsts, lasts = self._borders[numbers], self._borders[numbers + 1]
+        places = zip(numbers.tolist(), firsts.tolist(), lasts.tolist(), strict=True)
+        return [self._document(number, slice(first, last)) for number, first, last in places]
 
     def _document(self, number: int, where: slice) -> Document:
-        """Arrays are copied: the mapped files may be closed meanwhile."""
-        lengths = self._data.sequence_lengths[where].copy()
+        """Arrays of their own: the files may be closed meanwhile."""
+        lengths = self.data.sequence_lengths[where].copy()
         try:
-            ids = self._data.read(int(self._data.sequence_pointers[where.start]), int(lengths.sum()))
-        except ValueError as error:
+            ids = self.data.read(int(self.data.sequence_pointers[where.start]), int(lengths.sum()))
+        except (ValueError, IndexError) as error:
             raise UserError(f"{self.prefix}.idx: pack {number} lies outside the .bin; run data_prep verify") from error
-        return Document(ids.copy(), lengths, self._data.sequence_modes[where].copy())
+        return Document(ids, lengths, self.data.sequence_modes[where].copy())
 
     def lengths(self) -> np.ndarray:
-        self._require_whole_index()
-        ends = np.concatenate([[0], np.cumsum(self._data.sequence_lengths, dtype=np.int64)])
+        """Tokens per document, int64 [documents]."""
+        ends = np.concatenate([[0], np.cumsum(self.data.sequence_lengths, dtype=np.int64)])
         return np.diff(ends[self._borders])
-
-
-@lru_cache(maxsize=1 << 16)
-def _sha256_of(path: Path, mtime_ns: int) -> str:
-    """The checksum of a file that has not changed since it was last asked for: packing opens parts many times."""
-    return sha256_file(path)

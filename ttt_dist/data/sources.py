@@ -5,11 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from socket import gethostname
 from typing import Protocol
 
 from ttt_dist.config.data import DataConfig
 from ttt_dist.data.blend import BlendOrder, Order, SingleSource, Stage, exact
 from ttt_dist.data.metadata import is_text_set
+from ttt_dist.data.set_index import Check
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.data.step_sizes import StepSizes
 from ttt_dist.data.text_set import TextSet
@@ -32,6 +34,13 @@ class PackReader(Protocol):
     def counts(self) -> Mapping[str, int]:
         """packs, samples (of a text set its documents), tokens, audio_tokens."""
 
+    @property
+    def checksum(self) -> str | None:
+        """Equal where two machines have the same packs under this name, as far as can be told without reading them."""
+
+    def require_files(self, check: Check) -> None:
+        """Raise UserError naming a file that is missing or has another size, as far as is asked."""
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> list[Sample]: ...
@@ -49,7 +58,7 @@ class Sources:
     """Packs in the epochs that data.blend asks for, over all sources; None where it gives weights."""
 
     @classmethod
-    def open(cls, data: DataConfig) -> "Sources":
+    def open(cls, data: DataConfig, check: Check = "sizes") -> "Sources":
         """Open what the settings name. Raises UserError where a shard is missing or broken, or two cannot be mixed."""
         prefixes = data.prefixes()
         packed = [name for name, prefix in prefixes.items() if not (data.blend and is_text_set(prefix))]
@@ -58,7 +67,7 @@ class Sources:
                 f"data.blend: all sources are plain text sets, whose ids say neither layout nor seq_len ({prefixes[min(prefixes)]}, ...); "
                 "add a packed shard, be it with weight 0"
             )
-        shards = {name: ShardReader(prefixes[name]) for name in packed}
+        shards = {name: ShardReader(prefixes[name], check) for name in packed}
         require_alike(list(shards.values()))
         like = _with_audio(list(shards.values()))[0]
         readers: dict[str, PackReader] = {}
@@ -83,6 +92,25 @@ class Sources:
     def first(self) -> ShardReader:
         """The one whose layout, seq_len and codec are compared with others: the first that holds audio."""
         return _with_audio([reader for reader in self.readers.values() if isinstance(reader, ShardReader)])[0]
+
+    @property
+    def checksums(self) -> dict[str, str | None]:
+        """By which machines tell whether they have the same sources."""
+        return {name: reader.checksum for name, reader in self.readers.items()}
+
+    def require_files(self, check: Check) -> None:
+        """Raise UserError naming a file of a shard that is missing or has another size."""
+        for reader in self.readers.values():
+            reader.require_files(check)
+
+    def require_same(self, checksums: Mapping[str, str | None]) -> None:
+        """Raise UserError where another process has other shards, by its `checksums`."""
+        for name, mine in self.checksums.items():
+            if mine != checksums[name]:
+                raise UserError(
+                    f"{self.readers[name].prefix}: has checksum {str(mine)[:12]} on {gethostname()}, "
+                    f"{str(checksums[name])[:12]} where rank 0 is; give all machines the same shards"
+                )
 
     def order(self, seed: int, sizes: StepSizes) -> Order:
         """Which source and pack is read at (step, slot)."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from ttt_dist.data.indexed import HEADER, open_indexed
 from ttt_dist.data.metadata import with_suffix
+from ttt_dist.data.set_index import Check
 from ttt_dist.sequence.id_bytes import to_bytes
 from ttt_dist.sequence.sample import Sample
 from ttt_dist.sequence.tokens import TokenLayout
@@ -53,6 +54,14 @@ class TextSet:
         }  # fmt: skip
         for index in np.linspace(0, len(self) - 1, NUM_PROBES).astype(int).tolist():
             self[index]
+
+    @property
+    def checksum(self) -> str:
+        """The bytes of both files: nothing beside them says more."""
+        return f"{self._data.idx_bytes}+{self._data.bin_bytes} bytes"
+
+    def require_files(self, check: Check) -> None:
+        """Both are open."""
 
     def __len__(self) -> int:
         return -(-(self._num_tokens - 1) // (self.seq_len - 1))

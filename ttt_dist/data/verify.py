@@ -9,6 +9,7 @@ import numpy as np
 from ttt_dist.data import metadata
 from ttt_dist.data.document import IS_TARGET, STARTS_SAMPLE, Document, check_document
 from ttt_dist.data.metadata import with_suffix
+from ttt_dist.data.set_index import SUFFIX, index_of_set, load_index
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.util.atomic_files import sha256_file
@@ -40,7 +41,23 @@ def _verify_set(prefix: Path, meta: dict[str, Any], tick: Callable[[], None]) ->
         return problems
     for name in meta["shards"]:
         problems += verify(prefix.with_name(name), tick, is_member=True)
-    return problems
+    return problems or _verify_index(prefix, meta)
+
+
+def _verify_index(prefix: Path, meta: dict[str, Any]) -> list[str]:
+    """PREFIX.shards is a copy: what it says otherwise than the JSONs is wrong, and what is broken, or of another time, is of no use."""
+    path = with_suffix(prefix, SUFFIX)
+    if not path.exists():
+        return []
+    found = load_index(prefix)
+    try:
+        right = index_of_set(prefix, meta)
+    except UserError as error:
+        return [str(error)]
+    names = ("meta", "ends", "num_bytes", "idx_sha256", "names")
+    if found is not None and all(np.array_equal(getattr(found, name), getattr(right, name)) for name in names):
+        return []
+    return [f"{path}: differs from its shards; remove it, it is made again"]
 
 
 def verify_files(prefix: Path, files: dict[str, dict[str, object]]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -55,6 +55,14 @@ def unshard(shards: Sequence[Tensor], partition: Partition | None) -> Tensor:
         return shards[0]
     blocks = zip(*(piece.chunk(partition.num_blocks, partition.axis) for piece in shards), strict=True)
     return torch.cat([torch.cat(slices, partition.axis) for slices in blocks], partition.axis)
+
+
+def rows_of_rank(num_rows: int, partition: Partition, rank: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """A weight of `num_rows` rows that is split along them: (first row in the whole, first row in the slice, how many) of each
+    run of rows that `rank` has."""
+    length = num_rows // size // partition.num_blocks
+    for block in range(partition.num_blocks):
+        yield (block * size + rank) * length, block * length, length
 
 
 def shard_shape(name: str, shape: Sequence[int], size: int) -> tuple[int, ...]:

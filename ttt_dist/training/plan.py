@@ -3,7 +3,8 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ttt_dist.checkpoint import manager
@@ -21,6 +22,7 @@ from ttt_dist.config.pipeline import Recipe
 from ttt_dist.config.reading import build
 from ttt_dist.config.run import Config, TrainConfig
 from ttt_dist.data.loader import PackLoader, ValidationLoader, open_loaders
+from ttt_dist.data.set_index import Check
 from ttt_dist.data.step_sizes import StepSizes
 from ttt_dist.launch.launchers import DistInfo
 from ttt_dist.parallel.mesh import Mesh, require_divisible
@@ -28,7 +30,7 @@ from ttt_dist.telemetry.run_folder import require_sinks
 from ttt_dist.training.callbacks import Callback, load_callbacks
 from ttt_dist.training.schedule import learning_rate
 from ttt_dist.util.console import warn
-from ttt_dist.util.errors import UserError
+from ttt_dist.util.errors import AgreedError, UserError
 
 RATE_SETTINGS = ("steps", "lr", "schedule", "schedule_by", "warmup", "decay_steps", "min_lr_ratio")
 
@@ -49,6 +51,10 @@ class TrainPlan:
     """Those that the config names."""
     notes: list[str]
     """What this machine lacks for a run that is only described here."""
+    asked: Recipe
+    """The settings as they were given."""
+    resume: Path | None
+    """What a run without checkpoints of its own was told to start from."""
 
     @property
     def start(self) -> Path | None:
@@ -56,14 +62,24 @@ class TrainPlan:
         return next(iter(self.candidates), None)
 
 
-def prepare(config: Recipe, dist_info: DistInfo, resume: Path | None = None, is_elsewhere: bool = False) -> TrainPlan:
+def prepare(
+    config: Recipe,
+    dist_info: DistInfo,
+    resume: Path | None = None,
+    is_elsewhere: bool = False,
+    trusts_files: bool = False,
+    candidates: list[Path] | None = None,
+) -> TrainPlan:
     """Open what the run needs and check that it fits, before any process group exists. Raises UserError.
 
     Fills in what `config` leaves open. `is_elsewhere`: the run is described on a machine that will not make it, whose disk,
-    packages and folders of models do not count.
+    packages and folders of models do not count. `trusts_files`: the files that JSONs list are taken to be there, until
+    `agree`. `candidates`: checkpoints to go on from that have been found before.
     """
     notes: list[str] = []
-    candidates = find_candidates(config, resume)
+    asked = deepcopy(config)
+    if candidates is None:
+        candidates = find_candidates(config, resume, trusts_files)
     config.data.skip = skips_of_run(config)
     config.objective = objective_of_run(config.objective, candidates)
     check_run(config, dist_info.world_size)
@@ -71,7 +87,7 @@ def prepare(config: Recipe, dist_info: DistInfo, resume: Path | None = None, is_
     mesh = Mesh.of(config.parallel, dist_info.world_size, dist_info.rank)
     with _noted(notes, is_elsewhere):
         require_sinks(config.telemetry)
-    loader, held_out = open_loaders(config, mesh.data_rank, mesh.data)
+    loader, held_out = open_loaders(config, mesh.data_rank, mesh.data, "nothing" if trusts_files else "sizes")
     if config.train.tokens:
         config.train.steps = loader.sizes.steps_of(math.ceil(config.train.tokens / loader.seq_len))
     check_steps(config)
@@ -86,7 +102,54 @@ def prepare(config: Recipe, dist_info: DistInfo, resume: Path | None = None, is_
     return TrainPlan(
         config=config, mesh=mesh, loader=loader, held_out=held_out,
         metadata=metadata, candidates=candidates, callbacks=callbacks, notes=notes,
+        asked=asked, resume=resume,
     )  # fmt: skip
+
+
+def agree(plan: TrainPlan, dist_info: DistInfo) -> TrainPlan:
+    """The plan of all processes, made by those that trusted files: these are there; collective. Raises UserError on all alike.
+
+    Rank 0 looks for every file of shards and checkpoints, since a thousand that do are more than a file system answers. Shards
+    may lie on each machine by themselves, so one process of each looks that it has rank 0's.
+    """
+    sources, check = plan.loader.sources, check_of(dist_info)
+    mine = _Found(sources.checksums)
+    if dist_info.is_first:
+        with mine.failing():
+            mine.candidates = find_candidates(plan.asked, plan.resume)
+    found = manager.from_first_rank(mine)
+    with mine.failing():
+        sources.require_files(check)
+        for held_out in plan.held_out.values():
+            held_out.reader.require_files(check)
+        sources.require_same(found.checksums)
+        if found.candidates[:1] != plan.candidates[:1] and found.failure is None:
+            plan = prepare(plan.asked, dist_info, plan.resume, trusts_files=True, candidates=found.candidates)
+    if failure := next(filter(None, manager.gather(mine.failure)), None):
+        raise AgreedError(failure)
+    return replace(plan, candidates=found.candidates)
+
+
+@dataclass
+class _Found:
+    """What a process tells the others."""
+
+    checksums: dict[str, str | None]
+    candidates: list[Path] = field(default_factory=list)
+    failure: str | None = None
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Keep the first mistake that is met inside."""
+        try:
+            yield
+        except UserError as error:
+            self.failure = self.failure or str(error)
+
+
+def check_of(dist_info: DistInfo) -> Check:
+    """What a process asks of the shards' files for all."""
+    return "sizes" if dist_info.is_first else "names" if dist_info.local_rank == 0 else "nothing"
 
 
 @contextmanager

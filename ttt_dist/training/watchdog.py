@@ -65,7 +65,7 @@ class Watchdog:
         answer = [f"rank 0 ({os.environ['MASTER_ADDR']}) cannot be reached from {socket.gethostname()}"]
         asking = threading.Thread(target=self._ask, args=(answer,), daemon=True)  # a store may never answer
         asking.start()
-        end = time.monotonic() + self._wait_s() + STORE_TIMEOUT.total_seconds()
+        end = time.monotonic() + 2 * self._wait_s() + 2 * STORE_TIMEOUT.total_seconds()
         while asking.is_alive() and time.monotonic() < end:
             self._live()  # the others are asking too
             asking.join(self._interval_s())
@@ -118,7 +118,7 @@ class Watchdog:
         with contextlib.suppress(RuntimeError):
             store = self._connect()
             assert store is not None
-            answer.append(_explained(store, self.world_size, self._wait_s()))
+            answer.append(explained_once(store, self.world_size, self._wait_s()))
 
     def _end(self, late: float) -> None:
         with contextlib.suppress(OSError), self.stacks.open("w") as file:  # a full disk must not keep it from its end
@@ -142,20 +142,37 @@ class Watchdog:
         return dist.TCPStore(host, port, is_master=False, timeout=STORE_TIMEOUT, wait_for_workers=False)
 
 
-def _explained(store: dist.TCPStore, world_size: int, wait_s: float) -> str:
-    ranks = range(world_size)
-    before = [_value(store, f"life/{rank}") for rank in ranks]
+def explained_once(store: dist.Store, world_size: int, wait_s: float) -> str:
+    """What `explained` finds, asked by the first process that wants to know and told to the others: of a thousand that meet the
+    same fault at once, each makes two requests."""
+    if store.add("explained/asked", 1) > 1:
+        # Where the one that asks is itself lost, each finds out by itself.
+        with contextlib.suppress(RuntimeError):
+            store.wait(["explained"], timedelta(seconds=wait_s) + STORE_TIMEOUT / 2)
+            return store.get("explained").decode()
+    found = explained(store, world_size, wait_s)
+    store.set("explained", found)
+    return found
+
+
+def explained(store: dist.Store, world_size: int, wait_s: float) -> str:
+    """Which ranks give no sign of life for `wait_s`, or else which are behind; six requests, however many ranks there are."""
+    before = _values(store, "life", world_size)
     time.sleep(wait_s)
-    silent = [rank for rank in ranks if _value(store, f"life/{rank}") == before[rank]]
+    silent = [rank for rank, value in enumerate(_values(store, "life", world_size)) if value == before[rank]]
     if silent:
         return f"no sign of life from rank(s) {ranges(silent)}"
-    marks = [_value(store, f"mark/{rank}").partition(" ") for rank in ranks]
+    marks = [value.partition(" ") for value in _values(store, "mark", world_size)]
     numbers = [int(number or 0) for number, _, _ in marks]
-    behind = [rank for rank in ranks if numbers[rank] == min(numbers)]
+    behind = [rank for rank, number in enumerate(numbers) if number == min(numbers)]
     if len(behind) == world_size:
         return "all ranks are as far as each other"
     return f"rank(s) {ranges(behind)} still in {marks[behind[0]][2] or 'the start'}"
 
 
-def _value(store: dist.TCPStore, key: str) -> str:
-    return store.get(key).decode() if store.check([key]) else ""
+def _values(store: dist.Store, kind: str, world_size: int) -> list[str]:
+    """What every rank has told; nothing of those that have told nothing yet, which are then asked for one by one."""
+    keys = [f"{kind}/{rank}" for rank in range(world_size)]
+    if store.check(keys):
+        return [value.decode() for value in store.multi_get(keys)]
+    return [store.get(key).decode() if store.check([key]) else "" for key in keys]

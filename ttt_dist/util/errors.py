@@ -51,6 +51,12 @@ class UserError(ValueError):
     """Whether all processes of a job raise it alike, so that the first one tells it for all."""
 
 
+class AgreedError(UserError):
+    """What one process has found and told all others."""
+
+    is_agreed = True
+
+
 class StopRequestedError(UserError):
     """The run stopped because it was asked to, with everything saved: started again, it goes on."""
 

@@ -226,11 +226,40 @@ class FolderWeights:
         pieces = [self._read(key, tuple(piece.shape)) for key, piece in wanted.items()]
         return from_huggingface(name, pieces, self.config)
 
-    def _read(self, key: str, shape: tuple[int, ...]) -> Tensor:
+    def rows(self, name: str, shape: tuple[int, ...], start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of a weight of `shape`; no other ones are read, but for those of the same key-value heads."""
+        if ".gate_up." in name:
+            half = shape[0] // 2
+            spans = [(start, min(stop, half)), (max(start - half, 0), stop - half)]
+            names = huggingface_names(name, self.config)
+            pieces = [
+                self._read(key, (half, *shape[1:]), *span)
+                for key, span in zip(names, spans, strict=True)
+                if span[0] < span[1]
+            ]
+            return from_huggingface(name, pieces, self.config)
+        if ".qkv." in name:
+            return self._qkv_rows(name, shape, start, stop)
+        if name == "head.weight" and self.config.tie_embeddings:
+            name = "embed.weight"
+        [key] = huggingface_names(name, self.config)
+        return self._read(key, shape, start, stop)
+
+    def _qkv_rows(self, name: str, shape: tuple[int, ...], start: int, stop: int) -> Tensor:
+        """Rows of a fused projection lie by key-value heads: those of whole heads are read."""
+        per_head = shape[0] // self.config.num_kv_heads
+        first, last = start // per_head, -(-stop // per_head)
+        wanted = to_huggingface(name, torch.empty(shape, device="meta"), self.config)
+        rows = [(key, piece.shape, len(piece) // self.config.num_kv_heads) for key, piece in wanted.items()]
+        pieces = [self._read(key, tuple(whole), first * size, last * size) for key, whole, size in rows]
+        groups = [piece.unflatten(0, (last - first, -1, head_dim(self.config))) for piece in pieces]
+        return torch.cat(groups, dim=1).flatten(0, 2)[start - first * per_head : stop - first * per_head]
+
+    def _read(self, key: str, shape: tuple[int, ...], start: int = 0, stop: int | None = None) -> Tensor:
         path, found, _ = self.tensors.info(key)
         if found != shape:
             raise UserError(f"{path}: {key} is {list(found)}, but the model's settings say {list(shape)}; correct them")
-        return self.tensors.read(key)
+        return self.tensors.read(key, start, None if stop == shape[0] else stop)
 
     def _rows(self, key: str, shape: tuple[int, ...], num_tokens: int) -> Tensor:
         """A matrix of the vocabulary, with zero rows put to its end."""
