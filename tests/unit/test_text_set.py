@@ -216,9 +216,9 @@ def test_text_may_be_held_out(tmp_path: Path) -> None:
     data.valid = str(write_text(tmp_path / "held_text_document", numbered([[30]] * 9)))
     loader, held_out = open_loaders(Config(data=data), 0, 1)
     loader.close()
-    assert held_out is not None
-    assert len(held_out) == 9
-    assert sum(batch.ar_tokens for batch in held_out) == 9 * 29
+    (held,) = held_out.values()
+    assert len(held) == 9
+    assert sum(batch.ar_tokens for batch in held) == 9 * 29
 
 
 def test_the_tokenizer_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
