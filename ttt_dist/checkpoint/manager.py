@@ -223,9 +223,7 @@ def save(
 
     Raises UserError, on all processes alike, where one could not write its part; nothing that was there before is lost.
     """
-    final = folder / f"step-{step:08d}"
-    aside = folder / f".{final.name}.tmp"
-    on_first_rank(lambda: _make_empty(aside))
+    final, aside = begin(folder, step)
     storage = _checksumming(engine)
     engine.save_checkpoint(str(folder), tag=aside.name, client_state={"step": step}, save_latest=False)
     parts = gather((storage.files, storage.failure))
@@ -234,8 +232,16 @@ def save(
         on_first_rank(lambda: shutil.rmtree(aside, ignore_errors=True))
         raise failure
     files = {name: total for part, _ in parts for name, total in part.items()}
-    on_first_rank(lambda: _publish(aside, final, {**_metadata_of(step, run), "counters": counters}, files, keep))
+    on_first_rank(lambda: publish(aside, final, metadata_of(step, run, counters), files, keep))
     return final
+
+
+def begin(folder: Path, step: int) -> tuple[Path, Path]:
+    """Where the checkpoint of a step will lie, and the new empty folder that it is written into; collective."""
+    final = folder / f"step-{step:08d}"
+    aside = folder / f".{final.name}.tmp"
+    on_first_rank(lambda: _make_empty(aside))
+    return final, aside
 
 
 def first_whole(candidates: Sequence[Path]) -> Path | None:
@@ -324,7 +330,8 @@ def _make_empty(folder: Path) -> None:
         folder.mkdir(parents=True)
 
 
-def _metadata_of(step: int, run: CheckpointMetadata) -> dict[str, Any]:
+def metadata_of(step: int, run: CheckpointMetadata, counters: dict[str, Any]) -> dict[str, Any]:
+    """What run.json of the checkpoint of a step says."""
     return {
         "step": step,
         "form": "native",
@@ -332,10 +339,11 @@ def _metadata_of(step: int, run: CheckpointMetadata) -> dict[str, Any]:
         "world_size": run.world_size,
         "zero_stage": run.zero_stage,
         "config": run.config,
+        "counters": counters,
     }
 
 
-def _publish(
+def publish(
     aside: Path, final: Path, metadata: dict[str, Any], files: dict[str, FileChecksum], keep: CheckpointConfig
 ) -> None:
     """Complete the folder written aside, give it its name, and make it the newest."""

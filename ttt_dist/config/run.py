@@ -97,6 +97,8 @@ class CheckpointConfig(Section):
     """Checkpoints of steps that are a multiple of this are kept for ever; 0: none is."""
     resume: bool = True
     """Continue from the newest complete checkpoint of run_dir where there is one; false: refuse a run_dir that has any."""
+    async_save: bool = False
+    """Train on while a checkpoint is written. Takes host memory for a copy of what each process saves."""
 
 
 @dataclass(kw_only=True)

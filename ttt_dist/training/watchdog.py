@@ -14,18 +14,16 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
 
-from ttt_dist.launch.rendezvous import ranges
+from ttt_dist.launch.rendezvous import STORE_TIMEOUT, ranges, run_store
 from ttt_dist.util.console import print_error
 from ttt_dist.util.errors import LostProcessError, StopRequestedError
 
 logger = logging.getLogger(__name__)
 
-STORE_TIMEOUT = timedelta(seconds=5)
 GRACE_S = 5.0  # between a dump and the end of its process: the others are about to dump theirs
 
 
@@ -40,7 +38,7 @@ class Watchdog:
         self._on_fault = on_fault
         self._step, self._what, self._since = 0, "start", time.monotonic()
         self._number = 0
-        self._store = self._connect()
+        self._store = run_store()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
@@ -116,7 +114,7 @@ class Watchdog:
 
     def _ask(self, answer: list[str]) -> None:
         with contextlib.suppress(RuntimeError):
-            store = self._connect()
+            store = run_store()
             assert store is not None
             answer.append(_explained(store, self.world_size, self._wait_s()))
 
@@ -134,12 +132,6 @@ class Watchdog:
         while time.monotonic() < end and not self._closed.wait(self._interval_s()):
             self._live()
         os._exit(LostProcessError.status)
-
-    def _connect(self) -> dist.TCPStore | None:
-        if self.world_size == 1:
-            return None
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        return dist.TCPStore(host, port, is_master=False, timeout=STORE_TIMEOUT, wait_for_workers=False)
 
 
 def _explained(store: dist.TCPStore, world_size: int, wait_s: float) -> str:
