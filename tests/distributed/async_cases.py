@@ -1,6 +1,7 @@
 """What the processes of test_async_save run: saves beside training, against saves that keep it waiting."""
 
 import errno
+import os
 import shutil
 import tempfile
 import threading
@@ -14,8 +15,9 @@ from tests.distributed.cases import Layout, new_engine, run_step
 from tests.distributed.random_packs import LAYOUT
 from ttt_dist.checkpoint import async_save, manager
 from ttt_dist.checkpoint.async_save import AsyncSaver
+from ttt_dist.checkpoint.local_saves import LocalSaves, restore_newest_set
 from ttt_dist.checkpoint.torch_io import read_state
-from ttt_dist.config.run import CheckpointConfig
+from ttt_dist.config.run import CheckpointConfig, Config
 
 BEFORE, AFTER = 2, 3
 KEEP = CheckpointConfig(keep_last=0)
@@ -128,3 +130,44 @@ def closed_by_an_error(layout: Layout, lost: bool) -> tuple[list[str], str | Non
         saved = None if lost and dist.get_rank() == 1 else saver.close()
         dist.barrier()
     return sorted(path.name for path in folder.iterdir()), saved.failure if saved else None
+
+
+def saved_locally(layout: Layout, folder: str, ranks_per_host: int, save_at: tuple[int, ...], after: int) -> list[Any]:
+    """Figures of the steps after the newest local save, of a run that saves nothing else; what each disk holds stays."""
+    config = local_config(layout, Path(folder), ranks_per_host)
+    metadata = metadata_of(layout)
+    with new_engine(layout) as engine:
+        saver, local, figures = AsyncSaver(engine), LocalSaves(config), []
+        for step in range(max(save_at) + after):
+            figures.append(run_step(engine, layout, step))
+            if step + 1 in save_at:
+                local.save(saver, step + 1, metadata, {"skipped": step})
+                saved = saver.wait()
+                assert saved is not None and saved.is_local and saved.failure is None, saved
+                local.complete = saved.step
+    return figures[max(save_at) :]
+
+
+def gone_on_locally(layout: Layout, folder: str, ranks_per_host: int, steps: range) -> tuple[str | None, list[Any]]:
+    """The checkpoint that the sets on the disks make, and the figures of `steps` from it in this layout."""
+    from ttt_dist.checkpoint.universal import load_universal
+
+    config = local_config(layout, Path(folder), ranks_per_host)
+    checkpoint = restore_newest_set(config, manager.latest(Path(folder) / "run" / "checkpoints"))
+    if checkpoint is None:
+        return None, []
+    assert manager.first_whole([checkpoint]) == checkpoint
+    with new_engine(layout) as engine:
+        if manager.has_layout_of(checkpoint, metadata_of(layout)):
+            manager.load(engine, checkpoint)
+        else:
+            load_universal(engine, layout.mesh(), layout.config().model, LAYOUT, checkpoint)
+        return checkpoint.name, [run_step(engine, layout, step) for step in steps]
+
+
+def local_config(layout: Layout, folder: Path, ranks_per_host: int) -> Config:
+    config = layout.config()
+    config.run_dir = str(folder / "run")
+    os.environ["OWN_DISK"] = f"disk-of-host-{dist.get_rank() // ranks_per_host}"
+    config.checkpoint = CheckpointConfig(local_every=1, local_dir=f"{folder}/$OWN_DISK")
+    return config

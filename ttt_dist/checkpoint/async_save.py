@@ -12,9 +12,8 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -48,6 +47,37 @@ class Saved(NamedTuple):
     seconds: float = 0.0
     """From the snapshot to the checkpoint's name."""
     failure: str | None = None
+    is_local: bool = False
+
+
+class Target(Protocol):
+    """Where a save goes; its methods are called in the threads that write, and what they raise fails the save."""
+
+    folder: Path
+    """Which each process writes its files into, on a disk that it shares with all others or not."""
+
+    def prepare(self) -> None:
+        """On each process, before its files are written."""
+
+    def part_written(self, files: Files | None) -> None:
+        """On each process, once its files are there; None: they are not. Called in any case."""
+
+    def all_written(self, files: Files) -> None:
+        """On rank 0, once all processes have called `part_written`."""
+
+
+class SharedTarget:
+    """A checkpoint of the run folder."""
+
+    def __init__(self, folder: Path, final: Path, metadata: dict[str, Any], keep: CheckpointConfig) -> None:
+        self.folder, self.final, self.metadata, self.keep = folder, final, metadata, keep
+
+    def prepare(self) -> None: ...
+
+    def part_written(self, files: Files | None) -> None: ...
+
+    def all_written(self, files: Files) -> None:
+        manager.publish(self.folder, self.final, self.metadata, files, self.keep)
 
 
 class AsyncSaver:
@@ -83,13 +113,21 @@ class AsyncSaver:
             final, aside = manager.begin(folder, step)
         except (OSError, UserError) as error:
             return Saved(step, folder, failure=str(error))
-        metadata = manager.metadata_of(step, run, counters)
-
-        def publish(files: Files) -> None:
-            manager.publish(aside, final, metadata, files, keep)
-
-        self._start(Saved(step, final), aside, publish)
+        self.start(Saved(step, final), SharedTarget(aside, final, manager.metadata_of(step, run, counters), keep))
         return None
+
+    def start(self, saved: Saved, target: Target) -> None:
+        """Begin a save that, if nothing goes wrong, is to end as `saved`."""
+        assert self._thread is None
+        storage, aside = SnapshotEngine(self._buffers), target.folder
+        write_through(self.engine, storage)
+        self.engine.save_checkpoint(
+            str(aside.parent), tag=aside.name, client_state={"step": saved.step}, save_latest=False
+        )
+        self._copied.clear()
+        self._result = saved
+        self._thread = threading.Thread(target=self._write, args=(storage.snapshot, target), name="save", daemon=True)
+        self._thread.start()
 
     def poll(self) -> Saved | None:
         """The save in flight if it has come to its end; told once."""
@@ -110,20 +148,6 @@ class AsyncSaver:
         self._thread.join()
         self._thread = None
         return self._result if dist.get_rank() == 0 else None
-
-    def _start(self, target: Saved, aside: Path, publish: Callable[[Files], None]) -> None:
-        assert self._thread is None
-        storage = SnapshotEngine(self._buffers)
-        write_through(self.engine, storage)
-        self.engine.save_checkpoint(
-            str(aside.parent), tag=aside.name, client_state={"step": target.step}, save_latest=False
-        )
-        self._copied.clear()
-        self._result = target
-        self._thread = threading.Thread(
-            target=self._write, args=(storage.snapshot, aside, publish), name="save", daemon=True
-        )
-        self._thread.start()
 
     def _ended(self, wait: bool) -> Saved | None:
         """Whether a save has ended is for rank 0 to say."""
@@ -149,43 +173,43 @@ class AsyncSaver:
 
     # In the thread
 
-    def _write(self, snapshot: Snapshot, aside: Path, publish: Callable[[Files], None]) -> None:
-        begin, key = time.monotonic(), aside.name
-        files, failure = self._write_part(snapshot)
+    def _write(self, snapshot: Snapshot, target: Target) -> None:
+        begin, key = time.monotonic(), target.folder.name
+        files, failure = self._write_part(snapshot, target)
         with contextlib.suppress(RuntimeError):  # rank 0 has gone, and nothing will come of this save
             self._store.set(f"{key}/{dist.get_rank()}", json.dumps([files, failure]))
         if dist.get_rank() == 0:
-            failure = self._complete(aside, publish, time.monotonic() - begin)
+            failure = self._complete(target, time.monotonic() - begin)
             self._result = self._result._replace(seconds=time.monotonic() - begin, failure=failure)
 
-    def _write_part(self, snapshot: Snapshot) -> tuple[Files, str | None]:
-        files = {}
+    def _write_part(self, snapshot: Snapshot, target: Target) -> tuple[Files, str | None]:
         try:
             try:
                 snapshot.copy()
             finally:
                 self._copied.set()
-            for path, state in snapshot.states.items():
-                files[Path(path).name] = write_state(state, path)
+            written: Files | None = None
+            try:
+                target.prepare()
+                written = {Path(path).name: write_state(state, path) for path, state in snapshot.states.items()}
+            finally:
+                target.part_written(written)
         except Exception as error:  # of whatever kind: the others wait for a word
-            told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
-            return {}, f"rank {dist.get_rank()} on {socket.gethostname()}: {told}"
-        return files, None
+            return {}, f"rank {dist.get_rank()} on {socket.gethostname()}: {_told(error)}"
+        return written, None
 
-    def _complete(self, aside: Path, publish: Callable[[Files], None], own_s: float) -> str | None:
+    def _complete(self, target: Target, own_s: float) -> str | None:
         """Wait for all parts and make a checkpoint of them; why there is none."""
         files: Files = {}
         try:
-            for part, failure in self._parts(aside.name, own_s):
+            for part, failure in self._parts(target.folder.name, own_s):
                 if failure is not None:
                     raise UserError(failure)
                 files |= {name: FileChecksum(*values) for name, values in part.items()}
-            publish(files)
+            target.all_written(files)
         except Exception as error:  # training goes on, and is told
-            shutil.rmtree(aside, ignore_errors=True)
-            return (
-                str(error) if isinstance(error, UserError) else f"{aside}: {type(error).__name__}: {first_line(error)}"
-            )
+            shutil.rmtree(target.folder, ignore_errors=True)
+            return _told(error)
         return None
 
     def _parts(self, key: str, own_s: float) -> list[Any]:
@@ -202,3 +226,7 @@ class AsyncSaver:
         for name in keys:
             self._store.delete_key(name)
         return parts
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"

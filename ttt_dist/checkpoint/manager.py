@@ -95,10 +95,11 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 def _named(folder: Path) -> list[Path]:
     """What is called like a checkpoint, in order of the steps; `step-00000100.bak` is somebody's own."""
-    return sorted((path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)), key=_number)
+    return sorted((path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)), key=number)
 
 
-def _number(path: Path) -> int:
+def number(path: Path) -> int:
+    """The step in a checkpoint's name."""
     return int(path.name.removeprefix("step-"))
 
 
@@ -378,9 +379,9 @@ def _drop(newest: Path, keep: CheckpointConfig) -> threading.Thread:
     folder = newest.parent
     for left in folder.glob(".step-*.tmp"):
         remove(left)
-    older = [path for path in _named(folder) if _number(path) < _number(newest)]
+    older = [path for path in _named(folder) if number(path) < number(newest)]
     complete = [path for path in older if (path / MANIFEST).is_file()]
-    kept = {path for path in complete if keep.keep_every and _number(path) % keep.keep_every == 0}
+    kept = {path for path in complete if keep.keep_every and number(path) % keep.keep_every == 0}
     num_recent = keep.keep_last - 1 if keep.keep_last else len(complete)  # beside the newest
     kept |= set(complete[max(len(complete) - num_recent, 0) :])
     for path in older:

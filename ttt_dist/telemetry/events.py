@@ -18,7 +18,8 @@ EventKind = Literal[
     "start", "compiled", "stage", "stop", "skipped_step", "checkpoint", "save_failed", "fault", "finish"
 ]
 """What can happen: the process starts or goes on; its first step has compiled the blocks; a stage of the objective begins;
-it ends as asked; a step is not applied; a save; one that came to nothing while the run goes on; what ended it; the end."""
+it ends as asked; a step is not applied; a save; one to the hosts' own disks; one that came to nothing while the run goes on;
+what ended the run; its end."""
 
 
 class Events:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import gc
 import socket
-import time
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
 from ttt_dist.checkpoint import manager
-from ttt_dist.checkpoint.async_save import AsyncSaver, Saved
 from ttt_dist.config.run import Config
 from ttt_dist.parallel.compile import COMPILER
 from ttt_dist.telemetry.profiler import ProfileWindow
 from ttt_dist.training.callbacks import Callback
+from ttt_dist.training.checkpointing import Checkpointing
 from ttt_dist.training.step import Losses, StepResult
 from ttt_dist.training.validate import held_out_loss
 from ttt_dist.util.console import print_rank0, warn
-from ttt_dist.util.errors import DivergedError, UserError
+from ttt_dist.util.errors import DivergedError
 
 if TYPE_CHECKING:
     from ttt_dist.training.loop import Trainer
@@ -155,74 +154,3 @@ class Evaluation(Callback):
     def evaluated(self, trainer: Trainer, step: int, losses: Losses) -> None:
         trainer.log(step, losses.record("eval_"))
         print_rank0(f"step {step}: held-out {losses.told(digits=4)}")
-
-
-class Checkpointing(Callback):
-    """A checkpoint every checkpoint.save_every steps, and where the run ends before its last step; then `checkpoint_saved`."""
-
-    def __init__(self) -> None:
-        self.saver: AsyncSaver | None = None
-        self.stall_s = 0.0
-        """How long the save in flight has kept training waiting."""
-
-    def post_step(self, trainer: Trainer, step: int, result: StepResult) -> None:
-        if self.saver is not None:
-            self._tell(trainer, self.saver.poll())
-        if trainer.is_last or trainer.is_due(step, trainer.config.checkpoint.save_every):
-            trainer.watchdog.mark(step, "saving a checkpoint", trainer.config.guard.start_timeout)
-            if trainer.config.checkpoint.async_save:
-                self._save_beside(trainer, step)
-            else:
-                self._save(trainer, step)
-
-    def close(self, trainer: Trainer) -> None:
-        """What is in flight becomes complete, where that can be, whatever has ended the run."""
-        saved = None if self.saver is None else self.saver.close()
-        if saved is not None:
-            self._note(trainer, saved)
-
-    def _save(self, trainer: Trainer, step: int) -> None:
-        begin = time.perf_counter()
-        saved = manager.save(trainer.engine, *self._what(trainer, step))
-        seconds = time.perf_counter() - begin
-        trainer.stop.longest_save_s = max(trainer.stop.longest_save_s, seconds)
-        trainer.tell("checkpoint", step, seconds=round(seconds, 3))
-        for callback in trainer.callbacks:
-            callback.checkpoint_saved(trainer, step, saved)
-
-    def _what(self, trainer: Trainer, step: int) -> tuple[Any, ...]:
-        return trainer.folder / "checkpoints", step, trainer.metadata, trainer.counters, trainer.config.checkpoint
-
-    def _save_beside(self, trainer: Trainer, step: int) -> None:
-        """Begin a save once the one before has ended. The run's last one is waited for, and its failure ends the run."""
-        self.saver = self.saver or AsyncSaver(trainer.engine)
-        begin = time.perf_counter()
-        self._tell(trainer, self.saver.wait())
-        saved = self.saver.save(*self._what(trainer, step))
-        self.saver.waited_s = 0.0
-        if is_last := trainer.is_last or step == trainer.config.train.steps:
-            saved = saved or self.saver.wait()
-        self.stall_s = time.perf_counter() - begin
-        if is_last and saved is not None and saved.failure:
-            raise UserError(saved.failure)
-        self._tell(trainer, saved)
-
-    def _tell(self, trainer: Trainer, saved: Saved | None) -> None:
-        """Tell of a save that has ended; the same on all ranks."""
-        if saved is None:
-            return
-        self._note(trainer, saved)
-        if not saved.failure:
-            for callback in trainer.callbacks:
-                callback.checkpoint_saved(trainer, saved.step, saved.folder)
-
-    def _note(self, trainer: Trainer, saved: Saved) -> None:
-        if saved.failure:
-            warn(f"no checkpoint of step {saved.step}: {saved.failure}; the run goes on to its next save")
-            trainer.tell("save_failed", saved.step, reason=saved.failure)
-            return
-        waited_s = 0.0 if self.saver is None else self.saver.waited_s
-        trainer.stop.longest_save_s = max(trainer.stop.longest_save_s, saved.seconds)
-        trainer.tell(
-            "checkpoint", saved.step, seconds=round(self.stall_s + waited_s, 3), write_seconds=round(saved.seconds, 3)
-        )

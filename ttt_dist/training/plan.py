@@ -1,5 +1,6 @@
 """A run before it starts: its settings, shards, checkpoints and processes, opened and found to fit each other. Without torch."""
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,8 @@ class TrainPlan:
     """Checkpoints to go on from, the first one that proves whole; none: the run starts anew."""
     callbacks: list[Callback]
     """Those that the config names."""
+    asked: Recipe
+    """The settings as they were given, before what they leave open was filled in."""
     notes: list[str]
     """What this machine lacks for a run that is only described here."""
 
@@ -57,6 +60,7 @@ def prepare(config: Recipe, dist_info: DistInfo, resume: Path | None = None, is_
     packages and folders of models do not count.
     """
     notes: list[str] = []
+    asked = copy.deepcopy(config)
     candidates = find_candidates(config, resume)
     config.objective = objective_of_run(config.objective, candidates)
     check_run(config, dist_info.world_size)
@@ -75,7 +79,7 @@ def prepare(config: Recipe, dist_info: DistInfo, resume: Path | None = None, is_
         _warn_of_another_rate(config.train, candidate)
     return TrainPlan(
         config=config, mesh=mesh, loader=loader, held_out=held_out,
-        metadata=metadata, candidates=candidates, callbacks=callbacks, notes=notes,
+        metadata=metadata, candidates=candidates, callbacks=callbacks, asked=asked, notes=notes,
     )  # fmt: skip
 
 
