@@ -51,7 +51,10 @@ def main() -> None:
         number=number, store=store, address=address if number == 0 else own_address(address, port),
         command=[sys.executable, arguments.script, *arguments.arguments], num_processes=processes, coordinator=coordinator,
     )  # fmt: skip
-    sys.exit(agent.run())
+    status = agent.run()
+    if number == 0 and arguments.status_file is not None:
+        arguments.status_file.write_text(f"{status}\n")
+    sys.exit(status)
 
 
 def is_divisible(config: Config, world_size: int) -> bool:
@@ -76,6 +79,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--bad-hosts", type=Path, help="file to which the names of hosts are added that were lost or lost a process"
+    )
+    parser.add_argument(
+        "--status-file",
+        type=Path,
+        help="file to which the first host writes the exit status: srun's own is 137 for a lost host",
     )
     parser.add_argument("script", help="ttt_dist/train.py")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="those of the script")

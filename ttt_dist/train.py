@@ -81,8 +81,7 @@ def train(plan: "TrainPlan", dist_info: "DistInfo") -> None:
 def set_up(plan: "TrainPlan", dist_info: "DistInfo") -> "Trainer":
     """Everything that the loop works with: the process group, the engine with its weights, the logs; collective."""
     # DeepSpeed takes seconds to import and looks for its accelerator while at it: after choose_accelerator, after the checks.
-    from ttt_dist.checkpoint.local_saves import restore_newest_set
-    from ttt_dist.checkpoint.restore import choose_start, restore
+    from ttt_dist.checkpoint.restore import choose_start, complete_local_saves, restore
     from ttt_dist.launch.process_group import init_process_group, log_to_files
     from ttt_dist.parallel.parallelize import parallelize
     from ttt_dist.telemetry.events import Events
@@ -95,8 +94,8 @@ def set_up(plan: "TrainPlan", dist_info: "DistInfo") -> "Trainer":
     stop = SignalHandler(60 * plan.config.guard.stop_after)
     init_process_group(dist_info, limit_s, queues_in_order=plan.mesh.tensor > 1)
     log_to_files(logs, dist_info.rank)
-    if restore_newest_set(plan.config, plan.start):
-        plan = prepare(plan.asked, dist_info)  # it is the checkpoint to go on from
+    if complete_local_saves(plan.config, plan.start):
+        plan = prepare(plan.asked, dist_info)  # there is a newer checkpoint to go on from
     config, mesh, layout = plan.config, plan.mesh, plan.metadata.layout
     events = Events(config.run_dir)
     watchdog = Watchdog(logs, limit_s, lambda step, reason: events.log("fault", step, reason=reason))

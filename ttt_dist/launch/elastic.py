@@ -167,6 +167,7 @@ class Agent:
     _round: int = -1
     _end: float | None = None
     """When processes that are to end are killed."""
+    _ended_here: set[int] = field(default_factory=set)
     _has_reported: bool = False
     _beats: int = 0
 
@@ -216,7 +217,8 @@ class Agent:
             self._kill()
             self._start(plan)
             return
-        statuses = [process.poll() for process in self._processes]
+        # Whom this agent has killed is not to blame for it.
+        statuses = [LOST if one.pid in self._ended_here else one.poll() for one in self._processes]
         if any(statuses) or plan.is_over:
             if any(statuses):
                 self.store.set(f"failing/{plan.round}", str(self.number))
@@ -255,6 +257,7 @@ class Agent:
                 process.send_signal(number)
 
     def _kill(self) -> None:
+        self._ended_here |= {process.pid for process in self._processes if process.poll() is None}
         for process in self._processes:
             process.kill()
         for process in self._processes:

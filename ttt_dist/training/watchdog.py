@@ -39,6 +39,8 @@ class Watchdog:
         self._step, self._what, self._since = 0, "start", time.monotonic()
         self._number = 0
         self._store = run_store()
+        if self._store is not None:
+            self._store.set(f"name/{self.rank}", socket.gethostname())
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
@@ -140,13 +142,20 @@ def _explained(store: dist.TCPStore, world_size: int, wait_s: float) -> str:
     time.sleep(wait_s)
     silent = [rank for rank in ranks if _value(store, f"life/{rank}") == before[rank]]
     if silent:
-        return f"no sign of life from rank(s) {ranges(silent)}"
+        where = _hosts_of(store, silent)
+        return f"no sign of life from rank(s) {ranges(silent)}{' on ' + where if where else ''}"
     marks = [_value(store, f"mark/{rank}").partition(" ") for rank in ranks]
     numbers = [int(number or 0) for number, _, _ in marks]
     behind = [rank for rank in ranks if numbers[rank] == min(numbers)]
     if len(behind) == world_size:
         return "all ranks are as far as each other"
-    return f"rank(s) {ranges(behind)} still in {marks[behind[0]][2] or 'the start'}"
+    where = _hosts_of(store, behind)
+    return f"rank(s) {ranges(behind)} still in {marks[behind[0]][2] or 'the start'}{', on ' + where if where else ''}"
+
+
+def _hosts_of(store: dist.TCPStore, of: list[int]) -> str:
+    names = dict.fromkeys(_value(store, f"name/{rank}") for rank in of)
+    return ", ".join(name for name in names if name)
 
 
 def _value(store: dist.TCPStore, key: str) -> str:
