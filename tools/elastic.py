@@ -49,7 +49,8 @@ def main() -> None:
         )  # fmt: skip
     agent = Agent(
         number=number, store=store, address=address if number == 0 else own_address(address, port),
-        command=[sys.executable, arguments.script, *arguments.arguments], num_processes=processes, coordinator=coordinator,
+        command=[sys.executable, arguments.script, *arguments.arguments], num_processes=processes,
+        bad_hosts=arguments.bad_hosts, coordinator=coordinator,
     )  # fmt: skip
     status = agent.run()
     if number == 0 and arguments.status_file is not None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -145,6 +146,42 @@ def test_a_mistake_and_too_many_restarts_end_a_job(slurm: Slurm, config: Path, w
     lost.process(rank=0).kill()
     assert lost.wait() == {"FAILED"}, lost.log
     assert lost.facts("Restarts") == ["0"]
+
+
+def test_an_elastic_job_goes_on_without_a_lost_host_and_does_not_come_back_to_it(
+    slurm: Slurm, config: Path, undisturbed: Job, work: Path
+) -> None:
+    run, bad = work / "elastic", work / "bad-hosts"
+    own = (f"run_dir={run}", "checkpoint.save_every=1", "checkpoint.async_save=true")
+    start = dict(CONFIG=str(config), ELASTIC="1", BAD_HOSTS=str(bad))
+    job = slurm.submit("train.sbatch", *own, options=(*TWO_NODES, "--no-kill", "--time=60"), **start)
+    wait_for_step(run, 5, job)
+    agent_of(job, 1).kill()
+    wait_until(lambda: len(starts_of(run)) == 2, job)
+    assert [start["world_size"] for start in starts_of(run)] == [2, 1] and starts_of(run)[1]["step"] >= 4
+    assert bad.read_text() == "n2\n"
+    agent_of(job, 0).kill()  # the last one: now it has to be queued again
+    job.wait_until_queued_again(1)
+    wait_until(lambda: job.facts("ExcNodeList") == ["n2"], job)
+    assert "status 137, lost a process; restart 1 of at most 20: queued again" in job.log
+    job.start_again_soon(NumNodes="1")
+    assert job.wait() == {"COMPLETED"}, job.log
+    assert [start["world_size"] for start in starts_of(run)] == [2, 1, 1]
+    one, two = ([record for record in records(where) if "loss" in record] for where in (work / "run", run))
+    for mine, other in zip(one, two, strict=True):
+        assert [mine[key] for key in ("step", "loss", "grad_norm")] == pytest.approx(
+            [other[key] for key in ("step", "loss", "grad_norm")], rel=1e-5
+        )
+
+
+def agent_of(job: Job, host: int) -> psutil.Process:
+    agent = job.process(rank=host)
+    assert "tools/elastic.py" in agent.cmdline()
+    return agent
+
+
+def starts_of(run: Path) -> list[dict]:
+    return [event for event in read_events(run) if event["event"] == "start"]
 
 
 def test_convert_and_evaluate(slurm: Slurm, undisturbed: Job, work: Path) -> None:

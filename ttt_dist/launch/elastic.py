@@ -9,6 +9,7 @@ torch's elastic agent is not used: it leaves the processes of a killed agent run
 hear of a host that falls silent while the others' processes wait for it (docs/log.md).
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -67,6 +68,18 @@ def worst(statuses: Sequence[int]) -> int:
     return next((status for status in statuses if status), 0)
 
 
+def note_bad(path: Path | None, names: list[str]) -> None:
+    """Add hosts to the file of those that had better not be used again."""
+    if path is not None and names:
+        with contextlib.suppress(OSError), path.open("a") as file:
+            file.writelines(f"{name}\n" for name in names)
+
+
+def host_name() -> str:
+    """This host, as SLURM calls it where it is there."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
 class Coordinator:
     """What the first agent decides, from what all of them have told the store."""
 
@@ -104,9 +117,7 @@ class Coordinator:
         for host in guilty:
             self.failures[host] = self.failures.get(host, 0) + 1
         names = ", ".join(map(self._name, guilty))
-        if self.bad_hosts is not None and guilty:
-            with self.bad_hosts.open("a") as file:
-                file.writelines(f"{self._name(host)}\n" for host in guilty)
+        note_bad(self.bad_hosts, [self._name(host) for host in guilty])
         what = f"lost {names}" if dead else f"a process on {names} was killed" if guilty else "lost a process"
         if self.plan.round == self.max_restarts:
             warn(f"{what}; the processes were started again {self.max_restarts} times, which is enough")
@@ -161,6 +172,7 @@ class Agent:
     """At which other hosts reach this one."""
     command: list[str]
     num_processes: int
+    bad_hosts: Path | None = None
     coordinator: Coordinator | None = None
     """On the first host."""
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -170,13 +182,14 @@ class Agent:
     _ended_here: set[int] = field(default_factory=set)
     _has_reported: bool = False
     _beats: int = 0
+    _first_host: str = ""
 
     def run(self) -> int:
         """Until the run has come to its end; exit status. Signals to stop are handed on to the processes."""
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, lambda received, _: self._hand_on(received))
         try:
-            self.store.set(f"host/{self.number}", json.dumps([socket.gethostname(), self.address]))
+            self.store.set(f"host/{self.number}", json.dumps([host_name(), self.address]))
             self._miss(self._plan())
             last_beat = 0.0
             while True:
@@ -192,7 +205,10 @@ class Agent:
                     self._follow(plan)
                 time.sleep(TICK_S)
         except RuntimeError as error:
-            raise LostProcessError(f"the first host's agent cannot be reached ({first_line(error)})") from None
+            note_bad(self.bad_hosts, [self._first_host] if self._first_host else [])
+            raise LostProcessError(
+                f"the agent of the first host ({self._first_host}) cannot be reached ({first_line(error)})"
+            ) from None
         finally:
             self._kill()
             if self.coordinator is not None:
@@ -202,6 +218,7 @@ class Agent:
         if not self.store.check(["plan"]):
             return None
         values = json.loads(self.store.get("plan"))
+        self._first_host = self._first_host or json.loads(self.store.get("host/0"))[0]
         return Plan(values["round"], tuple(values["hosts"]), values["is_over"], values["outcome"])
 
     def _miss(self, plan: Plan | None) -> None:
