@@ -116,7 +116,7 @@ class Campaign:
 
     def tell(self, layout: str, what: str, holds: bool) -> None:
         self.rows.append((layout, what, holds))
-        print_rank0(f"{layout}: {what}: {'nothing lost' if holds else 'LOST'}")
+        print_rank0(f"{layout}: {what}: {'nothing lost' if holds else 'LOST: ' + self.reasons[-1]}")
 
 
 def forgotten(run: Path) -> bool:
@@ -390,8 +390,6 @@ def main() -> None:
         "longest_wait_for_going_on_s": round(max(campaign.waits, default=0.0), 1),
         "minutes": round((time.monotonic() - begin) / 60, 1),
     }
-    for reason in campaign.reasons:
-        print_rank0(reason)
     if args.out:
         table = [
             f"| {layout} | {what} | {'nothing' if holds else '**lost**'} |" for layout, what, holds in campaign.rows

@@ -1,6 +1,7 @@
 """Saves on the hosts' own disks: what is left of them after hosts are lost makes the checkpoint that a run goes on from."""
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 from tests.distributed.async_cases import gone_on_locally, saved_locally
 from tests.distributed.cases import Layout, deviation
 from tests.distributed.launch import run_distributed
+from tests.distributed.small_run import Ranks, make_run, timeless
 from tests.distributed.test_one_loss import FP32_TOLERANCE
+from ttt_dist.telemetry.events import read_events
 
 FOUR, TWO = Layout(3, 2, dp=4), Layout(3, 2, dp=2)
 SAVE_AT, AFTER = (1, 2, 3), 2
@@ -90,3 +93,34 @@ def test_a_damaged_file_is_read_from_the_other_host_and_an_incomplete_set_is_pas
     (part_files(disks, 1)[0].parent / damaged.name).unlink()
     names = [row[0] for row in run_distributed([(gone_on_locally, (FOUR, str(disks), 2, range(2, 3)))], 4)[0]]
     assert names == ["step-00000002"] * 4
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_from_the_last_local_save(tmp_path: Path) -> None:
+    config = make_run(
+        tmp_path,
+        train={"steps": 30, "eval_every": 0},
+        checkpoint={"save_every": 0, "local_every": 2, "local_dir": str(tmp_path / "disk")},
+    )
+    ranks = start(config, tmp_path / "undisturbed")
+    assert ranks.wait() == [0, 0], ranks.output()
+    run = tmp_path / "run"
+    ranks = start(config, run)
+    while not any(event["event"] == "local_save" and event["step"] >= 6 for event in read_events(run)):
+        assert ranks.running, ranks.output()
+        time.sleep(0.01)
+    ranks.kill()
+    newest = max(event["step"] for event in read_events(run) if event["event"] == "local_save")
+    assert not list((run / "checkpoints").glob("step-*"))
+    ranks = start(config, run)
+    assert ranks.wait() == [0, 0], ranks.output()
+    again = [event for event in read_events(run) if event["event"] == "start"][-1]
+    assert again["step"] >= newest and "put together from local saves" in ranks.output()
+    assert timeless(run) == timeless(tmp_path / "undisturbed")
+    left = [path.name for path in (tmp_path / "disk").glob("run-*/*")]
+    assert left == [(run / "checkpoints" / ".local-start").read_text().strip()]  # those of the first start are gone
+
+
+def start(config: Path, run: Path) -> Ranks:
+    run.mkdir(exist_ok=True)
+    return Ranks(2, "--config", str(config), f"run_dir={run}", log=run / "output")

@@ -16,6 +16,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -25,11 +26,12 @@ from pathlib import Path
 import torch.distributed as dist
 
 from ttt_dist.launch.rendezvous import free_port
-from ttt_dist.util.console import print_rank0, warn
+from ttt_dist.util.console import print_error, print_rank0, warn
 from ttt_dist.util.errors import LostProcessError, StopRequestedError, UserError, first_line
 
 TICK_S, BEAT_S = 0.2, 1.0
 DEAD_S = 10.0  # without a sign of life
+CUT_OFF_S = 30.0  # without an answer from the store
 GRACE_S = 5.0  # for processes to end by themselves once their round is over
 STORE_TIMEOUT = timedelta(seconds=10)
 LOST, STOPPED = LostProcessError.status, StopRequestedError.status
@@ -182,6 +184,7 @@ class Agent:
     _ended_here: set[int] = field(default_factory=set)
     _has_reported: bool = False
     _beats: int = 0
+    _last_contact: float = field(default_factory=time.monotonic)
     _first_host: str = ""
 
     def run(self) -> int:
@@ -192,7 +195,9 @@ class Agent:
             self.store.set(f"host/{self.number}", json.dumps([host_name(), self.address]))
             self._miss(self._plan())
             last_beat = 0.0
+            threading.Thread(target=self._end_where_cut_off, daemon=True).start()
             while True:
+                self._last_contact = time.monotonic()
                 if time.monotonic() > last_beat + BEAT_S:
                     last_beat, self._beats = time.monotonic(), self._beats + 1
                     self.store.set(f"beat/{self.number}", str(self._beats))
@@ -213,6 +218,13 @@ class Agent:
             self._kill()
             if self.coordinator is not None:
                 time.sleep(2 * TICK_S + BEAT_S)  # the others read the outcome in this store
+
+    def _end_where_cut_off(self) -> None:
+        """In a thread: a store on a host that cannot be reached any more may leave a question unanswered for ever."""
+        while time.monotonic() < self._last_contact + CUT_OFF_S:
+            time.sleep(BEAT_S)
+        print_error(f"no answer from the agent of the first host ({self._first_host}) for {CUT_OFF_S:g} s")
+        os._exit(LOST)  # and with this process those that it has started
 
     def _plan(self) -> Plan | None:
         if not self.store.check(["plan"]):
