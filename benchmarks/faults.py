@@ -38,6 +38,7 @@ from ttt_dist.util.errors import UserError
 FAULTY = "tests/distributed/faulty_train.py"
 SMALL_DISK = "tests/distributed/small_disk_train.py"
 STEPS, SAVE_EVERY = 40, 4
+TOLERANCE = 1e-5  # of another layout's figures
 WIDTH = 256  # wide enough that saving takes a while, and can be struck
 LAYOUTS = {
     "zero3": ("deepspeed=ds_configs/zero3.json",),
@@ -72,6 +73,8 @@ class Campaign:
     faults: int = 0
     waits: list[float] = field(default_factory=list)
     """Seconds from the loss of a host to the next start of the run on the other one."""
+    deviations: list[float] = field(default_factory=list)
+    """How far figures then were from those of the undisturbed run."""
     reasons: list[str] = field(default_factory=list)
     """What was not as it should be."""
 
@@ -258,16 +261,19 @@ def host_lost(campaign: Campaign, run: Path, layout: str) -> bool:
         campaign.reasons.append(f"{run}: status {status} after {len(starts)} starts\n{agents.output()[-3000:]}")
         return False
     campaign.waits.append((datetime.datetime.fromisoformat(starts[1]["time"]) - struck).total_seconds())
-    here, there = timeless(run), timeless(campaign.undisturbed(layout))
-    same = len(here) == len(there) and all(map(nearly, here, there))
-    if not same or forgotten(run):
-        campaign.reasons.append(f"{run}: other figures\n{agents.output()[-3000:]}")
-    return same and not forgotten(run)
+    far = deviation(timeless(run), timeless(campaign.undisturbed(layout)))
+    campaign.deviations.append(far)
+    if far > TOLERANCE or forgotten(run):
+        campaign.reasons.append(f"{run}: figures {far:.2g} apart\n{agents.output()[-3000:]}")
+    return far <= TOLERANCE and not forgotten(run)
 
 
-def nearly(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two records agree as two layouts do."""
-    return all(value == other[key] or math.isclose(value, other[key], rel_tol=1e-5) for key, value in one.items())
+def deviation(here: list[dict[str, Any]], there: list[dict[str, Any]]) -> float:
+    """Largest relative difference of two runs' records."""
+    if [record.keys() for record in here] != [record.keys() for record in there]:
+        return math.inf
+    pairs = [(one[key] or 0.0, other[key] or 0.0) for one, other in zip(here, there, strict=True) for key in one]
+    return max(abs(one - other) / max(abs(other), 1e-30) for one, other in pairs)
 
 
 def nan_skipped(campaign: Campaign, run: Path, layout: str) -> bool:
@@ -387,6 +393,7 @@ def main() -> None:
         "kills_while_saving": campaign.kills_while_saving,
         "faults": campaign.faults,
         "lost": sum(not holds for _, _, holds in campaign.rows),
+        "largest_deviation_after_host_lost": float(f"{max(campaign.deviations, default=0.0):.2g}"),
         "longest_wait_for_going_on_s": round(max(campaign.waits, default=0.0), 1),
         "minutes": round((time.monotonic() - begin) / 60, 1),
     }
