@@ -183,13 +183,10 @@ class AsyncSaver:
             self._result = self._result._replace(seconds=time.monotonic() - begin, failure=failure)
 
     def _write_part(self, snapshot: Snapshot, target: Target) -> tuple[Files, str | None]:
+        written: Files | None = None
         try:
             try:
-                snapshot.copy()
-            finally:
-                self._copied.set()
-            written: Files | None = None
-            try:
+                self._copy(snapshot)
                 target.prepare()
                 written = {Path(path).name: write_state(state, path) for path, state in snapshot.states.items()}
             finally:
@@ -197,6 +194,12 @@ class AsyncSaver:
         except Exception as error:  # of whatever kind: the others wait for a word
             return {}, f"rank {dist.get_rank()} on {socket.gethostname()}: {_told(error)}"
         return written, None
+
+    def _copy(self, snapshot: Snapshot) -> None:
+        try:
+            snapshot.copy()
+        finally:
+            self._copied.set()
 
     def _complete(self, target: Target, own_s: float) -> str | None:
         """Wait for all parts and make a checkpoint of them; why there is none."""
