@@ -34,12 +34,14 @@ def main() -> None:
         raise UserError("tools/elastic.py is started once per host: srun --ntasks-per-node=1")
     number, num_hosts = launch.dist_info.rank, launch.dist_info.world_size
     address = os.environ.get("MASTER_ADDR") or launch.address or "127.0.0.1"
-    port = int(os.environ.get("MASTER_PORT") or launch.port or 29400)
+    port = str(os.environ.get("MASTER_PORT") or launch.port or 29400)
+    if not port.isdigit():
+        raise UserError(f"MASTER_PORT={port}: no port; give a number from 1 to 65535")
     os.environ["RANK"] = str(number)  # the first host's agent talks
 
     from ttt_dist.launch.elastic import Agent, Coordinator, open_store, own_address
 
-    store = open_store(number, address, port, arguments.join_timeout)
+    store = open_store(number, address, int(port), arguments.join_timeout)
     processes, most = arguments.nproc_per_node, arguments.max_nodes or num_hosts
     coordinator = None
     if number == 0:
@@ -48,7 +50,7 @@ def main() -> None:
             max_restarts=arguments.max_restarts, join_s=arguments.join_timeout, bad_hosts=arguments.bad_hosts,
         )  # fmt: skip
     agent = Agent(
-        number=number, store=store, address=address if number == 0 else own_address(address, port),
+        number=number, store=store, address=address if number == 0 else own_address(address, int(port)),
         command=[sys.executable, arguments.script, *arguments.arguments], num_processes=processes,
         bad_hosts=arguments.bad_hosts, coordinator=coordinator,
     )  # fmt: skip

@@ -63,4 +63,4 @@ def test_what_is_in_flight_at_an_error_becomes_complete_or_nothing(monkeypatch: 
     ]
     whole, lost = run_distributed(cases, 2)
     assert whole == [(["latest", "step-00000001"], None)] * 2
-    assert lost[0] == ([], "rank(s) [1] have not written their part")
+    assert lost[0] == ([], "rank(s) 1 have not written their part")

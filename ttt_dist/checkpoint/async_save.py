@@ -25,7 +25,7 @@ from ttt_dist.checkpoint.manifest import FileChecksum
 from ttt_dist.checkpoint.snapshot import HostBuffers, Snapshot
 from ttt_dist.checkpoint.torch_io import write_state
 from ttt_dist.config.run import CheckpointConfig
-from ttt_dist.launch.rendezvous import run_store
+from ttt_dist.launch.rendezvous import ranges, run_store
 from ttt_dist.parallel.deepspeed_adapter import before_adam, write_through
 from ttt_dist.util.errors import UserError, first_line
 
@@ -223,7 +223,7 @@ class AsyncSaver:
                 end = min(end, time.monotonic() + own_s + LAST_WORD_S)
             if time.monotonic() > end:
                 missing = [rank for rank, name in enumerate(keys) if not self._store.check([name])]
-                raise UserError(f"rank(s) {missing} have not written their part")
+                raise UserError(f"rank(s) {ranges(missing)} have not written their part")
             time.sleep(POLL_S)
         parts = [json.loads(self._store.get(name)) for name in keys]
         for name in keys:
