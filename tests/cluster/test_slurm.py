@@ -154,7 +154,9 @@ def test_an_elastic_job_goes_on_without_a_lost_host_and_does_not_come_back_to_it
     run, bad = work / "elastic", work / "bad-hosts"
     own = (f"run_dir={run}", "checkpoint.save_every=1", "checkpoint.async_save=true")
     start = dict(CONFIG=str(config), ELASTIC="1", BAD_HOSTS=str(bad))
-    job = slurm.submit("train.sbatch", *own, options=(*TWO_NODES, "--no-kill", "--time=60"), **start)
+    job = slurm.submit(
+        "train.sbatch", *own, options=("--nodes=1-2", "--ntasks-per-node=1", "--no-kill", "--time=60"), **start
+    )
     wait_for_step(run, 5, job)
     agent_of(job, 1).kill()
     wait_until(lambda: len(starts_of(run)) == 2, job)
@@ -164,7 +166,8 @@ def test_an_elastic_job_goes_on_without_a_lost_host_and_does_not_come_back_to_it
     job.wait_until_queued_again(1)
     wait_until(lambda: job.facts("ExcNodeList") == ["n2"], job)
     assert "status 137, lost a process; restart 1 of at most 20: queued again" in job.log
-    job.start_again_soon(NumNodes="1")
+    assert f"train.sbatch: n2 ({bad}): excluded" in job.log
+    job.start_again_soon()
     assert job.wait() == {"COMPLETED"}, job.log
     assert [start["world_size"] for start in starts_of(run)] == [2, 1, 1]
     one, two = ([record for record in records(where) if "loss" in record] for where in (work / "run", run))
