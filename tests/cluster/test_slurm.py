@@ -184,8 +184,8 @@ def test_an_elastic_job_is_not_queued_again_for_a_node_that_lost_processes(
         agent_of(job, 0).children()[0].kill()
     job.wait_until_queued_again(1)
     assert set(bad.read_text().split()) == {"n1"}
-    wait_until(lambda: job.facts("ExcNodeList") == ["n1"], job)
-    assert f"train.sbatch: n1 ({bad}): excluded" in job.log
+    wait_until(lambda: f"train.sbatch: n1 ({bad}): excluded" in job.log, job)
+    assert job.facts("ExcNodeList") == ["n1"]
     job.start_again_soon()
     assert job.wait() == {"COMPLETED"}, job.log
     assert job.facts("NodeList") == ["n2"] and len(starts_of(run)) == 3
