@@ -3,8 +3,11 @@
     python -m benchmarks.save_stall [--repeat 3] [--out benchmarks/results/DATE-save.md]
 
 A model of 100 M parameters on two CPU processes (ZeRO-1, fp32) saves a checkpoint, as training does: DeepSpeed's files with
-their checksums, forced to the disk, manifest, renames. Then one process writes as many bytes to the same disk and forces
-them there: the baseline. The last line is one JSON object with `stall_ratio`, the stall over the baseline (medians).
+their checksums, forced to the disk, manifest, renames. In turn: a save that training waits for; one beside training
+(`checkpoint.async_save`), which counts the call and what the next update waits for the copies; and the baseline, one process
+that writes as many bytes to the same disk and forces them there. The last line is one JSON object with `stall_ratio`
+(asynchronous) and `sync_stall_ratio`, the stalls over the baseline (medians); `tick_ms` is the longest pause that a loop of
+Python on the training's thread has met while a save was written, `idle_tick_ms` without one.
 """
 
 import argparse
@@ -13,6 +16,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,30 +43,63 @@ class LargeLayout(Layout):
 
 
 def save_repeatedly(folder: str, repeat: int) -> Figures:
-    """Seconds of each save, on this rank, and what was saved; each is followed by the baseline, on rank 0."""
+    """Seconds of each save, on this rank, and of the baseline, on rank 0."""
     import torch.distributed as dist
 
     from ttt_dist.checkpoint import manager
+    from ttt_dist.checkpoint.async_save import AsyncSaver
 
-    layout = LargeLayout(zero=1, micro=4, dp=2)
+    layout, keep = LargeLayout(zero=1, micro=4, dp=2), CheckpointConfig(keep_last=1)
     facts = manager.CheckpointMetadata.of_run(layout.config(), LAYOUT, 2)
-    stalls, writes = [], []
+    found: Figures = {name: [] for name in ("sync", "async", "writes", "whole", "ticks", "idle_ticks")}
+
+    def settle() -> None:
+        while any(Path(folder).glob(f"{manager.GONE}*")):  # freed beside training: who comes next has the disk alone
+            time.sleep(0.01)
+        dist.barrier()
+
     with new_engine(layout) as engine:
+        saver = AsyncSaver(engine)
         run_step(engine, layout, 0)
-        num_parameters = sum(parameter.numel() for parameter in engine.module.parameters())
-        for number in range(repeat):
-            dist.barrier()
+        found["parameters"] = sum(parameter.numel() for parameter in engine.module.parameters())
+        for number in range(repeat + 1):  # the first makes the buffers
+            settle()
             begin = time.perf_counter()
-            path = manager.save(engine, Path(folder), number + 1, facts, {}, CheckpointConfig(keep_last=1))
+            path = manager.save(engine, Path(folder), 3 * number + 1, facts, {}, keep)
             dist.barrier()
-            stalls.append(time.perf_counter() - begin)
-            while any(path.parent.glob(f"{manager.GONE}*")):  # freed beside training: the baseline has the disk alone
-                time.sleep(0.01)
-            num_bytes = sum(file.stat().st_size for file in path.iterdir())
+            found["sync"].append(time.perf_counter() - begin)
+            settle()
             if dist.get_rank() == 0:
-                writes.append(write_once(Path(folder) / "baseline", num_bytes))
-            dist.barrier()
-    return {"stalls": stalls, "writes": writes, "bytes": num_bytes, "parameters": num_parameters}
+                found["bytes"] = sum(file.stat().st_size for file in path.iterdir())
+                found["writes"].append(write_once(Path(folder) / "baseline", found["bytes"]))
+            settle()
+            begin, saver.waited_s = time.perf_counter(), 0.0
+            saver.save(Path(folder), 3 * number + 2, facts, {}, keep)
+            call_s = time.perf_counter() - begin
+            run_step(engine, layout, number + 1)
+            found["async"].append(call_s + saver.waited_s)
+            found["whole"].append(saver.wait().seconds)  # type: ignore[union-attr]
+            settle()
+            found["idle_ticks"].append(longest_tick(for_a_second()))
+            saver.save(Path(folder), 3 * number + 3, facts, {}, keep)
+            found["ticks"].append(longest_tick(saver._thread.is_alive))  # type: ignore[union-attr]
+            saver.wait()
+    return {name: values[1:] if isinstance(values, list) else values for name, values in found.items()}
+
+
+def for_a_second() -> Callable[[], bool]:
+    end = time.monotonic() + 1
+    return lambda: time.monotonic() < end
+
+
+def longest_tick(goes_on: Callable[[], bool]) -> float:
+    """Milliseconds of the longest of many small pieces of Python's work, one after the other."""
+    longest, last = 0.0, time.perf_counter()
+    while goes_on():
+        sum(range(1000))
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+    return 1000 * longest
 
 
 def write_once(path: Path, num_bytes: int) -> float:
@@ -87,26 +124,38 @@ def main() -> None:
         found = run_distributed([(save_repeatedly, (folder, args.repeat))], world_size=2, timeout_s=1200)[0][0]
     finally:
         shutil.rmtree(folder)
-    stall, write = statistics.median(found["stalls"]), statistics.median(found["writes"])
+    median = {name: statistics.median(values) for name, values in found.items() if isinstance(values, list)}
     figures = {
-        "stall_ratio": round(stall / write, 3),
-        "stall_s": round(stall, 2),
-        "write_s": round(write, 2),
+        "stall_ratio": round(median["async"] / median["writes"], 3),
+        "sync_stall_ratio": round(median["sync"] / median["writes"], 3),
+        "stall_s": round(median["async"], 3),
+        "sync_stall_s": round(median["sync"], 2),
+        "write_s": round(median["writes"], 2),
+        "until_whole_s": round(median["whole"], 2),
+        "tick_ms": round(median["ticks"], 1),
+        "idle_tick_ms": round(median["idle_ticks"], 1),
         "gigabytes": round(found["bytes"] / 1e9, 3),
         "parameters": found["parameters"],
     }
-    print_rank0(
-        f"stalls {[round(s, 2) for s in found['stalls']]} s, baseline {[round(s, 2) for s in found['writes']]} s"
-    )
+    for name in median:
+        print_rank0(f"{name}: {told(found[name])}")
     if args.out:
         rows = [
             f"- {figures['parameters']:,} parameters, 2 processes, ZeRO-1, fp32: {figures['gigabytes']} GB",
-            f"- saves {found['stalls']} s, median {stall:.2f}",
-            f"- the same bytes written once and forced to the disk {found['writes']} s, median {write:.2f}",
-            f"- stall / baseline: **{figures['stall_ratio']}**",
+            f"- baseline, the same bytes written once and forced to the disk: {told(found['writes'])} s, median {median['writes']:.2f}",
+            f"- a save that training waits for: {told(found['sync'])} s, median {median['sync']:.2f}; "
+            f"over the baseline **{figures['sync_stall_ratio']}**",
+            f"- a save beside training (`checkpoint.async_save`) stalls it: {told(found['async'])} s, median {median['async']:.3f}; "
+            f"over the baseline **{figures['stall_ratio']}**; complete after {told(found['whole'])} s",
+            f"- longest pause of a Python loop on the training's thread: {told(found['ticks'])} ms beside a save that is written, "
+            f"{told(found['idle_ticks'])} ms without one, on cores that others may use too",
         ]
         args.out.write_text("\n".join([*head("What a save costs", "benchmarks.save_stall"), "", *rows, ""]))
     print_json(figures)
+
+
+def told(values: list[float]) -> str:
+    return ", ".join(f"{value:.3g}" for value in values)
 
 
 def parse_arguments() -> argparse.Namespace:

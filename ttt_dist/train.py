@@ -84,12 +84,12 @@ def train(plan: "TrainPlan", dist_info: "DistInfo") -> None:
 def set_up(plan: "TrainPlan", dist_info: "DistInfo") -> "Trainer":
     """Everything that the loop works with: the process group, the engine with its weights, the logs; collective."""
     # DeepSpeed takes seconds to import and looks for its accelerator while at it: after choose_accelerator, after the checks.
-    from ttt_dist.checkpoint.restore import choose_start, restore
+    from ttt_dist.checkpoint.restore import choose_start, complete_local_saves, restore
     from ttt_dist.launch.process_group import init_process_group, log_to_files
     from ttt_dist.parallel.parallelize import parallelize
     from ttt_dist.telemetry.events import Events
     from ttt_dist.training.loop import Trainer
-    from ttt_dist.training.plan import agree
+    from ttt_dist.training.plan import agree, prepare
     from ttt_dist.training.stop_signals import SignalHandler
     from ttt_dist.training.watchdog import Watchdog
 
@@ -103,6 +103,8 @@ def set_up(plan: "TrainPlan", dist_info: "DistInfo") -> "Trainer":
         tried=Path(config.run_dir) if config.guard.check_nodes else None,
     )
     log_to_files(logs, dist_info.rank)
+    if complete_local_saves(config, plan.start):
+        plan = prepare(plan.asked, dist_info, plan.resume)  # there is a newer checkpoint to go on from
     if dist_info.world_size > 1:
         plan = agree(plan, dist_info)
     config, layout = plan.config, plan.metadata.layout

@@ -12,6 +12,7 @@ import pytest
 
 from tests.cluster.hosts import Host, two_hosts
 from tests.distributed.small_run import TRAIN, execute, make_run, records
+from ttt_dist.launch.rendezvous import free_port
 from ttt_dist.telemetry.events import read_events
 
 STEPS, SAVE_EVERY, STEP_TIMEOUT_S = 30, 5, 20
@@ -132,3 +133,34 @@ def wait_for_step(run: Path, step: int, process: "subprocess.Popen[bytes]", log:
     while not ((run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= step):
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)
+
+
+def test_a_run_goes_on_by_itself_when_a_host_loses_its_network(hosts: Hosts, resumed: Path, work: Path) -> None:
+    """An agent on each host: no human, on half as many processes, with the figures of a run that nothing happened to."""
+    alpha, beta = hosts
+    run, address = work / "elastic", "10.77.0.1"
+    agent = [
+        sys.executable,
+        "tools/elastic.py",
+        "--nproc-per-node=2",
+        *command(run, work, "checkpoint.async_save=true"),
+    ]
+    meet = {"WORLD_SIZE": "2", "MASTER_ADDR": address, "MASTER_PORT": str(free_port())}
+    first, second = (
+        host.start(work / f"agent-{host.name}.log", *agent, RANK=str(number), **meet)
+        for number, host in enumerate((alpha, beta))
+    )
+    wait_for_step(run, SAVE_EVERY + 1, first, work / "agent-alpha.log")
+    beta.wire("down")
+    try:
+        assert first.wait(timeout=300) == 0, (work / "agent-alpha.log").read_text()
+        assert second.wait(timeout=60) == 76, (work / "agent-beta.log").read_text()
+    finally:
+        beta.wire("up")
+    starts = [event for event in read_events(run) if event["event"] == "start"]
+    assert [start["hosts"] for start in starts] == [{"alpha": "0-1", "beta": "2-3"}, {"alpha": "0-1"}]
+    assert "lost beta" in (work / "agent-alpha.log").read_text()
+    figures = ("step", "loss", "ar_loss", "nar_loss", "grad_norm")
+    one, two = ([r for r in records(where) if "loss" in r] for where in (resumed, run))
+    for mine, other in zip(one, two, strict=True):
+        assert [mine[key] for key in figures] == pytest.approx([other[key] for key in figures], rel=1e-5)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -145,6 +146,59 @@ def test_a_mistake_and_too_many_restarts_end_a_job(slurm: Slurm, config: Path, w
     lost.process(rank=0).kill()
     assert lost.wait() == {"FAILED"}, lost.log
     assert lost.facts("Restarts") == ["0"]
+
+
+def test_an_elastic_job_goes_on_without_a_lost_host(slurm: Slurm, config: Path, undisturbed: Job, work: Path) -> None:
+    run, bad = work / "elastic", work / "bad-hosts"
+    own = (f"run_dir={run}", "checkpoint.save_every=1", "checkpoint.async_save=true")
+    job = slurm.submit(
+        "train.sbatch", *own, options=(*TWO_NODES, "--no-kill", "--time=60"),
+        CONFIG=str(config), ELASTIC="1", BAD_HOSTS=str(bad),
+    )  # fmt: skip
+    wait_for_step(run, 5, job)
+    agent_of(job, 1).kill()
+    assert job.wait() == {"COMPLETED"}, job.log
+    assert [start["world_size"] for start in starts_of(run)] == [2, 1] and starts_of(run)[1]["step"] >= 4
+    assert job.facts("Restarts") == ["0"] and bad.read_text() == "n2\n"
+    one, two = ([record for record in records(where) if "loss" in record] for where in (work / "run", run))
+    first = starts_of(run)[1]["step"]
+    for mine, other in zip(one[: first + 5], two[: first + 5], strict=True):
+        assert [mine[key] for key in ("step", "loss", "grad_norm")] == pytest.approx(
+            [other[key] for key in ("step", "loss", "grad_norm")], rel=1e-5
+        )
+    assert two[-1]["step"] == STEPS
+
+
+def test_an_elastic_job_is_not_queued_again_for_a_node_that_lost_processes(
+    slurm: Slurm, config: Path, undisturbed: Job, work: Path
+) -> None:
+    run, bad = work / "moved", work / "bad-node"
+    job = slurm.submit(
+        "train.sbatch", f"run_dir={run}", "checkpoint.save_every=1",
+        options=("--nodes=1", "--ntasks-per-node=1", "--no-kill", "--time=60"),
+        CONFIG=str(config), ELASTIC="1", BAD_HOSTS=str(bad), MAX_RESTARTS="1",
+    )  # fmt: skip
+    for number in (1, 2):  # the agent starts it again once
+        wait_until(lambda number=number: len(starts_of(run)) == number, job)  # type: ignore[misc]
+        wait_for_step(run, done(run) + 3, job)
+        agent_of(job, 0).children()[0].kill()
+    job.wait_until_queued_again(1)
+    assert set(bad.read_text().split()) == {"n1"}
+    wait_until(lambda: f"train.sbatch: n1 ({bad}): excluded" in job.log, job)
+    assert job.facts("ExcNodeList") == ["n1"]
+    job.start_again_soon()
+    assert job.wait() == {"COMPLETED"}, job.log
+    assert job.facts("NodeList") == ["n2"] and len(starts_of(run)) == 3
+
+
+def agent_of(job: Job, host: int) -> psutil.Process:
+    agent = job.process(rank=host)
+    assert "tools/elastic.py" in agent.cmdline()
+    return agent
+
+
+def starts_of(run: Path) -> list[dict]:
+    return [event for event in read_events(run) if event["event"] == "start"]
 
 
 def test_convert_and_evaluate(slurm: Slurm, undisturbed: Job, work: Path) -> None:

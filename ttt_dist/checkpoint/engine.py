@@ -7,6 +7,7 @@ from typing import Any
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
 
 from ttt_dist.checkpoint.manifest import FileChecksum
+from ttt_dist.checkpoint.snapshot import HostBuffers, Snapshot
 from ttt_dist.checkpoint.torch_io import read_state, write_state
 from ttt_dist.util.atomic_files import writing
 from ttt_dist.util.errors import UserError
@@ -45,3 +46,28 @@ class ChecksummingEngine(CheckpointEngine):
 
     def commit(self, info: CheckpointCommitInfo) -> bool:
         return self.failure is None
+
+
+class SnapshotEngine(CheckpointEngine):
+    """DeepSpeed's checkpoint engine that writes nothing: what a save would write is in `snapshot`."""
+
+    def __init__(self, buffers: HostBuffers) -> None:
+        super().__init__()
+        self.snapshot = Snapshot(buffers)
+
+    def create(self, info: CheckpointCommitInfo) -> None: ...
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None: ...
+
+    def preserves_storage_sharing(self) -> bool:
+        """False: DeepSpeed need not clone views of larger tensors first, as the copies are their own."""
+        return False
+
+    def save(self, state_dict: Any, path: str) -> None:
+        self.snapshot.add(path, state_dict)
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        raise NotImplementedError
+
+    def commit(self, info: CheckpointCommitInfo) -> bool:
+        return True

@@ -97,10 +97,11 @@ def list_checkpoints(folder: Path, trusts_files: bool = False) -> list[Path]:
 
 def _named(folder: Path) -> list[Path]:
     """What is called like a checkpoint, in order of the steps; `step-00000100.bak` is somebody's own."""
-    return sorted((path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)), key=_number)
+    return sorted((path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)), key=number)
 
 
-def _number(path: Path) -> int:
+def number(path: Path) -> int:
+    """The step in a checkpoint's name."""
     return int(path.name.removeprefix("step-"))
 
 
@@ -249,9 +250,7 @@ def save(
 
     Raises UserError, on all processes alike, where one could not write its part; nothing that was there before is lost.
     """
-    final = folder / f"step-{step:08d}"
-    aside = folder / f".{final.name}.tmp"
-    on_first_rank(lambda: _make_empty(aside))
+    final, aside = begin(folder, step)
     storage = _checksumming(engine)
     engine.save_checkpoint(str(folder), tag=aside.name, client_state={"step": step}, save_latest=False)
     parts = gather((storage.files, storage.failure))
@@ -260,8 +259,16 @@ def save(
         on_first_rank(lambda: shutil.rmtree(aside, ignore_errors=True))
         raise failure
     files = {name: total for part, _ in parts for name, total in part.items()}
-    on_first_rank(lambda: _publish(aside, final, {**_metadata_of(step, run), "counters": counters}, files, keep))
+    on_first_rank(lambda: publish(aside, final, metadata_of(step, run, counters), files, keep))
     return final
+
+
+def begin(folder: Path, step: int) -> tuple[Path, Path]:
+    """Where the checkpoint of a step will lie, and the new empty folder that it is written into; collective."""
+    final = folder / f"step-{step:08d}"
+    aside = folder / f".{final.name}.tmp"
+    on_first_rank(lambda: _make_empty(aside))
+    return final, aside
 
 
 def first_whole(candidates: Sequence[Path]) -> Path | None:
@@ -359,7 +366,8 @@ def _make_empty(folder: Path) -> None:
         folder.mkdir(parents=True)
 
 
-def _metadata_of(step: int, run: CheckpointMetadata) -> dict[str, Any]:
+def metadata_of(step: int, run: CheckpointMetadata, counters: dict[str, Any]) -> dict[str, Any]:
+    """What run.json of the checkpoint of a step says."""
     return {
         "step": step,
         "form": "native",
@@ -367,10 +375,11 @@ def _metadata_of(step: int, run: CheckpointMetadata) -> dict[str, Any]:
         "world_size": run.world_size,
         "zero_stage": run.zero_stage,
         "config": run.config,
+        "counters": counters,
     }
 
 
-def _publish(
+def publish(
     aside: Path, final: Path, metadata: dict[str, Any], files: dict[str, FileChecksum], keep: CheckpointConfig
 ) -> None:
     """Complete the folder written aside, give it its name, and make it the newest."""
@@ -405,9 +414,9 @@ def _drop(newest: Path, keep: CheckpointConfig) -> threading.Thread:
     folder = newest.parent
     for left in folder.glob(".step-*.tmp"):
         remove(left)
-    older = [path for path in _named(folder) if _number(path) < _number(newest)]
+    older = [path for path in _named(folder) if number(path) < number(newest)]
     complete = [path for path in older if (path / MANIFEST).is_file()]
-    kept = {path for path in complete if keep.keep_every and _number(path) % keep.keep_every == 0}
+    kept = {path for path in complete if keep.keep_every and number(path) % keep.keep_every == 0}
     num_recent = keep.keep_last - 1 if keep.keep_last else len(complete)  # beside the newest
     kept |= set(complete[max(len(complete) - num_recent, 0) :])
     for path in older:

@@ -117,6 +117,13 @@ def imported_layout(init_from: str, layout: TokenLayout) -> TokenLayout:
     raise UserError(f"{what}: is no model folder (it lacks {LAYOUT}); name one that import-hf or a run's export wrote")
 
 
+def complete_local_saves(config: Config, newest: Path | None) -> bool:
+    """Whether the hosts' disks held a newer state than the checkpoint `newest`, which is a checkpoint of the run now; collective."""
+    from ttt_dist.checkpoint.local_saves import restore_newest_set
+
+    return restore_newest_set(config, newest) is not None
+
+
 def choose_start(config: Config, layout: TokenLayout, candidates: list[Path]) -> "tuple[Path | None, WeightSource]":
     """The first of `candidates` that is whole, None where there is none, and what the model is to be built with; collective."""
     from ttt_dist.model.hf.folder import FolderWeights

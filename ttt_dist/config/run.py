@@ -149,6 +149,19 @@ class CheckpointConfig(Section):
     """Checkpoints of steps that are a multiple of this are kept for ever; 0: none is."""
     resume: bool = True
     """Continue from the newest complete checkpoint of run_dir where there is one; false: refuse a run_dir that has any."""
+    async_save: bool = False
+    """Train on while a checkpoint is written. Takes host memory for a copy of what each process saves."""
+    local_every: NonNegativeInt = 0
+    """Steps between saves to checkpoint.local_dir, beside training; a start goes on from them where they are newer. 0: none."""
+    local_dir: str | None = None
+    """Folder on each host's own disk, which may name its variables: /scratch/$SLURM_JOB_ID. Each host keeps a copy for another."""
+
+    def check(self, key: str) -> None:
+        """Raise UserError for local saves without a place."""
+        require(
+            self.local_every == 0 or bool(self.local_dir),
+            f"{key}.local_every={self.local_every} needs {key}.local_dir: a folder on each host's own disk",
+        )
 
 
 @dataclass

@@ -18,6 +18,7 @@ from ttt_dist.util.errors import LostProcessError, UserError, first_line
 VERDICT, HEARD = "verdict", "heard"
 COMPLETE = "complete"
 RETRY_S, POLL_S = 0.5, 0.1
+STORE_TIMEOUT = timedelta(seconds=5)
 LAST_WORD_S = 10.0  # rank 0's verdict may take so long to arrive, and it stays so long for the others to hear it
 
 
@@ -154,6 +155,17 @@ def _wait_for_count(store: dist.Store, key: str, count: int) -> None:
     end = time.monotonic() + LAST_WORD_S
     while store.add(key, 0) < count and time.monotonic() < end:
         time.sleep(POLL_S)
+
+
+def run_store() -> dist.TCPStore | None:
+    """A connection of its own, for one thread, to the store in which the run's processes have met; None for one that is alone.
+
+    What is set there outlives the process that did, as long as rank 0's lives.
+    """
+    if dist.get_world_size() == 1:
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(address, port, is_master=False, timeout=STORE_TIMEOUT, wait_for_workers=False)
 
 
 def ranges(numbers: list[int]) -> str:

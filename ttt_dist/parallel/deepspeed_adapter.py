@@ -121,6 +121,11 @@ def wrap_optimizer_step(engine: deepspeed.DeepSpeedEngine, accepts: Callable[[fl
     adam.step = step  # type: ignore[method-assign]
 
 
+def before_adam(engine: deepspeed.DeepSpeedEngine, tell: Callable[[], None]) -> None:
+    """Call `tell` before Adam changes weights and moments. An update that is not accepted changes none, and is not told."""
+    inner_adam(engine).register_step_pre_hook(lambda *_: tell())
+
+
 def forget_allocating_step(engine: deepspeed.DeepSpeedEngine) -> None:
     """bf16 at ZeRO 0: DeepSpeed allocates Adam's moments by a step with zero gradients, and so counts one step too many."""
     if isinstance(engine.optimizer, FP16_UnfusedOptimizer):

@@ -15,10 +15,21 @@ from ttt_dist.telemetry.json_lines import Record, append_line, is_step, read_lin
 EVENTS = "events.jsonl"
 
 EventKind = Literal[
-    "start", "compiled", "stage", "stop", "skipped_step", "data_skipped", "checkpoint", "fault", "finish"
+    "start",
+    "compiled",
+    "stage",
+    "stop",
+    "skipped_step",
+    "data_skipped",
+    "checkpoint",
+    "local_save",
+    "save_failed",
+    "fault",
+    "finish",
 ]
 """What can happen: the process starts or goes on; its first step has compiled the blocks; a stage of the objective begins;
-it ends as asked; a step is not applied; a save; what went wrong; the end."""
+it ends as asked; a step is not applied; a save; one to the hosts' own disks; one that came to nothing while the run goes on;
+what ended the run; its end."""
 
 
 class Events:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import socket
-import time
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
@@ -16,6 +15,7 @@ from ttt_dist.config.pipeline import Recipe
 from ttt_dist.parallel.compile import COMPILER
 from ttt_dist.telemetry.profiler import ProfileWindow
 from ttt_dist.training.callbacks import Callback
+from ttt_dist.training.checkpointing import Checkpointing
 from ttt_dist.training.step import Losses, StepResult
 from ttt_dist.training.validate import held_out_loss
 from ttt_dist.util.console import print_rank0, warn
@@ -106,6 +106,9 @@ class SkippedSteps(Callback):
         folder, allowed = trainer.folder, trainer.config.guard.max_data_skips
         if len(read_skips(folder)) >= allowed:
             return
+        for callback in trainer.callbacks:
+            if isinstance(callback, Checkpointing):
+                callback.finish(trainer)  # or the next start would begin at a later step than is noted here
         saved = manager.latest(folder / "checkpoints")
         first = manager.step_of(saved) if saved else 0
         manager.on_first_rank(lambda: add_skip(folder, first, step))
@@ -188,20 +191,3 @@ class Exporting(Callback):
         folder = trainer.folder / "exports" / f"step-{step:08d}"
         export_model(trainer.engine, trainer.mesh, config, trainer.metadata.layout, folder, step)
         print_rank0(f"step {step}: {folder}")
-
-
-class Checkpointing(Callback):
-    """A checkpoint every checkpoint.save_every steps, and where the run ends before its last step; then `checkpoint_saved`."""
-
-    def post_step(self, trainer: Trainer, step: int, result: StepResult) -> None:
-        if not trainer.is_last and not trainer.is_due(step, trainer.config.checkpoint.save_every):
-            return
-        trainer.watchdog.mark(step, "saving a checkpoint", trainer.config.guard.start_timeout)
-        begin = time.perf_counter()
-        folder, keep = trainer.folder / "checkpoints", trainer.config.checkpoint
-        saved = manager.save(trainer.engine, folder, step, trainer.metadata, trainer.counters, keep)
-        seconds = time.perf_counter() - begin
-        trainer.stop.longest_save_s = max(trainer.stop.longest_save_s, seconds)
-        trainer.tell("checkpoint", step, seconds=round(seconds, 3))
-        for callback in trainer.callbacks:
-            callback.checkpoint_saved(trainer, step, saved)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttt_dist.checkpoint.manager import CheckpointMetadata
+from ttt_dist.checkpoint.manager import CheckpointMetadata, gather
 from ttt_dist.config.pipeline import Recipe
 from ttt_dist.data.loader import PackLoader, ValidationLoader
+from ttt_dist.launch.rendezvous import ranges
 from ttt_dist.model.structure import count_parameters
 from ttt_dist.parallel.deepspeed_adapter import wrap_optimizer_step
 from ttt_dist.parallel.mesh import Mesh
@@ -122,11 +124,15 @@ class Trainer:
         return {**self.guard.state, "callbacks": callback_states(self.callbacks)}
 
     def announce(self, checkpoint: Path | None) -> None:
-        """Tell of the start: what is trained, on what, from which checkpoint."""
+        """Tell of the start: what is trained, on what, from which checkpoint; collective."""
         world_size = self.mesh.world_size
+        names = gather(socket.gethostname())
+        hosts = {
+            name: ranges([rank for rank, other in enumerate(names) if other == name]) for name in dict.fromkeys(names)
+        }
         self.tell(
             "start", self.start_step,
-            checkpoint=checkpoint and str(checkpoint), world_size=world_size, mesh=str(self.mesh),
+            checkpoint=checkpoint and str(checkpoint), world_size=world_size, mesh=str(self.mesh), hosts=hosts,
         )  # fmt: skip
         num_parameters = sum(count_parameters(self.config.model, self.metadata.layout.padded_vocab_size).values())
         print_rank0(

@@ -52,7 +52,7 @@ class TrainPlan:
     notes: list[str]
     """What this machine lacks for a run that is only described here."""
     asked: Recipe
-    """The settings as they were given."""
+    """The settings as they were given, before what they leave open was filled in."""
     resume: Path | None
     """What a run without checkpoints of its own was told to start from."""
 

@@ -19,13 +19,12 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from ttt_dist.launch.rendezvous import ranges
+from ttt_dist.launch.rendezvous import STORE_TIMEOUT, ranges, run_store
 from ttt_dist.util.console import print_error
 from ttt_dist.util.errors import LostProcessError, StopRequestedError
 
 logger = logging.getLogger(__name__)
 
-STORE_TIMEOUT = timedelta(seconds=5)
 GRACE_S = 5.0  # between a dump and the end of its process: the others are about to dump theirs
 
 
@@ -40,7 +39,9 @@ class Watchdog:
         self._on_fault = on_fault
         self._step, self._what, self._since = 0, "start", time.monotonic()
         self._number = 0
-        self._store = self._connect()
+        self._store = run_store()
+        if self._store is not None:
+            self._store.set(f"name/{self.rank}", socket.gethostname())
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
@@ -116,7 +117,7 @@ class Watchdog:
 
     def _ask(self, answer: list[str]) -> None:
         with contextlib.suppress(RuntimeError):
-            store = self._connect()
+            store = run_store()
             assert store is not None
             answer.append(explained_once(store, self.world_size, self._wait_s()))
 
@@ -134,12 +135,6 @@ class Watchdog:
         while time.monotonic() < end and not self._closed.wait(self._interval_s()):
             self._live()
         os._exit(LostProcessError.status)
-
-    def _connect(self) -> dist.TCPStore | None:
-        if self.world_size == 1:
-            return None
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        return dist.TCPStore(host, port, is_master=False, timeout=STORE_TIMEOUT, wait_for_workers=False)
 
 
 def explained_once(store: dist.Store, world_size: int, wait_s: float) -> str:
@@ -161,13 +156,20 @@ def explained(store: dist.Store, world_size: int, wait_s: float) -> str:
     time.sleep(wait_s)
     silent = [rank for rank, value in enumerate(_values(store, "life", world_size)) if value == before[rank]]
     if silent:
-        return f"no sign of life from rank(s) {ranges(silent)}"
+        where = _hosts_of(store, silent, world_size)
+        return f"no sign of life from rank(s) {ranges(silent)}{' on ' + where if where else ''}"
     marks = [value.partition(" ") for value in _values(store, "mark", world_size)]
     numbers = [int(number or 0) for number, _, _ in marks]
     behind = [rank for rank, number in enumerate(numbers) if number == min(numbers)]
     if len(behind) == world_size:
         return "all ranks are as far as each other"
-    return f"rank(s) {ranges(behind)} still in {marks[behind[0]][2] or 'the start'}"
+    where = _hosts_of(store, behind, world_size)
+    return f"rank(s) {ranges(behind)} still in {marks[behind[0]][2] or 'the start'}{', on ' + where if where else ''}"
+
+
+def _hosts_of(store: dist.Store, of: list[int], world_size: int) -> str:
+    hosts = _values(store, "name", world_size)
+    return ", ".join(name for name in dict.fromkeys(hosts[rank] for rank in of) if name)
 
 
 def _values(store: dist.Store, kind: str, world_size: int) -> list[str]:

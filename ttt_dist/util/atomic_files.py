@@ -114,10 +114,15 @@ def _concerns(error: OSError, path: Path) -> bool:
 
 def commit(temporary: Path, path: Path) -> None:
     """Force a finished temporary file to the disk and give it its name."""
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
+    fsync_file(temporary)
     os.replace(temporary, path)
     fsync_folder(path.parent)
+
+
+def fsync_file(path: Path) -> None:
+    """Force what has been written to a file to the disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def fsync_folder(folder: Path) -> None:
@@ -163,8 +168,7 @@ def copy_folder(source: str | Path, target: str | Path) -> None:
                 copy = temporary / path.relative_to(source)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, copy)
-                with open(copy, "rb") as file:
-                    os.fsync(file.fileno())
+                fsync_file(copy)
             if not _is_copy(target, source):
                 os.replace(temporary, target)
             fsync_folder(target.parent)

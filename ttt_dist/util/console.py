@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -93,7 +94,7 @@ def note(message: str) -> None:
 def print_error(message: str) -> None:
     """A line `error: ...` on stderr, from every rank: the one that fails may not be the first."""
     _erase_bar()
-    who = f" (rank {rank()})" if rank() else ""
+    who = f" (rank {rank()} on {socket.gethostname()})" if rank() else ""
     _tell(f"error{who}: {one_line(message)}\n")
 
 

@@ -1,0 +1,154 @@
+"""What follows when hosts and processes are lost: who takes part in the next start, when it is over, what is told."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from tools.elastic import is_divisible
+from ttt_dist.config.run import Config, ParallelConfig, TrainConfig
+from ttt_dist.launch import elastic
+from ttt_dist.launch.elastic import Coordinator, choose_hosts, worst
+
+
+def even(number: int) -> bool:
+    return number % 2 == 0
+
+
+@pytest.mark.parametrize(
+    ("alive", "failures", "most", "usable", "chosen"),
+    [
+        ([0, 1, 2, 3], {}, 4, even, (0, 1, 2, 3)),
+        ([0, 1, 3], {}, 4, even, (0, 1)),
+        ([0, 1, 3], {0: 1}, 4, even, (1, 3)),
+        ([0, 1, 2], {1: 1}, 2, even, (0, 2)),
+        ([0, 1, 2], {0: 1, 1: 1, 2: 3}, 3, bool, (0, 1, 2)),
+        ([2], {}, 4, even, ()),
+        ([], {}, 4, bool, ()),
+    ],
+)
+def test_as_many_hosts_as_can_be_used_and_those_that_failed_last(
+    alive: list[int], failures: dict[int, int], most: int, usable: Callable[[int], bool], chosen: tuple[int, ...]
+) -> None:
+    assert choose_hosts(alive, failures, most, usable) == chosen
+
+
+@pytest.mark.parametrize(
+    ("statuses", "status"),
+    [([0, 0], 0), ([76, -9], 137), ([76, 1], 1), ([75, 75], 75), ([76, 75], 76), ([0, 3], 3), ([137, 77], 77), ([], 0)],
+)
+def test_the_status_that_says_most(statuses: list[int], status: int) -> None:
+    assert worst(statuses) == status
+
+
+def test_which_numbers_of_processes_a_run_can_have() -> None:
+    config = Config(train=TrainConfig(global_batch=24, micro_batch=2), parallel=ParallelConfig(tensor=2))
+    assert [size for size in range(1, 26) if is_divisible(config, size)] == [2, 4, 6, 8, 12, 24]
+
+
+class Hosts:
+    """Agents that say what a test tells them to, and a clock."""
+
+    def __init__(self, number: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, max_restarts: int = 3) -> None:
+        self.store, self.now, self.beating = dist.HashStore(), 0.0, set(range(number))
+        monkeypatch.setattr(elastic.time, "monotonic", lambda: self.now)
+        self.bad = tmp_path / "bad"
+        for host in range(number):
+            self.store.set(f"host/{host}", json.dumps([f"n{host}", "127.0.0.1"]))
+        self.coordinator = Coordinator(self.store, number, number, even, max_restarts, 60.0, self.bad)
+
+    def wait(self, seconds: float = 1.0) -> None:
+        for _ in range(int(seconds)):
+            self.now += 1
+            for host in self.beating:
+                self.store.set(f"beat/{host}", str(self.now))
+            self.coordinator.tend()
+
+    def report(self, host: int, *statuses: int) -> None:
+        self.store.set(f"report/{self.plan.round}/{host}", json.dumps(statuses))
+
+    @property
+    def plan(self) -> elastic.Plan:
+        assert self.coordinator.plan is not None
+        return self.coordinator.plan
+
+
+def test_a_silent_host_ends_the_round_and_a_spare_one_takes_its_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hosts = Hosts(5, monkeypatch, tmp_path)
+    hosts.wait()
+    assert hosts.plan == elastic.Plan(0, (0, 1, 2, 3))
+    assert "start 1: on n0, n1, n2, n3; n4 stand(s) by" in capsys.readouterr().out
+    hosts.beating.remove(1)
+    hosts.wait(elastic.DEAD_S - 1)
+    assert not hosts.plan.is_over
+    hosts.wait(2)
+    assert hosts.plan.is_over and hosts.plan.round == 0  # the others' processes are to end first
+    for host in (0, 2, 3):
+        hosts.report(host, 76)
+    hosts.wait()
+    assert hosts.plan == elastic.Plan(1, (0, 2, 3, 4))
+    assert hosts.bad.read_text() == "n1\n"
+    hosts.beating -= {0, 4}
+    hosts.wait(elastic.DEAD_S + 1)
+    for host in (2, 3):
+        hosts.report(host, 76)
+    hosts.wait()
+    assert hosts.plan == elastic.Plan(2, (2, 3))
+    for host in (2, 3):
+        hosts.report(host, 0)
+    hosts.wait()
+    assert hosts.plan.outcome == 0
+
+
+def test_a_killed_process_makes_its_host_the_last_to_be_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hosts = Hosts(3, monkeypatch, tmp_path)
+    hosts.wait()
+    assert hosts.plan.hosts == (0, 1)
+    hosts.report(1, -9)
+    hosts.wait()
+    assert hosts.plan.is_over and hosts.plan.round == 0
+    hosts.report(0, 76)
+    hosts.wait()
+    assert hosts.plan == elastic.Plan(1, (0, 2))
+    assert hosts.bad.read_text() == "n1\n"
+
+
+@pytest.mark.parametrize("status", [1, 2, 75, 77])
+def test_what_would_end_alike_again_or_was_asked_for_is_the_end(
+    status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hosts = Hosts(2, monkeypatch, tmp_path)
+    hosts.wait()
+    hosts.report(0, status)
+    hosts.report(1, status)
+    hosts.wait()
+    assert hosts.plan.outcome == status
+
+
+def test_it_is_not_tried_for_ever(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hosts = Hosts(2, monkeypatch, tmp_path, max_restarts=1)
+    for _ in range(2):
+        hosts.wait()
+        hosts.report(0, 76)
+        hosts.report(1, 76)
+        hosts.wait()
+    assert hosts.plan.outcome == 76
+    assert "started again 1 times, which is enough" in capsys.readouterr().err
+
+
+def test_too_few_hosts_are_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hosts = Hosts(2, monkeypatch, tmp_path)
+    hosts.beating.remove(1)
+    hosts.wait(59)
+    assert hosts.coordinator.plan is None  # the other one may still come
+    hosts.wait(2)
+    assert hosts.plan.outcome == 76
+    assert "1 host(s) are left, over which the run cannot be divided" in capsys.readouterr().err
