@@ -107,6 +107,9 @@ VALUES = {
 def unknown_key(key: str, known: Sequence[str]) -> str:
     """The message for a key that is none of `known`, in which `*` stands for what users choose."""
     named = [_named_like(name, key) for name in known]
+    if key in named:
+        section, _, name = key.partition(".")
+        return f"`{key}` is one word here; write it as a section: `{section}:`, and `{name}:` indented below it"
     meant = _meant(key.lower().replace("-", "_"), named, OTHER_NAMES if "train.lr" in known else {})
     if meant is None:
         section = key.partition(".")[0]
