@@ -92,7 +92,7 @@ def write_result(path: Path, name: str, revision: str, seen: Sequence[Sequence[d
         f"- The other build: {revision}; the same packages for both",
         "",
         "A: silently wrong; B: tracebacks, aborts, hangs; C: refused without need, or with the wrong reason. Answers are exit statuses and",
-        "what was said, or values; the checks themselves stand in `benchmarks/rows`, tests are those of `tests/unit` unless it says otherwise.",
+        "what was said, or values; the checks stand in `benchmarks/rows`, the tests in `tests/unit` where nothing else is said.",
         "",
         f"| row | check | {name} | this build | tests |",
         "|---|---|---|---|---|",

@@ -8,6 +8,7 @@ import atexit
 import importlib
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ class Failed(Exception):
 
 
 Check = Callable[[Path], str]
+MOST_BYTES = 8 << 30  # of addresses that a command may have: some of what was mended asked for terabytes
 TRAIN = ("ttt_dist/train.py", "--config")
 RECIPE = """run_dir: {folder}/run
 deepspeed: ds_configs/zero1.json
@@ -97,6 +99,7 @@ def run(*words: str | Path, env: dict[str, str] | None = None, seconds: float = 
             errors="replace",
             timeout=seconds,
             check=False,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES)),
         )
     except subprocess.TimeoutExpired:
         return f"hangs: no end within {seconds:.0f} s"

@@ -59,11 +59,17 @@ def auto_tokenizer(folder: Path) -> str:
     return f"{'same' if same and code == [tokens.first_code + 3] else 'other'} ids, <|audio_3|> is {code}"
 
 
-@row("B3", "resume with the newest run.json damaged", "^0: .*step 2", "checkpoint (damage), state_files")
+@row(
+    "B3",
+    "resume with the first byte of the newest run.json damaged",
+    "^0: .*step 2",
+    "checkpoint (damage), state_files",
+)
 def damaged_metadata(folder: Path) -> str:
     copy, config = again(folder)
     newest = max(copy.glob("checkpoints/step-*"))
-    next(path for path in newest.glob("*.json") if '"step"' in path.read_text()).write_bytes(b"{\xff\x00")
+    path = next(path for path in newest.glob("*.json") if '"step"' in path.read_text())
+    path.write_bytes(b"\xff" + path.read_bytes()[1:])
     return about(train(config, "train.steps=5"), "resum|step|damag|error")
 
 
@@ -101,15 +107,20 @@ def report(folder: Path) -> str:
         copy / "metrics.jsonl",
         "\n".join([lines[0], '{"step": "x", "loss', "[1, 2]", '{"step": null}', *lines[1:]]) + "\n",
     )
-    return run("tools/report.py", "--run", copy)
+    return run("tools/report.py", copy)
 
 
-@row("B7", "a shard with 64 flipped bytes of equal size, trained on", "^1: .*shards/train", "shards::any_changed_byte")
+@row(
+    "B7",
+    "a shard with a flipped byte in every hundredth token, trained on",
+    "^1: .*shards/train",
+    "shards::any_changed_byte",
+)
 def flipped(folder: Path) -> str:
     shutil.copytree(work() / "shards", folder / "shards")
     path = folder / "shards" / "train.bin"
     data = bytearray(path.read_bytes())
-    data[100:164] = bytes(byte ^ 0xFF for byte in data[100:164])
+    data[3::400] = bytes(byte ^ 0x7F for byte in data[3::400])
     path.write_bytes(data)
     config = write(folder / "run.yaml", RECIPE.format(folder=folder, work=folder))
     said = train(config)
