@@ -1,5 +1,6 @@
 """Rows A8, A15 and A16, B3 to B5, B7 and B8: what hangs on a run of training, its folder and its export."""
 
+import json
 import re
 import shutil
 import socket
@@ -10,7 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kit import RECIPE, TRAIN, Failed, main, module, row, run, work, write
+import numpy as np
+import soundfile
+from kit import RECIPE, TRAIN, Failed, dry_run, main, module, prep, row, run, wave, work, write
 
 SETTINGS = ("train.steps=4", "train.warmup=1", "checkpoint.save_every=2", "telemetry.log_every=1")
 
@@ -183,6 +186,45 @@ print("steps", seen, f"{lost or 'none'} lost")
     (folder / "run").mkdir()
     said = run("-c", f"from pathlib import Path\nPATH = Path({str(folder / 'run')!r})\n{code}")
     return said.removeprefix("0: ").replace("] none", "], none")
+
+
+@row(
+    "C",
+    "train.init_from=a folder of Hugging Face's",
+    "^1: .*import-hf",
+    "init_from::a_published_folder_names_the_import",
+)
+def raw_folder(folder: Path) -> str:
+    write(folder / "hf" / "config.json", json.dumps({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}))
+    (folder / "hf" / "model.safetensors").touch()
+    return dry_run(folder, f"train.init_from={folder}/hf")
+
+
+@row(
+    "C",
+    "a stale model.safetensors.index.json beside a whole file",
+    "^0: ",
+    "hostile_json::an_index_that_is_left_beside",
+)
+def stale_index(folder: Path) -> str:
+    shutil.copytree(trained() / "export", folder / "model")
+    index = {"metadata": {}, "weight_map": {"model.embed_tokens.weight": "model-00001-of-00002.safetensors"}}
+    write(folder / "model" / "model.safetensors.index.json", json.dumps(index))
+    return run("tools/convert_checkpoint.py", "export-hf", "--source", folder / "model", "--out", folder / "hf")
+
+
+@row("A16", "a float WAV at 1,000 times full scale, encoded: told", "^0: .*full scale", "levels::encode_counts_them")
+def levels(folder: Path) -> str:
+    soundfile.write(folder / "a.wav", wave() * 1e4, 16_000, subtype="FLOAT")
+    manifest = write(folder / "m.jsonl", '{"id": "a", "audio": "a.wav", "text": "one"}\n')
+    return prep("encode", "--manifest", manifest, "--codec", f"melvq:{work()}/codes/codec", "--out", folder / "codes")
+
+
+@row("A16", "stereo in opposite phase, encoded: told", "^0: .*opposite phase", "levels::levels_are_told")
+def phase(folder: Path) -> str:
+    soundfile.write(folder / "a.wav", np.stack([wave(), -wave()], 1), 16_000)
+    manifest = write(folder / "m.jsonl", '{"id": "a", "audio": "a.wav", "text": "one"}\n')
+    return prep("encode", "--manifest", manifest, "--codec", f"melvq:{work()}/codes/codec", "--out", folder / "codes")
 
 
 if __name__ == "__main__":

@@ -88,6 +88,8 @@ def test_a_wrong_setting_is_named(path: Path, override: str, message: str) -> No
             "there is none: accumulation steps are train.global_batch / (train.micro_batch",
         ),
         ("train.max_steps=9", "did you mean `train.steps`?"),
+        ("train.seed=9", "did you mean `seed`?"),
+        ("model.init_from=9", "did you mean `train.init_from`?"),
         ("num_train_steps=9", "did you mean `train.steps`?"),
         ("warmup_steps=9", "did you mean `train.warmup`?"),
         ("train.max_grad_norm=1", "did you mean `train.clip`?"),
