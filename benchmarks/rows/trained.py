@@ -77,7 +77,9 @@ def damaged_metadata(folder: Path) -> str:
 
 
 def about(said: str, words: str) -> str:
-    """Status and the lines of an output in which these words stand."""
+    """Status and the lines of an output in which these words stand, or its traceback."""
+    if said.startswith("traceback"):
+        return said
     return f"{said[:2]} " + " | ".join(line for line in said.splitlines() if re.search(words, line))[:400]
 
 
@@ -99,7 +101,7 @@ def full_disk(folder: Path) -> str:
     (folder / "run" / "metrics.jsonl").symlink_to("/dev/full")
     said = train(config)
     saved = len(list(folder.glob("run/checkpoints/step-*")))
-    return f"{about(said, 'warning|error') if not said.startswith('traceback') else said}, {saved} checkpoints"
+    return f"{about(said, 'warning|error')}, {saved} checkpoints"
 
 
 @row("B5", "tools/report.py with a damaged line in metrics.jsonl", "^0: ", "telemetry::a_damaged_record, report")
@@ -127,7 +129,7 @@ def flipped(folder: Path) -> str:
     path.write_bytes(data)
     config = write(folder / "run.yaml", RECIPE.format(folder=folder, work=folder))
     said = train(config)
-    return said if said.startswith("traceback") else about(said, "error")
+    return about(said, "error")
 
 
 def served(request: bytes) -> str:

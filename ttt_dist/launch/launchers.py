@@ -40,7 +40,7 @@ _SIZE = re.compile(
 )
 """Those and others, one of which alone says that there are more processes."""
 _LATER = re.compile(
-    r"(?:LOCAL_|GROUP_|NODE_|CROSS_)?RANK|MPI_LOCALRANKID|PMI_LOCAL_RANK|PALS_LOCAL_RANKID|FLUX_TASK_LOCAL_ID|SLURM_PROCID"
+    r"(?:LOCAL_|GROUP_|NODE_|CROSS_)?RANK|MPI_LOCALRANKID|PMI_LOCAL_RANK|PALS_LOCAL_RANKID|FLUX_TASK_LOCAL_ID"
     r"|PBS_VNODENUM|[A-Z0-9]+_COMM_WORLD_LOCAL_RANK"
 )
 """Those of which 0 says little: a batch script is process 0 of one."""
