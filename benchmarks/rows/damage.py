@@ -5,6 +5,7 @@ import os
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 from kit import RECIPE, TRAIN, main, prep, row, run, wav, work, write
 
@@ -17,8 +18,12 @@ from kit import RECIPE, TRAIN, main, prep, row, run, wav, work, write
 )
 def hostile(folder: Path) -> str:
     wav(folder / "good.wav")
-    good = {"id": "good", "audio": "good.wav", "text": "one", "duration": 1.0}
-    hostile = [{"audio": "a\0b.wav"}, {"audio": "x" * 300 + ".wav"}, {"offset": 1e308, "duration": 1e308}]
+    good: dict[str, Any] = {"id": "good", "audio": "good.wav", "text": "one", "duration": 1.0}
+    hostile: list[dict[str, Any]] = [
+        {"audio": "a\0b.wav"},
+        {"audio": "x" * 300 + ".wav"},
+        {"offset": 1e308, "duration": 1e308},
+    ]
     hostile += [{"audio": ["good.wav"], "gaps": [0.0], "tail": 1e12}]
     lines = [json.dumps(good | changed | {"id": str(number)}) for number, changed in enumerate(hostile)]
     lines += [f'{{"id": "d", "audio": "good.wav", "text": "one", "duration": 1{"0" * 400}}}', json.dumps(good)]

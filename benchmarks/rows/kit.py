@@ -158,22 +158,15 @@ def work() -> Path:
     for number in range(8):
         wav(folder / "wav" / f"{'one two' if number % 2 else 'three'}_a_{number}.wav", 1.0 + number / 10)
     codec = ["--train-codec", "--codec", "melvq", "--codebook-size", "16"]
-    texts = [
-        "--template",
-        "asr,tts",
-        "--train-tokenizer",
-        "--vocab-size",
-        "300",
-        "--tokenizer-out",
-        folder / "tokenizer",
-    ]
+    texts = ["--template", "asr,tts", "--train-tokenizer", "--vocab-size", "300", "--tokenizer-out"]
     pattern = ["--reader", "pattern", "--pattern", "{text}_{speaker}_{index}.wav"]
-    for words in (
+    commands: list[list[str | Path]] = [
         ["manifest", *pattern, "--source", folder / "wav", "--out", folder / "wav.jsonl"],
         ["encode", "--manifest", folder / "wav.jsonl", *codec, "--out", folder / "codes"],
-        ["compose", "--codes", folder / "codes", *texts, "--out", folder / "samples"],
+        ["compose", "--codes", folder / "codes", *texts, folder / "tokenizer", "--out", folder / "samples"],
         ["pack", "--samples", folder / "samples", "--seq-len", "256", "--out", folder / "shards" / "train"],
-    ):
+    ]
+    for words in commands:
         said = prep(*words)
         if not said.startswith("0: "):
             raise Failed(said)
