@@ -136,14 +136,17 @@ def codec(folder: Path) -> str:
     return run("-c", code)
 
 
-@row("B6", "a host file with slots= of 5,000 digits", "^[12]: .*hosts", "launch_tool")
+@row("B6", "a host file with slots= of 5,000 digits", "^[12]: .*hosts", "launch_tool::a_wrong_host_file_names_the_line")
 def slots(folder: Path) -> str:
     hosts = write(folder / "hosts", f"n1 slots={'9' * 5000}\n")
     return run("tools/launch.py", "--hostfile", hosts, "ttt_dist/train.py", "--config", "recipes/demo.yaml")[:400]
 
 
 @row(
-    "B7", "an Arrow stream with an offset beyond its end, listed", "^1: .*data.arrow", "containers, huggingface_layouts"
+    "B7",
+    "an Arrow stream with an offset beyond its end, listed",
+    "^1: .*data.arrow",
+    "containers::a_damaged_arrow_file_is_refused",
 )
 def arrow(folder: Path) -> str:
     import pyarrow as pa
@@ -178,7 +181,7 @@ def control(folder: Path) -> str:
     return f"{said[:2]} {'raw' if chr(27) in said else 'no'} control characters"
 
 
-@row("B9", "data_prep under mpirun without libmpi", "^[12]: .*MPI", "jobs")
+@row("B9", "data_prep under mpirun without libmpi", "^[12]: .*MPI", "jobs::mpi_that_cannot_be_used")
 def without_libmpi(folder: Path) -> str:
     env = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2", "MPI4PY_LIBMPI": "/nowhere/libmpi.so"}
     words = ("--manifest", work() / "wav.jsonl", "--codec", f"melvq:{work()}/codes/codec", "--out", folder / "codes")

@@ -8,6 +8,7 @@ import atexit
 import importlib
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -73,7 +74,7 @@ def main() -> None:
             except Exception as error:
                 kind = "refused" if type(error).__name__ == "UserError" else f"traceback, {type(error).__name__}"
                 seen = f"{kind}: {error}"
-            seen = seen.replace(folder, "DIR").replace(os.getcwd(), ".")
+            seen = re.sub(r"\S*/rows-\w+", "WORK", seen.replace(folder, "DIR").replace(os.getcwd(), "."))
         print(json.dumps({"row": name, "number": number, "what": what, "want": want, "tests": tests, "seen": seen}))
 
 

@@ -66,7 +66,7 @@ def auto_tokenizer(folder: Path) -> str:
     "B3",
     "resume with the first byte of the newest run.json damaged",
     "^0: .*step 2",
-    "checkpoint (damage), state_files",
+    "checkpoint::any_damage_to_any_file",
 )
 def damaged_metadata(folder: Path) -> str:
     copy, config = again(folder)
@@ -87,7 +87,7 @@ def about(said: str, words: str) -> str:
     "A15",
     "resume with more steps than the cosine was made for",
     "^0: .*(rate|lr)",
-    "checkpoint (another order of steps)",
+    "train_command (tests/distributed)",
 )
 def more_steps(folder: Path) -> str:
     _, config = again(folder)
