@@ -74,7 +74,7 @@ def main() -> None:
             except Exception as error:
                 kind = "refused" if type(error).__name__ == "UserError" else f"traceback, {type(error).__name__}"
                 seen = f"{kind}: {error}"
-            seen = re.sub(r"\S*/rows-\w+", "WORK", seen.replace(folder, "DIR").replace(os.getcwd(), "."))
+            seen = re.sub(r"[\w/]*/rows-\w+", "WORK", seen.replace(folder, "DIR").replace(os.getcwd(), "."))
         print(json.dumps({"row": name, "number": number, "what": what, "want": want, "tests": tests, "seen": seen}))
 
 
