@@ -76,7 +76,12 @@ def m4a(folder: Path) -> str:
     return seconds(folder / "a.m4a")
 
 
-@row("A2", "a tar of 5 whose third header has a flipped bit", "^1: .*tar.*header", "readers_emilia::emilia_tars_end_as_archives_end")
+@row(
+    "A2",
+    "a tar of 5 whose third header has a flipped bit",
+    "^1: .*tar.*header",
+    "readers_emilia::emilia_tars_end_as_archives_end",
+)
 def tar(folder: Path) -> str:
     path = folder / "emilia" / "a.tar"
     path.parent.mkdir()
