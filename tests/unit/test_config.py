@@ -88,6 +88,8 @@ def test_a_wrong_setting_is_named(path: Path, override: str, message: str) -> No
             "there is none: accumulation steps are train.global_batch / (train.micro_batch",
         ),
         ("train.max_steps=9", "did you mean `train.steps`?"),
+        ("train.seed=9", "did you mean `seed`?"),
+        ("model.init_from=9", "did you mean `train.init_from`?"),
         ("num_train_steps=9", "did you mean `train.steps`?"),
         ("warmup_steps=9", "did you mean `train.warmup`?"),
         ("train.max_grad_norm=1", "did you mean `train.clip`?"),
@@ -189,6 +191,9 @@ def test_a_wrong_file_is_named(tmp_path: Path) -> None:
         load_config(file)
     file.write_text("train: {stepps: 3}\n")
     with pytest.raises(UserError, match=r"run\.yaml: unknown key `train\.stepps`; did you mean `train\.steps`"):
+        load_config(file)
+    file.write_text("train.steps: 3\n")
+    with pytest.raises(UserError, match=r"run\.yaml: `train\.steps` is one word here; write it as a section: `train:`"):
         load_config(file)
 
 
@@ -329,6 +334,20 @@ def test_a_run_folder_that_is_a_file_is_refused(path: Path) -> None:
     for run_dir in (path, path / "deeper" / "still"):
         with pytest.raises(UserError, match=rf"run_dir={run_dir}: {path} is a file.*choose another run_dir"):
             check_run(load_config(path, [f"run_dir={run_dir}"]), 1)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("~/runs/x", "/home/me/runs/x"), ("$SPACE/x", "/space/x"), ("${NOWHERE}/x", "the whole path")],
+)
+def test_a_run_folder_that_no_shell_has_read_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch, written: str, meant: str
+) -> None:
+    """A folder by the name of `~` would be made, and the run not be found again."""
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SPACE", "/space")
+    with pytest.raises(UserError, match=rf"neither ~ nor \$NAME is read here; write {meant}$"):
+        check_run(load_config(path, [f"run_dir={written}"]), 1)
 
 
 def test_a_warm_up_without_end_is_told(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

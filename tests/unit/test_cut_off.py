@@ -15,7 +15,7 @@ RATE = 16_000
 WAVE = np.random.default_rng(0).uniform(-0.3, 0.3, 3 * RATE).astype(np.float32)
 KINDS = [
     ("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAV", "ULAW"), ("WAV", "IMA_ADPCM"), ("WAVEX", "PCM_16"), ("RF64", "PCM_16"),
-    ("W64", "PCM_16"), ("AIFF", "PCM_16"), ("AU", "PCM_16"), ("NIST", "PCM_16"), ("SVX", "PCM_16"), ("CAF", "PCM_16"),
+    ("W64", "PCM_16"), ("AIFF", "PCM_16"), ("AU", "PCM_16"), ("NIST", "PCM_16"), ("NIST", "ULAW"), ("SVX", "PCM_16"), ("CAF", "PCM_16"),
     ("OGG", "VORBIS"), ("OGG", "OPUS"),
 ]  # fmt: skip
 
@@ -52,6 +52,20 @@ def test_a_size_that_is_left_open_is_no_cut(size: int) -> None:
     data = written("WAV")
     place = data.index(b"data") + 4
     assert len(read_audio(data[:place] + size.to_bytes(4, "little") + data[place + 4 :], RATE)) == len(WAVE)
+
+
+def test_shorten_in_a_nist_file_is_no_cut() -> None:
+    """As the LDC publishes many corpora: the samples stated are more than the bytes that are there."""
+    data = written("NIST").replace(b"sample_coding -s3 pcm", b"sample_coding -s26 pcm,embedded-shorten-v2.00")
+    for source in (data, data[:2000]):
+        with pytest.raises(UserError, match="is compressed by shorten, which is not read; make a WAV of it"):
+            audio_seconds(source)
+
+
+def test_a_name_for_raw_samples_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.raw").write_bytes(written("WAV"))
+    with pytest.raises(UserError, match=r"a\.raw: its name says raw samples, whose rate nothing tells; convert"):
+        audio_seconds(tmp_path / "a.raw")
 
 
 def test_a_header_behind_a_long_chunk_is_looked_at(tmp_path: Path) -> None:

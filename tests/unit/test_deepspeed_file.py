@@ -56,6 +56,19 @@ def read(tmp_path: Path, content: object) -> dict[str, Any]:
         ({"zero_optimization": {"offload_param": {"device": "nvme"}}}, "offload_param.device=nvme: .*NVMe; write cpu"),
         ({"zero_optimization": {"offload_optimizer": {"ratio": 0.5}}}, "offload_optimizer.ratio`.*partial offload"),
         ({"zero_optimization": 3}, "zero_optimization is a section"),
+        (
+            {"zero_optimization": {"stage": 2, "cpu_offload": True}},
+            'cpu_offload`.*write offload_optimizer: {"device": "cpu"}',
+        ),
+        ({"bfloat16": {"enabled": True}}, "remove `bfloat16`.*train.precision"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
+            "offload_param asks for what ZeRO 2 does not do; write stage 3, or",
+        ),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
+            "ZeRO 0 does not do; write stage 1 or more, or",
+        ),
         ("{", "is not JSON"),
         ('{"a": 1, "a": 2}', "the key 'a' stands twice"),
         ("[" * 100000, "is not JSON"),

@@ -17,6 +17,7 @@ from ttt_dist.evaluation.items import Item, read_items
 from ttt_dist.manifest.delimited import MAX_LINES, delimiter_of, read_rows
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.manifest.records import read_records
+from ttt_dist.manifest.text_files import raw_lines
 from ttt_dist.util.errors import UserError
 
 CELL = st.text(st.sampled_from("ab\"', é")).filter(lambda text: text.strip(' "') == text and text)
@@ -51,6 +52,44 @@ def test_what_a_csv_writer_writes_is_read(folder: Path, rows: list[tuple[str, st
         found, problems = rows_of(path)
         assert found == [{"path": name, "text": text} for name, text in plain]
         assert not problems.count
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("a.csv", "path;text\na.wav;one\n", "has semicolons between values, where commas belong; save it with commas"),
+        ("a.csv", "path\ttext\na.wav\tone\n", "has tabs between values, where commas belong; name it .tsv"),
+        ("a.tsv", "path,text\na.wav,one\n", "has commas between values, where tabs belong; name it .csv"),
+        ("a.txt", "path|text\na.wav|one\n", "has bars between values, where tabs belong"),
+        ("a.tsv", "path\ttext\ra.wav\tone\r", "lines end with CR alone"),
+        ("a.csv", "path,text,text\na.wav,one,eins\n", "the header names 'text' twice; rename one"),
+    ],
+)
+def test_a_header_of_another_kind_of_table_is_told(tmp_path: Path, name: str, text: str, told: str) -> None:
+    (tmp_path / name).write_text(text, newline="")
+    with pytest.raises(UserError, match=rf"{name}:1: {told}"):
+        rows_of(tmp_path / name)
+
+
+def test_columns_without_a_name_may_be_many(tmp_path: Path) -> None:
+    """A spreadsheet's empty columns."""
+    found, problems = rows_of(put(tmp_path / "a.csv", "path,text,,", "a.wav,one,,"))
+    assert [(row["path"], row["text"]) for row in found] == [("a.wav", "one")] and not problems.count
+
+
+@pytest.mark.parametrize(
+    ("start", "told"),
+    [
+        (b"PK\x03\x04", "a workbook of a spreadsheet; save it as"), (b"\x28\xb5\x2f\xfd", "by zstd.*decompress it"),
+        (b"PAR1", "Parquet; name it .parquet"), ("path\ttext\n".encode("utf-16"), "UTF-16; save it as UTF-8"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_text_is_told_by_its_first_bytes(tmp_path: Path, start: bytes, told: str) -> None:
+    (tmp_path / "a.tsv").write_bytes(start + b"\x00\xff" * 50)
+    with pytest.raises(UserError, match=rf"a\.tsv: is .*{told}"):
+        list(raw_lines(tmp_path / "a.tsv"))
+    found, problems = rows_of(tmp_path / "a.tsv")
+    assert not found and problems.count == 1
 
 
 def test_a_tsv_that_encloses_its_header_encloses_all(tmp_path: Path) -> None:

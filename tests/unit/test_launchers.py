@@ -100,7 +100,10 @@ def test_work_is_shared_out_under_each_launcher() -> None:
     [
         {"WORLD_SIZE": "64"}, {"RANK": "3"}, {"PMI_SIZE": "4"}, {"PMI_RANK": "1"}, {"PALS_RANKID": "0", "PALS_NODEID": "0"},
         {"PMIX_RANK": "0"}, {"PMIX_RANK": "3"}, {"FLUX_JOB_SIZE": "2"}, {"JSM_NAMESPACE_RANK": "1"}, {"ALPS_APP_PE": "0"},
-        {"OMPI_COMM_WORLD_SIZE": "2"}, {"MVP_COMM_WORLD_RANK": "1"}, {"MPIRUN_NPROCS": "4"},
+        {"OMPI_COMM_WORLD_SIZE": "2"}, {"MVP_COMM_WORLD_RANK": "1"}, {"MPIRUN_NPROCS": "4"}, {"RANK": "", "WORLD_SIZE": "4"},
+        {"HOROVOD_RANK": "0"}, {"HOROVOD_SIZE": "2"}, {"MP_CHILD": "0"}, {"LOCAL_RANK": "1"}, {"LOCAL_WORLD_SIZE": "2"},
+        {"NODE_RANK": "1"}, {"GROUP_RANK": "1"}, {"PBS_VNODENUM": "1"}, {"MPI_LOCALRANKID": "1"},
+        {"OMPI_COMM_WORLD_LOCAL_RANK": "1"},
     ],
     ids=str,
 )  # fmt: skip
@@ -119,8 +122,11 @@ def test_mpi_that_does_not_tell_the_place_on_the_host_is_asked_for_it() -> None:
 
 
 def test_variables_that_tell_of_nobody_else() -> None:
-    for variables in ({"WORLD_SIZE": "1"}, {"RANK": "0"}, {"LOCAL_RANK": "0"}, {"SLURM_JOB_ID": "3", "PMIX_RANK": "0"}):
-        assert detect_launcher(variables) == ALONE
+    for variables in (
+        {"WORLD_SIZE": "1"}, {"RANK": "0"}, {"LOCAL_RANK": "0"}, {"SLURM_JOB_ID": "3", "PMIX_RANK": "0"}, {"NODE_RANK": "0"},
+        {"PBS_VNODENUM": "0"}, {"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": ""},
+    ):  # fmt: skip
+        assert detect_launcher(variables) == ALONE and detect_task(variables) == TaskPlace(0, 1, is_mpi=False)
 
 
 def test_a_dry_run_is_asked_about_so_many_processes() -> None:

@@ -269,6 +269,14 @@ def test_what_telephones_and_browsers_record_is_read_through_pyav(
     if form == "ipod":
         with pytest.raises(UserError, match="cannot be read as audio"):
             read_audio(data[: len(data) // 2], RATE)
+    if form == "webm":
+        with pytest.raises(UserError, match="is cut off: .* bytes of samples are there"):
+            read_audio(data[: 2 * len(data) // 3], RATE)
+        size = data.index(b"\x18S\x80g") + 4
+        browsers = (
+            data[:size] + b"\x01" + b"\xff" * 7 + data[size + 8 :]
+        )  # written while it is recorded: nobody knows the end
+        assert data[size] == 1 and len(read_audio(browsers, RATE)) == len(read_audio(data, RATE))
 
 
 def test_what_pyav_would_read_is_refused_with_a_remedy_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

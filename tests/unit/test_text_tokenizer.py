@@ -270,6 +270,15 @@ def test_bad_files_are_one_line(name: str, kind: str, tmp_path: Path) -> None:
     assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 600
 
 
+def test_what_tiktoken_reads_is_told_apart_from_a_damaged_model(tmp_path: Path) -> None:
+    """Llama 3 and Qwen publish such files beside a folder in transformers' form."""
+    (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")
+    with pytest.raises(
+        UserError, match=r"tokenizer\.model: is tiktoken's, which is not read; .* with its tokenizer\.json"
+    ):
+        load_tokenizer(tmp_path)
+
+
 def test_folders_and_links_in_the_place_of_files(tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer.model"):
         (tmp_path / name / name).mkdir(parents=True)

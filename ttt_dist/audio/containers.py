@@ -194,7 +194,7 @@ def wav_of(array: list[Any], rate: Any, name: str) -> bytes:
     file = io.BytesIO()
     try:
         samples = np.array(array)
-        is_whole = samples.dtype.kind == "i" and np.abs(samples).max() <= 2**15
+        is_whole = samples.dtype.kind == "i" and samples.min() >= -(2**15) and samples.max() < 2**15
         samples = samples.astype(np.int16 if is_whole else np.float32)
         channels = samples.T if samples.ndim == 2 and len(samples) < samples.shape[1] else samples
         soundfile.write(file, channels, int(rate), "PCM_16" if is_whole else "FLOAT", format="WAV")

@@ -22,6 +22,8 @@ MP3_IN_WAV = 0x55
 NEAR_LIMIT = 2**16  # bytes by which the size of what has no end may differ from the greatest number
 SLACK = 64  # bytes: some count the header among the samples
 HEAD_OF_NIST = 1024
+SHORTEN = re.compile(rb"\ANIST_1A.*\nsample_coding -s\d+ [^\n]*shorten", re.DOTALL)
+MATROSKA, SEGMENT = b"\x1aE\xdf\xa3", b"\x18S\x80g"  # ids of EBML
 NIST = (b"sample_count", b"channel_count", b"sample_n_bytes")
 SAMPLES = (b"data", b"SSND", b"BODY")  # chunks of WAV, AIFF and 8SVX
 LISTED = 2**24  # bytes of an Ogg file whose pages are looked at to know its length
@@ -35,6 +37,8 @@ def put_right(source: Source, name: str, is_whole: bool) -> Source:
     `is_whole`: all of it will be read, so that looking at all of it costs little.
     """
     head = head_of(source, HEAD)
+    if SHORTEN.search(head):
+        raise UserError(f"{name}: is compressed by shorten, which is not read; make a WAV of it (sph2pipe -f wav)")
     _require_whole(source, head, name)
     if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
         if _is_plain_wav(head):
@@ -82,9 +86,28 @@ def _samples(data: Bytes) -> tuple[int, int] | None:
         begin, size = struct.unpack(">2I", data[4:12].ljust(8, b"\0"))
         return begin, size
     if data[:7] == b"NIST_1A":
-        fields = dict(re.findall(rb"(\w+) -i (\d{1,18})\n", data[:HEAD]))
+        fields = dict(re.findall(rb"(\w+) -(?:i|s\d+) (\d{1,18})\n", data[:HEAD]))  # libsndfile calls a byte a word
         return HEAD_OF_NIST, math.prod(int(fields.get(field, 0)) for field in NIST)
+    if form == MATROSKA:
+        return _segment(data)
     return 0, 0
+
+
+def _segment(data: Bytes) -> tuple[int, int]:
+    """Where the one element behind the head of a Matroska or WebM file begins, and its size; 0 where a browser left it open."""
+    place, size = _sized(data, len(MATROSKA))
+    place += size
+    if data[place : place + 4] != SEGMENT:
+        return 0, 0
+    place, size = _sized(data, place + len(SEGMENT))
+    return place, size
+
+
+def _sized(data: Bytes, place: int) -> tuple[int, int]:
+    """(place behind it, value) of a number of EBML, whose first byte tells its length; 0 where it says "unknown"."""
+    length = 9 - (data[place] if place < len(data) else 0).bit_length()
+    value = int.from_bytes(data[place : place + length], "big") & ~(1 << (7 * length))
+    return place + length, 0 if value == (1 << (7 * length)) - 1 else value
 
 
 def _samples_of_riff(data: Bytes, order: str) -> tuple[int, int] | None:

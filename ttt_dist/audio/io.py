@@ -134,6 +134,10 @@ def _decoder(source: Source, place: str | int, name: str) -> Recording:
     """libsndfile, or FFmpeg for what only that knows."""
     try:
         file = soundfile.SoundFile(place) if isinstance(place, str) else soundfile.SoundFile(place, closefd=False)
+    except TypeError:  # soundfile goes by the name here
+        raise UserError(
+            f"{name}: its name says raw samples, whose rate nothing tells; convert it to WAV or FLAC"
+        ) from None
     except soundfile.SoundFileError as error:
         if (found := ffmpeg.known(head_of(source, 16))) is None:
             raise

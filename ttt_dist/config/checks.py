@@ -6,6 +6,7 @@ All of it is checked before any process group exists; nothing is touched.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from ttt_dist.config.deepspeed import zero_stage
@@ -46,7 +47,13 @@ def check_run(config: Recipe, world_size: int) -> None:
 
 
 def _check_run_dir(run_dir: Path) -> None:
-    """Refuse what cannot become a folder."""
+    """Refuse what cannot become a folder, and what a shell would read otherwise: in a YAML file there is none."""
+    meant = os.path.expanduser(os.path.expandvars(run_dir))
+    require(
+        run_dir.exists() or not re.search(r"^~|\$[\w{]", str(run_dir)),
+        f"run_dir={run_dir}: neither ~ nor $NAME is read here; write "
+        + (meant if meant != str(run_dir) and "$" not in meant else "the whole path"),
+    )
     above = next((path for path in (run_dir, *run_dir.parents) if os.path.exists(path)), None)
     require(
         above is None or os.path.isdir(above),

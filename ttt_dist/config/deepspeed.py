@@ -125,6 +125,7 @@ _DECIDED_BY_CONFIG = {
     "scheduler": "train.warmup, train.min_lr_ratio",
     "bf16": "train.precision",
     "fp16": "train.precision",
+    "bfloat16": "train.precision",
     "activation_checkpointing": "train.activation_checkpointing",
     "tensor_parallel": "parallel.tensor",
     "sequence_parallel_size": "parallel.ulysses",
@@ -152,6 +153,14 @@ _UNTESTED = {
     ),
     "compute_grad_norm": "steps without a gradient norm, which guard.spike_factor needs",
 }
+_FORMER = {
+    "cpu_offload": 'offload_optimizer: {"device": "cpu"}',
+    "cpu_offload_params": 'offload_param: {"device": "cpu"}',
+    "cpu_offload_param": 'offload_param: {"device": "cpu"}',
+    "cpu_offload_use_pin_memory": 'offload_optimizer: {"device": "cpu", "pin_memory": true}',
+}
+_LEAST_STAGE = {"offload_optimizer": 1, "offload_param": 3}
+"""Below it DeepSpeed passes over the key."""
 _INSTEAD_OF_AUTO = {
     "stage": "0, 1, 2 or 3",
     "reduce_bucket_size": "50000000, as ds_configs/zero3.json does",
@@ -175,7 +184,7 @@ def read_deepspeed(path: str | Path) -> dict[str, Any]:
         if name in values and not _follows_config(name, values.pop(name)):
             raise UserError(f"{where}: remove `{name}`; the run's config sets it ({knob})")
     _require_tested(values, (), where)
-    build(DeepSpeedFile, values, where)
+    _require_used(build(DeepSpeedFile, values, where).zero_optimization, where)
     return as_typed(values, DeepSpeedFile)
 
 
@@ -229,10 +238,23 @@ def _follows_config(name: str, value: Any) -> bool:
     return bool(value == "auto")
 
 
+def _require_used(zero: ZeroConfig, where: str) -> None:
+    """Raise UserError where DeepSpeed would pass over an offload."""
+    for name, least in _LEAST_STAGE.items():
+        offload = getattr(zero, name)
+        require(
+            offload is None or offload.device == "none" or zero.stage >= least,
+            f"{where}: zero_optimization.{name} asks for what ZeRO {zero.stage} does not do; write stage {least}"
+            f"{' or more' if least < 3 else ''}, or take it away",
+        )
+
+
 def _require_tested(values: Any, key: tuple[str, ...], where: str) -> None:
     """Raise UserError for what DeepSpeed knows and nothing here was tested with, and for "auto" that nothing decides."""
     for name, value in values.items() if isinstance(values, dict) else ():
         told = ".".join((*key, name))[:120]
+        if name in _FORMER:
+            raise UserError(f"{where}: `{told}` has another name by now; write {_FORMER[name]}")
         if name in _UNTESTED:
             raise UserError(f"{where}: remove `{told}`; nothing here was tested with {_UNTESTED[name]}")
         if value == "nvme":

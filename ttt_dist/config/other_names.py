@@ -110,6 +110,9 @@ VALUES = {
 def unknown_key(key: str, known: Sequence[str]) -> str:
     """The message for a key that is none of `known`, in which `*` stands for what users choose."""
     named = [_named_like(name, key) for name in known]
+    if key in named:
+        section, _, name = key.partition(".")
+        return f"`{key}` is one word here; write it as a section: `{section}:`, and `{name}:` indented below it"
     meant = _meant(key.lower().replace("-", "_"), named, OTHER_NAMES if "train.lr" in known else {})
     if meant is None:
         section = key.partition(".")[0]
@@ -127,9 +130,9 @@ def _meant(key: str, named: Sequence[str], other_names: Mapping[str, str]) -> st
     if key in other_names or last in other_names:
         return other_names.get(key) or other_names[last]
     same = [name for name in named if name.rpartition(".")[2] == last]
-    if section:  # of two that are spelt alike, the one of that section; then one of its own name in another one
-        same = [name for name in same if name.count(".") < 2]
-        close = difflib.get_close_matches(key, named, n=1, cutoff=0.75) or same
+    if section:  # its own name in another section, or in none; then one of that section that is spelt alike
+        same = sorted((name for name in same if name.count(".") < 2), key=lambda name: name.count("."))
+        close = same or difflib.get_close_matches(key, named, n=1, cutoff=0.75)
     else:  # a bare name is rather one of a section than a section's own, which it may look like
         lasts = {name.rpartition(".")[2]: name for name in reversed(named)}
         close = same or [lasts[name] for name in difflib.get_close_matches(last, lasts, n=1, cutoff=0.75)]

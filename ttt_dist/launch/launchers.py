@@ -31,11 +31,19 @@ _PMI = (
 _FLUX = ("FLUX_TASK_RANK", "FLUX_JOB_SIZE", "FLUX_TASK_LOCAL_ID", "")
 _BY_HAND = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE LOCAL_WORLD_SIZE")
 _RANK = re.compile(
-    r"RANK|PMIX?_RANK|PMI_ID|PALS_RANKID|ALPS_APP_PE|JSM_NAMESPACE_RANK|FLUX_TASK_RANK|MPIRUN_RANK"
+    r"PMIX?_RANK|PMI_ID|PALS_RANKID|ALPS_APP_PE|JSM_NAMESPACE_RANK|FLUX_TASK_RANK|MPIRUN_RANK|HOROVOD_RANK|MP_CHILD"
     r"|[A-Z0-9]+_COMM_WORLD_RANK"
 )
-_SIZE = re.compile(r"WORLD_SIZE|PMI_SIZE|JSM_NAMESPACE_SIZE|FLUX_JOB_SIZE|MPIRUN_NPROCS|[A-Z0-9]+_COMM_WORLD_SIZE")
+_SIZE = re.compile(
+    r"WORLD_SIZE|LOCAL_WORLD_SIZE|PMI_SIZE|MPI_LOCALNRANKS|JSM_NAMESPACE_SIZE|FLUX_JOB_SIZE|MPIRUN_NPROCS|HOROVOD_SIZE|MP_PROCS"
+    r"|[A-Z0-9]+_COMM_WORLD_SIZE"
+)
 """Those and others, one of which alone says that there are more processes."""
+_LATER = re.compile(
+    r"(?:LOCAL_|GROUP_|NODE_|CROSS_)?RANK|MPI_LOCALRANKID|PMI_LOCAL_RANK|PALS_LOCAL_RANKID|FLUX_TASK_LOCAL_ID"
+    r"|PBS_VNODENUM|[A-Z0-9]+_COMM_WORLD_LOCAL_RANK"
+)
+"""Those of which 0 says little: a batch script is process 0 of one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +92,8 @@ def detect_launcher(environment: Environment, describes: bool = False) -> Launch
     """
     with _nonsense_told():
         found = _of_torch(environment) or _of_mpi(environment) or _of_flux(environment) or _of_slurm(environment)
-        if found is None and describes and "WORLD_SIZE" in environment:
-            found = _of_torch({"RANK": "0", **environment})
+        if found is None and describes and environment.get("WORLD_SIZE"):
+            found = _of_torch({**environment, "RANK": environment.get("RANK") or "0"})
         if found is None:
             _require_alone(environment)
             found = LaunchInfo(DistInfo(rank=0, world_size=1, local_rank=0, local_size=1))
@@ -138,7 +146,7 @@ def _nonsense_told() -> Iterator[None]:
 
 def _of_torch(env: Environment) -> LaunchInfo | None:
     """`deepspeed`, torchrun, or variables set by hand."""
-    if "RANK" not in env or "WORLD_SIZE" not in env:
+    if not env.get("RANK") or not env.get("WORLD_SIZE"):
         return None
     rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
     local_size = env.get("LOCAL_SIZE") or env.get("LOCAL_WORLD_SIZE") or size
@@ -151,7 +159,7 @@ def _of_torch(env: Environment) -> LaunchInfo | None:
             DistInfo(
                 rank=rank,
                 world_size=size,
-                local_rank=int(env.get("LOCAL_RANK", 0)),
+                local_rank=int(env.get("LOCAL_RANK") or 0),
                 local_size=int(local_size),
                 host=host,
                 hosts=hosts,
@@ -225,12 +233,12 @@ def _placed(told: _Told) -> LaunchInfo:
 
 def _require_alone(env: Environment) -> None:
     """Raise UserError where a variable tells of other processes, and none of all that would be needed."""
-    # RANK=0 says little, and a shell that srun has started is process 0 of one.
-    lowest = dict.fromkeys(("RANK", *(("PMIX_RANK", "PMI_RANK") if "SLURM_JOB_ID" in env else ())), 1)
+    # A shell that srun has started is process 0 of one, whatever PMI calls it.
+    of_shell = ("PMIX_RANK", "PMI_RANK") if "SLURM_JOB_ID" in env else ()
     for name, value in env.items():
-        if value and (
-            (_SIZE.fullmatch(name) and int(value) > 1) or (_RANK.fullmatch(name) and int(value) >= lowest.get(name, 0))
-        ):
+        is_rank = _RANK.fullmatch(name) or _LATER.fullmatch(name)
+        lowest = int(name in of_shell or _LATER.fullmatch(name) is not None)
+        if value and ((_SIZE.fullmatch(name) and int(value) > 1) or (is_rank and int(value) >= lowest)):
             raise UserError(
                 f"{name}={value} tells of several processes, but nothing tells which of how many this one is; set RANK, "
                 f"WORLD_SIZE and LOCAL_RANK for each process, or unset {name}"

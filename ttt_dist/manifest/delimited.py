@@ -18,6 +18,7 @@ from ttt_dist.util.errors import UserError
 
 Row = dict[str, str]
 MAX_LINES = 16  # of one row of a CSV
+SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas", "|": "bars"}
 
 
 class _Lines:
@@ -59,7 +60,8 @@ def _decoded(path: Path, problems: Problems) -> Iterator[tuple[str, str]]:
 def read_rows(path: Path, problems: Problems, delimiter: str) -> Iterator[tuple[str, Row]]:
     """(`file:line`, {column: value}) of every row below the header; the line is the row's last.
 
-    Rows that have another number of columns than the header are reported, and so is a file that cannot be read.
+    Rows that have another number of columns than the header are reported, and so is a file that cannot be read. Raises UserError
+    where the header is not one of such a table.
     """
     header: list[str] | None = None
     for place, row in _csv_rows(path, problems) if delimiter == "," else _tsv_rows(path, problems):
@@ -67,10 +69,26 @@ def read_rows(path: Path, problems: Problems, delimiter: str) -> Iterator[tuple[
             continue
         if header is None:
             header = [name.strip() for name in row]
+            _require_header(header, place, delimiter)
         elif len(row) != len(header):
             problems.report(f"{place}: has {len(row)} columns, the header {len(header)}; correct the line")
         else:
             yield place, dict(zip(header, row, strict=True))
+
+
+def _require_header(header: list[str], place: str, delimiter: str) -> None:
+    """Raise UserError where names stand twice, or values and lines are separated otherwise."""
+    twice = next((name for name in header if name and header.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{place}: the header names {twice!r} twice; rename one of the columns")
+    if any("\r" in name for name in header):
+        raise UserError(f"{place}: lines end with CR alone; save the file with line ends of Unix or Windows")
+    other = next((sign for sign in SEPARATORS if len(header) == 1 and sign in header[0]), None)
+    if other is not None:
+        raise UserError(
+            f"{place}: has {SEPARATORS[other]} between values, where {SEPARATORS[delimiter]} belong; "
+            + {"\t": "name it .tsv", ",": "name it .csv"}.get(other, "save it with commas, as .csv")
+        )
 
 
 def _tsv_rows(path: Path, problems: Problems) -> Iterator[tuple[str, list[str]]]:

@@ -16,6 +16,16 @@ from ttt_dist.util.errors import UserError
 
 COMPRESSED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 """What opens a file that begins with these bytes."""
+OTHERS = {
+    b"PK\x03\x04": "a zip file or a workbook of a spreadsheet; save it as .csv or .tsv in UTF-8",
+    b"\xd0\xcf\x11\xe0": "a workbook of a spreadsheet; save it as .csv or .tsv in UTF-8",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd, which is not read; decompress it (zstd -d)",
+    b"PAR1": "Parquet; name it .parquet",
+    b"ARROW1": "Arrow; name it .arrow",
+    b"\xff\xfe": "UTF-16; save it as UTF-8",
+    b"\xfe\xff": "UTF-16; save it as UTF-8",
+}
+"""What a file is that begins with these bytes and is no text here."""
 SUFFIXES = (".gz", ".bz2", ".xz")
 BLOCK = 2**16  # bytes of lines read at once
 MAX_LINE = 2**27  # bytes; more without an end of line is no text
@@ -42,6 +52,8 @@ def reading(path: Path) -> Iterator[BufferedReader]:
         with open(path, "rb") as file:
             start = file.peek(6)
             known = next((opened for magic, opened in COMPRESSED.items() if start.startswith(magic)), None)
+            if other := next((what for magic, what in OTHERS.items() if start.startswith(magic)), None):
+                raise UserError(f"{path}: is {other}")
             if known is None:
                 yield file
             else:

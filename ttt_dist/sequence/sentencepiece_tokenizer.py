@@ -1,5 +1,6 @@
 """A sentencepiece model file as a text tokenizer."""
 
+import re
 from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
@@ -62,6 +63,11 @@ class SentencePieceTokenizer(TextTokenizer):
         return tokenizer_json_of(_parse(read_file(self.files[0]), self.files[0]))
 
 
+_RANKS = re.compile(
+    rb"[A-Za-z0-9+/]+=* \d+\r?\n"
+)  # the first line of tiktoken's files: a piece in base 64, and its rank
+
+
 def _parse(content: bytes, path: Path) -> Any:
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2 as schema
@@ -81,6 +87,10 @@ def _processor(content: bytes, path: Path) -> Any:
     try:
         return SentencePieceProcessor(model_proto=content)
     except (OSError, RuntimeError, ValueError) as error:
+        if _RANKS.match(content):
+            raise UserError(
+                f"{path}: is tiktoken's, which is not read; name the model's folder in transformers' form, with its tokenizer.json"
+            ) from None
         raise _no_model(path, error) from error
 
 
