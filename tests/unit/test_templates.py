@@ -296,7 +296,8 @@ def test_recordings_are_where_clips_puts_them(
         entry["speech"] = {"audio": "speech"}
     listed = clips(entry)
     found = sort_recordings(entry, [bytes([number]) for number in range(len(listed))])
-    assert (found.first is None) == (not listed)
+    assert (found.own is None) == (not audio or bool(segments))
+    assert found.own is None or listed[found.own[0]] is entry
     assert [codes is not None for codes in found.turns] == turns
     for number, codes in enumerate(found.turns):
         assert codes is None or listed[codes[0]] is entry["turns"][number]
@@ -371,6 +372,13 @@ ENTRIES = {
     "text is empty": ("tts", {"audio": "a", "text": " "}, 1, "the text has no tokens"),
     "no audio": ("asr", {"text": "a"}, 0, r"has no audio: .* \(template asr\)"),
     "no audio to speak": ("tts", {"text": "a"}, 0, "has no audio"),
+    "turns' audio alone": (
+        "asr",
+        {"text": "of the whole", "turns": [{"role": "user", "audio": "a"}, {"role": "assistant", "audio": "b"}]},
+        2,
+        r"has no audio: .* \(template asr\)",
+    ),
+    "segments' audio alone": ("tts", {"audio": "a", "text": "ab", "segments": [{"text": "a"}]}, 1, "has no audio"),
     "no label": ("classification", {"audio": "a"}, 1, r"lacks 'label' as text: .* \(template classification\)"),
     "label is a list": ("classification", {"audio": "a", "label": ["dog"]}, 1, "lacks 'label' as text"),
     "no turns": ("audio_chat", {"audio": "a"}, 1, "lacks 'turns'"),

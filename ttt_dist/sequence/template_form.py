@@ -16,9 +16,9 @@ SYSTEM, USER, ASSISTANT, DOCUMENT = "system", "user", "assistant", "document"
 CHAT_ROLES = (SYSTEM, USER, ASSISTANT)
 
 AUDIO = "audio"
-"""The entry's first recording: heard in the user's turn, spoken in the assistant's."""
+"""The entry's own recording: heard in the user's turn, spoken in the assistant's."""
 TEXT_AUDIO = "text+audio"
-"""The text, interleaved with the codes of the entry's first recording."""
+"""The text, interleaved with the codes of the entry's own recording."""
 TEXT_SPEECH = "text+speech"
 """The text, interleaved with the recording in `speech` where the entry has one."""
 SEGMENTS = "segments"

@@ -120,7 +120,7 @@ def _require(audio_ids: bytes | None) -> bytes:
 class Recordings(NamedTuple):
     """The ids of an entry's clips as bytes (`id_bytes`), by where they stand; None where a clip has not been encoded."""
 
-    first: bytes | None
+    own: bytes | None
     turns: Sequence[bytes | None] = ()
     segments: Sequence[bytes | None] = ()
     speech: bytes | None = None
@@ -128,16 +128,14 @@ class Recordings(NamedTuple):
 
 def sort_recordings(entry: Entry, audio_ids: Sequence[bytes]) -> Recordings:
     """Ids in the order of `clips(entry)`, sorted by place. Those at the end may be missing, as in a prompt."""
-    first = audio_ids[0] if audio_ids else None
     turns, segments, speech = entry.get("turns"), entry.get("segments"), entry.get("speech")
     if not (turns or segments or speech):  # most entries: worth a line
-        return Recordings(first)
+        return Recordings(audio_ids[0] if audio_ids else None)
     left = iter(audio_ids)
-    if entry.get("audio") and not segments:
-        next(left, None)
+    own = next(left, None) if entry.get("audio") and not segments else None
     of_turns = [next(left, None) if turn.get("audio") else None for turn in turns or ()]
     spoken = [next(left, None) for _ in segments or ()]
-    return Recordings(first, of_turns, spoken, next(left, None) if speech else None)
+    return Recordings(own, of_turns, spoken, next(left, None) if speech else None)
 
 
 Content = Callable[["EntryWriter"], bytes]
@@ -251,7 +249,7 @@ class EntryWriter:
         writer, recordings = self._writer, self._recordings
         if name == TEXT_AUDIO:
             if not self._interleaved:
-                self._interleaved = writer.spoken(writer.text(_words(self.entry)), recordings.first)
+                self._interleaved = writer.spoken(writer.text(_words(self.entry)), recordings.own)
             return self._interleaved
         if name == TEXT_SPEECH:
             text_ids = writer.text(_words(self.entry))
@@ -259,8 +257,8 @@ class EntryWriter:
         if name == SEGMENTS:
             return self._segments()
         if role == "user":
-            return writer.heard(recordings.first)
-        return writer.spoken(b"", recordings.first)
+            return writer.heard(recordings.own)
+        return writer.spoken(b"", recordings.own)
 
     def _segments(self) -> bytes:
         """Each segment's text and speech."""
