@@ -110,6 +110,8 @@ def test_tokens_are_those_of_our_decoder(variant: str, parts: Path) -> None:
             assert (found.text[row], found.finish[row]) == (result.text, result.finish)
             assert [span.tolist() for span in found.spans[row]] == [span.tolist() for span in result.spans]
             num_spans += len(result.spans)
+    how = {"custom_generate": str(folder), "trust_remote_code": True, "seed": 3}
+    assert torch.equal(model.generate(ids, **how), model.generate(ids, attention_mask=mask, **how))
     assert num_spans > 4
     for name, weight in model.named_parameters():  # neither overwritten nor laid out anew
         assert torch.equal(weight, before[name]) and weight.is_contiguous()

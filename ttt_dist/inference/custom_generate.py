@@ -73,7 +73,8 @@ def generate(
 ) -> torch.LongTensor | TextToTalkOutput:
     """Responses to prompts [B, T] (or [T]), whose padding `attention_mask` tells, as `generate.py` decodes them.
 
-    `options` are fields of `DecodeSettings`; those not given are as the folder says. Row b is sampled with the seed `seed` + b.
+    Without it every pad token is padding, as in transformers. `options` are fields of `DecodeSettings`; those not given are as the
+    folder says. Row b is sampled with the seed `seed` + b.
     `streamer` takes the tokens of one prompt's response as they become final, a span at once; `on_event` text, spans and ends
     of any row (`ttt_dist.inference.detokenizer`). Returns tokens, or with `return_dict_in_generate` text and spans too.
     Raises UserError (a ValueError) for what the decoder does not take.
@@ -82,14 +83,15 @@ def generate(
     if given is None:
         raise UserError("generate: no prompt; give input_ids, of tokenizer.apply_chat_template say")
     table = torch.atleast_2d(torch.as_tensor(given))
-    mask = torch.ones_like(table) if attention_mask is None else torch.atleast_2d(attention_mask)
     if streamer is not None and len(table) > 1:
         raise UserError(f"generate: a streamer takes one prompt, not {len(table)}; use on_event for many")
     settings, decoder = _settings(folder_of(model), options), _decoder_on(model)
+    pad = decoder.folder.layout.pad
+    mask = table != pad if attention_mask is None else torch.atleast_2d(attention_mask)
     prompts = [row[keep].cpu().numpy() for row, keep in zip(table, mask.bool(), strict=True)]
     requests = [Request(ids, seed + row, max_new_tokens) for row, ids in enumerate(prompts)]
     results = _run(decoder, requests, settings, streamer, on_event)
-    sequences = _padded(table, results, decoder.folder.layout.pad)
+    sequences = _padded(table, results, pad)
     if not return_dict_in_generate:
         return sequences
     return TextToTalkOutput(
