@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ttt_dist.evaluation.error_tables import error_tables
-from ttt_dist.evaluation.metrics.breakdown import KINDS, TOP, edits, transcripts
+from ttt_dist.evaluation.metrics.breakdown import KINDS, NOT_GIVEN, TOP, edits, transcripts
 from ttt_dist.evaluation.metrics.scores import Normalisers
 from ttt_dist.evaluation.summary import table
 
@@ -28,7 +28,8 @@ RECORDS = [
 
 def test_errors_by_hand() -> None:
     details = transcripts(RECORDS, BASIC).details
-    ann, bo = details["breakdown"]["speaker"]
+    ann, unnamed, bo = details["breakdown"]["speaker"]
+    assert (unnamed["name"], unnamed["items"], unnamed["words"]["insertions"]) == (NOT_GIVEN, 1, 1)
     assert (ann["name"], ann["items"], ann["wer"], bo["name"], bo["wer"]) == ("ann", 2, round(5 / 8, 6), "bo", 0.0)
     assert ann["words"] == {"hits": 4, "substitutions": 3, "deletions": 1, "insertions": 1}
     assert "lang" not in details["breakdown"]  # one alone says nothing
@@ -36,7 +37,7 @@ def test_errors_by_hand() -> None:
         name: [(row["name"], row["items"]) for row in details["breakdown"][name]] for name in ("words", "seconds")
     }
     assert lengths["words"] == [("1 to 5", 3), ("6 to 10", 1)]
-    assert lengths["seconds"] == [("0 to 2", 1), ("2 to 5", 1), ("30 and more", 1)]
+    assert lengths["seconds"] == [("0 to 2", 1), ("2 to 5", 1), ("30 and more", 1), (NOT_GIVEN, 1)]
     found = details["confusions"]
     assert found["substitutions"]["top"] == [
         {"reference": "cat", "heard": "bat", "count": 2},
@@ -76,9 +77,9 @@ def test_parts_are_the_whole(rows: list[tuple[str, str, str | None]]) -> None:
         kind: scored.details["words"][kind] for kind in KINDS.values()
     }
     for groups in scored.details["breakdown"].values():
-        if sum(group["items"] for group in groups) == len(rows):
-            total = {kind: sum(group["words"][kind] for group in groups) for kind in scored.details["words"]}
-            assert total == scored.details["words"]
+        assert sum(group["items"] for group in groups) == len(rows)
+        total = {kind: sum(group["words"][kind] for group in groups) for kind in scored.details["words"]}
+        assert total == scored.details["words"]
 
 
 @pytest.mark.parametrize("most", [None, 1.0])

@@ -13,6 +13,8 @@ WORDS = (5, 10, 20, 40)  # of the reference: the last of each bucket
 SECONDS = (2, 5, 10, 20, 30)  # of the recording: below which each bucket ends
 KINDS = {"substitute": "substitutions", "delete": "deletions", "insert": "insertions"}
 """Of errors, by jiwer's names."""
+NOT_GIVEN = "(not given)"
+"""Where the data does not say: rows of a table add up to all items."""
 TOP = 50  # confusions of a kind that a summary names
 
 
@@ -30,15 +32,16 @@ def breakdown(records: Sequence[Record]) -> dict[str, list[dict[str, Any]]]:
     """
     found = {name: _by_value(records, name) for name in ("speaker", "lang")}
     found["words"] = _by_length([(Score.from_dict(record).words.length, record) for record in records], WORDS, 1)
-    found["seconds"] = _by_length([(record["duration"], record) for record in records if "duration" in record], SECONDS)
+    timed = [(record["duration"], record) for record in records if "duration" in record]
+    untimed = [record for record in records if "duration" not in record]
+    found["seconds"] = _by_length(timed, SECONDS) + ([_row(NOT_GIVEN, untimed)] if timed and untimed else [])
     return {name: rows for name, rows in found.items() if len(rows) > 1}
 
 
 def _by_value(records: Sequence[Record], name: str) -> list[dict[str, Any]]:
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        if record.get(name) is not None:
-            groups[str(record[name])].append(record)
+        groups[NOT_GIVEN if record.get(name) is None else str(record[name])].append(record)
     rows = [_row(value, members) for value, members in groups.items()]
     return sorted(rows, key=lambda row: (-_edits(row), row["name"]))
 
