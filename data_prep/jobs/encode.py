@@ -57,6 +57,11 @@ class Line:
     """Of each of its clips: where the codes lie aside, and their number."""
 
 
+OFF = (
+    "does not last as long as its duration says (in milliseconds, or of another recording?); filter and group go by it"
+)
+
+
 @dataclass(kw_only=True)
 class EncodeJob(PartJob):
     """The parts of a manifest, and what they are encoded with."""
@@ -204,6 +209,10 @@ class EncodeJob(PartJob):
             line.problem = one_line(f"{line.place}: {reason}")
             return []
         line.audio_hash, line.num_samples = hash_of(waves), total_length(waves)
+        for clip, wave in zip(clips(line.entry), waves, strict=True):
+            seconds, said = len(wave) / self.loaded.sample_rate, float(clip.get("duration") or 0)
+            if said and abs(seconds - said) > 0.5 + 0.02 * said:  # MP3 and headers that guess are a little off
+                line.notes.append(OFF)
         return waves
 
 

@@ -285,6 +285,17 @@ def test_durations_decide_the_batches_alone(
     assert length_codec.batches[4:] == [[80, 400, 2480, 2400], [2400, 5600], [160, 12000]]
 
 
+def test_a_duration_in_milliseconds_is_noted(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
+    lines[2]["duration"] *= 1000
+    lines[-1]["duration"] += 0.4  # as an MP3's header guesses
+    write_lines(corpus, lines)
+    run(corpus, tmp_path / "codes", *LEARN)
+    notes = json.loads((tmp_path / "codes" / "part-00000.json").read_text())["notes"]
+    assert notes == {encode.OFF: {"count": 1, "places": [f"{corpus}/train.jsonl:3: u2"]}}
+    assert "milliseconds" in capsys.readouterr().err
+
+
 def test_rows_of_a_table_are_read_in_their_order(corpus: Path) -> None:
     job = EncodeJob(ranges=[], codec="", codebooks=None, out=corpus, audio_root=None)
     lines = [
