@@ -42,7 +42,7 @@ def read_commonvoice(options: ReaderOptions, problems: Problems) -> Iterator[Ent
             last, seconds = table.parent, _clip_seconds(table.parent / "clip_durations.tsv", problems)
         clips = _clips_of_the_hub(table)
         stems = Stems(clips, problems) if clips else None
-        for place, row in read_rows(table, problems, "\t"):
+        for place, row in read_rows(table, problems, "\t", csv_cells=True):  # some releases quote sentences so
             entry = _entry(table, row, place, options, problems)
             if entry and stems:
                 clip = stems.take(entry["id"], problems, place)

@@ -384,6 +384,17 @@ def test_commonvoice(tmp_path: Path, source: str) -> None:
         listed("commonvoice", tmp_path, split="other")
 
 
+def test_commonvoice_with_sentences_that_a_csv_quoted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sentences = {'"Ie ""nawr""."': 'Ie "nawr".', '"""Ie."""': '"Ie."', '"Ie."': '"Ie."', 'Ie "nawr"': 'Ie "nawr"'}
+    for number in range(len(sentences)):
+        record(tmp_path / "cy" / "clips" / f"{number}.mp3")
+    rows = [voice(f"{number}.mp3", sentence) for number, sentence in enumerate(sentences)]
+    put(tmp_path / "cy" / "train.tsv", HEADER, *rows)
+    found, _ = listed("commonvoice", tmp_path / "cy")
+    assert [entry["text"] for entry in found] == list(sentences.values())
+    assert "CSV" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("source", ["", "transcript/cy"])
 @pytest.mark.parametrize("unpacked", [False, True])
 def test_commonvoice_of_the_hub(tmp_path: Path, source: str, unpacked: bool) -> None:

@@ -57,14 +57,15 @@ def _decoded(path: Path, problems: Problems) -> Iterator[tuple[str, str]]:
         problems.report(error, "no access")
 
 
-def read_rows(path: Path, problems: Problems, delimiter: str) -> Iterator[tuple[str, Row]]:
+def read_rows(path: Path, problems: Problems, delimiter: str, csv_cells: bool = False) -> Iterator[tuple[str, Row]]:
     """(`file:line`, {column: value}) of every row below the header; the line is the row's last.
 
+    With `csv_cells`, a value of a TSV that a CSV would have written ("a ""b"".") is read as in a CSV.
     Rows that have another number of columns than the header are reported, and so is a file that cannot be read. Raises UserError
     where the header is not one of such a table.
     """
     header: list[str] | None = None
-    for place, row in _csv_rows(path, problems) if delimiter == "," else _tsv_rows(path, problems):
+    for place, row in _csv_rows(path, problems) if delimiter == "," else _tsv_rows(path, problems, csv_cells):
         if not any(row):
             continue
         if header is None:
@@ -91,14 +92,16 @@ def _require_header(header: list[str], place: str, delimiter: str) -> None:
         )
 
 
-def _tsv_rows(path: Path, problems: Problems) -> Iterator[tuple[str, list[str]]]:
+def _tsv_rows(path: Path, problems: Problems, csv_cells: bool) -> Iterator[tuple[str, list[str]]]:
     encloses: bool | None = None
     told = False
     for place, line in _decoded(path, problems):
         row = line.rstrip("\r\n").split("\t")
         if encloses is None and any(row):
             encloses = all(map(_is_quoted, row))
-        if not (encloses or told) and '""' in line and any(map(_is_as_csv_writes, row)):
+        if csv_cells and not encloses:
+            row = [_unquoted(cell) if _is_as_csv_writes(cell) else cell for cell in row]
+        elif not (encloses or told) and '""' in line and any(map(_is_as_csv_writes, row)):
             warn(
                 f'{place}: "" inside quotes is how a CSV writes a letter ", and stays as it is in a TSV; if it is CSV, say .csv'
             )
