@@ -7,6 +7,7 @@ by digit is told here: cn2an's own search of a text cuts 1,234 in two and leaves
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -19,9 +20,10 @@ _ENGLISH = re.compile(
     rf"(?P<minus>(?<![\w.,])[-−])?{_NUMBER}(?P<tail>\s?%|(?:st|nd|rd|th)\b)?", re.IGNORECASE
 )  # 10-20 is a range, x-5 a name
 _CHINESE = re.compile(
-    rf"(?P<minus>(?<![0-9A-Za-z.,])[-−])?(?P<money>[¥￥$])?{_NUMBER}(?P<tail>\s?[%％]|\s?年|\s?[℃℉])?"
+    rf"(?P<minus>(?<![0-9A-Za-z.,])[-−])?(?P<money>[¥￥$])?{_NUMBER}(?P<tail>\s?[%％]|\s?年|\s?(?:[℃℉]|°[CF]))?"
 )
 _ZH_UNITS = {"¥": "元", "￥": "元", "$": "美元", "℃": "摄氏度", "℉": "华氏度"}
+_ZH_UNITS |= {unicodedata.normalize("NFKC", sign): _ZH_UNITS[sign] for sign in "℃℉"}
 _EN_DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 _ZH_DIGITS = "零一二三四五六七八九"
 _FULL_WIDTH = re.compile("[0-9０-９]+")
