@@ -30,12 +30,4 @@ def read_skips(run_dir: Path) -> Skips:
 def add_skip(run_dir: Path, first: int, end: int) -> None:
     """Note that what the steps `first` to `end` - 1 have read is to be passed over at step `first`."""
     with atomic_write(run_dir / FILE) as file:
-        json.dump(merged([*read_skips(run_dir), (first, end)]), file)
-
-
-def merged(skips: Skips) -> Skips:
-    """In order; of those at one step, the lengths add up."""
-    lengths: dict[int, int] = {}
-    for first, end in sorted(skips):
-        lengths[first] = lengths.get(first, 0) + end - first
-    return [(first, first + length) for first, length in lengths.items()]
+        json.dump([*read_skips(run_dir), (first, end)], file)

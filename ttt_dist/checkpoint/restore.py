@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttt_dist.checkpoint import manager
-from ttt_dist.checkpoint.data_skips import merged, read_skips
+from ttt_dist.checkpoint.data_skips import read_skips
 from ttt_dist.checkpoint.export import require_assets
 from ttt_dist.checkpoint.manager import CheckpointMetadata
 from ttt_dist.config.objective import Objective
@@ -43,7 +43,7 @@ def find_candidates(config: Config, resume: Path | None, trusts_files: bool = Fa
 
 def skips_of_run(config: Config) -> list[tuple[int, int]]:
     """`data.skip`, and the data that the run has given up on before. Raises UserError where that cannot be read."""
-    return merged([*config.data.skip, *read_skips(Path(config.run_dir))])
+    return sorted([*config.data.skip, *read_skips(Path(config.run_dir))])
 
 
 def objective_of_run(objective: Objective, candidates: Sequence[Path]) -> Objective:
@@ -151,12 +151,12 @@ def restore(
 
     if manager.has_layout_of(checkpoint, metadata):
         manager.load(engine, checkpoint)
-        apply_settings(engine, config, metadata.layout)
     else:
         from ttt_dist.checkpoint.universal import load_universal
 
         print_rank0(f"{checkpoint}: of another layout of processes, its weights and moments are dealt out anew")
         load_universal(engine, mesh, config.model, metadata.layout, checkpoint)
+    apply_settings(engine, config, metadata.layout, mesh)
     if checkpoint.parent == Path(config.run_dir) / "checkpoints":
         manager.on_first_rank(lambda: manager.make_newest(checkpoint, config.checkpoint))
     return manager.progress_of(checkpoint)

@@ -88,7 +88,7 @@ class DataConfig(Section):
             source.check(f"data.blend.{name}")
         last = -1
         for number, (first, end) in enumerate(self.skip):
-            require(last < first < end, f"data.skip.{number}=[{first}, {end}]: give [a, b] with a < b, in order of a")
+            require(last <= first < end, f"data.skip.{number}=[{first}, {end}]: give [a, b] with a < b, in order of a")
             last = first
         self._check_shards()
         self._check_amounts()

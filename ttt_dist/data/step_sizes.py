@@ -17,7 +17,8 @@ class StepSizes:
     batches: tuple[tuple[int, int], ...]
     """(first step, packs of a step) of each stage of the batch size, in order; the first one begins at step 0."""
     skip: tuple[tuple[int, int], ...] = ()
-    """(step, step): at the first, what the steps up to the second (without it) would have read is passed over; in order."""
+    """(step, step): at the first, what the steps up to the second (without it) would have read is passed over; in order.
+    Two that begin at one step pass over as much each."""
 
     @classmethod
     def of(

@@ -125,13 +125,23 @@ def _settings(group: OptimizerGroup, train: TrainConfig) -> dict[str, Any]:
     }
 
 
-def apply_settings(engine: deepspeed.DeepSpeedEngine, config: Config, layout: TokenLayout) -> None:
+def apply_settings(engine: deepspeed.DeepSpeedEngine, config: Config, layout: TokenLayout, mesh: Mesh) -> None:
     """Put the run's settings of the optimizer in the place of those that a checkpoint has brought."""
-    for theirs, ours in zip(engine.optimizer.param_groups, groups_of(config, layout), strict=True):
+    groups, states = groups_of(config, layout), deepspeed_adapter.inner_adam(engine).state
+    for theirs, ours in zip(engine.optimizer.param_groups, groups, strict=True):
         theirs.update(_settings(ours, config.train))
     if not config.train.ema:
-        for state in deepspeed_adapter.inner_adam(engine).state.values():
+        for state in states.values():
             state.pop("ema", None)
+    own = own_parameters(engine.module, mesh, config.model)
+    masked = {name: own[name] for group in groups if group.only_new_rows for name in group.names if name in own}
+    for name, part in deepspeed_adapter.fragments(engine, masked):
+        num_rows, width = deepspeed_adapter.full_shape(own[name])
+        num_old = _num_old_rows(num_rows, layout, mesh) * width
+        # Without a gradient, momentum of before would move them on.
+        momentum = states.get(part.master, {}).get("exp_avg")
+        if momentum is not None:
+            momentum.view(-1).narrow(0, part.offset, max(min(num_old - part.first, part.size), 0)).zero_()
 
 
 def _mask_gradient(parameter: nn.Parameter, group: OptimizerGroup, layout: TokenLayout, mesh: Mesh) -> None:
@@ -139,9 +149,7 @@ def _mask_gradient(parameter: nn.Parameter, group: OptimizerGroup, layout: Token
     if not group.only_new_rows:
         parameter.register_hook(torch.zeros_like)
         return
-    # The vocabulary's rows are divided in order of the tensor-parallel rank.
-    num_rows = deepspeed_adapter.full_shape(parameter)[0]
-    num_old = min(max(layout.num_text_tokens - mesh.tensor_rank * num_rows, 0), num_rows)
+    num_old = _num_old_rows(deepspeed_adapter.full_shape(parameter)[0], layout, mesh)
 
     def mask(gradient: torch.Tensor) -> torch.Tensor:
         kept = gradient.clone()
@@ -149,6 +157,11 @@ def _mask_gradient(parameter: nn.Parameter, group: OptimizerGroup, layout: Token
         return kept
 
     parameter.register_hook(mask)
+
+
+def _num_old_rows(num_rows: int, layout: TokenLayout, mesh: Mesh) -> int:
+    """Of the vocabulary's rows that this process has, those of text: they are divided in order of the tensor-parallel rank."""
+    return min(max(layout.num_text_tokens - mesh.tensor_rank * num_rows, 0), num_rows)
 
 
 def reported_norm(engine: deepspeed.DeepSpeedEngine) -> float:

@@ -104,7 +104,7 @@ class SkippedSteps(Callback):
     def _pass_over_data(self, trainer: Trainer, step: int, told: str) -> None:
         """Where the settings allow, end this start of the run so that the next one leaves out the data since the last checkpoint."""
         folder, allowed = trainer.folder, trainer.config.guard.max_data_skips
-        if len(read_skips(folder)) >= allowed:
+        if manager.from_first_rank(len(read_skips(folder))) >= allowed:  # before rank 0 adds one
             return
         for callback in trainer.callbacks:
             if isinstance(callback, Checkpointing):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,8 @@ class Trainer:
         config, guard = plan.config, SkipStep(plan.config.guard, counters)
         load_callback_states(plan.callbacks, counters.get("callbacks", []))
         wrap_optimizer_step(engine, guard.accepts)
+        # What the run has given up on is in a file of its own: here too, it would count twice where config.yaml starts a run.
+        recorded = replace(config, data=replace(config.data, skip=plan.asked.data.skip))
         return cls(
             config=config,
             engine=engine,
@@ -85,7 +87,7 @@ class Trainer:
             stop=stop,
             watchdog=watchdog,
             window=MetricsAccumulator.of_run(config, plan.metadata.layout.vocab_size),
-            metrics=open_run_folder(config, plan.mesh.world_size, start_step) if plan.mesh.rank == 0 else None,
+            metrics=open_run_folder(recorded, plan.mesh.world_size, start_step) if plan.mesh.rank == 0 else None,
             events=events,
             callbacks=all_callbacks(config, plan.mesh.rank, start_step, plan.callbacks),
             start_step=start_step,
