@@ -16,6 +16,7 @@ import pytest
 from tests.distributed.small_run import Ranks, copy_of, make_run, records, timeless
 from tests.shared_work import command
 from ttt_dist.checkpoint.manifest import require_whole
+from ttt_dist.config.loader import load_config
 from ttt_dist.telemetry.events import read_events
 
 STEPS, SAVE_EVERY = 14, 4
@@ -150,6 +151,28 @@ def test_data_that_hurts_is_passed_over_where_asked(work: Path, undisturbed: Pat
     assert timeless(run) == timeless(by_hand) != timeless(undisturbed)
     weights = "export/model.safetensors"
     assert (run / weights).read_bytes() == (by_hand / weights).read_bytes()
+
+
+def test_data_is_passed_over_from_where_the_next_start_begins_and_not_for_ever(
+    work: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """The run starts from another one's checkpoint and has none of its own yet, but a set on the hosts' disks, when it gives up."""
+    run, disk = tmp_path / "run", tmp_path / "disk"
+    trunk = str(undisturbed / "checkpoints" / f"step-{3 * SAVE_EVERY:08d}")
+    settings = ("--resume", trunk, "guard.max_skipped=0", "guard.max_data_skips=2", "checkpoint.save_every=0")
+    local = ("checkpoint.local_every=1", f"checkpoint.local_dir={disk}")
+    for skips in ([[12, 13]], [[12, 13], [12, 13]]):
+        ranks = start(work, run, *settings, program=FAULTY, FAULT="nan:1:13-14")
+        assert ranks.wait() == [75, 75], ranks.output()
+        assert json.loads((run / "skipped_data.json").read_text()) == skips
+        assert load_config(run / "config.yaml").data.skip == []  # or it would count twice under --config RUN/config.yaml
+    ranks = start(work, run, *settings, program=FAULTY, FAULT="nan:1:13-14")
+    assert ranks.wait() == [77, 77], ranks.output()
+
+    other = tmp_path / "other"
+    ranks = start(work, other, *settings, *local, program=FAULTY, FAULT="nan:1:14-14")
+    assert ranks.wait() == [75, 75], ranks.output()
+    assert json.loads((other / "skipped_data.json").read_text()) == [[13, 14]]
 
 
 def test_a_disk_that_fills_up_while_saving_is_one_line(work: Path, undisturbed: Path, tmp_path: Path) -> None:

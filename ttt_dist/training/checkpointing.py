@@ -26,6 +26,8 @@ class Checkpointing(Callback):
     def __init__(self) -> None:
         self.saver: AsyncSaver | None = None
         self.local: LocalSaves | None = None
+        self.newest = 0
+        """Step of the newest complete save of this start of the run, on the hosts' disks too."""
         self._stall_s = 0.0
         """How long the save in flight has kept training waiting."""
 
@@ -83,6 +85,7 @@ class Checkpointing(Callback):
         self._tell(trainer, saved)
         if saved.failure:
             return
+        self.newest = saved.step
         if saved.is_local and self.local is not None:
             self.local.complete = saved.step
         else:

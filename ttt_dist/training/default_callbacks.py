@@ -106,11 +106,11 @@ class SkippedSteps(Callback):
         folder, allowed = trainer.folder, trainer.config.guard.max_data_skips
         if manager.from_first_rank(len(read_skips(folder))) >= allowed:  # before rank 0 adds one
             return
+        first = trainer.start_step
         for callback in trainer.callbacks:
             if isinstance(callback, Checkpointing):
                 callback.finish(trainer)  # or the next start would begin at a later step than is noted here
-        saved = manager.latest(folder / "checkpoints")
-        first = manager.step_of(saved) if saved else 0
+                first = max(first, callback.newest)
         manager.on_first_rank(lambda: add_skip(folder, first, step))
         trainer.tell("data_skipped", step, steps=[first, step])
         raise StopRequestedError(
