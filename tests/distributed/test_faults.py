@@ -165,7 +165,9 @@ def test_data_is_passed_over_from_where_the_next_start_begins_and_not_for_ever(
         ranks = start(work, run, *settings, program=FAULTY, FAULT="nan:1:13-14")
         assert ranks.wait() == [75, 75], ranks.output()
         assert json.loads((run / "skipped_data.json").read_text()) == skips
-        assert load_config(run / "config.yaml").data.skip == []  # or it would count twice under --config RUN/config.yaml
+        assert (
+            load_config(run / "config.yaml").data.skip == []
+        )  # or it would count twice under --config RUN/config.yaml
     ranks = start(work, run, *settings, program=FAULTY, FAULT="nan:1:13-14")
     assert ranks.wait() == [77, 77], ranks.output()
 

@@ -25,6 +25,7 @@ from tests.distributed.small_run import (
 )
 from ttt_dist.checkpoint import manager
 from ttt_dist.checkpoint.export import model_folder
+from ttt_dist.checkpoint.universal import open_checkpoint
 from ttt_dist.config.loader import load_config
 from ttt_dist.data.shards import ShardReader, ShardWriter
 from ttt_dist.model.hf.folder import load_folder
@@ -105,6 +106,30 @@ def test_a_decay_branches_off_a_trunk_under_growing_batches_and_a_budget_of_toke
     found = [r["lr"] for r in records(branch) if "lr" in r]
     assert found == pytest.approx([1e-3, 1e-3 * (1 - 0.5**0.5), 0])
     assert next(r["loss"] for r in records(branch) if "lr" in r) == by_step[5]["loss"]
+
+
+@pytest.mark.parametrize("groups", ["", "embed.weight"], ids=["dealt-out-anew", "as-saved"])
+def test_rows_that_stay_stay_where_a_run_goes_on(work: Path, tmp_path: Path, groups: str) -> None:
+    """They have no gradient from then on, but momentum of before; and an average that is given up is not taken up again."""
+    before = f"train.param_groups=[{{params: {groups}}}]" if groups else "train.param_groups=[]"
+    after = "train.param_groups=[{params: embed.weight, rows: new}]"
+    small = ("telemetry.wandb=off", "data.valid=null", "train.steps=5")
+    trunk, branch = tmp_path / "trunk", tmp_path / "branch"
+    for arguments in (
+        (before, "train.ema=0.5", f"run_dir={trunk}"),
+        (after, f"run_dir={branch}", "--resume", str(trunk / "checkpoints" / f"step-{SAVED:08d}")),
+    ):
+        done = alone(work, *small, *arguments)
+        assert done.returncode == 0, done.stderr
+    there, here = (
+        open_checkpoint(run / "checkpoints" / f"step-{step:08d}") for run, step in ((trunk, SAVED), (branch, 5))
+    )
+    moved = (here.read("embed.weight", "weights") != there.read("embed.weight", "weights")).any(1)
+    assert not moved[: here.layout.num_text_tokens].any()
+    assert moved[here.layout.num_text_tokens :].any()
+    states = torch.load(next(here.folder.glob("*optim_states.pt")), weights_only=False)
+    assert "'exp_avg'" in repr(states)
+    assert "'ema'" not in repr(states)
 
 
 def test_a_run_folder_holds_all_of_the_run(run: Path) -> None:
