@@ -1,11 +1,12 @@
 """Which slots of the order each step takes: batch sizes by stages, and what is passed over."""
 
 from fractions import Fraction
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttt_dist.data.blend import BlendOrder, SingleSource, Stage
+from ttt_dist.data.blend import BlendOrder, SingleSource, Stage, past
 from ttt_dist.data.step_sizes import StepSizes
 
 RISING = StepSizes.of(4, [(10, 8), (20, 16)])
@@ -69,3 +70,21 @@ def _sums(order: BlendOrder, steps: int) -> list[tuple[str, int, int]]:
         for slot in range(order.sizes.global_batch(step)):
             found[order.sample_at(step, slot).source] += 1
     return [(name, count, 0) for name, count in found.items()]
+
+
+def test_two_skips_at_one_step_pass_over_as_much_each() -> None:
+    sizes = StepSizes.of(4, [(10, 8)], [(8, 10), (8, 10)])  # the second time, too, steps of 4
+    assert sizes.first_slot(8) == 32 + 2 * 8
+
+
+def test_a_stage_that_a_skip_moves_up_is_of_the_past_once_it_has_begun() -> None:
+    def stage(weight: int) -> dict[str, Any]:
+        blend = {name: {"weight": 1, "epochs": None, "shard": name} for name in "ab"}
+        return {
+            "blend": blend,
+            "train": "",
+            "skip": [[2, 5]],
+            "stages": [{"from_step": 10, "weights": {"a": weight, "b": 1}}],
+        }
+
+    assert [past(stage(1), step) == past(stage(2), step) for step in (7, 8, 11)] == [True, False, False]

@@ -157,11 +157,13 @@ def past(data: Mapping[str, Any], step: int) -> dict[str, str]:
     kind = "epochs" if any(source["epochs"] is not None for source in blend.values()) else "weight"
     if blend:
         amounts["data.blend"] = {name: source[kind] for name, source in blend.items()}
+    passed_over = [list(steps) for steps in data.get("skip") or [] if steps[0] < step]
+    moved_up = sum(end - first for first, end in passed_over)  # by which stages begin earlier
     for number, stage in enumerate(data.get("stages") or []):
-        if stage["from_step"] < step:
+        if stage["from_step"] < step + moved_up:
             amounts[f"data.stages.{number} from step {stage['from_step']}"] = stage["weights"]
     settings = {"data.train": data["train"]} if data["train"] else {}
-    if passed_over := [list(steps) for steps in data.get("skip") or [] if steps[0] < step]:
+    if passed_over:
         settings["data.skip"] = str(passed_over)
     for key, weights in amounts.items():
         shares = Stage.of(0, {name: exact(float(weight)) for name, weight in weights.items()}).shares
