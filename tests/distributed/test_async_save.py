@@ -27,6 +27,8 @@ LAYOUTS = {
 }
 TWO = Layout(1, 2, dp=2)
 
+pytestmark = pytest.mark.timeout(1500)  # the first test waits for all runs
+
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
