@@ -87,7 +87,7 @@ def test_a_decay_branches_off_a_trunk_under_growing_batches_and_a_budget_of_toke
     assert done.returncode == 0, done.stderr
     by_step = {r["step"]: r for r in records(trunk) if "lr" in r}
     assert list(by_step) == [1, 2, 3, 4, 5]
-    assert [by_step[step]["lr"] for step in by_step] == [1e-3] * 5
+    assert [by_step[step]["lr"] for step in by_step] == [1e-3] * 4 + [0]  # a tenth of five steps is one
     assert all(
         {"eval_near_loss", "eval_near_ar_loss"} <= set(r) for r in records(trunk) if any("near" in key for key in r)
     )
@@ -104,7 +104,7 @@ def test_a_decay_branches_off_a_trunk_under_growing_batches_and_a_budget_of_toke
     assert done.returncode == 0, done.stderr
     assert "the learning rate goes on at" not in done.stderr
     found = [r["lr"] for r in records(branch) if "lr" in r]
-    assert found == pytest.approx([1e-3, 1e-3 * (1 - 0.5**0.5), 0])
+    assert found == pytest.approx([1e-3 * (1 - (done / 3) ** 0.5) for done in (1, 2, 3)])
     assert next(r["loss"] for r in records(branch) if "lr" in r) == by_step[5]["loss"]
 
 
@@ -313,8 +313,16 @@ def test_more_steps_on_resume_tell_that_the_rate_rises(run: Path, work: Path) ->
         len(told) == 1
         and "train.steps was 6, now 60: the learning rate goes on at 0.00297 instead of 0.0003; " in told[0]
     )
-    assert "train.lr=0.0003 train.min_lr_ratio=1 would keep it" in told[0]
-    kept = alone(work, f"run_dir={run}", "train.steps=60", "train.lr=3e-4", "train.min_lr_ratio=1", "--dry-run")
+    assert "train.lr=0.0003 train.schedule=constant train.warmup=0 would keep it" in told[0]
+    kept = alone(
+        work,
+        f"run_dir={run}",
+        "train.steps=60",
+        "train.lr=3e-4",
+        "train.schedule=constant",
+        "train.warmup=0",
+        "--dry-run",
+    )
     assert "the learning rate goes on" not in kept.stderr
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import accumulate
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -122,6 +123,12 @@ class DeepSpeedCheckpoint(SavedState):
         tied = ["embed.weight"] if is_last and self.config.model.tie_embeddings else []
         return list(dict.fromkeys([*tied, *(name for name in self.shapes if self.stage_of(name) == stage)]))
 
+    def groups_of(self, stage: int) -> list[list[str]]:
+        """Weights of a stage by the optimizer's groups."""
+        names = self.names_of(stage)
+        groups = optimizer_groups(self.shapes, self.config.train)
+        return [[name for name in names if name in group.names] for group in groups]
+
 
 class Part(Protocol):
     """What the processes of one stage and one tensor-parallel rank have saved together."""
@@ -160,9 +167,7 @@ class Unsharded:
         state = read_state(_model_file(checkpoint, stage, tensor_rank), mmap=True)
         optimizer = state["optimizer"]
         adam = optimizer.get("optimizer_state_dict", optimizer)
-        names = checkpoint.names_of(stage)
-        of_run = optimizer_groups(checkpoint.shapes, checkpoint.config.train)
-        groups = [[name for name in names if name in group.names] for group in of_run]
+        groups = checkpoint.groups_of(stage)
         # A stage that lacks all weights of a group has one number to spare, which is that group.
         self.index = {
             name: index
@@ -197,15 +202,13 @@ class Flattened:
         self.checkpoint = checkpoint
         self.states = OptimizerStates(checkpoint, stage, tensor_rank)
         self.adam_step = _adam_step(self.states[0]["base_optimizer_state"]["state"].values())
-        self.places: dict[
-            str, tuple[int, int]
-        ] = {}  # group, and the weight's first number there: matrices, then vectors
-        starts = [0, 0]
-        for name in checkpoint.names_of(stage):
-            shape = shard_shape(name, checkpoint.shapes[name], checkpoint.mesh.tensor)
-            group = int(len(shape) == 1)
-            self.places[name] = (group, starts[group])
-            starts[group] += torch.Size(shape).numel()
+        self.places: dict[str, tuple[int, int]] = {}
+        """Group, and the weight's first number there."""
+        for number, names in enumerate(checkpoint.groups_of(stage)):
+            start = 0
+            for name in names:
+                self.places[name] = (number, start)
+                start += prod(shard_shape(name, checkpoint.shapes[name], checkpoint.mesh.tensor))
 
     def pieces(self, name: str, kind: str, total: int, first: int, stop: int) -> list[Tensor]:
         key = pipeline_name(name, self.checkpoint.config.model) if self.checkpoint.mesh.pipeline > 1 else name
@@ -249,9 +252,8 @@ class Partitioned:
     def __init__(self, checkpoint: DeepSpeedCheckpoint, stage: int, tensor_rank: int) -> None:
         self.states = OptimizerStates(checkpoint, stage, tensor_rank)
         self.adam_step = _adam_step(self.states[0]["optimizer_state_dict"]["state"].values())
-        self.places: dict[
-            str, tuple[int, int, int, int]
-        ] = {}  # sub-group, first number there, how many; and in all parts
+        self.places: dict[str, tuple[int, int, int, int]] = {}
+        """Sub-group, first number there, how many; and how many in all parts."""
         shapes = read_state(_model_file(checkpoint, stage, tensor_rank), mmap=True)["param_shapes"]
         # Nothing says where a weight's part begins: parts lie in the order of the group's weights, and each process has as
         # many numbers of a weight as every other (rounded up), so that the sum of those before it is the place.

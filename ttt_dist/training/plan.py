@@ -174,5 +174,5 @@ def _warn_of_another_rate(config: Config, sizes: StepSizes, checkpoint: Path) ->
     if changed and step < train.steps and not math.isclose(before, now, rel_tol=0.01):
         warn(
             f"{checkpoint}: {', '.join(changed)}: the learning rate goes on at {now:.3g} instead of {before:.3g}; "
-            f"train.lr={before:.3g} train.min_lr_ratio=1 would keep it"
+            f"train.lr={before:.3g} train.schedule=constant train.warmup=0 would keep it"
         )

@@ -15,7 +15,7 @@ def learning_rate(step: int, train: TrainConfig, sizes: StepSizes) -> float:
     - `cosine`, `linear`: down to `min_lr_ratio` of it at the last update;
     - `constant`: none of that;
     - `inverse_sqrt`: with the root of the updates done (Vaswani et al. 2017, section 5.3);
-    - `wsd`: constant, then in the last `decay_steps` down by 1 - sqrt (Haegele et al. 2024, arXiv 2405.18392).
+    - `wsd`: constant, then in each of the last `decay_steps` further down by 1 - sqrt (Haegele et al. 2024, arXiv 2405.18392).
 
     Where it goes by tokens, packs take the place of updates.
     """
@@ -32,7 +32,8 @@ def learning_rate(step: int, train: TrainConfig, sizes: StepSizes) -> float:
     elif train.schedule == "linear":
         share = 1.0 - progress(train.warmup)
     elif train.schedule == "wsd":
-        share = 1.0 - math.sqrt(progress(train.steps - (train.decay_steps or train.steps // 10)))
+        decay_steps = train.decay_steps or max(train.steps // 10, 1)
+        share = 1.0 - math.sqrt(progress(max(train.steps - decay_steps - 1, 0)))  # the last update at the peak
     elif train.schedule == "inverse_sqrt":
         return train.lr * max(train.min_lr_ratio, math.sqrt(max(done(train.warmup), 1) / done(step + 1)))
     else:
