@@ -171,7 +171,10 @@ def _warn_of_another_rate(config: Config, sizes: StepSizes, checkpoint: Path) ->
     before, now = learning_rate(step, saved, sizes), learning_rate(step, train, sizes)
     settings = {name: (getattr(saved, name), getattr(train, name)) for name in RATE_SETTINGS}
     changed = [f"train.{name} was {was}, now {value}" for name, (was, value) in settings.items() if was != value]
-    if changed and step < train.steps and not math.isclose(before, now, rel_tol=0.01):
+    # Compared at the update before: a decay that branches off here begins with this one.
+    last = max(step - 1, 0)
+    is_kept = math.isclose(learning_rate(last, saved, sizes), learning_rate(last, train, sizes), rel_tol=0.01)
+    if changed and step < train.steps and not is_kept:
         warn(
             f"{checkpoint}: {', '.join(changed)}: the learning rate goes on at {now:.3g} instead of {before:.3g}; "
             f"train.lr={before:.3g} train.schedule=constant train.warmup=0 would keep it"
