@@ -27,6 +27,11 @@ def is_done(step: Step, folder: Path) -> bool:
         return False
 
 
+def was_done(step: Step, folder: Path) -> bool:
+    """Whether the step has ended well before, be it with other settings, or of other things."""
+    return _path(step, folder).is_file()
+
+
 def write_note(step: Step, folder: Path) -> None:
     """Note that a step has ended well."""
     folder.mkdir(parents=True, exist_ok=True)

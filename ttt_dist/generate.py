@@ -73,19 +73,17 @@ def prompt(arguments: argparse.Namespace, folder: "ModelFolder", codec: "Codec")
         return template.prompt("asr", {"audio": "given", "lang": arguments.lang}, codes)
     if arguments.speaker and not folder.template.name_speaker:
         raise UserError("--speaker: this model was trained without speakers' names; leave the flag out")
-    entry = {"text": arguments.prompt, "speaker": arguments.speaker or usual_speaker(folder), "lang": arguments.lang}
+    entry = {"text": arguments.prompt, "speaker": arguments.speaker or told_speaker(folder), "lang": arguments.lang}
     return template.prompt("tts", entry, [])
 
 
-def usual_speaker(folder: "ModelFolder") -> str | None:
-    """Who speaks where nobody is named: a model whose prompts name a speaker has learnt little of those that do not."""
-    if not folder.template.name_speaker:
-        return None
-    if not folder.speakers:
+def told_speaker(folder: "ModelFolder") -> str | None:
+    """The model's usual speaker, and a word on it."""
+    if folder.usual_speaker is not None:
+        note(f"speaks as {folder.usual_speaker} (--speaker chooses among {brief_list(folder.speakers)})")
+    elif folder.template.name_speaker:
         warn("this model's training named its speakers, and none is named here; choose one with --speaker")
-        return None
-    note(f"speaks as {folder.speakers[0]} (--speaker chooses among {brief_list(folder.speakers)})")
-    return folder.speakers[0]
+    return folder.usual_speaker
 
 
 def brief_list(names: Sequence[str], most: int = 10) -> str:

@@ -12,12 +12,14 @@ from typing import Any
 from data_prep.commands.flags import add_max_errors
 from data_prep.corpus_report import report_of
 from data_prep.manifest_files import ManifestFile, writing_manifests
+from data_prep.selection.expressions import fields_of
+from data_prep.selection.measures import measure
 from data_prep.selection.rules import IsNew, Rule, bounds, holds, is_among
 from data_prep.selection.text_rules import FLAG, TextRule, has_lost_its_words, read_text_rules, rewritten
 from ttt_dist.manifest.entry import with_paths
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.manifest.reading import Line, entry_line, read_batches
-from ttt_dist.util.console import Progress, print_rank0
+from ttt_dist.util.console import Progress, print_rank0, warn
 from ttt_dist.util.errors import UserError
 
 EXAMPLES = """examples:
@@ -96,11 +98,13 @@ def run(args: argparse.Namespace) -> None:
     if os.path.realpath(args.manifest) == os.path.realpath(args.out):
         args.fail(f"--out {args.out}: is the manifest that is read; choose another name")
     problems = Problems(args.max_errors)
+    unseen = {name for text in args.where for name in fields_of(text)}
     with (
         writing_manifests("filter", args.manifest, [args.out], problems) as (file,),
         Progress(None, "filtering", "line") as progress,
     ):
         for batch in read_batches(args.manifest, problems):
+            unseen = {name for name in unseen if not any(measure(name)(entry) is not None for _, _, entry in batch)}
             cleaned = clean(batch, chain, problems) if chain else batch
             write_lines(select(cleaned, rules, news, problems), args.manifest, file)
             progress.advance(len(batch))
@@ -108,6 +112,8 @@ def run(args: argparse.Namespace) -> None:
     print_rank0(f"{args.out}: {file.totals.describe()}; left out by rule: {left_out:,} (see {report})")
     for reason, tally in problems.skipped.items():
         print_rank0(f"left out, {reason}: {tally.count:,}")
+    for name in sorted(unseen):
+        warn(f"--where: no line has a field {name}; is it spelt so?")
     if not file.totals.lines:
         raise UserError(f"{args.out}: no line is left; loosen a rule (see {report})")
     problems.raise_if_over_limit(f"the {file.totals.lines:,} lines that are kept were written")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from data_prep.recipe_steps import Step, plan_steps
-from data_prep.step_notes import is_done, write_note
+from data_prep.step_notes import is_done, was_done, write_note
 from ttt_dist.jobs.commands import command_line, run_python
 from ttt_dist.launch.launchers import detect_task
 from ttt_dist.util.console import print_rank0
@@ -65,10 +65,20 @@ def run_steps(steps: Sequence[Step], out: Path, run: Callable[[Sequence[object]]
             try:
                 run(["-m", "data_prep", *step.words()])
             except UserError as error:
-                raise UserError(f"{step.key}: {error}") from None
+                raise UserError(f"{step.key}: {error}{_remedy(step, notes, out)}") from None
             write_note(step, notes)
             num_run += 1
     return num_run
+
+
+def _remedy(step: Step, notes: Path, out: Path) -> str:
+    """What helps where a step will not make anew what it has made of something else."""
+    if not was_done(step, notes):
+        return ""
+    return (
+        f"; what it works on, or its settings, have changed since {step.out} was made: choose another corpora.out, or "
+        f"remove {out} to make all anew"
+    )
 
 
 def main(args: argparse.Namespace) -> None:

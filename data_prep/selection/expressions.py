@@ -53,6 +53,13 @@ def parse_expression(text: str) -> Measure:
     return _Compiler(text).function(tree.body, 0)
 
 
+def fields_of(text: str) -> list[str]:
+    """The fields that an expression looks at, without those inside of them."""
+    return sorted(
+        {node.id for node in ast.walk(ast.parse(text.strip(), mode="eval")) if isinstance(node, ast.Name)} - {"len"}
+    )
+
+
 class _Compiler:
     """Turns nodes into functions; what is refused is named by its own words."""
 

@@ -16,6 +16,7 @@ from tests.evaluated import FEW, line, make_model, make_mute_model, make_workpla
 from ttt_dist import evaluate
 from ttt_dist.evaluation.tasks.registry import TASKS
 from ttt_dist.inference.decoder import Decoder
+from ttt_dist.sequence.templates import ChatTemplate
 from ttt_dist.util.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -96,6 +97,31 @@ def test_tts_writes_speech_that_follows_from_the_seed(run: Evaluate, tmp_path: P
             assert (info.samplerate, info.frames) == (8000, record["codes"] * 320)
         shutil.rmtree(tmp_path / "out")
     assert outputs[0] == outputs[1]
+
+
+def test_an_item_without_a_speaker_is_spoken_by_the_usual_one(
+    run: Evaluate, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model whose training named its speakers has learnt nothing of prompts that name none."""
+    named = workplace / "named"
+    shutil.copytree(workplace / "model", named)
+    (named / "speakers.json").write_text(json.dumps({"speakers": ["bob", "ann"]}))
+    nobody = {key: value for key, value in line(1).items() if key != "speaker"}
+    data = write_lines(tmp_path / "data.jsonl", [line(0), nobody])
+    asked, write = [], ChatTemplate.prompt
+
+    def prompt(self: ChatTemplate, name: str, entry: dict[str, Any], codes: Any) -> Any:
+        if name == "tts":
+            asked.append(entry.get("speaker"))
+        return write(self, name, entry, codes)
+
+    monkeypatch.setattr(ChatTemplate, "prompt", prompt)
+    for names_speakers, speakers in ((True, ["ann", "bob"]), (False, ["ann", None])):
+        (named / "template.json").write_text(json.dumps({"name_speaker": names_speakers}))
+        asked.clear()
+        run("tts", data, "--judge", "model", "--no-ceiling", model="named")
+        assert asked == speakers
+        shutil.rmtree(tmp_path / "out")
 
 
 def test_a_judge_that_hears_everything(run: Evaluate, tmp_path: Path) -> None:

@@ -322,3 +322,11 @@ def test_totals_of_many_are_those_of_each(rows: list[tuple[float, str | None, in
         one.add(entry)
     many.add_all(entries)
     assert one == many
+
+
+def test_a_field_that_no_line_has_is_told(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept, _ = filtered(tmp_path, source, "--where", 'speeker != "ann" and len(text) > 0 and meta != 3')
+    assert len(kept) == 6  # None is not "ann": all lines are kept
+    assert "warning: --where: no line has a field speeker; is it spelt so?" in capsys.readouterr().err
+    filtered(tmp_path, source, "--where", "confidence == None or meta.snr > 3 or chars_per_second > 0")
+    assert "no line has" not in capsys.readouterr().err

@@ -135,7 +135,7 @@ def test_a_changed_setting_runs_its_steps_or_is_refused(speech: Path) -> None:
     fewer = [*longer, "corpora.sets.train.filter.where=speaker != 'S0002' or duration > 0"]
     run_steps(steps_of("aishell1", *fewer), speech, refused)
     assert refused.ran[0] == "filter"  # which kept the same lines, and so encode its parts
-    with pytest.raises(UserError, match=r"^corpora\.sets\.train\.encode: .*--out"):
+    with pytest.raises(UserError, match=r"^corpora\.sets\.train\.encode: .*--out.*or remove \S+ to make all anew"):
         run_steps(steps_of("aishell1", *longer, "corpora.sets.train.encode.part_size=2"), speech, Runner())
 
 

@@ -33,6 +33,7 @@ from ttt_dist.manifest.entry import Entry, with_paths
 from ttt_dist.model.hf.folder import ModelFolder, load_folder
 from ttt_dist.sequence.templates import ChatTemplate
 from ttt_dist.util.atomic_files import writing
+from ttt_dist.util.console import note
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,13 @@ class EvalContext:
     template: ChatTemplate
     judges: dict[str, Judge]
     """By label, in the order of the command line; none where nothing is judged."""
+    speaker: str | None = None
+    """Who is named in prompts that name a speaker, where an item does not."""
     quality: Quality | None = None
     meteor: Meteor | None = None
     readers: dict[int, UtteranceReader] = field(default_factory=dict)
     """Of recordings, by sample rate in Hz."""
+    _told: bool = False
 
     @classmethod
     def open(cls, args: EvalArgs, speaks: bool, is_judged: bool) -> "EvalContext":
@@ -95,6 +99,7 @@ class EvalContext:
             codec=codec,
             template=template,
             judges=judges,
+            speaker=_usual_speaker(folder, args.template),
             quality=Quality() if args.quality else None,
             meteor=Meteor() if args.meteor else None,
         )
@@ -114,6 +119,11 @@ class EvalContext:
         Raises UserError where the prompt is empty or too long for the model.
         """
         digest = blake2b(f"{self.args.seed}/{item.id}/{turn}".encode(), digest_size=4).digest()
+        if self.speaker and not entry.get("speaker"):
+            entry = {**entry, "speaker": self.speaker}
+            if not self._told:
+                self._told = True
+                note(f"items without a speaker are spoken as {self.speaker}, the commonest of the model's training")
         prompt = self.template.prompt(self.args.template, entry, codes)
         request = Request(prompt, int.from_bytes(digest, "little"))
         self.decoder.require(request)
@@ -173,6 +183,11 @@ class EvalContext:
         if sample_rate not in self.readers:
             self.readers[sample_rate] = UtteranceReader(folder, sample_rate, audio_root=root)
         return self.readers[sample_rate].read(locate(clip, folder, root))
+
+
+def _usual_speaker(folder: ModelFolder, template: str) -> str | None:
+    """The model's usual speaker, where prompts of the template name one."""
+    return folder.usual_speaker if template and folder.template.names_speaker([template]) else None
 
 
 def take_cores(workers: int, is_small: bool) -> None:

@@ -122,10 +122,10 @@ class RequestBuilder:
         return Question(Request(ids, seed), settings, **told)
 
     def _speaker(self, name: str) -> str | None:
-        """Who is asked for; where nobody is, the first that is known: trained with names, a model speaks badly without one."""
+        """Who is asked for; where nobody is, the model's usual speaker."""
         if name and not self.folder.template.name_speaker:
             raise UserError("speaker: this model was trained without speakers' names; leave it empty")
-        return name or next(iter(self.about["speakers"]), None)
+        return name or self.folder.usual_speaker
 
     def _speak_prompt(self, text: str, speaker: str | None, lang: str | None) -> np.ndarray:
         if not text:

@@ -76,6 +76,11 @@ class ModelFolder:
     speakers: list[str] = field(default_factory=list)
     """Names that its prompts may say, commonest first; none where they are not known."""
 
+    @property
+    def usual_speaker(self) -> str | None:
+        """Who speaks where nobody is named: a model whose prompts name a speaker has learnt little of those that do not."""
+        return next(iter(self.speakers), None) if self.template.name_speaker else None
+
 
 def to_huggingface(name: str, tensor: Tensor, config: ModelConfig) -> dict[str, Tensor]:
     """One of our weights as Hugging Face's: a fused projection becomes two or three. A tied head becomes none."""
