@@ -83,16 +83,14 @@ RATES = {  # sample rate, samples per frame, codes per frame, entries of each co
     "snac": (24000, 2048, 7, 32),
     "speechtokenizer": (16000, 320, 4, 32),
 }
-IN_CI = {"bigcodec": "bigcodec", "nanocodec": "nanocodec_torch", "snac": "snac"}
+MODULES = {"nanocodec": "nanocodec_torch"}
 NAMES = sorted(PACKAGED)
 DECODERS = [name for name in NAMES if name != "s3tokenizer"]
 
 
 def package(name: str) -> Any:
-    """The package of a codec; those that bring many others are not in CI."""
-    if name in IN_CI:
-        return need_package(IN_CI[name], "codecs")
-    return pytest.importorskip(name, reason=f"{name} is not installed (the extra `codecs`)")
+    """The package of a codec."""
+    return need_package(MODULES.get(name, name), "codecs")
 
 
 def randomise(model: nn.Module) -> nn.Module:
