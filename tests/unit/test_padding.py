@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from tests.unit.test_codecs import RATES, sound, tiny_model
+from tests.tiny_codecs import RATES, sound, tiny_model
 from ttt_dist.audio.batches import MOST_PADDED, Sharing, batches
 from ttt_dist.audio.codecs.codebooks import unflatten
 from ttt_dist.audio.codecs.transformers import Pretrained, max_batch_samples
