@@ -88,6 +88,7 @@ class _Planner:
         self.tokenizer = self._filled(corpora.tokenizer)
 
     def steps(self) -> Iterator[Step]:
+        """Steps in the order of the sets, each with what the ones before it imply."""
         for name, settings in self.corpora.sets.items():
             key = f"corpora.sets.{name}"
             made = self._begin(key, str(settings["from"])) if "from" in settings else Made()

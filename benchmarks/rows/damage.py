@@ -17,6 +17,7 @@ from kit import RECIPE, TRAIN, main, prep, row, run, wav, work, write
     "hostile_lines::encode_goes_on_past",
 )
 def hostile(folder: Path) -> str:
+    """One good line among some that no file, clock or disk can follow."""
     wav(folder / "good.wav")
     good: dict[str, Any] = {"id": "good", "audio": "good.wav", "text": "one", "duration": 1.0}
     hostile: list[dict[str, Any]] = [
@@ -115,6 +116,7 @@ def layout_ids(folder: Path) -> str:
 
 @row("B6", "codec.json with num_mels 200,000: peak memory", "^1: .*peak 0", "hostile_json::every_value_of_a_codec")
 def codec(folder: Path) -> str:
+    """A number in codec.json that would take gigabytes before its hash is compared."""
     shutil.copytree(work() / "codes" / "codec", folder / "codec")
     path = folder / "codec" / "codec.json"
     values = json.loads(path.read_text())

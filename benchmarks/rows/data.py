@@ -83,6 +83,7 @@ def m4a(folder: Path) -> str:
     "readers_emilia::emilia_tars_end_as_archives_end",
 )
 def tar(folder: Path) -> str:
+    """An archive with one bit of a header flipped."""
     path = folder / "emilia" / "a.tar"
     path.parent.mkdir()
     with tarfile.open(path, "w") as out:

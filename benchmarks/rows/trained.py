@@ -46,6 +46,7 @@ def again(folder: Path) -> tuple[Path, Path]:
     "auto_tokenizer::a_trained_tokenizer",
 )
 def auto_tokenizer(folder: Path) -> str:
+    """What AutoTokenizer makes of an export, beside the ids of training."""
     tokens = module("ttt_dist.sequence.tokens").TokenLayout.load(trained() / "export" / "token_layout.json")
     ours = module("ttt_dist.sequence.text_tokenizer").load_tokenizer(work() / "tokenizer")
     said = run("tools/convert_checkpoint.py", "export-hf", "--source", trained() / "export", "--out", folder / "hf")
@@ -163,6 +164,7 @@ def origin(folder: Path) -> str:
     "telemetry::wandb_keeps_what_a_run_does_again",
 )
 def wandb(folder: Path) -> str:
+    """Steps that a run logs again after it went back to a checkpoint."""
     code = """
 import sys, types, os
 seen = []

@@ -49,6 +49,7 @@ class DeepSpeedCheckpoint(SavedState):
         return self._part(0, 0).adam_step
 
     def read_rows(self, name: str, kind: str, start: int, stop: int) -> Tensor:
+        """See `SavedState.read_rows`: from the tensor-parallel slices that have any of the rows."""
         shape, partition, size = self.shapes[name], partition_of(name), self.mesh.tensor
         if partition is None or size == 1:
             return self._slice_rows(name, kind, 0, start, stop)

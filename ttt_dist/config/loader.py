@@ -102,7 +102,9 @@ def _put(values: Any, key: tuple[str, ...], text: str, cls: type) -> None:
         if hint is None:
             raise UserError(f"{where}: {unknown_key(told, known_keys(cls))}")
         require(
-            isinstance(values, (dict, list)), f"{where}: {key_text(key[:number])} was given the value {brief(values)}"
+            isinstance(values, (dict, list)),
+            f"{where}: {key_text(key[:number])} was given the value {brief(values)}, in which there is no {key_text((name,))}; "
+            f"give {key_text(key[:number])} as a whole, or change it there",
         )
         if isinstance(values, list):
             size = len(values)

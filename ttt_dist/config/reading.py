@@ -29,7 +29,14 @@ Key = tuple[str | int, ...]
 
 # Recipes used to be read by YAML 1.1, which takes these for truth values, and so do people.
 _TRUTHS = {**dict.fromkeys(("yes", "on", "true"), True), **dict.fromkeys(("no", "off", "false"), False)}
-_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list"}
+_TYPE_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list: "a list",
+    dict: "values by name",
+}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _BRACKETS = {"gt": "(", "ge": "[", "lt": ")", "le": "]"}
 
@@ -173,13 +180,21 @@ def _problem(error: Mapping[str, Any], cls: type) -> tuple[Key, str | None]:
     if kind in ("value_error", "assertion_error"):
         return loc, error["msg"].partition(", ")[2]
     hint: Any = cls
-    for part in loc:
+    for number, part in enumerate(loc):
+        if len(_options(hint)) > 2 and re.match(
+            r"str$|dict\[", str(part)
+        ):  # pydantic names the option that it has tried
+            loc = loc[:number]
+            break
         hint = within(hint, part)
     options = _options(hint)
-    if any(map(_is_mapping, options)):
+    if kind == "missing" and any(map(_is_section, options)):
+        return loc, f"lacks {error['loc'][-1]}; give it"
+    if all(map(_is_mapping, options)):
         return loc, f"is a section, not the value {brief(value)}"
-    if number := next((len(typing.get_args(item)) for item in options if typing.get_origin(item) is tuple), 0):
-        return loc, f"needs {number} values, e.g. [0.9, 0.95], not {brief(value)}"
+    if items := next((typing.get_args(item) for item in options if typing.get_origin(item) is tuple), ()):
+        example = "[0.9, 0.95]" if float in _options(items[0]) else "[10, 20]"
+        return loc, f"needs {len(items)} values, e.g. {example}, not {brief(value)}"
     if kind.startswith(("greater_than", "less_than")):
         return loc, f"must {_range(hint)} {brief(value)}"
     meaning = VALUES.get(key_text(loc))

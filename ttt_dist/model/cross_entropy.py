@@ -89,6 +89,7 @@ class _ByTiles(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of hidden states and weight, tile by tile as the forward pass went."""
         hidden, weight, local, nats, log_sums = ctx.saved_tensors
         classes = ctx.vocabulary.of(weight)
         of_nats, of_log_sums = ctx.row_loss.slopes(nats, log_sums, 0)
