@@ -65,7 +65,9 @@ def is_divisible(config: Config, world_size: int) -> bool:
     parallel, train = config.parallel, config.train
     model_size = parallel.tensor * parallel.pipeline * parallel.ulysses
     data = world_size // model_size
-    return world_size % model_size == 0 and data > 0 and train.global_batch % (train.micro_batch * data) == 0
+    if world_size % model_size or not data:
+        return False
+    return all(global_batch % (train.micro_batch * data) == 0 for global_batch in train.global_batches)
 
 
 def parse_arguments() -> argparse.Namespace:

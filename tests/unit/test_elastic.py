@@ -8,7 +8,7 @@ import pytest
 import torch.distributed as dist
 
 from tools.elastic import is_divisible
-from ttt_dist.config.run import Config, ParallelConfig, TrainConfig
+from ttt_dist.config.run import BatchStage, Config, ParallelConfig, TrainConfig
 from ttt_dist.launch import elastic
 from ttt_dist.launch.elastic import Coordinator, choose_hosts, worst
 
@@ -46,6 +46,8 @@ def test_the_status_that_says_most(statuses: list[int], status: int) -> None:
 def test_which_numbers_of_processes_a_run_can_have() -> None:
     config = Config(train=TrainConfig(global_batch=24, micro_batch=2), parallel=ParallelConfig(tensor=2))
     assert [size for size in range(1, 26) if is_divisible(config, size)] == [2, 4, 6, 8, 12, 24]
+    config.train.batch_stages = [BatchStage(from_step=5, global_batch=32)]  # which every host must be able to go on to
+    assert [size for size in range(1, 26) if is_divisible(config, size)] == [2, 4, 8]
 
 
 class Hosts:
