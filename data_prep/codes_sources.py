@@ -136,8 +136,8 @@ class CodesLines(CodesSource):
             line = file.readline()
         if self._is_json:
             return self._key(line, number), line.decode()
-        key, _, rest = line.decode().strip().partition(" ")
-        return key, rest.strip()
+        key, *rest = line.decode().strip().split(maxsplit=1)  # by a space or a tab
+        return key, "".join(rest)
 
     def _key(self, line: bytes, number: int) -> str:
         try:

@@ -93,6 +93,7 @@ FORMS = {
     "pt by id": one_file("all.pt", lambda path: torch.save({n: torch.tensor(c) for n, c in CODES.items()}, path)),
     "jsonl": one_file("all.jsonl", lines(lambda name, codes: json.dumps({"id": name, "tokens": codes}))),
     "Kaldi": one_file("pseudo_labels_km40.txt", lines(lambda name, codes: f"{name} {' '.join(map(str, codes))} ")),
+    "Kaldi with tabs": one_file("text.km", lines(lambda name, codes: f"{name}\t{' '.join(map(str, codes))}")),
     "ESPnet's characters": one_file(
         "text.ts.km40", lines(lambda name, codes: f"{name} {''.join(chr(0x4E00 + code) for code in codes)}")
     ),
