@@ -1,4 +1,4 @@
-"""Rows A1 to A3, A10 and A11: what corpora hold."""
+"""Rows A1 to A3, A10 and A11: what corpora hold (with the extra `containers`)."""
 
 import gzip
 import io

@@ -260,7 +260,7 @@ def test_what_is_no_prefix_of_shards_is_told_by_its_remedy(
         shutil.copy(with_suffix(work / "valid", suffix), tmp_path / f"plain_text_document{suffix}")
     for name in ("plain_text_document", "plain_text_document.bin"):
         message = told_by(ShardReader, tmp_path / name)
-        assert "have no plain_text_document.json" in message and "data_prep import" in message
+        assert "have no plain_text_document.json" in message and "data.blend" in message
     write_part(tmp_path / "samples" / "part-00000", {"parts": 1})
     assert "a folder of parts; run data_prep pack" in told_by(ShardReader, tmp_path / "samples")
     (tmp_path / "empty").mkdir()

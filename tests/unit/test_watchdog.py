@@ -85,11 +85,12 @@ def test_a_thousand_ranks_ask_once(store: dist.TCPStore) -> None:
     for rank in range(size):
         store.set(f"life/{rank}", "0")
         store.set(f"mark/{rank}", "1 step 1: reading data")
+        store.set(f"name/{rank}", f"host{rank // 8}")
     stores = [Counting(store) for _ in range(4)]
     with alive(store, [rank for rank in range(size) if rank != 7]):
         told = [explained_once(one, size, WAIT_S) for one in stores]  # type: ignore[arg-type]
-    assert told == ["no sign of life from rank(s) 7"] * 4
-    assert [one.requests for one in stores] == [6, 3, 3, 3]
+    assert told == ["no sign of life from rank(s) 7 on host0"] * 4
+    assert [one.requests for one in stores] == [8, 3, 3, 3]
 
 
 def test_who_waits_for_one_that_is_lost_asks_by_itself(store: dist.TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -151,30 +151,30 @@ def explained_once(store: dist.Store, world_size: int, wait_s: float) -> str:
 
 
 def explained(store: dist.Store, world_size: int, wait_s: float) -> str:
-    """Which ranks give no sign of life for `wait_s`, or else which are behind; six requests, however many ranks there are."""
-    before = _values(store, "life", world_size)
+    """Which ranks give no sign of life for `wait_s`, or else which are behind; eight requests, however many ranks."""
+    ranks = range(world_size)
+    before = _values(store, "life", ranks)
     time.sleep(wait_s)
-    silent = [rank for rank, value in enumerate(_values(store, "life", world_size)) if value == before[rank]]
+    silent = [rank for rank, value in enumerate(_values(store, "life", ranks)) if value == before[rank]]
     if silent:
-        where = _hosts_of(store, silent, world_size)
+        where = _hosts_of(store, silent)
         return f"no sign of life from rank(s) {ranges(silent)}{' on ' + where if where else ''}"
-    marks = [value.partition(" ") for value in _values(store, "mark", world_size)]
+    marks = [value.partition(" ") for value in _values(store, "mark", ranks)]
     numbers = [int(number or 0) for number, _, _ in marks]
     behind = [rank for rank, number in enumerate(numbers) if number == min(numbers)]
     if len(behind) == world_size:
         return "all ranks are as far as each other"
-    where = _hosts_of(store, behind, world_size)
+    where = _hosts_of(store, behind)
     return f"rank(s) {ranges(behind)} still in {marks[behind[0]][2] or 'the start'}{', on ' + where if where else ''}"
 
 
-def _hosts_of(store: dist.Store, of: list[int], world_size: int) -> str:
-    hosts = _values(store, "name", world_size)
-    return ", ".join(name for name in dict.fromkeys(hosts[rank] for rank in of) if name)
+def _hosts_of(store: dist.Store, ranks: Sequence[int]) -> str:
+    return ", ".join(name for name in dict.fromkeys(_values(store, "name", ranks)) if name)
 
 
-def _values(store: dist.Store, kind: str, world_size: int) -> list[str]:
-    """What every rank has told; nothing of those that have told nothing yet, which are then asked for one by one."""
-    keys = [f"{kind}/{rank}" for rank in range(world_size)]
+def _values(store: dist.Store, kind: str, ranks: Sequence[int]) -> list[str]:
+    """What these ranks have told; nothing of those that have told nothing yet, which are then asked for one by one."""
+    keys = [f"{kind}/{rank}" for rank in ranks]
     if store.check(keys):
         return [value.decode() for value in store.multi_get(keys)]
     return [store.get(key).decode() if store.check([key]) else "" for key in keys]

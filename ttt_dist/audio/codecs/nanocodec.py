@@ -1,7 +1,8 @@
-"""NanoCodec of NVIDIA NeMo: four independent codebooks of 4,032 entries at 12.5 Hz, by the package `nanocodec-torch`.
+"""NanoCodec of NVIDIA NeMo: four independent codebooks of 4,032 entries at 12.5 Hz, by a package.
 
 (Casanova et al., "NanoCodec", arXiv 2508.05835.) Its encoder repeats the last sample behind the end, so that only equal
-lengths share a forward. The package builds one shape, whatever config.json says; weights are read by their NeMo names.
+lengths share a forward. The package, `nanocodec-torch` of the extra `codecs`, builds one shape, whatever config.json says;
+weights are read by their NeMo names.
 """
 
 from __future__ import annotations

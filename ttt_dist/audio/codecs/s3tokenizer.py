@@ -1,8 +1,9 @@
-"""S3, CosyVoice's speech tokenizer, by the package `s3tokenizer`: one codebook, 25 or 50 codes a second.
+"""S3, CosyVoice's speech tokenizer, by a package: one codebook, 25 or 50 codes a second.
 
-(Du et al., "CosyVoice", arXiv 2407.05407, and "CosyVoice 2", 2412.10117.) A folder is a CosyVoice model's, or any that has
-its ONNX file. Speech is cut every 30 s, each piece by itself: the package's own windows of 30 s, which overlap, drop
-codes where the last of them is shorter than 2 s. The way back is CosyVoice's flow-matching model: an external program.
+(Du et al., "CosyVoice", arXiv 2407.05407, and "CosyVoice 2", 2412.10117.) The package is `s3tokenizer` (extra
+`codecs`). A folder is a CosyVoice model's, or any that has its ONNX file. Speech is cut every 30 s, each piece by itself:
+the package's own windows of 30 s, which overlap, drop codes where the last of them is shorter than 2 s. The way back is
+CosyVoice's flow-matching model: an external program.
 """
 
 from __future__ import annotations
