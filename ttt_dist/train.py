@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from ttt_dist.launch.process_group import end_process
 from ttt_dist.util.console import main_guard, print_rank0
 from ttt_dist.util.errors import UserError
 
@@ -165,6 +166,7 @@ def parse_arguments() -> argparse.Namespace:
 def command() -> None:
     """The entry point `ttt-train`."""
     main_guard(main, loses_lines="--dry-run" not in sys.argv)
+    end_process()
 
 
 if __name__ == "__main__":

@@ -73,6 +73,13 @@ def test_a_hook_ends_the_training_and_its_state_goes_on(config: Path, tmp_path: 
         assert steps == [(step, step) for step in range(1, STEPS + 1)]
 
 
+def test_a_finished_run_has_status_0_whatever_libraries_do_when_they_are_taken_down(
+    config: Path, tmp_path: Path
+) -> None:
+    launch(config, f"run_dir={tmp_path}/run", "callbacks=[tests.distributed.told_hooks:Broken]")
+    assert read_events(tmp_path / "run")[-1]["event"] == "finish"
+
+
 def test_state_that_no_file_can_hold_is_named(config: Path, tmp_path: Path) -> None:
     done = alone(config, f"run_dir={tmp_path}/run", f"callbacks=[{{{NAME}: {{stop_at: 1, keep: a set}}}}]")
     assert done.returncode == 1

@@ -1,13 +1,30 @@
 """A callback as a user writes one: it tells each call, and on how many ranks, in a file of its own for each rank."""
 
 import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 
 from ttt_dist.training.callbacks import Callback
+
+
+class Fragile:
+    """As a library is whose threads do not outlive the interpreter: taking it down aborts the process."""
+
+    def __del__(self) -> None:
+        os.abort()
+
+
+class Broken(Callback):
+    """Brings such a library in."""
+
+    libraries: ClassVar[list[Fragile]] = []
+
+    def __init__(self) -> None:
+        self.libraries.append(Fragile())
 
 
 class Told(Callback):
