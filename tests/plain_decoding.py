@@ -80,17 +80,24 @@ class PlainLoop:
         start, end = len(ids), len(ids) + limit
         while len(ids) < end:
             self.draft_from = len(ids) if self.chosen.block_cache == "block_causal" else start
-            left = self.chosen.block - (len(ids) - start) % self.chosen.block  # of the block
-            draft = self._denoise(ids, min(left, end - len(ids)), self.audio, self.ends, start)
+            draft = self._denoise(ids, min(self.chosen.block, end - len(ids)), self.audio, self.ends, start)
             self.draft_from = None
             logits = self._forward(draft)
             while len(ids) < end:
-                ids = [*ids, self._best(logits[len(ids) - 1], self.audio)[0]]
+                ids = [*ids, self._kept(logits[len(ids) - 1], draft[len(ids) : len(ids) + 1])]
                 if ids[-1] in self.ends:
                     return ids
                 if ids != draft[: len(ids)]:
                     break
         return ids
+
+    def _kept(self, logits: torch.Tensor, drafted: Ids) -> int:
+        """A code of the draft that is likely enough, or the likeliest token."""
+        best, probability, _ = self._best(logits, self.audio)
+        if not drafted or self.ends & {best, *drafted}:
+            return best
+        share = float(logits[self.audio].softmax(-1)[self.audio.index(drafted[0])]) / probability
+        return drafted[0] if self.chosen.accept_ratio < 1 and share >= self.chosen.accept_ratio else best
 
     def _span(self, ids: Ids, limit: int | None = None) -> Ids:
         """A span of masks, denoised block by block and cut after its first end."""
@@ -230,6 +237,7 @@ def draw_settings(rng: np.random.Generator, **limits: int) -> DecodeSettings:
         block_cache=str(rng.choice(["exact", "exact", "block_causal"])),  # type: ignore[arg-type]
         cfg=float(rng.choice([0.0, 0.0, 0.1, 1.0])),
         stop_at_last_span=bool(rng.random() < 0.2),
+        accept_ratio=float(rng.choice([1.0, 0.9, 0.3])),
         **limits,
     )
 

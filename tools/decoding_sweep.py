@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 RECORD = "sweep.json"
 STEPS = (2, 4, 7)  # forwards a block, besides those of the recipe
+RATIOS = (1.0, 0.1, 0.05, 0.03)  # of drafts of one forward: DecodeSettings.accept_ratio
 DENOISED, CAUSAL, VERIFIED = "denoised", "left to right", "verified"
 MARKERS = {DENOISED: "o", CAUSAL: "s", VERIFIED: "^"}
 
@@ -30,6 +31,7 @@ class Point:
 
     way: str
     steps: int
+    accept_ratio: float = 1.0
     forwards_per_second: float
     wer: Mapping[str, float]
     ceiling: Mapping[str, float]
@@ -46,7 +48,7 @@ def ways(objective: Objective, settings: DecodeSettings) -> list[tuple[str, Deco
     found = [(DENOISED, replace(settings, steps=steps)) for steps in sorted({*STEPS, settings.steps})]
     if objective.learns_audio_ar:
         found.append((CAUSAL, replace(settings, audio_mode="ar")))
-        found += [(VERIFIED, replace(settings, audio_mode="verified", steps=steps)) for steps in (1, STEPS[0])]
+        found += [(VERIFIED, replace(settings, audio_mode="verified", steps=1, accept_ratio=ratio)) for ratio in RATIOS]
     return found
 
 
@@ -56,7 +58,7 @@ def sweep(config: Recipe, source: Path, data: Path, run: Path, judges: Sequence[
     scored = json.loads((run / "figures.json").read_text("utf8"))["figures"]
     trained = config.objective.at(config.train.steps - 1)
     for way, settings in ways(trained, config.evaluation.decode):
-        out = run / "sweep" / f"{way.replace(' ', '_')}-{settings.steps}"
+        out = run / "sweep" / f"{way.replace(' ', '_')}-{settings.steps}-{settings.accept_ratio:g}"
         summary = pipeline.evaluate_task(config, "tts", source, data, run, judges, out, settings, "--no-ceiling")
         if summary["forwards_per_second"] is None:
             warn(f"{out}: {way}, {settings.steps} forwards a block: no speech came of it, so it is left out")
@@ -67,6 +69,7 @@ def sweep(config: Recipe, source: Path, data: Path, run: Path, judges: Sequence[
             {
                 "way": way,
                 "steps": settings.steps,
+                "accept_ratio": settings.accept_ratio,
                 "forwards_per_second": summary["forwards_per_second"],
                 "wer": {label: own[key] for label, key in labels.items()},
                 "ceiling": {label: scored[f"ceiling_{label}"] for label in labels if f"ceiling_{label}" in scored},
@@ -77,21 +80,27 @@ def sweep(config: Recipe, source: Path, data: Path, run: Path, judges: Sequence[
 
 def over_runs(runs: Iterable[Path]) -> list[Point]:
     """Means of what was measured alike in several runs, as far as it was."""
-    by_way: dict[tuple[str, int], list[Point]] = {}
+    by_way: dict[tuple[str, int, float], list[Point]] = {}
     for record in (run / RECORD for run in runs):
         found = json.loads(record.read_text("utf8")).get("figures", {}) if record.is_file() else {}
         for point in (Point(**values) for values in found.get("points", [])):
-            by_way.setdefault((point.way, point.steps), []).append(point)
+            by_way.setdefault((point.way, point.steps, point.accept_ratio), []).append(point)
     return [
         Point(
             way=way,
             steps=steps,
+            accept_ratio=ratio,
             forwards_per_second=mean(one.forwards_per_second for one in points),
             wer={label: mean(one.wer[label] for one in points) for label in points[0].wer},
             ceiling={label: mean(one.ceiling[label] for one in points) for label in points[0].ceiling},
         )
-        for (way, steps), points in by_way.items()
+        for (way, steps, ratio), points in by_way.items()
     ]
+
+
+def named(point: Point) -> str:
+    """The way of a point, with what else it hangs on."""
+    return point.way if point.accept_ratio == 1 else f"{point.way}, accept_ratio {point.accept_ratio:g}"
 
 
 def table(found: Mapping[str, Sequence[Point]]) -> tuple[list[str], list[list[str]]]:
@@ -99,7 +108,7 @@ def table(found: Mapping[str, Sequence[Point]]) -> tuple[list[str], list[list[st
     labels = list(dict.fromkeys(label for points in found.values() for point in points for label in point.wer))
     header = ["model", "speech", "forwards a block", "forwards per second of sound"]
     cells = [
-        [title, point.way, "" if point.way == CAUSAL else str(point.steps), f"{point.forwards_per_second:.1f}"]
+        [title, named(point), "" if point.way == CAUSAL else str(point.steps), f"{point.forwards_per_second:.1f}"]
         + [f"{100 * point.wer[label]:.1f}" for label in labels]
         for title, points in found.items()
         for point in points

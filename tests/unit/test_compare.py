@@ -157,12 +157,14 @@ def test_own_speech_by_forwards_stands_in_table_picture_and_page(
     again = Commands()
     start(monkeypatch, out, again, *wanted, "--sweep")
     assert again.trained == []
-    table = [line for line in (out / "comparison.md").read_text().splitlines() if "| " in line][-14:]
+    table = [line for line in (out / "comparison.md").read_text().splitlines() if "| " in line][-16:]
     denoised = [f"denoised | {steps} | {steps}.0 |" for steps in (2, 4, 7, 13)]
-    verified = [f"verified | {steps} | {steps + 1}.0 |" for steps in (1, 2)]
+    verified = [
+        f"verified{how} | 1 | 2.0 |" for how in ("", *(f", accept_ratio {ratio}" for ratio in (0.1, 0.05, 0.03)))
+    ]
     ours = [f"| TtT | {row}" for row in (*denoised, "left to right |  | 13.0 |", *verified)]
     others = [*(f"| TtT of the paper | {row}" for row in denoised), "| AR baseline | left to right |  | 13.0 |"]
-    found = [line for line in table if line.startswith(("| TtT |", "| TtT of", "| AR"))][-12:]
+    found = [line for line in table if line.startswith(("| TtT |", "| TtT of", "| AR"))][-14:]
     assert [line[: len(row)] for line, row in zip(found, [*ours, *others], strict=True)] == [*ours, *others]
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "comparison.html").read_text().count("<svg") == 2

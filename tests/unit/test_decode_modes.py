@@ -108,8 +108,8 @@ def test_a_verification_accepts_the_same_prefix_and_one_token_more() -> None:
     assert not state.span_ids.any()
     assert chosen.needed(state).tolist() == [2, 3, 4, 5, 6]
     for written, left in (
-        ([code] * 5, [code] * 5 + [LAYOUT.mask] * 3),
-        ([code, code + 1, code, code, code], [code, code + 1] + [LAYOUT.mask] * 2),
+        ([code] * 5, [code] * 5 + [LAYOUT.mask] * 4),
+        ([code, code + 1, code, code, code], [code, code + 1] + [LAYOUT.mask] * 4),
         ([code, code, end, code, code], [code, code, end]),
         ([code] * 4 + [end], [code] * 4 + [end]),
     ):
@@ -117,6 +117,29 @@ def test_a_verification_accepts_the_same_prefix_and_one_token_more() -> None:
         assert after.ids[3:].tolist() == left
         assert (after.span_start is None) == (end in written)
         assert chosen.num_cacheable(after) == (2 if after.span_start else len(after.ids))
+
+
+def test_a_likely_code_of_the_draft_is_kept() -> None:
+    prompts = requests_of(np.random.default_rng(3), 30)
+    spent = {}
+    for ratio in (1.0, 0.999999, 0.5, 1e-6):
+        chosen = replace(SHORT, block=8, steps=1, audio_mode="verified", accept_ratio=ratio)
+        results = Decoder(folder(1)).generate(prompts, chosen)
+        spent[ratio] = sum(result.num_forwards for result in results) / sum(len(result.ids) for result in results)
+        if ratio == 0.999999:
+            assert same(results, Decoder(folder(1)).generate(prompts, replace(chosen, accept_ratio=1.0)))
+    assert spent[1.0] > spent[0.5] > spent[1e-6]
+
+
+def test_neither_an_end_of_the_draft_nor_a_code_in_place_of_an_end_is_kept() -> None:
+    code, end = LAYOUT.first_code, LAYOUT.end_of_audio_new
+    chosen = context(block=4, steps=1, audio_mode="verified", accept_ratio=0.1)
+    opened = run([logits_of(LAYOUT.begin_of_audio)], chosen)
+    state = step(opened, logits_of(code, code, end, code), chosen)
+    assert chosen.draft(state).tolist() == [code, code, -1, -1]
+    assert chosen.draft(opened).tolist() == [-1] * 4
+    plain = replace(chosen, settings=replace(chosen.settings, audio_mode="diffusion"))
+    assert plain.draft(opened).tolist() == [-1] * 4
 
 
 def test_a_draft_ends_at_its_first_end() -> None:

@@ -60,6 +60,9 @@ class DecodeSettings(Section):
     """How a `ttt` model writes audio. diffusion: blocks of masks are denoised. ar: one code per forward, left to right;
     for models that were trained so, too. verified: what `ar` writes, in fewer forwards: a denoised block is a draft, of which
     one causal forward accepts all that `ar` would have written. TiDAR (arXiv 2511.08923) does so with blocks of text."""
+    accept_ratio: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    """verified: a code of the draft is kept where its probability is at least this share of the likeliest one's; 1: where it is
+    what `ar` writes. Below 1 fewer forwards do, as speech does not hang on the one likeliest code."""
     commit_power: Annotated[float, Interval(ge=0.1, le=10)] = 1.0
     """Shares of a block: (s / steps) ** commit_power of it is committed after s forwards. 1: even; above 1: few at first."""
     ends: Literal["leftmost", "any", "causal"] = "leftmost"

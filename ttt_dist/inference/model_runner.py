@@ -58,6 +58,8 @@ class Wanted:
     """Index into the owner's sequence."""
     uniforms: np.ndarray
     """A random number for each whose owner samples."""
+    drafts: np.ndarray
+    """The token that was drafted for what is written there; -1 where none was."""
 
     @classmethod
     def of(cls, asked: Ordered[Asked]) -> "Wanted":
@@ -68,11 +70,12 @@ class Wanted:
             uniforms(one.state, part, one.context) if one.is_sampled else np.zeros(len(part))
             for one, part in zip(asked, places, strict=True)
         ]
-        return cls(asked, owners, np.concatenate(places), np.concatenate(numbers))
+        drafts = [one.context.draft(one.state) for one in asked]
+        return cls(asked, owners, np.concatenate(places), np.concatenate(numbers), np.concatenate(drafts))
 
     def part(self, which: slice) -> "Wanted":
         """Some of the places."""
-        return Wanted(self.asked, self.owners[which], self.places[which], self.uniforms[which])
+        return Wanted(self.asked, self.owners[which], self.places[which], self.uniforms[which], self.drafts[which])
 
     def of_owners(self, values: Ordered[float] | np.ndarray) -> np.ndarray:
         """A value for each place, from one for each of `asked`."""
@@ -136,8 +139,21 @@ class ModelRunner:
                 logits[targets] = guided(logits[targets], self._logits(phase, hidden[sources]), scale)
             logits[:, others] = float("-inf")
             ids, *sureness = choices(phase, logits, part)
+            ids = self._with_drafts(ids, logits, part, columns.start)
             found.append(torch.stack([(ids + columns.start).double(), *(one.double() for one in sureness)]))
         return found
+
+    def _with_drafts(self, ids: Tensor, weights: Tensor, wanted: Wanted, first: int) -> Tensor:
+        """Choices [n], or what was drafted where its weight of [n, V] comes near enough to the greatest, which is 1."""
+        ratios = wanted.of_owners([one.context.settings.accept_ratio for one in wanted.asked])
+        rows = np.flatnonzero((wanted.drafts >= 0) & (ratios < 1))
+        if not len(rows):
+            return ids
+        where, drafts = self.runner.tensor(rows), self.runner.tensor(wanted.drafts[rows] - first)
+        chosen = ids[where]
+        is_near = weights[where, drafts] >= self.runner.tensor(ratios[rows])
+        is_end = torch.isin(chosen + first, self.runner.tensor(np.array(wanted.asked[0].context.ends)))
+        return ids.index_copy(0, where, torch.where(is_near & ~is_end, drafts, chosen))
 
     def _logits(self, phase: Phase, hidden: Tensor) -> Tensor:
         """Logits [n, stretch] of hidden states [n, H], at least fp32."""

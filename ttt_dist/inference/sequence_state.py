@@ -131,6 +131,13 @@ class DecodeContext:
             return np.arange(start - 1, len(state.ids))
         return start + np.flatnonzero(state.ids[start:] == self.layout.mask)
 
+    def draft(self, state: SequenceState) -> np.ndarray:
+        """Codes of a draft that `accept_ratio` may keep, one for each of `needed`; -1 where there is none, or an end."""
+        if not (self.is_verified and state.is_drafted):
+            return np.full(len(self.needed(state)), -1)
+        drafted = np.append(state.ids[state.block_start :], -1)
+        return np.where(np.isin(drafted, self.ends), -1, drafted)
+
     def num_cacheable(self, state: SequenceState) -> int:
         """Tokens whose keys and values the next forward settles: nothing that they see changes any more.
 
@@ -214,13 +221,11 @@ def _open_span(state: SequenceState, context: DecodeContext) -> SequenceState:
 
 
 def _append_block(state: SequenceState, context: DecodeContext) -> SequenceState:
-    """Add masks to the open span up to the end of its block, as far as may be.
-
-    What verifying has left of a block is drafted at its old length: how many masks a span has tells the model how long it is.
-    """
+    """Add masks to the open span up to the end of its block, as far as may be; drafts are whole blocks from wherever they begin."""
     assert state.span_start is not None
     block = context.settings.block
-    count = min(block - (len(state.ids) - state.span_start) % block, _room(state, context))
+    done = 0 if context.is_verified else (len(state.ids) - state.span_start) % block
+    count = min(block - done, _room(state, context))
     state = replace(state, block_start=len(state.ids), steps_left=context.settings.steps)
     state = _append(state, np.full(count, context.layout.mask), 0)
     return _number_span(state, context.bidirectional_from(state), int(state.span_ids.max(initial=0)) + 1)
@@ -296,7 +301,7 @@ def share(masked: int, steps_left: int, settings: DecodeSettings) -> int:
 
 
 def _verify(state: SequenceState, choice: Choice, context: DecodeContext) -> SequenceState:
-    """Write what the model would have written one by one: the draft as far as that is the same, and one token more."""
+    """Write what the model writes one by one (`accept_ratio`): the draft as far as that is the same, and one token more."""
     start, written = state.block_start, choice.ids
     assert start is not None
     drafted = state.ids[start:]
