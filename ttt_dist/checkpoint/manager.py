@@ -35,6 +35,7 @@ from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.util.atomic_files import atomic_write, fsync_folder, remove, remove_leftovers, writing
 from ttt_dist.util.console import warn
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.similar_paths import remedy_for
 
 if TYPE_CHECKING:
     import deepspeed
@@ -121,9 +122,8 @@ def resolve_resume_path(path: Path, trusts_files: bool = False) -> list[Path]:
     for folder in (path / "checkpoints", path):
         if checkpoints := list_checkpoints(folder, trusts_files):
             return checkpoints
-    raise UserError(
-        f"--resume {path}: no checkpoint here; name RUN/checkpoints/step-N, a run folder, or a reshard's --out"
-    )
+    remedy = remedy_for(path, "name RUN/checkpoints/step-N, a run folder, or a reshard's --out")
+    raise UserError(f"--resume {path}: no checkpoint here; {remedy}")
 
 
 def bytes_per_parameter(config: Config) -> int:
