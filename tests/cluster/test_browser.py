@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -391,7 +392,7 @@ def test_a_browser_leaves_nothing_behind(url: str, tmp_path: Path, monkeypatch: 
             assert list(tmp_path.glob("chromium-*/*"))
             raise ZeroDivisionError
 
-    monkeypatch.setattr(browser.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(ZeroDivisionError):
         fail()
     assert list(tmp_path.iterdir()) == []
