@@ -7,6 +7,8 @@
 | .jsonl | lines of `id` and `codes` |
 | any other | lines of Kaldi's form, `ID CODE CODE ...` (ESPnet's pseudo_labels_km2000.txt), or its text.ts.*, a character for each code |
 
+Codes may stand as text everywhere: `12 55 7`, or tokens such as <audio_12> (`_units`).
+
 Nothing is unpickled: numpy loads without, torch with weights_only.
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Mapping
@@ -26,6 +29,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from ttt_dist.audio.codec import CodecInfo, Codes
+from ttt_dist.config.section import brief
 from ttt_dist.manifest.entry import Entry
 from ttt_dist.util.atomic_files import sha256_file
 from ttt_dist.util.errors import UserError, one_line
@@ -34,6 +38,8 @@ KEYS = ("codes", "audio_codes", "audio_tokens", "tokens", "units", "code", "arr_
 """Under which of its names a file of one utterance, or a line, holds the codes."""
 IDS = ("id", "key", "utt_id", "utt")
 UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, MemoryError, RecursionError, UnpicklingError, BadZipFile)
+_TOKEN = re.compile(r"<\|?([^<>|\s]*?)([0-9]{1,18})\|?>")
+_NUMBER = re.compile("-?[0-9]{1,18}")
 FIRST_CHARACTER = 0x4E00  # of ESPnet's codes as characters: code n is chr(0x4e00 + n)
 
 
@@ -126,7 +132,7 @@ class CodesLines(CodesSource):
         if self._is_json:
             return _array(json.loads(rest), self.path)
         if any(character.isspace() or character < "\u0100" for character in rest):
-            return _integers(rest.split())
+            return _integers(rest)
         return np.frombuffer(rest.encode("utf-32-le"), "<i4") - FIRST_CHARACTER
 
     def _line(self, number: int) -> tuple[str, str]:
@@ -200,16 +206,42 @@ def _array(values: Any, path: Path) -> np.ndarray:
 
 
 def _integers(values: Any) -> np.ndarray:
-    """Whole numbers, int64 [...]; strings of digits are read."""
+    """Whole numbers, int64 [...], of numbers or texts."""
     found = np.asarray(values)
     if found.dtype.kind == "U":
-        try:
-            found = found.astype(np.int64)
-        except (ValueError, OverflowError) as error:
-            raise UserError(f"codes that are no whole numbers ({one_line(error)})") from error
+        found = _of_texts(found)
     if found.dtype.kind not in "iu" and found.size:
         raise UserError(f"codes of type {found.dtype}, not whole numbers")
     return found.astype(np.int64)
+
+
+def _of_texts(texts: np.ndarray) -> np.ndarray:
+    """The codes of texts [...], int64: one each [...], or as many each [..., T]. Raises UserError where they are none."""
+    each = [_units(text) for text in texts.reshape(-1).tolist()]
+    lengths = {len(units) for units in each}
+    if lengths == {1}:
+        return np.array(_units(" ".join(texts.reshape(-1).tolist()))).reshape(texts.shape)
+    if len(lengths) > 1:
+        raise UserError(f"codes as texts of {min(lengths)} to {max(lengths)} codes each; give all codebooks as many")
+    return np.array(each, np.int64).reshape(*texts.shape, -1) if each else texts.astype(np.int64)
+
+
+def _units(text: str) -> list[int]:
+    """The codes of `12 55 7`, `[12, 55, 7]` or tokens of one name, <audio_12><audio_55>. Raises UserError for anything else."""
+    tokens = _TOKEN.findall(text)
+    if tokens and not _TOKEN.sub("", text).strip():
+        names = {name: code for name, code in tokens}
+        if len(names) > 1:
+            told = " and ".join(f"<{name}{code}>" for name, code in list(names.items())[:2])
+            raise UserError(f"codes as tokens of several names, {brief(told)}; give those of one")
+        return [int(code) for _, code in tokens]
+    words = re.split(r"[\s,]+", text.strip().removeprefix("[").removesuffix("]").strip(" ,"))
+    wrong = next((word for word in words if not _NUMBER.fullmatch(word)), None)
+    if wrong:
+        raise UserError(
+            f"codes with {brief(wrong)}, no whole number; write a list of numbers, the text `12 55 7`, or tokens such as <audio_12>"
+        )
+    return [int(word) for word in words if word]
 
 
 def flat_codes(codes: np.ndarray, codec: CodecInfo) -> Codes:

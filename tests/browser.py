@@ -1,9 +1,12 @@
 """A real browser, headless: Chromium driven over two pipes by the DevTools protocol (JSON that ends with NUL)."""
 
 import base64
+import contextlib
 import json
 import os
 import select
+import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -24,17 +27,28 @@ class Browser:
 
     def __init__(self) -> None:
         self.errors: list[str] = []
-        self._profile = tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
+        self.profile = Path(tempfile.mkdtemp(prefix="chromium-"))
         from_us, self._out = os.pipe()
         self._in, to_us = os.pipe()
         script = f'exec chromium "$@" 3<&{from_us} 4>&{to_us}'  # the protocol's pipes are these two
-        command = ["bash", "-c", script, "chromium", *FLAGS, f"--user-data-dir={self._profile.name}"]
+        command = ["bash", "-c", script, "chromium", *FLAGS, f"--user-data-dir={self.profile}"]
         self._process = subprocess.Popen(
-            command, pass_fds=(from_us, to_us), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command,
+            pass_fds=(from_us, to_us),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         os.close(from_us)
         os.close(to_us)
         self._number, self._session, self._rest = 0, "", b""
+        try:
+            self._attach()
+        except BaseException:
+            self.close()
+            raise
+
+    def _attach(self) -> None:
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "DOM", "Accessibility"):
@@ -44,11 +58,20 @@ class Browser:
         return self
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
-        self._process.kill()
+        self.close()
+
+    def close(self) -> None:
+        """End the browser with all its processes, and remove its profile: the network's process writes there until it ends."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         os.close(self._out)
         os.close(self._in)
-        self._profile.cleanup()
+        deadline = time.monotonic() + TIMEOUT_S
+        while self.profile.exists():
+            assert time.monotonic() < deadline, f"{self.profile}: something still writes there"
+            shutil.rmtree(self.profile, ignore_errors=True)
+            time.sleep(0.05)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """A command of the protocol and its result."""

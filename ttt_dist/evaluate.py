@@ -46,6 +46,7 @@ from ttt_dist.manifest.problems import Problems
 from ttt_dist.util.console import main_guard, print_json, print_rank0
 from ttt_dist.util.errors import UserError
 from ttt_dist.util.plugins import split_spec
+from ttt_dist.util.similar_paths import remedy_for
 
 # What works with the model is imported where it is used: --help and mistakes of the command line wait for nothing.
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def main() -> None:
     arguments.model = model_folder(arguments.model)
     shard, args = runner.task_shard_of(arguments), args_of(arguments)
     if not args.model.is_dir():
-        raise UserError(f"{args.model}: no such model folder; name the export/ folder of a run, or a checkpoint")
+        remedy = remedy_for(args.model, "name the export/ folder of a run, or a checkpoint")
+        raise UserError(f"{args.model}: no such model folder; {remedy}")
     from ttt_dist.evaluation.job import EvaluationJob
     from ttt_dist.evaluation.results import write_results
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from tests import browser
 from tests.browser import Browser
 from tests.cluster.needs import need
 from tests.served import make_model, served
@@ -379,3 +381,22 @@ def test_texts_stand_out_and_fit_a_telephone(page: Browser, scheme: str) -> None
     page.until("document.body.dataset.state == 'error'")
     assert page.run(CONTRAST) == []
     refused_was_logged(page)
+
+
+def test_a_browser_leaves_nothing_behind(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the test fails, and where it does not come up."""
+
+    def fail() -> None:
+        with Browser() as page:
+            page.open(url)
+            assert list(tmp_path.glob("chromium-*/*"))
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(browser, "FLAGS", ("--version",))
+    with pytest.raises((AssertionError, OSError)):
+        Browser()
+    assert list(tmp_path.iterdir()) == []

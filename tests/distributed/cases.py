@@ -163,6 +163,7 @@ def trained_weights(layout: Layout, num_steps: int) -> dict[str, np.ndarray]:
 def resume(layout: Layout, before: int, after: int) -> tuple[list[Any], list[Any], float]:
     """Losses after a save, going on and resumed by a new engine, and the largest difference of the final weights."""
     from ttt_dist.checkpoint import manager
+    from ttt_dist.parallel.zero import apply_settings
 
     names = [tempfile.mkdtemp()]
     dist.broadcast_object_list(names)
@@ -180,6 +181,7 @@ def resume(layout: Layout, before: int, after: int) -> tuple[list[Any], list[Any
     manager.require_resumable(newest, metadata)
     with new_engine(layout) as engine:
         manager.load(engine, newest)
+        apply_settings(engine, layout.config(), LAYOUT, layout.mesh())
         resumed = [run_step(engine, layout, step) for step in range(before, before + after)]
         found = all_weights(engine, layout)
     manager.on_first_rank(lambda: shutil.rmtree(folder))

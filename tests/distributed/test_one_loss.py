@@ -127,6 +127,7 @@ RESUMED = [
     replace(TOKENS, zero=3),
     *(replace(layout, zero=1, staged=True) for layout in (Layout(micro=1, dp=2), SPLIT, STAGES, TOKENS)),
     *(replace(layout, tuned=True) for layout in (Layout(2, 1, 2), Layout(3, 2, 2), replace(STAGES, zero=1))),
+    replace(STAGES, zero=1, tuned=True, tied=True),
 ]
 # One of each kind: its weights after training are put together and compared.
 GATHERED = [

@@ -215,7 +215,11 @@ def blend_of(shards: Path, unit: str = "weight", **amounts: float) -> dict[str, 
 
 
 def loader(sources: Sources, micro: int = 8, rank: int = 0, size: int = 1) -> PackLoader:
-    return PackLoader(sources, tiny_layout(), Objective(), 5, SEQ_LEN, StepSizes.of(8), micro, rank, size, prefetch=0)
+    return loader_of(sources, StepSizes.of(8), micro, rank, size)
+
+
+def loader_of(sources: Sources, sizes: StepSizes, micro: int = 8, rank: int = 0, size: int = 1) -> PackLoader:
+    return PackLoader(sources, tiny_layout(), Objective(), 5, SEQ_LEN, sizes, micro, rank, size, prefetch=0)
 
 
 def rows(loaders: list[PackLoader], step: int) -> list[bytes]:
@@ -344,6 +348,33 @@ def test_what_is_read_is_told(shards: Path) -> None:
     assert told[2] == "the epochs of data.blend are 8 steps; train.steps=9"
     [line] = describe_data(loader(Sources.open(DataConfig(train=f"{shards}/asr/train"))), 13)
     assert line == f"{shards}/asr/train: 13 packs of 48 tokens, 13 samples, 247 tokens; 13 steps are 8.0 epochs"
+
+
+@pytest.mark.parametrize("batches", [(), [(6, 16)], [(1, 24), (9, 8)]])
+@pytest.mark.parametrize("skip", [[(2, 5)], [(0, 12)], [(3, 5), (3, 9), (11, 30)], []])
+def test_stages_are_told_where_they_are_read(
+    shards: Path, skip: list[tuple[int, int]], batches: list[tuple[int, int]]
+) -> None:
+    """What is passed over moves them up; one that is passed over whole is not told."""
+    stages = [StageConfig(4, {"text": 1}), StageConfig(10, {"tts": 1})]
+    data = DataConfig(blend=blend_of(shards, asr=1, tts=0, text=0), stages=stages)
+    one = loader_of(Sources.open(data), StepSizes.of(8, batches, skip))
+    told = [line.split(" (")[0] for line in describe_data(one, 14)[3:]]
+    begins: dict[str, int] = {}
+    for step in range(14):
+        names = {place.source for place in read(one.order, step)}
+        if len(names) == 1:  # else the border lies within the step
+            begins.setdefault(names.pop(), step)
+    ends = [*begins.values(), 14][1:]
+    assert told == [
+        f"steps {first} to {end}: {name} 100.0%" for (name, first), end in zip(begins.items(), ends, strict=True)
+    ]
+
+
+def test_epochs_are_over_earlier_where_packs_are_passed_over(shards: Path) -> None:
+    sources = Sources.open(DataConfig(blend=blend_of(shards, "epochs", asr=2, tts=4)))
+    told = describe_data(loader_of(sources, StepSizes.of(8, skip=[(2, 5)])), 9)
+    assert told[2] == "the epochs of data.blend are 5 steps; train.steps=9"
 
 
 # What a resumed run is warned of.

@@ -115,6 +115,10 @@ def test_a_wrong_setting_is_named(path: Path, override: str, message: str) -> No
         ("trainer.devices=8", "there is none: data parallelism is the processes that are started"),
         ("train.zzz=8", "unknown key `train.zzz`; known keys of train: train.steps, train.tokens"),
         ("callbacks={a: {b: 1}}", "callbacks must be a list, not"),
+        (
+            "data.train=null",
+            "data.train must be text, not null; give a shard, e.g. data.train=shards/train, or data.blend",
+        ),
         ("telemetry.wandb=true", "one of off, offline, online, not 'true'; online sends records to the service"),
         ("train.precision=bfloat16", "must be one of bf16, fp32, not 'bfloat16'"),
         ("prep.seq_len=-1", "prep.seq_len must be positive, not -1"),

@@ -7,8 +7,15 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from tests.structures import tiny_layout
+from tests.unit.test_blend import write_shard
 from tools.elastic import is_divisible
+from ttt_dist.checkpoint.data_skips import add_skip
+from ttt_dist.checkpoint.restore import skips_of_run
+from ttt_dist.config.data import DataConfig
 from ttt_dist.config.run import BatchStage, Config, ParallelConfig, TrainConfig
+from ttt_dist.data.blend import SampleIndex
+from ttt_dist.data.loader import open_loaders
 from ttt_dist.launch import elastic
 from ttt_dist.launch.elastic import Coordinator, choose_hosts, worst
 
@@ -154,3 +161,33 @@ def test_too_few_hosts_are_left(
     hosts.wait(2)
     assert hosts.plan.outcome == 76
     assert "1 host(s) are left, over which the run cannot be divided" in capsys.readouterr().err
+
+
+def test_a_host_that_is_lost_while_data_is_given_up_on_does_not_end_the_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its neighbours end with 75, as after a signal to stop; nobody has sent one."""
+    hosts = Hosts(4, monkeypatch, tmp_path)
+    hosts.wait()
+    hosts.beating -= {2, 3}
+    for host in (0, 1):
+        hosts.report(host, 75)
+    hosts.wait(elastic.DEAD_S + 1)
+    assert hosts.plan == elastic.Plan(1, (0, 1))
+
+
+def test_data_that_is_passed_over_stays_so_on_the_hosts_that_are_left(tmp_path: Path) -> None:
+    """Noted in the run folder in steps, which are the same on any number of processes."""
+    shard = write_shard(tmp_path / "train", 100, tiny_layout())
+
+    def read(num_processes: int) -> list[list[SampleIndex]]:
+        config = Config(run_dir=str(tmp_path / "run"), data=DataConfig(train=shard), train=TrainConfig(global_batch=8))
+        config.data.skip = skips_of_run(config)
+        loaders = [open_loaders(config, rank, num_processes)[0] for rank in range(num_processes)]
+        return [sorted(place for loader in loaders for place in loader.sample_indices(step)) for step in range(8)]
+
+    undisturbed = read(4)
+    (tmp_path / "run").mkdir()
+    add_skip(tmp_path / "run", 3, 5)
+    assert read(4) == read(2) == read(1)
+    assert read(2)[:6] == [*undisturbed[:3], *undisturbed[5:]]

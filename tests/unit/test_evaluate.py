@@ -405,6 +405,8 @@ def test_parts_of_another_evaluation_are_refused(
 def test_bad_folders_and_usage(run: Evaluate, workplace: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such model folder"):
         run("asr", model="none")
+    with pytest.raises(UserError, match=r"mode: no such model folder; did you mean .*model\?"):
+        run("asr", model="mode")
     bare = workplace / "bare"
     shutil.copytree(workplace / "model", bare, dirs_exist_ok=True)
     (bare / "token_layout.json").unlink()

@@ -94,6 +94,15 @@ FORMS = {
     "jsonl": one_file("all.jsonl", lines(lambda name, codes: json.dumps({"id": name, "tokens": codes}))),
     "Kaldi": one_file("pseudo_labels_km40.txt", lines(lambda name, codes: f"{name} {' '.join(map(str, codes))} ")),
     "Kaldi with tabs": one_file("text.km", lines(lambda name, codes: f"{name}\t{' '.join(map(str, codes))}")),
+    "text": one_file("all.jsonl", lines(lambda n, codes: json.dumps({"id": n, "units": " ".join(map(str, codes))}))),
+    "a list as text": one_file("all.jsonl", lines(lambda n, codes: json.dumps({"id": n, "units": str(codes)}))),
+    "tokens": one_file(
+        "all.jsonl", lines(lambda n, c: json.dumps({"id": n, "codes": "".join(f"<|audio_{code}|>" for code in c)}))
+    ),
+    "tokens in a list": one_file(
+        "all.jsonl", lines(lambda n, codes: json.dumps({"id": n, "codes": [f"<audio_{code}>" for code in codes]}))
+    ),
+    "Kaldi with tokens": one_file("text.km", lines(lambda n, codes: f"{n} {' '.join(f'<{code}>' for code in codes)}")),
     "ESPnet's characters": one_file(
         "text.ts.km40", lines(lambda name, codes: f"{name} {''.join(chr(0x4E00 + code) for code in codes)}")
     ),
@@ -132,6 +141,39 @@ def test_what_does_not_fit_is_named_and_costs_no_other(corpus: Path) -> None:
     assert told[2].startswith("train.jsonl:3: codes of type float64, not whole numbers")
     assert told[3].startswith("train.jsonl:5: no codes of id 'lost'")
     assert told[4].startswith("train.jsonl:6: has turns, segments or speech")
+
+
+REMEDY = r"no whole number; write a list of numbers, the text `12 55 7`, or tokens such as <audio_12>"
+
+
+@pytest.mark.parametrize(
+    ("codes", "told"),
+    [
+        ("12 x5 7", f"codes with 'x5', {REMEDY}"),
+        ("<audio_1> <audio_2> hello", f"codes with '<audio_1>', {REMEDY}"),
+        ("1.5 2", f"codes with '1.5', {REMEDY}"),
+        (["3", "four"], f"codes with 'four', {REMEDY}"),
+        ("9" * 5000, f"codes with '999.*, {REMEDY}"),
+        ("1" + " " * 100_000 + "x", f"codes with 'x', {REMEDY}"),
+        ("<a_1><b_2>", "codes as tokens of several names, '<a_1> and <b_2>'; give those of one"),
+        (["1 2", "3"], "codes as texts of 1 to 2 codes each; give all codebooks as many"),
+        ("", "has no codes"),
+        ([], "has no codes"),
+    ],
+)
+def test_texts_that_are_no_codes_are_named(codes: object, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "all.jsonl"
+    path.write_text(json.dumps({"id": "u", "codes": codes}))
+    with pytest.raises(UserError, match=told):
+        flat_codes(open_codes(path, "two", tmp_path).read({"id": "u"}), SEVERAL)
+
+
+def test_a_text_for_each_codebook(tmp_path: Path) -> None:
+    path = tmp_path / "all.jsonl"
+    path.write_text(json.dumps({"id": "u", "codes": ["1 2 3 4", "4 5 6 7", "7 8 9 0"]}))
+    assert flat_codes(open_codes(path, "two", tmp_path).read({"id": "u"}), SEVERAL).tolist() == [
+        *(1, 14, 27), *(2, 15, 28), *(3, 16, 29), *(4, 17, 20)
+    ]  # fmt: skip
 
 
 def test_codes_of_another_rate_are_noted(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,34 @@ def test_rules(name: str, argument: object, text: str, wanted: str) -> None:
         ("he paid 1,234.50 or 5%", "he paid one thousand two hundred and thirty-four point five zero or five percent"),
         ("the 21st, 2ND and 3rd", "the twenty-first, second and third"),
         ("007 B2B 5kg", "zero zero seven B two B five kg"),
-        ("-3.5 x-5 10-20", "minus three point five x-five ten-twenty"),
+        ("-3.5 x-5 10-20kg", "minus three point five x-five ten to twenty kg"),
+        ("the 1990s, '90s, 1990's", "the nineteen nineties, nineties, nineteen nineties"),
+        ("in 2024's 1900, 747s", "in twenty twenty-four's nineteen hundred, seven hundred and forty-sevens"),
+        (
+            "in 1984, 2005, 1,984",
+            "in nineteen eighty-four, two thousand and five, one thousand nine hundred and eighty-four",
+        ),
+        (".5 or -.5", "point five or minus point five"),
+        ("$5.50, $1, $.99", "five dollars and fifty cents, one dollar, ninety-nine cents"),
+        ("£1.01 5€ ¥500", "one pound and one penny five euros five hundred yen"),
+        ("-$3.5 million, $20k", "minus three point five million dollars, twenty thousand dollars"),
+        ("$1,000.50 $5.505", "one thousand dollars and fifty cents five point five zero five dollars"),
+        ("1,000.50, 1,000th, 007th", "one thousand point five zero, one thousandth, seventh"),
+        ("10:30, 8:05 am, 8:00, 22:00", "ten thirty, eight oh five am, eight o'clock, twenty-two hundred"),
+        ("10:30am to 9:15:01", "ten thirty am to nine fifteen and one second"),
+        ("1/2, 3/4, 1 1/2, 1½ 9/11", "one half, three quarters, one and a half, one and a half nine slash eleven"),
+        ("2024-01-05, 12/05/2024", "January fifth twenty twenty-four, twelve slash zero five slash twenty twenty-four"),
+        (
+            "10%-20% $5-$10 2019–2020",
+            "ten percent to twenty percent five dollars to ten dollars twenty nineteen to twenty twenty",
+        ),
+        ("10:30-11:00", "ten thirty to eleven o'clock"),
+        ("555-123-4567, 4-4-2", "five five five one two three four five six seven, four four two"),
+        ("+1 (555) 123-4567", "plus one five five five one two three four five six seven"),
+        ("(555) 123-4567", "five five five one two three four five six seven"),
+        ("+44 20 7946 0018", "plus four four two zero seven nine four six zero zero one eight"),
+        ("3:2, 16:9, v1.2.3", "three to two, sixteen to nine, v one point two point three"),
+        ("-3℃, 41°F, 90°", "minus three degrees Celsius, forty-one degrees Fahrenheit, ninety degrees"),
         ("call 13812345678", "call one three eight one two three four five six seven eight"),
     ],
 )
@@ -73,7 +100,13 @@ def test_english_numbers(text: str, wanted: str) -> None:
         ("8:05到9:00", "八点零五分到九点"),
         ("08:30:05", "八点三十分零五秒"),
         ("1/2的人付¥1,234.5", "二分之一的人付一千二百三十四点五元"),
-        ("比分3:2", "比分三:二"),
+        ("比分3:2，1.2.3版", "比分三比二，一点二点三版"),
+        ("3.5%，20%-30%，5~6度", "百分之三点五，百分之二十到百分之三十，五到六度"),
+        ("¥5.50，$3.5亿，€ 5", "五点五零元，三点五亿美元，五欧元"),
+        ("138-1234-5678，138 1234 5678", "一三八一二三四五六七八，一三八一二三四五六七八"),
+        ("010-12345678，400-800-1234", "零一零一二三四五六七八，四零零八零零一二三四"),
+        ("+86 13812345678", "加八六一三八一二三四五六七八"),
+        (".5 和 5.5万", "零点五 和 五点五万"),
     ],
 )
 def test_chinese_numbers(text: str, wanted: str) -> None:
@@ -82,7 +115,7 @@ def test_chinese_numbers(text: str, wanted: str) -> None:
     assert apply("numbers", "zh", text, "en") == text
 
 
-MIXED = st.text(st.sampled_from("aZé 120:/¥,.-%'’ß你好，。 \t_年st<>İǆ"), max_size=12) | st.text(max_size=8)
+MIXED = st.text(st.sampled_from("aZé 120:/¥,.-%$+()½'’ß你好，。 \t_年st<>İǆ"), max_size=12) | st.text(max_size=8)
 PLAIN = [
     *(("case", "lower"), ("case", "upper"), ("unicode", "NFC"), ("unicode", "NFKC"), ("spaces", None)),
     *(("han_spaces", None), ("tags", None), ("punctuation", "ascii"), ("punctuation", "remove")),

@@ -24,6 +24,7 @@ from ttt_dist.parallel.partition import VOCABULARY_WEIGHTS
 from ttt_dist.sequence.text_tokenizer import load_tokenizer
 from ttt_dist.util.console import Progress
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.similar_paths import remedy_for
 
 
 def reshard(source: Path, out: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> str:
@@ -77,7 +78,8 @@ def export_checkpoint(
 def _sound_checkpoint(source: Path) -> SavedState:
     folder = find_checkpoint(source)
     if folder is None:
-        raise UserError(f"--source {source}: no checkpoint here; name RUN/checkpoints/step-N or a run folder")
+        remedy = remedy_for(source, "name RUN/checkpoints/step-N or a run folder")
+        raise UserError(f"--source {source}: no checkpoint here; {remedy}")
     files = require_whole(folder)
     with Progress(sum(file.bytes for file in files.values()) / 1e6, f"checking {folder}", "MB") as progress:
         for name, file in files.items():

@@ -61,6 +61,8 @@ def model_folder(path: Path) -> Path:
     """
     if (path / "checkpoints").is_dir():
         raise UserError(f"{path}: is a run; name its {EXPORT}/ folder, or one of its checkpoints/")
+    if any(path.glob(f"step-*/{METADATA}")):
+        raise UserError(f"{path}: holds checkpoints; name one of them")
     if not (path / METADATA).is_file():
         return path
     folder = path / EXPORT

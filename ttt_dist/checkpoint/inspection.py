@@ -15,6 +15,7 @@ from ttt_dist.model.hf.tensor_files import TensorFolder
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.similar_paths import remedy_for
 
 
 def find_checkpoint(path: Path) -> Path | None:
@@ -33,7 +34,8 @@ def inspect_folder(path: Path) -> tuple[list[str], UserError | None]:
         return _model_folder(path), None
     folder = find_checkpoint(path)
     if folder is None:
-        raise UserError(f"{path}: no checkpoint, run folder or model folder; name one that has {METADATA} or {CONFIG}")
+        remedy = remedy_for(path, f"name one that has {METADATA} or {CONFIG}")
+        raise UserError(f"{path}: no checkpoint, run folder or model folder; {remedy}")
     return _checkpoint(folder)
 
 

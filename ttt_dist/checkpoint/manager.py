@@ -27,16 +27,15 @@ from ttt_dist.checkpoint.manifest import (
     require_whole,
     write_manifest,
 )
+from ttt_dist.checkpoint.trajectory import warn_of_another_trajectory
 from ttt_dist.config.deepspeed import zero_stage
 from ttt_dist.config.loader import complete_record, to_dict
-from ttt_dist.config.objective import Objective
-from ttt_dist.config.reading import build
 from ttt_dist.config.run import CheckpointConfig, Config
-from ttt_dist.data.blend import past
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.util.atomic_files import atomic_write, fsync_folder, remove, remove_leftovers, writing
 from ttt_dist.util.console import warn
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.similar_paths import remedy_for
 
 if TYPE_CHECKING:
     import deepspeed
@@ -51,8 +50,6 @@ METADATA = "run.json"
 UNIVERSAL = "portable"
 GONE = ".gone-"  # what a checkpoint is called while its space is being freed
 OPTIMIZER_BYTES = 12  # of a parameter: an fp32 weight and its two moments
-# A change of these leaves the weights valid, but the run no longer continues what it was.
-ORDER_SETTINGS = ("seed", "train.global_batch")
 _NAME = re.compile(r"step-[0-9]{8,18}")
 _PARTS = {"step": int, "layout": dict, "config": dict, "world_size": int, "zero_stage": int}
 """What run.json must hold."""
@@ -125,9 +122,8 @@ def resolve_resume_path(path: Path, trusts_files: bool = False) -> list[Path]:
     for folder in (path / "checkpoints", path):
         if checkpoints := list_checkpoints(folder, trusts_files):
             return checkpoints
-    raise UserError(
-        f"--resume {path}: no checkpoint here; name RUN/checkpoints/step-N, a run folder, or a reshard's --out"
-    )
+    remedy = remedy_for(path, "name RUN/checkpoints/step-N, a run folder, or a reshard's --out")
+    raise UserError(f"--resume {path}: no checkpoint here; {remedy}")
 
 
 def bytes_per_parameter(config: Config) -> int:
@@ -198,7 +194,7 @@ def require_resumable(checkpoint: Path, run: CheckpointMetadata) -> None:
     saved = metadata["config"]
     for name, here in run.config["model"].items():
         _require_equal(f"model.{name}", saved["model"].get(name), here, where)
-    _warn_of_another_order(saved, run.config, int(metadata["step"]), where)
+    warn_of_another_trajectory(saved, run.config, int(metadata["step"]), where)
 
 
 def has_layout_of(checkpoint: Path, run: CheckpointMetadata) -> bool:
@@ -217,25 +213,6 @@ def has_layout_of(checkpoint: Path, run: CheckpointMetadata) -> bool:
 def _grouped(train: dict[str, Any]) -> tuple[Any, ...]:
     """What the optimizer's tensors are cut by: the precision, and which weights are groups of their own."""
     return train["precision"], [group["params"] for group in train.get("param_groups", [])]
-
-
-def _warn_of_another_order(saved: dict[str, Any], here: dict[str, Any], step: int, where: str) -> None:
-    """Name what decided the steps before `step` and is no longer so. What begins later may be changed at will."""
-    before, now = (
-        {
-            **{key: _pick(config, key) for key in ORDER_SETTINGS},
-            "train.batch_stages": [
-                stage for stage in config["train"].get("batch_stages", []) if stage["from_step"] < step
-            ],
-            **build(Objective, config["objective"], where, "objective").past(step),
-            **past(config["data"], step),
-        }
-        for config in (saved, here)
-    )
-    for key in dict.fromkeys([*before, *now]):
-        was, is_now = before.get(key, "unset"), now.get(key, "unset")
-        if was != is_now:
-            warn(f"{where}: {key} was {was}, now {is_now}: the run goes on, but not as it would have")
 
 
 def save(
@@ -444,9 +421,3 @@ def _require_equal(name: str, there: Any, here: Any, where: str) -> None:
         raise UserError(
             f"{where}: {name} is {there} in the checkpoint and {here} in this run; change it back, or choose another run_dir"
         )
-
-
-def _pick(values: dict[str, Any], key: str) -> Any:
-    for name in key.split("."):
-        values = values[name]
-    return values

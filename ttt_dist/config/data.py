@@ -26,7 +26,8 @@ class SourceConfig(Section):
         """Raise UserError naming what is wrong below `key`."""
         require(bool(self.shard), f"{key}.shard names no shard; give its prefix, e.g. {key}.shard=shards/train")
         given = (self.weight is not None) + (self.epochs is not None)
-        require(given == 1, f"{key}: give one of {key}.weight and {key}.epochs, not {'both' if given else 'none'}")
+        remedy = f"both; {key}.weight=null takes one away" if given else "none"
+        require(given == 1, f"{key}: give one of {key}.weight and {key}.epochs, not {remedy}")
 
 
 @dataclass
@@ -92,7 +93,10 @@ class DataConfig(Section):
             last = first
         self._check_shards()
         self._check_amounts()
-        require(bool(self.blend) or not self.stages, "data.stages are changes of data.blend, which names no source")
+        require(
+            bool(self.blend) or not self.stages,
+            "data.stages are changes of data.blend, which names no source; name one, or set data.stages=[]",
+        )
         for number, (stage, before) in enumerate(zip(self.stages, [StageConfig(), *self.stages], strict=False)):
             stage.check_after(f"data.stages.{number}", before.from_step, self.blend)
 

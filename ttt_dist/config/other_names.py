@@ -101,6 +101,7 @@ _THEIRS = {
 """Our key, or what to do where there is none, and what other trainers call it."""
 OTHER_NAMES = {theirs: ours for ours, names in _THEIRS.items() for theirs in names.split()}
 VALUES = {
+    "data.train": "give a shard, e.g. data.train=shards/train, or data.blend and `data.train=`",
     "telemetry.wandb": "online sends records to the service, offline keeps them on this machine",
     "train.precision": "bf16 has the speed of fp16 and the range of fp32",
 }

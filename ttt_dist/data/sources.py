@@ -122,7 +122,7 @@ class Sources:
 
     def epoch_steps(self, sizes: StepSizes) -> int | None:
         """Steps after which every source has been read as often as data.blend's epochs say; None where it gives weights."""
-        return None if self.epoch_packs is None else sizes.steps_of(math.ceil(self.epoch_packs))
+        return None if self.epoch_packs is None else sizes.step_at(math.ceil(self.epoch_packs))
 
 
 def first_weights(data: DataConfig, num_packs: Mapping[str, int]) -> tuple[dict[str, Fraction], Fraction | None]:

@@ -5,7 +5,7 @@ other, `global_batch` at a time, whose number may change at set steps; what is t
 follows moves up.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,6 +40,10 @@ class StepSizes:
         """The slot of the order at which `step` begins: packs before it, trained on or passed over."""
         passed = sum(self.trained(end) - self.trained(first) for first, end in self.skip if first <= step)
         return self.trained(step) + passed
+
+    def step_at(self, slot: int) -> int:
+        """The first step that begins at a slot or behind it."""
+        return bisect_left(range(slot + 1), slot, key=self.first_slot)  # no step is empty
 
     def steps_of(self, num_packs: int) -> int:
         """The fewest steps that train on so many packs."""

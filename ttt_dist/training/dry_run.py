@@ -75,12 +75,13 @@ def describe_data(loader: PackLoader, steps: int) -> list[str]:
 
 
 def _describe_stages(loader: PackLoader, steps: int) -> list[str]:
-    """Share of the packs and epochs at its end, for each stage that begins before `steps`."""
-    stages = [stage for stage in loader.sources.stages if stage.from_step < steps]
+    """Share of the packs and epochs at its end, for each stage that a step before `steps` begins in: data.skip moves them up."""
+    stages, sizes = loader.sources.stages, loader.sizes
+    starts = [min(sizes.step_at(sizes.trained(stage.from_step)), steps) for stage in stages]
     lines = []
-    ends = [*(stage.from_step for stage in stages), steps][1:]
-    for stage, end in zip(stages, ends, strict=True):
-        epochs = loader.epoch_of(end)
-        read = (f"{name} {float(share):.1%} (to epoch {epochs[name]:.2f})" for name, share in stage.shares.items())
-        lines.append(f"steps {stage.from_step:,} to {end:,}: {', '.join(read)}")
+    for stage, start, end in zip(stages, starts, [*starts, steps][1:], strict=True):
+        if start < end:
+            epochs = loader.epoch_of(end)
+            read = (f"{name} {float(share):.1%} (to epoch {epochs[name]:.2f})" for name, share in stage.shares.items())
+            lines.append(f"steps {start:,} to {end:,}: {', '.join(read)}")
     return lines

@@ -17,6 +17,7 @@ from ttt_dist.checkpoint.restore import (
     require_startable,
     skips_of_run,
 )
+from ttt_dist.checkpoint.trajectory import RATE_SETTINGS
 from ttt_dist.config.checks import check_run, check_steps
 from ttt_dist.config.pipeline import Recipe
 from ttt_dist.config.reading import build
@@ -31,8 +32,6 @@ from ttt_dist.training.callbacks import Callback, load_callbacks
 from ttt_dist.training.schedule import learning_rate
 from ttt_dist.util.console import warn
 from ttt_dist.util.errors import AgreedError, UserError
-
-RATE_SETTINGS = ("steps", "lr", "schedule", "schedule_by", "warmup", "decay_steps", "min_lr_ratio")
 
 
 @dataclass(kw_only=True)

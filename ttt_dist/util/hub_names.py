@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.similar_paths import remedy_for
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -20,7 +21,7 @@ def require_folder(what: str, folder: str | Path, then: str) -> Path:
         raise UserError(f"{what}: is a file; name the folder that it lies in")
     name = str(folder)
     if not _NAME.fullmatch(name):
-        raise UserError(f"{what}: no such folder; correct the path")
+        raise UserError(f"{what}: no such folder; {remedy_for(path, 'correct the path')}")
     raise UserError(
         f"{what}: no such folder, and models are not fetched by name: `hf download {name} --local-dir DIR`, then {then}"
     )

@@ -14,20 +14,16 @@ from importlib import import_module
 from typing import Any
 
 from ttt_dist.util.errors import UserError
+from ttt_dist.util.spoken_english import LONGEST, read_english
 
 _NUMBER = r"(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.(?P<part>[0-9]+))?"
-_ENGLISH = re.compile(
-    rf"(?P<minus>(?<![\w.,])[-−])?{_NUMBER}(?P<tail>\s?%|(?:st|nd|rd|th)\b)?", re.IGNORECASE
-)  # 10-20 is a range, x-5 a name
 _CHINESE = re.compile(
-    rf"(?P<minus>(?<![0-9A-Za-z.,])[-−])?(?P<money>[¥￥$])?{_NUMBER}(?P<tail>\s?[%％]|\s?年|\s?(?:[℃℉]|°[CF]))?"
+    rf"(?P<minus>(?<![0-9A-Za-z.,])[-−])?(?:(?P<money>[¥￥$€£])\s?)?{_NUMBER}(?P<size>[百千万亿]+)?(?P<tail>\s?[%％]|\s?年|\s?(?:[℃℉]|°[CF]))?"
 )
-_ZH_UNITS = {"¥": "元", "￥": "元", "$": "美元", "℃": "摄氏度", "℉": "华氏度"}
+_ZH_UNITS = {"¥": "元", "￥": "元", "$": "美元", "€": "欧元", "£": "英镑", "℃": "摄氏度", "℉": "华氏度"}
 _ZH_UNITS |= {unicodedata.normalize("NFKC", sign): _ZH_UNITS[sign] for sign in "℃℉"}
-_EN_DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 _ZH_DIGITS = "零一二三四五六七八九"
 _FULL_WIDTH = re.compile("[0-9０-９]+")
-LONGEST = 10  # digits: more are a telephone number, or an identifier, and read one by one
 
 PACKAGES = {"en": ("num2words", "num2words"), "zh": ("cn2an", "an2cn")}
 """By language, where the function is that makes words of a whole number."""
@@ -41,33 +37,12 @@ def number_reader(lang: str, what: str) -> Callable[[str], str]:
     except ModuleNotFoundError as error:
         raise UserError(f'{what}: {error.name} is not installed; pip install -e ".[text]"') from error
     if lang == "en":
-        return partial(_ENGLISH.sub, partial(_english, words))
+        return partial(read_english, words)
     return partial(_read_chinese, words)
 
 
 def _is_read_by_digit(whole: str) -> bool:
     return len(whole) > LONGEST or (len(whole) > 1 and whole[0] == "0")
-
-
-def _english(num2words: Callable[..., Any], found: re.Match[str]) -> str:
-    whole, part, tail = found["whole"].replace(",", ""), found["part"], (found["tail"] or "").strip()
-    if tail not in ("", "%") and part is None and not _is_read_by_digit(whole):
-        return _apart(found, num2words(int(whole), to="ordinal").replace(",", ""))
-    words = [_EN_DIGITS[int(digit)] for digit in whole]
-    if not _is_read_by_digit(whole):
-        words = [num2words(int(whole)).replace(",", "")]
-    if part is not None:
-        words += ["point", *(_EN_DIGITS[int(digit)] for digit in part)]
-    after = ["percent"] if tail == "%" else [tail] if tail else []
-    return _apart(found, " ".join([*(["minus"] if found["minus"] else []), *words, *after]))
-
-
-def _apart(found: re.Match[str], words: str) -> str:
-    """With a space where letters would run into the words: 5kg, B2B."""
-    text = found.string
-    before = " " if found.start() and text[found.start() - 1].isalnum() else ""
-    after = " " if found.end() < len(text) and text[found.end()].isalnum() else ""
-    return before + words + after
 
 
 def _read_chinese(an2cn: Callable[..., Any], text: str) -> str:
@@ -103,6 +78,20 @@ def _fraction(an2cn: Callable[..., Any], found: re.Match[str]) -> str:
     return f"{an2cn(int(below))}分之{an2cn(int(above))}"
 
 
+def _telephone(_: Callable[..., Any], found: re.Match[str]) -> str:
+    return ("加" if found[0][0] == "+" else "") + zh_digits("".join(filter(str.isdigit, found[0])))
+
+
+def _joined(word: str) -> Callable[[Callable[..., Any], re.Match[str]], str]:
+    """3:2 is 三比二, version 1.2.3 一点二点三."""
+
+    def read(an2cn: Callable[..., Any], found: re.Match[str]) -> str:
+        parts = re.split("[:.]", found[0])
+        return word.join(zh_digits(part) if _is_read_by_digit(part) else an2cn(part) for part in parts)
+
+    return read
+
+
 def _chinese(an2cn: Callable[..., Any], found: re.Match[str]) -> str:
     whole, part, tail = found["whole"].replace(",", ""), found["part"], (found["tail"] or "").strip()
     is_year = tail == "年" and len(whole) == 4 and part is None
@@ -111,7 +100,7 @@ def _chinese(an2cn: Callable[..., Any], found: re.Match[str]) -> str:
         words += "点" + zh_digits(part)
     before = ("负" if found["minus"] else "") + ("百分之" if tail in ("%", "％") else "")
     after = _ZH_UNITS.get(found["money"] or tail, "年" if tail == "年" else "")
-    return before + words + after
+    return before + words + (found["size"] or "") + after
 
 
 def zh_digits(digits: str) -> str:
@@ -123,6 +112,12 @@ _CHINESE_FORMS: list[tuple[re.Pattern[str], Callable[..., str]]] = [
     (re.compile(r"(?<![0-9])((?:19|20)[0-9]{2})[-/.](0?[1-9]|1[0-2])[-/.](0?[1-9]|[12][0-9]|3[01])(?![0-9])"), _date),
     (re.compile(r"(?<![0-9:.])([01]?[0-9]|2[0-4]):([0-5][0-9])(?::([0-5][0-9]))?(?![0-9:])"), _clock),
     (re.compile(r"(?<![0-9/.,])([0-9]{1,9})/([1-9][0-9]{0,8})(?![0-9/])"), _fraction),
+    (re.compile(r"\+[0-9][0-9 -]{5,}[0-9]|(?<![0-9-])1[0-9]{2}(?:[ -][0-9]{4}){2}(?![0-9-])"), _telephone),
+    (re.compile(r"(?<![0-9-])(?:0[0-9]{2,3}-[0-9]{7,8}|[0-9]{3}(?:-[0-9]{3,4}){2})(?![0-9-])"), _telephone),
+    (re.compile(r"[0-9]+(?::[0-9]+)+"), _joined("比")),
+    (re.compile(r"[0-9]+(?:\.[0-9]+){2,}"), _joined("点")),
+    (re.compile(r"(?<=[%％℃℉])[-–~～](?=[0-9])|(?<=[0-9])[~～](?=[0-9])"), lambda _, found: "到"),
+    (re.compile(r"(?<![\w.])(?=\.[0-9])"), lambda _, found: "0"),
     (_CHINESE, _chinese),
 ]
 """In their order: what has a form of its own, then all other numbers."""

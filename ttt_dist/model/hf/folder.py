@@ -42,6 +42,7 @@ from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.util.atomic_files import fsync_folder, remove_leftovers, temporary_name, writing
 from ttt_dist.util.errors import UserError
 from ttt_dist.util.file_lock import lease
+from ttt_dist.util.similar_paths import remedy_for
 
 # Parts of a block, ours and Hugging Face's; qkv and gate_up are split apart from these.
 BLOCK_PARTS = {
@@ -184,7 +185,8 @@ def load_folder(folder: str | Path, dtype: torch.dtype | None = None, device: st
 def open_folder(folder: Path, model: Callable[[ModelConfig, TokenLayout], Transformer]) -> ModelFolder:
     """What lies in an exported model folder, with the weights that `model` gives. Raises UserError as `load_folder`."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such model folder; name the export/ folder of a run")
+        remedy = remedy_for(folder, "name the export/ folder of a run")
+        raise UserError(f"{folder}: no such model folder; {remedy}")
     layout = TokenLayout.load(folder / LAYOUT)
     values = read_json(folder / CONFIG)
     config = model_config(values, folder / CONFIG)
