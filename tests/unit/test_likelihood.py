@@ -154,6 +154,15 @@ def test_audio_that_is_learnt_from_left_to_right_too_has_an_exact_figure(folder:
     assert scored.details["audio_ar_standard_error"] is None
 
 
+def test_what_training_weighed_is_no_likelihood(folder: ModelFolder, longer: Sample) -> None:
+    plain, weighed = (
+        measure(folder.model, folder.layout, Objective(ar_weight=weight, nar_weight=2 * weight), longer, plan(draws=2))
+        for weight in (0.5, 3.0)
+    )
+    assert plain == weighed
+    assert plain["audio"] == measure(folder.model, folder.layout, Objective(), longer, plan(draws=2))["audio"]
+
+
 def run(workplace: Path, out: Path, monkeypatch: pytest.MonkeyPatch, data: Path, *words: object, model: str) -> dict:
     where = ["--task", "likelihood", "--model", workplace / model, "--data", data, "--out", out, "--draws", 4]
     path = list(sys.path)
