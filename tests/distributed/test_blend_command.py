@@ -68,7 +68,22 @@ def run(work: Path) -> Path:
 
 
 def figures(run: Path) -> list[dict[str, float]]:
-    return [{key: record[key] for key in FIGURES} for record in records(run)]
+    """Those of a step, and of its sources and tasks, which hang on the layout no more than these."""
+    return [
+        {key: value for key, value in record.items() if key in FIGURES or key.startswith(("source_", "task_"))}
+        for record in records(run)
+    ]
+
+
+def test_the_losses_of_the_sources_weighted_by_their_shares_are_the_loss(run: Path) -> None:
+    for record in records(run):
+        for kind in ("source", "task"):
+            parts = [key.removesuffix("_share") for key in record if key.startswith(kind) and key.endswith("_share")]
+            assert len(parts) == 2 if kind == "source" else len(parts) > 2
+            for term in ("ar_loss", "nar_loss"):
+                found = sum(record[f"{part}_share"] * record.get(f"{part}_{term}", 0.0) for part in parts)
+                assert found == pytest.approx(record[term], rel=1e-6)
+        assert record["source_long_ar_loss"] != record["source_short_ar_loss"]
 
 
 def test_two_processes_read_the_same_blend(run: Path, work: Path) -> None:

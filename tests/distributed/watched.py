@@ -7,15 +7,22 @@ from tests.distributed.cases import GLOBAL_BATCH, LR, Layout, new_engine
 from tests.distributed.random_packs import LAYOUT, SEQ_LEN, global_batches
 from ttt_dist.sequence.batch import Batch, collate
 
+NUM_SOURCES = 3
+
 
 def own_batches(layout: Layout, step: int) -> list[Batch]:
     """This process's share of a step's packs."""
     packs, mesh, objective = global_batches(step + 1, GLOBAL_BATCH)[step], layout.mesh(), layout.config().objective
     firsts = range(mesh.data_rank * layout.micro, GLOBAL_BATCH, layout.micro * layout.dp)
+    micro = layout.micro
+    sources = [slot % NUM_SOURCES for slot in range(GLOBAL_BATCH)]
     return [
-        collate(packs[first : first + layout.micro], LAYOUT, objective, 1, [step] * layout.micro, SEQ_LEN)
+        collate(
+            packs[first : first + micro], LAYOUT, objective, 1, [step] * micro, SEQ_LEN,
+            sources[first : first + micro], NUM_SOURCES,
+        )
         for first in firsts
-    ]
+    ]  # fmt: skip
 
 
 def watched_steps(layout: Layout, num_steps: int) -> list[dict[str, Any]]:
@@ -30,7 +37,11 @@ def watched_steps(layout: Layout, num_steps: int) -> list[dict[str, Any]]:
             result = train_step(engine, layout.mesh(), batches, LR)
             wall_s = time.perf_counter() - begin
             bins = [tuple(pair) for pair in result.nar_by_p]
-            rows.append({"bins": bins, "seconds": result.times.seconds, "own_s": result.times.own_s, "wall_s": wall_s})
+            groups = {"sums": result.groups.sums, "units": result.groups.units}
+            losses = {"losses": result.losses.by_term, "num_loss_units": result.counts.num_loss_units, **groups}
+            rows.append(
+                {**losses, "bins": bins, "seconds": result.times.seconds, "own_s": result.times.own_s, "wall_s": wall_s}
+            )
     return rows
 
 

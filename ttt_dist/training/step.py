@@ -20,6 +20,7 @@ from ttt_dist.parallel.zero import reported_norm, set_learning_rate
 from ttt_dist.sequence.batch import Batch
 from ttt_dist.sequence.corruption import NUM_P_BINS
 from ttt_dist.sequence.loss_terms import TARGET_KINDS, term_names
+from ttt_dist.training.group_losses import GroupLosses
 from ttt_dist.training.step_timing import StepClock, StepTimes
 
 
@@ -37,6 +38,8 @@ class Counts:
     """Tokens that are not padding."""
     visible_pairs: float
     """Pairs of a query and a key that it sees."""
+    group_units: tuple[float, ...]
+    """The part of `num_loss_units` of each group."""
 
 
 class PBin(NamedTuple):
@@ -88,6 +91,7 @@ class StepResult:
     own_sums: torch.Tensor
     """This process's part of the sums of the terms, in their order: it tells whose loss was not finite."""
     nar_by_p: list[PBin]
+    groups: GroupLosses
     counts: Counts
     times: StepTimes
 
@@ -119,7 +123,7 @@ def train_step(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, batches: Sequence[
             sums.zero_()
         own_sums = sums[: len(term_names())].clone()
         dist.all_reduce(sums)
-        metric_sums = dict(zip(metric_names(), sums.tolist(), strict=True))
+        metric_sums = dict(zip(metric_names(len(counts.group_units)), sums.tolist(), strict=True))
         grad_norm = reported_norm(engine)
         clock.charge("optimizer")
     return StepResult(
@@ -130,6 +134,7 @@ def train_step(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, batches: Sequence[
             PBin(metric_sums[f"nar_nats_{name}"], metric_sums[f"nar_tokens_{name}"])
             for name in map(p_bin_name, range(NUM_P_BINS))
         ],
+        groups=GroupLosses.of(list(metric_sums.values()), counts.group_units),
         counts=counts,
         times=clock.times(),
     )
@@ -139,7 +144,7 @@ def _accumulate(
     engine: deepspeed.DeepSpeedEngine, batches: Sequence[Batch], scale: float, clock: StepClock
 ) -> torch.Tensor:
     """Gradients of `scale` * loss over `batches`, and the update; this process's `LossSums.metric_sums`."""
-    sums = torch.zeros(len(metric_names()), dtype=torch.float64, device=engine.device)
+    sums = torch.zeros(len(metric_names(batches[0].num_groups)), dtype=torch.float64, device=engine.device)
     for batch in batches:
         output = engine(batch.to(engine.device))
         sums += output.metric_sums()
@@ -154,8 +159,9 @@ def _accumulate(
 
 def global_counts(batches: Sequence[Batch], mesh: Mesh, device: torch.device) -> Counts:
     """Sum the counts of all processes' batches. Must precede the first backward pass: every gradient is divided by it."""
-    names = [field.name for field in fields(Counts)]
-    rows = [[getattr(batch, name) for name in names] for batch in batches]
+    names = [field.name for field in fields(Counts) if field.name != "group_units"]
+    rows = [[*(getattr(batch, name) for name in names), *batch.group_units] for batch in batches]
     total = torch.tensor(rows, dtype=torch.float64, device=device).sum(dim=0) * mesh.is_data_source_rank
     dist.all_reduce(total)
-    return Counts(**dict(zip(names, total.tolist(), strict=True)))
+    values = total.tolist()
+    return Counts(**dict(zip(names, values, strict=False)), group_units=tuple(values[len(names) :]))
