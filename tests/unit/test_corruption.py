@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.distributed.random_packs import LAYOUT as SPEECH_LAYOUT
 from tests.distributed.random_packs import random_sample
 from tests.structures import packs, samples, tiny_layout
 from ttt_dist.config.objective import Objective
@@ -274,8 +275,10 @@ def test_impossible_objectives_are_refused(change: dict) -> None:
     ],
 )
 def test_the_task_of_a_sample_is_told_from_its_tokens(kind: str, task: str) -> None:
-    sample = random_sample(kind, np.random.default_rng(0), LAYOUT)
-    assert TASKS[task_of(sample, LAYOUT)] == task
-    heard = Segment(np.array([LAYOUT.begin_of_audio, LAYOUT.first_code, LAYOUT.end_of_audio], np.int32), False)
+    sample = random_sample(kind, np.random.default_rng(0), SPEECH_LAYOUT)
+    assert TASKS[task_of(sample, SPEECH_LAYOUT)] == task
+    heard = Segment(
+        np.array([SPEECH_LAYOUT.begin_of_audio, SPEECH_LAYOUT.first_code, SPEECH_LAYOUT.end_of_audio], np.int32), False
+    )
     after_speech = Sample.of([heard, *sample.segments])
-    assert TASKS[task_of(after_speech, LAYOUT)] == f"speech_to_{task.split('_')[-1]}"
+    assert TASKS[task_of(after_speech, SPEECH_LAYOUT)] == f"speech_to_{task.split('_')[-1]}"
