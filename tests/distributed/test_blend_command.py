@@ -51,7 +51,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         "train": {"steps": STEPS, "global_batch": 8, "micro_batch": 4, "warmup": 2, "lr": 3e-3},
         "checkpoint": {"save_every": SAVED, "keep_last": 0},
-        "telemetry": {"log_every": 1},
+        "telemetry": {"log_every": 1, "noise_scale_every": 1},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     return folder
@@ -73,6 +73,10 @@ def figures(run: Path) -> list[dict[str, float]]:
         {key: value for key, value in record.items() if key in FIGURES or key.startswith(("source_", "task_"))}
         for record in records(run)
     ]
+
+
+def noise_scales(run: Path) -> list[tuple[float | None, float | None]]:
+    return [(record.get("noise_scale"), record.get("noise_scale_packs")) for record in records(run)]
 
 
 def test_the_losses_of_the_sources_weighted_by_their_shares_are_the_loss(run: Path) -> None:
@@ -108,6 +112,7 @@ def test_resume_in_the_middle_is_exact(run: Path, work: Path) -> None:
     assert "not as it would have" not in done.stderr
     assert f"from step {SAVED}" in done.stdout
     assert figures(resumed) == figures(run)
+    assert noise_scales(resumed) == noise_scales(run) and any(scale for scale, _ in noise_scales(run))
     weights = "export/model.safetensors"
     assert (resumed / weights).read_bytes() == (run / weights).read_bytes()
 

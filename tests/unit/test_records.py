@@ -36,7 +36,11 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
 
 
 def step(
-    loss: float, bins: list[tuple[float, float]], own_s: float | None = 1.5, groups: GroupLosses | None = None
+    loss: float,
+    bins: list[tuple[float, float]],
+    own_s: float | None = 1.5,
+    groups: GroupLosses | None = None,
+    square: float | None = None,
 ) -> StepResult:
     times = {"data": 0.25, "forward": 0.5, "backward": 0.75, "communication": 0.25, "optimizer": 0.25}
     counts = Counts(
@@ -46,9 +50,10 @@ def step(
         useful_tokens=100.0,
         visible_pairs=1000.0,
         group_units=(0.0,) * 4,
+        micro_batches=4.0,
     )
     return StepResult(
-        losses=Losses({"ar": loss / 2, "nar": loss / 2}), grad_norm=3.0, own_sums=torch.zeros(2),
+        losses=Losses({"ar": loss / 2, "nar": loss / 2}), grad_norm=3.0, micro_batch_square=square, own_sums=torch.zeros(2),
         nar_by_p=[PBin(*pair) for pair in bins], groups=groups or GroupLosses.of([], ()), counts=counts,
         times=StepTimes(times, own_s),
     )  # fmt: skip

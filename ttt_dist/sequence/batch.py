@@ -61,6 +61,11 @@ class Batch:
         return len(self.group_units)
 
     @property
+    def micro_batches(self) -> int:
+        """Itself, unless there is no loss in it."""
+        return int(self.num_loss_units > 0)
+
+    @property
     def ar_tokens(self) -> int:
         return int((self.ar_weights != 0).sum())
 

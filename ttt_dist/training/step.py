@@ -16,6 +16,7 @@ import torch.distributed as dist
 from ttt_dist.model.loss import metric_names, p_bin_name
 from ttt_dist.parallel.deepspeed_adapter import set_accumulation_steps
 from ttt_dist.parallel.mesh import Mesh
+from ttt_dist.parallel.micro_batch_norms import MicroBatchNorms
 from ttt_dist.parallel.zero import reported_norm, set_learning_rate
 from ttt_dist.sequence.batch import Batch
 from ttt_dist.sequence.corruption import NUM_P_BINS
@@ -38,6 +39,8 @@ class Counts:
     """Tokens that are not padding."""
     visible_pairs: float
     """Pairs of a query and a key that it sees."""
+    micro_batches: float
+    """Those that have any loss units."""
     group_units: tuple[float, ...]
     """The part of `num_loss_units` of each group."""
 
@@ -88,6 +91,8 @@ class StepResult:
 
     losses: Losses
     grad_norm: float
+    micro_batch_square: float | None
+    """Square of the gradient of a micro-batch alone, mean over them by their loss units; None where it was not asked for."""
     own_sums: torch.Tensor
     """This process's part of the sums of the terms, in their order: it tells whose loss was not finite."""
     nar_by_p: list[PBin]
@@ -100,8 +105,11 @@ class StepResult:
         return self.losses.loss
 
 
-def train_step(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, batches: Sequence[Batch], lr: float) -> StepResult:
-    """Run this process's micro-batches of one global batch and update the weights.
+def train_step(
+    engine: deepspeed.DeepSpeedEngine, mesh: Mesh, batches: Sequence[Batch], lr: float,
+    norms: MicroBatchNorms | None = None,
+) -> StepResult:  # fmt: skip
+    """Run this process's micro-batches of one global batch and update the weights; `norms` measures the gradient of each.
 
     Collective: every process calls it with the same number of batches.
     """
@@ -112,6 +120,8 @@ def train_step(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, batches: Sequence[
         clock.charge("data")
         # DeepSpeed averages gradients over the processes of different data or tokens: undo it.
         scale = mesh.zero_size / counts.num_loss_units if counts.num_loss_units else 0.0
+        if norms is not None:
+            norms.begin(_square_weights(batches, counts.num_loss_units, scale))
         set_learning_rate(engine, lr)
         if mesh.pipeline > 1:
             from ttt_dist.parallel.pipeline import train_pipeline
@@ -122,22 +132,35 @@ def train_step(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, batches: Sequence[
         if not mesh.is_loss_rank:
             sums.zero_()
         own_sums = sums[: len(term_names())].clone()
-        dist.all_reduce(sums)
-        metric_sums = dict(zip(metric_names(len(counts.group_units)), sums.tolist(), strict=True))
+        square = torch.zeros(1, dtype=sums.dtype, device=sums.device) if norms is None else norms.end(sums.device)
+        summed = torch.cat([sums, square])
+        dist.all_reduce(summed)
+        *values, total_square = summed.tolist()
+        metric_sums = dict(zip(metric_names(len(counts.group_units)), values, strict=True))
         grad_norm = reported_norm(engine)
         clock.charge("optimizer")
     return StepResult(
         losses=Losses.of_sums(metric_sums, counts.num_loss_units),
         grad_norm=grad_norm,
+        micro_batch_square=None if norms is None else total_square,
         own_sums=own_sums,
         nar_by_p=[
             PBin(metric_sums[f"nar_nats_{name}"], metric_sums[f"nar_tokens_{name}"])
             for name in map(p_bin_name, range(NUM_P_BINS))
         ],
-        groups=GroupLosses.of(list(metric_sums.values()), counts.group_units),
+        groups=GroupLosses.of(values, counts.group_units),
         counts=counts,
         times=clock.times(),
     )
+
+
+def _square_weights(batches: Sequence[Batch], num_loss_units: float, scale: float) -> list[float]:
+    """What makes the squares of the micro-batches' scaled gradients their mean by loss units.
+
+    Of a micro-batch with u of U units, the gradient of its own mean loss is the scaled one / (scale u), and its weight is u / U.
+    """
+    units = [batch.num_loss_units for batch in batches]
+    return [1.0 / (scale**2 * u * num_loss_units) if u else 0.0 for u in units]
 
 
 def _accumulate(
