@@ -201,7 +201,7 @@ def run_step(trainer: Trainer, step: int) -> StepResult:
     batches = trainer.loader.step(step - 1)
     data_s = time.perf_counter() - begin
     trainer.watchdog.mark(step, "forward and backward", limit_s)
-    norms = trainer.noise_scale and trainer.noise_scale.norms_at(step)
+    norms = trainer.noise_scale.norms_at(step) if trainer.noise_scale else None
     result = train_step(trainer.engine, trainer.mesh, batches, trainer.learning_rate(step), norms)
     if trainer.noise_scale:
         trainer.noise_scale.add(result)
