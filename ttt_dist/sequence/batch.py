@@ -49,7 +49,7 @@ class Batch:
     """Whose part of the loss a position is: source of the pack x len(TASKS) + task of the sample; 0 at padding."""
     num_loss_units: float
     """This batch's part of the global number that the loss is divided by: samples, or targets (`objective.normalisation`)."""
-    group_units: Sequence[float] = (0.0,)
+    group_units: Sequence[float] = (0.0,) * len(TASKS)
     """The part of `num_loss_units` of each group, [sources x tasks]."""
     term_weights: dict[str, float] = field(default_factory=dict)
     """Of the terms of the loss beside the two cross-entropies, by name; those that are not there do not count."""
