@@ -165,6 +165,10 @@ def training_sections(records: list[Record], events: list[Record]) -> Iterator[s
             curves.nar_by_p,
             "Cross-entropy of masked speech codes, without weights, by p: the share of a sample's codes that is masked.",
         ),
+        "Loss by source and task": (
+            curves.by_group,
+            "Of training, each over its own samples; means of the steps since the last record.",
+        ),
         "Optimisation": (curves.optimisation, "The gradient's norm is that before clipping."),
         "Speed": (curves.speed, "Of the steps since the last record; tokens are those that are not padding."),
         "Time of a step": (curves.step_split, "Where rank 0 spends its time."),

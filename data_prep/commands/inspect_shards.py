@@ -16,7 +16,7 @@ from ttt_dist.data.shards import ShardReader
 from ttt_dist.manifest.problems import Problems
 from ttt_dist.manifest.text_files import suffix_of
 from ttt_dist.sequence.batch import Batch, collate
-from ttt_dist.sequence.sample import Sample, spans
+from ttt_dist.sequence.sample import TASKS, Sample, spans, task_of
 from ttt_dist.sequence.text_tokenizer import load_tokenizer
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.sequence.visibility import dense_mask
@@ -181,10 +181,9 @@ def _distribution(name: str, values: list[int]) -> str:
 
 
 def kind_of(sample: Sample, layout: TokenLayout) -> str:
-    """What goes in and what comes out, e.g. `speech to text+speech`, told from classes and targets alone."""
-    is_code = layout.is_audio[sample.ids]
-    given, wanted = bool(is_code[~sample.is_target].any()), bool(is_code[sample.is_target].any())
-    return f"{'speech' if given else 'text'} to {'text+speech' if wanted else 'text'}"
+    """What goes in and what comes out, e.g. `speech to text+speech`."""
+    given, wanted = TASKS[task_of(sample, layout)].split("_to_")
+    return f"{given} to {'text+speech' if wanted == 'speech' else wanted}"
 
 
 def run_show(args: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,7 +143,7 @@ def losses_of_local_counts(layout: Layout, num_steps: int) -> list[tuple[float, 
 
     def local_counts(batches: list[Batch], mesh: Mesh, device: torch.device) -> Any:
         part = sum(batch.num_loss_units for batch in batches) * dist.get_world_size()
-        return module.Counts(num_loss_units=part, ar_tokens=0.0, nar_tokens=0.0, useful_tokens=0.0, visible_pairs=0.0)
+        return replace(right(batches, mesh, device), num_loss_units=part)
 
     right, module.global_counts = module.global_counts, local_counts  # type: ignore[assignment]
     try:

@@ -51,7 +51,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         "train": {"steps": STEPS, "global_batch": 8, "micro_batch": 4, "warmup": 2, "lr": 3e-3},
         "checkpoint": {"save_every": SAVED, "keep_last": 0},
-        "telemetry": {"log_every": 1},
+        "telemetry": {"log_every": 1, "noise_scale_every": 1},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     return folder
@@ -68,7 +68,26 @@ def run(work: Path) -> Path:
 
 
 def figures(run: Path) -> list[dict[str, float]]:
-    return [{key: record[key] for key in FIGURES} for record in records(run)]
+    """Those of a step, and of its sources and tasks, which hang on the layout no more than these."""
+    return [
+        {key: value for key, value in record.items() if key in FIGURES or key.startswith(("source_", "task_"))}
+        for record in records(run)
+    ]
+
+
+def noise_scales(run: Path) -> list[tuple[float | None, float | None]]:
+    return [(record.get("noise_scale"), record.get("noise_scale_packs")) for record in records(run)]
+
+
+def test_the_losses_of_the_sources_weighted_by_their_shares_are_the_loss(run: Path) -> None:
+    for record in records(run):
+        for kind in ("source", "task"):
+            parts = [key.removesuffix("_share") for key in record if key.startswith(kind) and key.endswith("_share")]
+            assert len(parts) == 2 if kind == "source" else len(parts) > 2
+            for term in ("ar_loss", "nar_loss"):
+                found = sum(record[f"{part}_share"] * record.get(f"{part}_{term}", 0.0) for part in parts)
+                assert found == pytest.approx(record[term], rel=1e-6)
+        assert record["source_long_ar_loss"] != record["source_short_ar_loss"]
 
 
 def test_two_processes_read_the_same_blend(run: Path, work: Path) -> None:
@@ -93,6 +112,7 @@ def test_resume_in_the_middle_is_exact(run: Path, work: Path) -> None:
     assert "not as it would have" not in done.stderr
     assert f"from step {SAVED}" in done.stdout
     assert figures(resumed) == figures(run)
+    assert noise_scales(resumed) == noise_scales(run) and any(scale for scale, _ in noise_scales(run))
     weights = "export/model.safetensors"
     assert (resumed / weights).read_bytes() == (run / weights).read_bytes()
 

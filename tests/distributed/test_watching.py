@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.distributed.cases import Layout
 from tests.distributed.launch import run_distributed
-from tests.distributed.watched import record_with_a_straggler, watched_steps
+from tests.distributed.watched import NUM_SOURCES, record_with_a_straggler, watched_steps
 
 PIPELINE = Layout(0, 2, pipeline=2)
 LAYOUTS = [
@@ -43,6 +44,19 @@ def test_bins_of_p_do_not_depend_on_the_layout(layout: Layout, runs: dict[Any, A
             for (loss, number), (expected_loss, expected_number) in zip(mine["bins"], expected["bins"], strict=True):
                 assert number == expected_number
                 assert loss == pytest.approx(expected_loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", [Layout(), *LAYOUTS], ids=str)
+def test_losses_of_sources_and_tasks_make_the_loss_in_every_layout(layout: Layout, runs: dict[Any, Any]) -> None:
+    for rank in runs[layout]:
+        for mine, expected in zip(rank, runs[Layout()][0], strict=True):
+            assert mine["sums"].shape == (3, NUM_SOURCES, 4) and (mine["units"].sum(axis=1) > 0).all()
+            assert np.count_nonzero(mine["sums"]) > 2 * NUM_SOURCES
+            whole = np.array([loss * mine["num_loss_units"] for loss in mine["losses"].values()])
+            np.testing.assert_allclose(mine["sums"].sum(axis=(1, 2)), whole, rtol=1e-6)
+            assert mine["units"].sum() == mine["num_loss_units"]
+            np.testing.assert_array_equal(mine["units"], expected["units"])
+            np.testing.assert_allclose(mine["sums"], expected["sums"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

@@ -27,7 +27,7 @@ from ttt_dist.data.sampler import PackOrder
 from ttt_dist.data.shards import ShardReader, ShardWriter
 from ttt_dist.data.sources import Sources
 from ttt_dist.data.step_sizes import StepSizes
-from ttt_dist.sequence.sample import Sample, Segment
+from ttt_dist.sequence.sample import TASKS, Sample, Segment, task_of
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.training.dry_run import describe_data
 from ttt_dist.util.errors import UserError
@@ -242,6 +242,20 @@ def test_batches_do_not_depend_on_ranks_and_micro_batches(shards: Path, step: in
     sources = Sources.open(DataConfig(blend=blend_of(shards, asr=0.3, tts=0.7, text=0), stages=stages))
     cut = [loader(sources, micro, rank, size) for rank in range(size)]
     assert rows(cut, step) == rows([loader(sources)], step)
+
+
+def test_a_batch_says_of_each_position_which_source_and_task_it_is_of(shards: Path) -> None:
+    sources = Sources.open(DataConfig(blend=blend_of(shards, asr=1, text=1, tts=2)))
+    whole = loader(sources, micro=8).step(3)[0]
+    assert whole.num_groups == 3 * len(TASKS) and sum(whole.group_units) == whole.num_loss_units > 0
+    names, units = list(sources.readers), np.zeros(whole.num_groups)
+    for row, place in enumerate(loader(sources, micro=8).sample_indices(3)):
+        for number, sample in enumerate(sources.readers[place.source][place.pack], start=1):
+            group = names.index(place.source) * len(TASKS) + task_of(sample, tiny_layout())
+            assert (whole.group_ids[row][whole.sample_ids[row] == number] == group).all()
+            units[group] += 1.0
+    np.testing.assert_array_equal(units, whole.group_units)
+    assert not whole.group_ids[whole.sample_ids == 0].any()
 
 
 def test_packs_are_the_sources_own_with_the_noise_of_its_epoch(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:

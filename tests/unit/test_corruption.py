@@ -9,11 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.distributed.random_packs import LAYOUT as SPEECH_LAYOUT
+from tests.distributed.random_packs import random_sample
 from tests.structures import packs, samples, tiny_layout
 from ttt_dist.config.objective import Objective
 from ttt_dist.sequence.batch import Batch, collate
 from ttt_dist.sequence.corruption import Draw, corrupt, draw, p_bin, truncated_length
-from ttt_dist.sequence.sample import Sample, Segment
+from ttt_dist.sequence.sample import TASKS, Sample, Segment, task_of
 from ttt_dist.sequence.visibility import dense_mask
 from ttt_dist.util.errors import UserError
 
@@ -260,3 +262,23 @@ def test_short_spans_are_not_cut() -> None:
 def test_impossible_objectives_are_refused(change: dict) -> None:
     with pytest.raises(UserError, match=f"objective.{next(iter(change))}"):
         Objective(**change).require_valid("objective")
+
+
+@pytest.mark.parametrize(
+    ("kind", "task"),
+    [
+        ("text", "text_to_text"),
+        ("transcribe", "speech_to_text"),
+        ("prompt_only", "speech_to_text"),
+        ("speak", "text_to_speech"),
+        ("long_speak", "text_to_speech"),
+    ],
+)
+def test_the_task_of_a_sample_is_told_from_its_tokens(kind: str, task: str) -> None:
+    sample = random_sample(kind, np.random.default_rng(0), SPEECH_LAYOUT)
+    assert TASKS[task_of(sample, SPEECH_LAYOUT)] == task
+    heard = Segment(
+        np.array([SPEECH_LAYOUT.begin_of_audio, SPEECH_LAYOUT.first_code, SPEECH_LAYOUT.end_of_audio], np.int32), False
+    )
+    after_speech = Sample.of([heard, *sample.segments])
+    assert TASKS[task_of(after_speech, SPEECH_LAYOUT)] == f"speech_to_{task.split('_')[-1]}"

@@ -51,7 +51,7 @@ def test_as_counted_by_torch(model: ModelConfig, monkeypatch: pytest.MonkeyPatch
     weights = (place < num_targets).float()
     batch = Batch(
         input_ids=ids, position_ids=place, sample_ids=one, span_ids=one, ar_targets=ids, ar_weights=weights,
-        nar_targets=ids, nar_weights=0 * weights, nar_bins=0 * ids, num_loss_units=1.0,
+        nar_targets=ids, nar_weights=0 * weights, nar_bins=0 * ids, group_ids=0 * ids, num_loss_units=1.0,
     )  # fmt: skip
     assert batch.visible_pairs == num_tokens**2
     network = Transformer.for_layout(model, LAYOUT)

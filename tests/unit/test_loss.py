@@ -1,6 +1,7 @@
 """Chunked cross-entropy over rows that count, against full logits and autograd."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ LAYOUT = tiny_layout()
 NUM_TOKENS, NUM_ROWS = LAYOUT.vocab_size, LAYOUT.padded_vocab_size
 VOCABULARY = VocabularySlice(0, NUM_TOKENS)
 PART_ROWS = 7
+NUM_GROUPS = 8
 Entropy = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
@@ -64,9 +66,14 @@ def test_loss_and_gradients_equal_those_of_full_logits(rows: list, preset: str, 
     for mine, theirs in zip(mine_grads, torch.autograd.grad(reference[0] * 0.37, (hidden, weight)), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
     assert not mine_grads[1][NUM_TOKENS:].any()
-    named = dict(zip(metric_names(), sums.metric_sums().tolist(), strict=True))
+    named = dict(zip(metric_names(batch.num_groups), sums.metric_sums().tolist(), strict=True))
     assert (named["ar"], named["nar"]) == (float(sums.terms["ar"]), float(sums.terms["nar"]))
     assert named["nar_tokens_p0.2-0.4"] == sums.nar_by_p[1, 1]
+    for group in range(batch.num_groups):
+        of_group = batch.group_ids == group
+        apart = replace(batch, ar_weights=batch.ar_weights * of_group, nar_weights=batch.nar_weights * of_group)
+        _, ar, nar, _ = naive(hidden, weight, apart)
+        assert (named[f"ar_{group}"], named[f"nar_{group}"]) == pytest.approx((float(ar), float(nar)), rel=1e-10)
 
 
 def random_rows(num_rows: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, LossRows]:
@@ -76,6 +83,7 @@ def random_rows(num_rows: int, dtype: torch.dtype = torch.float64) -> tuple[Tens
     bins = torch.cat([torch.zeros(num_ar, dtype=torch.int64), torch.randint(1, NUM_P_BINS + 1, (num_rows - num_ar,))])
     rows = LossRows(
         rows=torch.arange(num_rows), targets=targets, weights=torch.rand(num_rows, generator=generator), bins=bins,
+        groups=torch.randint(0, NUM_GROUPS, (num_rows,), generator=generator), num_groups=NUM_GROUPS,
         kinds={"ar": slice(0, num_ar), "nar": slice(num_ar, num_rows)}, term_weights={},
     )  # fmt: skip
     hidden = torch.randn(num_rows, 5, dtype=torch.float64, generator=generator).to(dtype).requires_grad_()

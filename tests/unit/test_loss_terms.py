@@ -129,7 +129,7 @@ def test_slopes_that_cancel_leave_the_gradient_of_the_target_alone(way: str, mon
 def test_the_names_decide_what_is_summed_and_recorded(terms: None, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = loss_rows(batch_of(Objective(kind="ar")), slice(None))
     sums = ours(*leaves(len(rows.rows)), rows)
-    named = dict(zip(metric_names(), sums.metric_sums().tolist(), strict=True))
+    named = dict(zip(metric_names(rows.num_groups), sums.metric_sums().tolist(), strict=True))
     assert list(named)[:5] == ["ar", "nar", "z", "focal", "late"] and named["late"] > 0 == named["focal"]
     losses = Losses.of_sums(named, num_loss_units=4.0)
     monkeypatch.setattr(step_metrics, "slowest", lambda own_s: {})  # asks the other ranks

@@ -43,7 +43,7 @@ def full_batch(seq_len: int, num_samples: int) -> Batch:
     ones = torch.ones(1, seq_len)
     return Batch(
         input_ids=ids, position_ids=position, sample_ids=sample, span_ids=span, ar_targets=ids, ar_weights=ones,
-        nar_targets=ids, nar_weights=0 * ones, nar_bins=0 * ids, num_loss_units=1.0,
+        nar_targets=ids, nar_weights=0 * ones, nar_bins=0 * ids, group_ids=0 * ids, num_loss_units=1.0,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -10,8 +11,11 @@ from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.run import Config, TelemetryConfig
 from ttt_dist.model.loss import p_bin_name
 from ttt_dist.sequence.corruption import NUM_P_BINS
+from ttt_dist.sequence.loss_terms import term_names
+from ttt_dist.sequence.sample import TASKS
 from ttt_dist.training import step_metrics
 from ttt_dist.training.flops import ModelFlops
+from ttt_dist.training.group_losses import GroupLosses
 from ttt_dist.training.step import Counts, Losses, PBin, StepResult
 from ttt_dist.training.step_metrics import MetricsAccumulator, peak_tflops, slowest
 from ttt_dist.training.step_timing import StepTimes
@@ -31,12 +35,27 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
     return others
 
 
-def step(loss: float, bins: list[tuple[float, float]], own_s: float | None = 1.5) -> StepResult:
+def step(
+    loss: float,
+    bins: list[tuple[float, float]],
+    own_s: float | None = 1.5,
+    groups: GroupLosses | None = None,
+    square: float | None = None,
+) -> StepResult:
     times = {"data": 0.25, "forward": 0.5, "backward": 0.75, "communication": 0.25, "optimizer": 0.25}
-    counts = Counts(num_loss_units=8.0, ar_tokens=10.0, nar_tokens=20.0, useful_tokens=100.0, visible_pairs=1000.0)
+    counts = Counts(
+        num_loss_units=8.0,
+        ar_tokens=10.0,
+        nar_tokens=20.0,
+        useful_tokens=100.0,
+        visible_pairs=1000.0,
+        group_units=(0.0,) * 4,
+        micro_batches=4.0,
+    )
     return StepResult(
-        losses=Losses({"ar": loss / 2, "nar": loss / 2}), grad_norm=3.0, own_sums=torch.zeros(2),
-        nar_by_p=[PBin(*pair) for pair in bins], counts=counts, times=StepTimes(times, own_s),
+        losses=Losses({"ar": loss / 2, "nar": loss / 2}), grad_norm=3.0, micro_batch_square=square, own_sums=torch.zeros(2),
+        nar_by_p=[PBin(*pair) for pair in bins], groups=groups or GroupLosses.of([], ()), counts=counts,
+        times=StepTimes(times, own_s),
     )  # fmt: skip
 
 
@@ -86,6 +105,35 @@ def test_bins_are_means_over_tokens_of_all_sound_steps(ranks: dict[int, float]) 
     assert (record["nar_loss_p0.0-0.2"], record["nar_tokens_p0.0-0.2"]) == (2.0, 6.0)
     assert (record["nar_loss_p0.8-1.0"], record["nar_tokens_p0.8-1.0"]) == (3.0, 2.0)
     assert "nar_loss_p0.2-0.4" not in record and record["nar_tokens_p0.2-0.4"] == 0
+
+
+def test_losses_of_sources_and_tasks_are_over_their_own_units_and_make_the_loss(ranks: dict[int, float]) -> None:
+    """Two sources; of the second one, text alone and speech of two kinds."""
+    steps = window()
+    steps.sources = ("books", "calls")
+    sums = np.zeros((len(term_names()), 2, len(TASKS)))
+    sums[0, 0, 0], sums[0, 1], sums[1, 1, 1] = 6.0, [1.0, 2.0, 0.0, 3.0], 4.0
+    units = np.array([[3.0, 0.0, 0.0, 0.0], [1.0, 2.0, 0.0, 2.0]])
+    broken = GroupLosses(np.full_like(sums, math.nan), units)
+    steps.add(step(math.nan, NOTHING, groups=broken), 0.0, 1.0)
+    for _ in range(2):
+        steps.add(step(2.0, NOTHING, groups=GroupLosses(sums, units)), 0.0, 1.0)
+    found = {key: value for key, value in steps.record(lr=0.1).items() if key.startswith(("source_", "task_"))}
+    assert found == {
+        "source_books_share": 3 / 8, "source_books_ar_loss": 2.0,
+        "source_calls_share": 5 / 8, "source_calls_ar_loss": 6 / 5, "source_calls_nar_loss": 4 / 5,
+        "task_text_to_text_share": 4 / 8, "task_text_to_text_ar_loss": 7 / 4,
+        "task_text_to_speech_share": 2 / 8, "task_text_to_speech_ar_loss": 1.0, "task_text_to_speech_nar_loss": 2.0,
+        "task_speech_to_speech_share": 2 / 8, "task_speech_to_speech_ar_loss": 1.5,
+    }  # fmt: skip
+    for kind in ("source", "task"):
+        parts = [key.removesuffix("_share") for key in found if key.startswith(kind) and key.endswith("_share")]
+        for term, whole in (("ar", 12 / 8), ("nar", 4 / 8)):
+            assert sum(found[f"{p}_share"] * found.get(f"{p}_{term}_loss", 0.0) for p in parts) == pytest.approx(whole)
+    steps.sources = ("train",)
+    alone = GroupLosses(sums[:, :1], units[:1])
+    steps.add(step(2.0, NOTHING, groups=alone), 0.0, 1.0)
+    assert not [key for key in steps.record(lr=0.1) if key.startswith("source_")]
 
 
 def test_names_of_bins() -> None:

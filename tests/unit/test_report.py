@@ -177,6 +177,18 @@ def test_marks_stand_where_things_happened(tmp_path: Path) -> None:
         assert (curves.GREEN, (22, 22)) in lines
 
 
+def test_sources_and_tasks_have_curves_where_there_are_several() -> None:
+    alone = {"step": 10, "task_text_to_text_share": 1.0, "task_text_to_text_ar_loss": 2.0}
+    assert curves.by_group([alone], Marks()) is None
+    calls = {"source_calls_share": 0.25, "source_calls_ar_loss": 4.0, "source_calls_nar_loss": 5.0}
+    books = {"source_books_share": 0.75, "source_books_ar_loss": 3.0}
+    figure = curves.by_group([{**alone, **calls}, {**alone, **books, "step": 20}], Marks())
+    assert figure is not None
+    drawn = [[(line.get_label(), line.get_color(), *line.get_ydata()) for line in axis.lines] for axis in figure.axes]
+    blue, orange = curves.COLOURS[:2]
+    assert drawn == [[("books", blue, 3.0), ("calls", orange, 4.0)], [("calls", orange, 5.0)]]
+
+
 @pytest.mark.parametrize("end", ["stop", "fault", "finish"])
 def test_a_start_after_an_end_is_no_fault(tmp_path: Path, end: EventKind) -> None:
     events: list[tuple[EventKind, int]] = [("start", 0), (end, 5), ("start", 5)]

@@ -36,6 +36,7 @@ def check_run(config: Recipe, world_size: int) -> None:
         f"{world_size} process(es) cannot be split into groups of {model_size} = parallel.tensor={parallel.tensor} x "
         f"parallel.pipeline={parallel.pipeline} x parallel.ulysses={parallel.ulysses}: start a multiple of {model_size}",
     )
+    _check_noise_scale(config)
     dp = world_size // model_size
     for number, global_batch in enumerate(train.global_batches):
         key = f"train.batch_stages.{number - 1}.global_batch" if number else "train.global_batch"
@@ -44,6 +45,27 @@ def check_run(config: Recipe, world_size: int) -> None:
             f"{key}={global_batch} cannot be split over {dp} data-parallel process(es) in micro-batches of "
             f"train.micro_batch={train.micro_batch}: it must be a multiple of {train.micro_batch * dp}",
         )
+
+
+def _check_noise_scale(config: Config) -> None:
+    """Refuse layouts whose micro-batches have no gradient of their own anywhere, and steps of a single one."""
+    every, train, parallel = config.telemetry.noise_scale_every, config.train, config.parallel
+    if not every:
+        return
+    told = f"telemetry.noise_scale_every={every} needs the gradient of each micro-batch alone"
+    require(
+        parallel.ulysses == 1,
+        f"{told}, which parallel.ulysses={parallel.ulysses} adds up only with those of others; set one of them to its default",
+    )
+    require(
+        parallel.pipeline == 1 or not config.model.tie_embeddings,
+        f"{told}; of the embedding that model.tie_embeddings=true shares, the two ends of parallel.pipeline={parallel.pipeline} "
+        "add theirs up at the end of a step only; set telemetry.noise_scale_every=0",
+    )
+    require(
+        min(train.global_batches) > train.micro_batch,
+        f"{told} and that of several: train.micro_batch={train.micro_batch} is the whole global batch; use a smaller one",
+    )
 
 
 def _check_run_dir(run_dir: Path) -> None:

@@ -213,6 +213,8 @@ class TelemetryConfig(Section):
     """Write TensorBoard event files into run_dir/tensorboard."""
     peak_tflops: NonNegativeFloat = 0.0
     """TFLOP/s of one device, which the MFU is a share of; 0: dense bf16 of known GPUs, and no MFU elsewhere."""
+    noise_scale_every: NonNegativeInt = 0
+    """Steps between measurements of the gradient noise scale; 0: never."""
     profile_start: PositiveInt = 10
     """First step that is profiled, counted from 1 as in metrics.jsonl."""
     profile_steps: NonNegativeInt = 0

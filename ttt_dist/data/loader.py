@@ -95,9 +95,12 @@ class PackLoader:
 
     def _micro_batch(self, step: int, number: int) -> Batch:
         places = self._sample_indices(step, number)
-        packs = [self.sources.readers[place.source][place.pack] for place in places]
+        readers = self.sources.readers
+        packs = [readers[place.source][place.pack] for place in places]
         epochs = [place.epoch for place in places]
-        return ready(collate(packs, self.layout, self.objective.at(step), self.seed, epochs, self.seq_len))
+        numbers = [list(readers).index(place.source) for place in places]
+        objective = self.objective.at(step)
+        return ready(collate(packs, self.layout, objective, self.seed, epochs, self.seq_len, numbers, len(readers)))
 
 
 class ValidationLoader:

@@ -27,16 +27,19 @@ class LossSums(NamedTuple):
     """Each term alone, by name, fp64, detached."""
     nar_by_p: Tensor
     """Cross-entropy of the NAR targets without weights, and their number, by bin of p: fp64 [2, NUM_P_BINS], detached."""
+    by_group: Tensor
+    """Each term by the batch's groups: fp64 [terms, groups], detached."""
 
     def metric_sums(self) -> Tensor:
         """All that is summed over batches and processes to be reported, in the order of `metric_names`: fp64."""
-        return torch.cat([torch.stack(list(self.terms.values())), self.nar_by_p.flatten()])
+        return torch.cat([torch.stack(list(self.terms.values())), self.nar_by_p.flatten(), self.by_group.flatten()])
 
 
-def metric_names() -> list[str]:
-    """Names of `LossSums.metric_sums`: the terms come first."""
+def metric_names(num_groups: int) -> list[str]:
+    """Names of `LossSums.metric_sums` over batches of so many groups: the terms come first, the groups last."""
     bins = [p_bin_name(number) for number in range(NUM_P_BINS)]
-    return [*term_names(), *(f"nar_nats_{name}" for name in bins), *(f"nar_tokens_{name}" for name in bins)]
+    groups = [f"{term}_{group}" for term in term_names() for group in range(num_groups)]
+    return [*term_names(), *(f"nar_nats_{name}" for name in bins), *(f"nar_tokens_{name}" for name in bins), *groups]
 
 
 def p_bin_name(number: int) -> str:
@@ -54,6 +57,9 @@ class LossRows:
     weights: Tensor
     bins: Tensor
     """Bin of p, 1 to NUM_P_BINS, of NAR rows; 0 of others."""
+    groups: Tensor
+    """See `Batch.group_ids`, int64 [N]."""
+    num_groups: int
     kinds: dict[TargetKind, slice]
     """Which rows are of a kind."""
     term_weights: dict[str, float]
@@ -66,10 +72,15 @@ class LossRows:
 
     def terms(self, nats: Tensor, log_sums: Tensor) -> dict[str, Tensor]:
         """The terms of that sum by name; those that do not count are 0."""
-        weighted = nats * self.weights.to(nats.dtype)
         found = {name: nats.new_zeros((), dtype=torch.float64) for name in term_names()}
-        found |= {kind: weighted[rows].sum(dtype=torch.float64) for kind, rows in self.kinds.items()}
-        return found | {name: values.sum(dtype=torch.float64) for name, values in self._more(nats, log_sums)}
+        return found | {n: values.sum(dtype=torch.float64) for n, (_, values) in self._weighted(nats, log_sums).items()}
+
+    def by_group(self, nats: Tensor, log_sums: Tensor) -> Tensor:
+        """The terms of each group alone, fp64 [terms, groups]."""
+        found = {name: nats.new_zeros(self.num_groups, dtype=torch.float64) for name in term_names()}
+        for name, (rows, values) in self._weighted(nats, log_sums).items():
+            found[name].index_add_(0, self.groups[rows], values.double())
+        return torch.stack(list(found.values()))
 
     def slopes(self, nats: Tensor, log_sums: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """Derivatives of the loss by both, which are those of rows `first`, `first` + 1, ...: [C] each.
@@ -84,6 +95,13 @@ class LossRows:
             more = torch.cat([values for _, values in self._more(*leaves, first)])
             of_nats, of_log_sums = torch.autograd.grad(more.sum(), leaves, materialize_grads=True)
         return weights + of_nats, of_log_sums
+
+    def _weighted(self, nats: Tensor, log_sums: Tensor) -> dict[str, tuple[slice, Tensor]]:
+        """Of each term that counts, the rows that it is of and what each of them adds."""
+        weighted = nats * self.weights.to(nats.dtype)
+        found = {kind: (rows, weighted[rows]) for kind, rows in self.kinds.items()}
+        more = self._more(nats, log_sums)
+        return found | {name: (self.kinds[MORE_TERMS[name].targets], values) for name, values in more}
 
     def _more(self, nats: Tensor, log_sums: Tensor, first: int = 0) -> Iterator[tuple[str, Tensor]]:
         """Names and weighted values of the terms beside the cross-entropies, of those rows that are theirs."""
@@ -104,6 +122,7 @@ def loss_rows(batch: Batch, tokens: slice) -> LossRows:
 
     ends = list(accumulate(map(len, found.values()), initial=0))
     kinds = {kind: slice(*bounds) for kind, bounds in zip(found, pairwise(ends), strict=True)}
+    groups = batch.group_ids.flatten()[tokens]
     bins = [torch.zeros_like(rows) for rows in found.values()]
     nar = list(found).index("nar")
     bins[nar] = batch.nar_bins.flatten()[tokens][found["nar"]]
@@ -112,6 +131,8 @@ def loss_rows(batch: Batch, tokens: slice) -> LossRows:
         targets=of_kinds("targets"),
         weights=of_kinds("weights"),
         bins=torch.cat(bins),
+        groups=torch.cat([groups[rows] for rows in found.values()]),
+        num_groups=batch.num_groups,
         kinds=kinds,
         term_weights=batch.term_weights,
     )
@@ -132,7 +153,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, rows: LossRows, vocabul
         raise ValueError(f"loss targets must lie in 0..{num_tokens - 1}, but span {targets.min()}..{targets.max()}")
     entropy = by_chunks if hidden.is_cuda else by_tiles
     loss, nats, log_sums = entropy(hidden, weight, targets, rows, vocabulary)
-    return LossSums(loss, rows.terms(nats, log_sums), _by_bin(nats, rows.bins))
+    return LossSums(loss, rows.terms(nats, log_sums), _by_bin(nats, rows.bins), rows.by_group(nats, log_sums))
 
 
 def _by_bin(losses: Tensor, bins: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ Handed = tuple[Tensor, Tensor]
 def pack_batch(batch: Batch) -> Tensor:
     """The tensors of a batch as one int32 [len(TENSORS), B, S]: weights by their bits, as integers take no part in gradients.
 
-    One tensor and not nine: each that is handed on is a message of its own between stages, in both directions.
+    One tensor and not ten: each that is handed on is a message of its own between stages, in both directions.
     """
     tensors = (getattr(batch, name) for name in TENSORS)
     return torch.stack([t.view(torch.int32) if t.is_floating_point() else t.to(torch.int32) for t in tensors])
@@ -67,13 +67,13 @@ class LossTotal:
 
     def __init__(self) -> None:
         self.scale = 1.0
-        self.sums = torch.zeros(len(metric_names()), dtype=torch.float64)
+        self.sums = torch.zeros(0, dtype=torch.float64)
         self._coming: deque[Batch] = deque()
 
     def begin(self, batches: Sequence[Batch], scale: float = 1.0) -> None:
         """Before a step: its micro-batches, which come in this order."""
         self.scale, self._coming = scale, deque(batches)
-        self.sums.zero_()
+        self.sums = torch.zeros(len(metric_names(batches[0].num_groups)), dtype=torch.float64)
 
     def __call__(self, end: nn.Module, handed: Handed) -> Tensor:
         """The scaled loss of one micro-batch; `end` has the head."""
@@ -82,7 +82,7 @@ class LossTotal:
         hidden, packed = handed
         batch, on_host = unpack_batch(packed), self._coming.popleft()
         batch.target_indices = (on_host.target_indices or TargetIndices.of(on_host)).to(packed.device)
-        batch.term_weights = on_host.term_weights
+        batch.term_weights, batch.group_units = on_host.term_weights, on_host.group_units
         output = end.get_submodule("head")(hidden, loss_rows(batch, slice(None)))
         self.sums = self.sums.to(hidden.device) + output.metric_sums()
         loss: Tensor = output.loss * self.scale

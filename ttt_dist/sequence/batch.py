@@ -5,6 +5,7 @@ torch is imported where the first batch is made: what reads settings and shards 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from ttt_dist.config.objective import Objective
 from ttt_dist.sequence.corruption import Corrupted, corrupt, draw
 from ttt_dist.sequence.loss_terms import TARGET_KINDS, TargetKind, term_weights
-from ttt_dist.sequence.sample import Sample
+from ttt_dist.sequence.sample import TASKS, Sample, task_of
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.sequence.visibility import visible_end
 
@@ -44,12 +45,25 @@ class Batch:
     nar_weights: Tensor
     nar_bins: Tensor
     """Bin of the masking ratio p at NAR targets, 1 to NUM_P_BINS; 0 elsewhere."""
+    group_ids: Tensor
+    """Whose part of the loss a position is: source of the pack x len(TASKS) + task of the sample; 0 at padding."""
     num_loss_units: float
     """This batch's part of the global number that the loss is divided by: samples, or targets (`objective.normalisation`)."""
+    group_units: Sequence[float] = (0.0,) * len(TASKS)
+    """The part of `num_loss_units` of each group, [sources x tasks]."""
     term_weights: dict[str, float] = field(default_factory=dict)
     """Of the terms of the loss beside the two cross-entropies, by name; those that are not there do not count."""
     target_indices: TargetIndices | None = None
     """Where the weights are not 0, found on the CPU; on a GPU looking for them would wait for the device."""
+
+    @property
+    def num_groups(self) -> int:
+        return len(self.group_units)
+
+    @property
+    def micro_batches(self) -> int:
+        """Itself, unless there is no loss in it."""
+        return int(self.num_loss_units > 0)
 
     @property
     def ar_tokens(self) -> int:
@@ -128,11 +142,19 @@ class TargetIndices:
 
 
 def collate(
-    packs: list[list[Sample]], layout: TokenLayout, objective: Objective, seed: int, epochs: list[int], seq_len: int
+    packs: list[list[Sample]],
+    layout: TokenLayout,
+    objective: Objective,
+    seed: int,
+    epochs: list[int],
+    seq_len: int,
+    sources: Sequence[int] | None = None,
+    num_sources: int = 1,
 ) -> Batch:
     """Corrupt the samples of `packs` (one epoch number each) and lay them out as a Batch of [len(packs), seq_len].
 
-    A pack may be empty (all padding). Raises ValueError where a pack is longer than seq_len.
+    `sources` tells of each pack which of `num_sources` it comes from; without it there is one. A pack may be empty (all
+    padding). Raises ValueError where a pack is longer than seq_len.
     """
     import torch
 
@@ -146,8 +168,12 @@ def collate(
         for name in TENSORS
     }
     arrays["input_ids"][:] = layout.pad
-    for row, parts in enumerate(rows):
-        _fill_row({name: array[row] for name, array in arrays.items()}, parts)
+    group_units = np.zeros(num_sources * len(TASKS))
+    for row, (pack, parts) in enumerate(zip(packs, rows, strict=True)):
+        first = (sources[row] if sources else 0) * len(TASKS)
+        groups = [first + task_of(sample, layout) for sample in pack]
+        _fill_row({name: array[row] for name, array in arrays.items()}, parts, groups)
+        np.add.at(group_units, groups, [part.loss_denominator for part in parts])
     for kind in TARGET_KINDS:
         used = arrays[f"{kind}_targets"][arrays[f"{kind}_weights"] != 0]
         if used.size and not 0 <= used.min() <= used.max() < layout.vocab_size:
@@ -158,6 +184,7 @@ def collate(
     return Batch(
         **tensors,
         num_loss_units=float(sum(part.loss_denominator for parts in rows for part in parts)),
+        group_units=group_units.tolist(),
         term_weights=term_weights(objective),
     )
 
@@ -170,19 +197,20 @@ def _shared_mix(packs: list[list[Sample]], objective: Objective, seed: int, epoc
     return first is not None and draw(first[0], seed, first[1]).mix < objective.p_mix
 
 
-def _fill_row(row: dict[str, np.ndarray], parts: list[Corrupted]) -> None:
+def _fill_row(row: dict[str, np.ndarray], parts: list[Corrupted], groups: list[int]) -> None:
     """Write corrupted samples one after the other into a row of each tensor, [S]."""
     seq_len = len(row["input_ids"])
     start = num_spans = 0
-    for number, part in enumerate(parts, start=1):
+    for number, (part, group) in enumerate(zip(parts, groups, strict=True), start=1):
         end = start + len(part.input_ids)
         if end > seq_len:
             raise ValueError(f"a pack of {end} tokens or more does not fit seq_len {seq_len}")
-        for name in row.keys() - {"position_ids", "sample_ids", "span_ids"}:
+        for name in row.keys() - {"position_ids", "sample_ids", "span_ids", "group_ids"}:
             row[name][start:end] = getattr(part, name)
         # What a sample cannot know by itself: where it lies, and which numbers of spans are taken.
         row["position_ids"][start:end] = np.arange(end - start)
         row["sample_ids"][start:end] = number
+        row["group_ids"][start:end] = group
         row["span_ids"][start:end] = np.where(part.span_ids > 0, part.span_ids + num_spans, 0)
         num_spans += int(part.span_ids.max(initial=0))
         start = end

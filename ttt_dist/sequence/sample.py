@@ -70,6 +70,16 @@ class Sample:
         return len(self.content) // WIDTH
 
 
+TASKS = ("text_to_text", "text_to_speech", "speech_to_text", "speech_to_speech")
+"""Kinds of samples, by what is given and what is to be produced; text may come with speech on both sides."""
+
+
+def task_of(sample: Sample, layout: TokenLayout) -> int:
+    """Its place in TASKS, told from token classes and targets alone: shards do not keep the template of a sample."""
+    is_audio, is_target = layout.is_audio[sample.ids], sample.is_target
+    return 2 * bool(is_audio[~is_target].any()) + bool(is_audio[is_target].any())
+
+
 def runs(flags: np.ndarray) -> list[tuple[int, int]]:
     """Maximal runs of True in flags [n], as (start, end) with end exclusive."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))

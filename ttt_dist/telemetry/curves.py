@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -108,6 +109,22 @@ def _held_out_sets(records: Records, key: str) -> list[Line]:
         Line(f"eval_{name}_{key}_loss", f"held out, {name}", colour, "o")
         for name, colour in zip(sorted(names), SHADES, strict=False)
     ]
+
+
+def by_group(records: Records, marks: Marks) -> Figure | None:
+    """AR and NAR losses in training of the sources, and of the tasks, where there are several."""
+    panels = []
+    for kind in ("source", "task"):
+        shares = {
+            found[1] for record in records for key in record if (found := re.fullmatch(f"{kind}_(.+)_share", key))
+        }
+        names = dict(zip(sorted(shares), cycle(COLOURS), strict=False)) if len(shares) > 1 else {}
+        for key, title in (("ar", "text"), ("nar", "speech")):
+            lines = [
+                Line(f"{kind}_{name}_{key}_loss", name.replace("_", " "), colour) for name, colour in names.items()
+            ]
+            panels.append(Panel(title=f"{title} ({key.upper()}) by {kind}, nats", lines=lines))
+    return _draw(records, marks, panels)
 
 
 def compared(runs: Mapping[str, Records]) -> Figure | None:

@@ -154,6 +154,8 @@ class Records(Callback):
     def post_step(self, trainer: Trainer, step: int, result: StepResult) -> None:
         if trainer.is_due(step, trainer.config.telemetry.log_every):
             values = trainer.window.record(trainer.learning_rate(step))
+            if trainer.noise_scale:
+                values |= trainer.noise_scale.record(trainer.loader.sizes.global_batch(step - 1))
             trainer.log(step, {**values, "skipped_steps": trainer.guard.skipped, **self._stage(trainer, step)})
 
     def _stage(self, trainer: Trainer, step: int) -> dict[str, float]:

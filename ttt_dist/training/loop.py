@@ -16,6 +16,7 @@ from ttt_dist.launch.rendezvous import ranges
 from ttt_dist.model.structure import count_parameters
 from ttt_dist.parallel.deepspeed_adapter import wrap_optimizer_step
 from ttt_dist.parallel.mesh import Mesh
+from ttt_dist.parallel.micro_batch_norms import MicroBatchNorms
 from ttt_dist.telemetry.events import EventKind, Events
 from ttt_dist.telemetry.metrics import MetricsLog
 from ttt_dist.telemetry.run_folder import open_run_folder
@@ -23,6 +24,7 @@ from ttt_dist.training import schedule
 from ttt_dist.training.callbacks import Callback, callback_states, load_callback_states
 from ttt_dist.training.default_callbacks import all_callbacks
 from ttt_dist.training.dry_run import describe_data
+from ttt_dist.training.noise_scale import NoiseScale
 from ttt_dist.training.skip_step import SkipStep
 from ttt_dist.training.step import StepResult, train_step
 from ttt_dist.training.step_metrics import MetricsAccumulator
@@ -54,6 +56,8 @@ class Trainer:
     watchdog: Watchdog
     window: MetricsAccumulator
     """The steps since the last record."""
+    noise_scale: NoiseScale | None
+    """Where the settings ask for it."""
     metrics: MetricsLog | None
     """Rank 0 only."""
     events: Events
@@ -74,6 +78,9 @@ class Trainer:
         config, guard = plan.config, SkipStep(plan.config.guard, counters)
         load_callback_states(plan.callbacks, counters.get("callbacks", []))
         wrap_optimizer_step(engine, guard.accepts)
+        noise_scale = None
+        if every := config.telemetry.noise_scale_every:
+            noise_scale = NoiseScale(MicroBatchNorms(engine.module, plan.mesh), every, counters.get("noise_scale"))
         # What the run has given up on is in a file of its own: here too, it would count twice where config.yaml starts a run.
         recorded = replace(config, data=replace(config.data, skip=plan.asked.data.skip))
         return cls(
@@ -87,6 +94,7 @@ class Trainer:
             stop=stop,
             watchdog=watchdog,
             window=MetricsAccumulator.of_run(config, plan.metadata.layout.vocab_size),
+            noise_scale=noise_scale,
             metrics=open_run_folder(recorded, plan.mesh.world_size, start_step) if plan.mesh.rank == 0 else None,
             events=events,
             callbacks=all_callbacks(config, plan.mesh.rank, start_step, plan.callbacks),
@@ -123,7 +131,8 @@ class Trainer:
     @property
     def counters(self) -> dict[str, Any]:
         """What a checkpoint keeps beside weights and optimizer; collective where a callback's is."""
-        return {**self.guard.state, "callbacks": callback_states(self.callbacks)}
+        noise_scale = {"noise_scale": self.noise_scale.state} if self.noise_scale else {}
+        return {**self.guard.state, **noise_scale, "callbacks": callback_states(self.callbacks)}
 
     def announce(self, checkpoint: Path | None) -> None:
         """Tell of the start: what is trained, on what, from which checkpoint; collective."""
@@ -192,6 +201,9 @@ def run_step(trainer: Trainer, step: int) -> StepResult:
     batches = trainer.loader.step(step - 1)
     data_s = time.perf_counter() - begin
     trainer.watchdog.mark(step, "forward and backward", limit_s)
-    result = train_step(trainer.engine, trainer.mesh, batches, trainer.learning_rate(step))
+    norms = trainer.noise_scale.norms_at(step) if trainer.noise_scale else None
+    result = train_step(trainer.engine, trainer.mesh, batches, trainer.learning_rate(step), norms)
+    if trainer.noise_scale:
+        trainer.noise_scale.add(result)
     trainer.window.add(result, data_s, time.perf_counter() - begin)
     return result

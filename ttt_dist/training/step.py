@@ -16,10 +16,12 @@ import torch.distributed as dist
 from ttt_dist.model.loss import metric_names, p_bin_name
 from ttt_dist.parallel.deepspeed_adapter import set_accumulation_steps
 from ttt_dist.parallel.mesh import Mesh
+from ttt_dist.parallel.micro_batch_norms import MicroBatchNorms
 from ttt_dist.parallel.zero import reported_norm, set_learning_rate
 from ttt_dist.sequence.batch import Batch
 from ttt_dist.sequence.corruption import NUM_P_BINS
 from ttt_dist.sequence.loss_terms import TARGET_KINDS, term_names
+from ttt_dist.training.group_losses import GroupLosses
 from ttt_dist.training.step_timing import StepClock, StepTimes
 
 
@@ -37,6 +39,10 @@ class Counts:
     """Tokens that are not padding."""
     visible_pairs: float
     """Pairs of a query and a key that it sees."""
+    micro_batches: float
+    """Those that have any loss units."""
+    group_units: tuple[float, ...]
+    """The part of `num_loss_units` of each group."""
 
 
 class PBin(NamedTuple):
@@ -85,9 +91,12 @@ class StepResult:
 
     losses: Losses
     grad_norm: float
+    micro_batch_square: float | None
+    """Square of the gradient of a micro-batch alone, mean over them by their loss units; None where it was not asked for."""
     own_sums: torch.Tensor
     """This process's part of the sums of the terms, in their order: it tells whose loss was not finite."""
     nar_by_p: list[PBin]
+    groups: GroupLosses
     counts: Counts
     times: StepTimes
 
@@ -96,8 +105,11 @@ class StepResult:
         return self.losses.loss
 
 
-def train_step(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, batches: Sequence[Batch], lr: float) -> StepResult:
-    """Run this process's micro-batches of one global batch and update the weights.
+def train_step(
+    engine: deepspeed.DeepSpeedEngine, mesh: Mesh, batches: Sequence[Batch], lr: float,
+    norms: MicroBatchNorms | None = None,
+) -> StepResult:  # fmt: skip
+    """Run this process's micro-batches of one global batch and update the weights; `norms` measures the gradient of each.
 
     Collective: every process calls it with the same number of batches.
     """
@@ -108,6 +120,8 @@ def train_step(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, batches: Sequence[
         clock.charge("data")
         # DeepSpeed averages gradients over the processes of different data or tokens: undo it.
         scale = mesh.zero_size / counts.num_loss_units if counts.num_loss_units else 0.0
+        if norms is not None:
+            norms.begin(_square_weights(batches, counts.num_loss_units, scale))
         set_learning_rate(engine, lr)
         if mesh.pipeline > 1:
             from ttt_dist.parallel.pipeline import train_pipeline
@@ -118,28 +132,42 @@ def train_step(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, batches: Sequence[
         if not mesh.is_loss_rank:
             sums.zero_()
         own_sums = sums[: len(term_names())].clone()
-        dist.all_reduce(sums)
-        metric_sums = dict(zip(metric_names(), sums.tolist(), strict=True))
+        square = torch.zeros(1, dtype=sums.dtype, device=sums.device) if norms is None else norms.end(sums.device)
+        summed = torch.cat([sums, square])
+        dist.all_reduce(summed)
+        *values, total_square = summed.tolist()
+        metric_sums = dict(zip(metric_names(len(counts.group_units)), values, strict=True))
         grad_norm = reported_norm(engine)
         clock.charge("optimizer")
     return StepResult(
         losses=Losses.of_sums(metric_sums, counts.num_loss_units),
         grad_norm=grad_norm,
+        micro_batch_square=None if norms is None else total_square,
         own_sums=own_sums,
         nar_by_p=[
             PBin(metric_sums[f"nar_nats_{name}"], metric_sums[f"nar_tokens_{name}"])
             for name in map(p_bin_name, range(NUM_P_BINS))
         ],
+        groups=GroupLosses.of(values, counts.group_units),
         counts=counts,
         times=clock.times(),
     )
+
+
+def _square_weights(batches: Sequence[Batch], num_loss_units: float, scale: float) -> list[float]:
+    """What makes the squares of the micro-batches' scaled gradients their mean by loss units.
+
+    Of a micro-batch with u of U units, the gradient of its own mean loss is the scaled one / (scale u), and its weight is u / U.
+    """
+    units = [batch.num_loss_units for batch in batches]
+    return [1.0 / (scale**2 * u * num_loss_units) if u else 0.0 for u in units]
 
 
 def _accumulate(
     engine: deepspeed.DeepSpeedEngine, batches: Sequence[Batch], scale: float, clock: StepClock
 ) -> torch.Tensor:
     """Gradients of `scale` * loss over `batches`, and the update; this process's `LossSums.metric_sums`."""
-    sums = torch.zeros(len(metric_names()), dtype=torch.float64, device=engine.device)
+    sums = torch.zeros(len(metric_names(batches[0].num_groups)), dtype=torch.float64, device=engine.device)
     for batch in batches:
         output = engine(batch.to(engine.device))
         sums += output.metric_sums()
@@ -154,8 +182,9 @@ def _accumulate(
 
 def global_counts(batches: Sequence[Batch], mesh: Mesh, device: torch.device) -> Counts:
     """Sum the counts of all processes' batches. Must precede the first backward pass: every gradient is divided by it."""
-    names = [field.name for field in fields(Counts)]
-    rows = [[getattr(batch, name) for name in names] for batch in batches]
+    names = [field.name for field in fields(Counts) if field.name != "group_units"]
+    rows = [[*(getattr(batch, name) for name in names), *batch.group_units] for batch in batches]
     total = torch.tensor(rows, dtype=torch.float64, device=device).sum(dim=0) * mesh.is_data_source_rank
     dist.all_reduce(total)
-    return Counts(**dict(zip(names, total.tolist(), strict=True)))
+    values = total.tolist()
+    return Counts(**dict(zip(names, values, strict=False)), group_units=tuple(values[len(names) :]))

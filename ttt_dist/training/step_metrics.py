@@ -3,6 +3,7 @@
 import math
 import resource
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from ttt_dist.config.run import Config
 from ttt_dist.model.loss import p_bin_name
 from ttt_dist.training.flops import ModelFlops, known_peak_tflops
+from ttt_dist.training.group_losses import GroupLosses
 from ttt_dist.training.step import PBin, StepResult
 
 PHASES = ("data", "forward", "backward", "forward_backward", "optimizer", "communication")
@@ -24,6 +26,8 @@ class MetricsAccumulator:
     flops: ModelFlops
     peak_flops: float | None
     """FLOP/s of all devices together; None: unknown, and so is the MFU."""
+    sources: Sequence[str] = ("train",)
+    """Names, in the order of the loader."""
     steps: list[StepResult] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     """By phase, and of whole steps as `step`."""
@@ -37,6 +41,7 @@ class MetricsAccumulator:
         return cls(
             flops=ModelFlops.of(config.model, vocab_size),
             peak_flops=None if peak is None else peak * 1e12 * dist.get_world_size(),
+            sources=list(config.data.prefixes()),
         )
 
     def add(self, result: StepResult, data_s: float, step_s: float) -> None:
@@ -54,11 +59,17 @@ class MetricsAccumulator:
             "lr": lr,
             **self._times(),
             **_by_p(self.steps),
+            **self._by_group(),
             "memory_bytes": peak_memory(),
             **slowest(self.own_s),
         }
         self.steps, self.seconds, self.own_s = [], {}, 0.0
         return values
+
+    def _by_group(self) -> Record:
+        """Losses by source and task, of the steps whose loss is finite."""
+        sound = [step.groups for step in self.steps if math.isfinite(step.loss)]
+        return GroupLosses.total(sound).record(self.sources) if sound else {}
 
     def _times(self) -> Record:
         """Mean seconds per step of each phase, and the rates that follow."""

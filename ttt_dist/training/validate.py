@@ -21,7 +21,7 @@ def held_out_loss(engine: deepspeed.DeepSpeedEngine, mesh: Mesh, loader: Validat
 
         sums = evaluate_pipeline(engine, batches)
     else:
-        sums = torch.zeros(len(metric_names()), dtype=torch.float64, device=engine.device)
+        sums = torch.zeros(len(metric_names(batches[0].num_groups)), dtype=torch.float64, device=engine.device)
         for batch in batches:
             sums += engine(batch.to(engine.device)).metric_sums()
     engine.train()
