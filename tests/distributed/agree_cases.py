@@ -1,15 +1,19 @@
 """What the processes of test_agree.py run: plans made apart, and the plan that comes of them."""
 
+import math
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from ttt_dist.config.loader import read_config
 from ttt_dist.data import metadata
 from ttt_dist.launch.launchers import DistInfo
 from ttt_dist.training.plan import TrainPlan, agree, prepare
+from ttt_dist.training.stop_signals import SignalHandler
 from ttt_dist.util.errors import AgreedError
 
 
@@ -30,6 +34,17 @@ def plans(config: Path, run_dir: Path, changes: Callable[[TrainPlan], None] | No
     return {
         name: f"{plan.start and plan.start.name}, masks {plan.config.objective.masking}" for name, plan in told.items()
     }
+
+
+def due_saves() -> list[bool]:
+    """Whether this process saves where the hour has come by all clocks, by that of rank 0 alone, by that of rank 1 alone."""
+    found, handler, rank = [], SignalHandler(), dist.get_rank()
+    for late in ((0, 1), (0,), (1,)):
+        handler.save_at = time.monotonic() if rank in late else math.inf
+        assert handler.should_stop(torch.device("cpu")) is None
+        found.append(handler.is_save_due)
+    handler.close()
+    return found
 
 
 def other_shards(plan: TrainPlan) -> None:

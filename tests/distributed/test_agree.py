@@ -1,8 +1,10 @@
 """Processes that trust what JSONs say, but for one that looks, start from the same checkpoint on the same shards, or all stop."""
 
+from typing import Any
+
 import pytest
 
-from tests.distributed.agree_cases import lost_shard, other_shards, plans
+from tests.distributed.agree_cases import due_saves, lost_shard, other_shards, plans
 from tests.distributed.launch import run_distributed
 from tests.distributed.small_run import make_run
 from tools.simulate.synthetic import write_checkpoint
@@ -11,7 +13,7 @@ from ttt_dist.data.shards import ShardReader
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, str]]]:
+def told(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
     folder = tmp_path_factory.mktemp("agree")
     config = make_run(folder)
     whole, damaged = folder / "whole", folder / "damaged"
@@ -25,26 +27,30 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, str]]]
     newest = damaged / "checkpoints" / "step-00000006"
     next(newest.glob("*optim*")).unlink()
     cases = [(whole, None), (damaged, None), (folder / "new", other_shards), (folder / "new", lost_shard)]
-    return run_distributed([(plans, (config, *case)) for case in cases], 2)
+    return run_distributed([(due_saves, ()), *((plans, (config, *case)) for case in cases)], 2)
 
 
-def test_all_go_on_from_the_newest(told: list[list[dict[str, str]]]) -> None:
+def test_a_save_is_due_for_all_by_the_clock_of_rank_0(told: list[list[Any]]) -> None:
+    assert told[0] == [[True, True, False]] * 2
+
+
+def test_all_go_on_from_the_newest(told: list[list[Any]]) -> None:
     expected = "step-00000006, masks exact_count"
-    assert told[0] == [{"own": expected, "common": expected}] * 2
+    assert told[1] == [{"own": expected, "common": expected}] * 2
 
 
-def test_all_go_on_from_what_the_one_that_looks_has_found_whole(told: list[list[dict[str, str]]]) -> None:
+def test_all_go_on_from_what_the_one_that_looks_has_found_whole(told: list[list[Any]]) -> None:
     """... by the settings that its run.json has."""
     plan = {"own": "step-00000006, masks exact_count", "common": "step-00000003, masks bernoulli"}
-    assert told[1] == [plan] * 2
+    assert told[2] == [plan] * 2
 
 
-def test_other_shards_stop_all(told: list[list[dict[str, str]]]) -> None:
-    assert told[2][0] == told[2][1]
-    assert "train: has checksum 111111111111 on " in told[2][0]["error"]
-    assert "give all machines the same shards" in told[2][0]["error"]
-
-
-def test_a_lost_file_stops_all(told: list[list[dict[str, str]]]) -> None:
+def test_other_shards_stop_all(told: list[list[Any]]) -> None:
     assert told[3][0] == told[3][1]
-    assert told[3][0]["error"].endswith("train.bin: missing; write the shard again")
+    assert "train: has checksum 111111111111 on " in told[3][0]["error"]
+    assert "give all machines the same shards" in told[3][0]["error"]
+
+
+def test_a_lost_file_stops_all(told: list[list[Any]]) -> None:
+    assert told[4][0] == told[4][1]
+    assert told[4][0]["error"].endswith("train.bin: missing; write the shard again")

@@ -76,7 +76,8 @@ def test_a_decay_branches_off_a_trunk_under_growing_batches_and_a_budget_of_toke
     valid = work / "shards" / "valid"
     growing = [
         *("train.schedule=wsd", "train.warmup=1", "train.min_lr_ratio=0", "train.lr=1e-3", "telemetry.wandb=off"),
-        *("train.batch_stages=[{from_step: 2, global_batch: 8}]", "train.eval_every=2", "checkpoint.save_every=2"),
+        *("train.batch_stages=[{from_step: 2, global_batch: 8}]", "train.eval_every=2"),
+        *("checkpoint.save_every_minutes=1e-9", "checkpoint.async_save=true"),  # each step ends that much later
         f"data.valid={{near: {valid}, far: {valid}}}",
     ]
     seq_len = ShardReader(work / "shards" / "train").seq_len
@@ -331,7 +332,7 @@ def test_bad_usage_is_status_2(work: Path) -> None:
 
 
 def test_the_moving_average_is_exported_from_a_checkpoint(work: Path, tmp_path: Path) -> None:
-    steps = ["train.steps=3", "train.warmup=1", "checkpoint.save_every=1", "telemetry.wandb=off"]
+    steps = ["train.steps=3", "train.warmup=1", "checkpoint.save_every_minutes=1e-9", "telemetry.wandb=off"]
     done = alone(work, *steps, "train.ema=0.5", f"run_dir={tmp_path}/run")
     assert done.returncode == 0, done.stderr
     saved, convert = (

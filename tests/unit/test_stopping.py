@@ -1,15 +1,19 @@
-"""Requests to stop: signals and time limits. (That all processes agree is shown in tests/distributed/test_faults.py.)"""
+"""Requests to stop: signals and time limits; saves by the clock. (That all processes agree: test_faults and test_agree of tests/distributed.)"""
 
 import os
 import signal
 import time
 from collections.abc import Iterator
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from ttt_dist.config.run import CheckpointConfig
 from ttt_dist.launch.rendezvous import free_port
+from ttt_dist.training.checkpointing import Checkpointing
 from ttt_dist.training.stop_signals import MARGIN_S, SignalHandler
 
 CPU = torch.device("cpu")
@@ -82,3 +86,35 @@ def test_the_end_of_a_slurm_job(
     stop.longest_save_s = longest_save_s
     assert (stop.should_stop(CPU) is not None) == stops
     stop.close()
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "saved"),
+    [
+        (CheckpointConfig(save_every_minutes=10), [3, 6]),  # 10 minutes after the start, and after the end of a save
+        (CheckpointConfig(save_every_minutes=10, save_every=4), [3, 4, 7, 8]),  # a save by steps counts as one
+        (CheckpointConfig(save_every=4), [4, 8]),
+        (CheckpointConfig(), []),
+    ],
+)
+def test_saves_by_the_clock(checkpoint: CheckpointConfig, saved: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 4 minutes, saves of 15."""
+    minute, found, stop = 0.0, [], SignalHandler()
+    monkeypatch.setattr(time, "monotonic", lambda: 60 * minute)
+    trainer: Any = MagicMock(start_step=0, is_last=False, stop=stop)
+    trainer.config.checkpoint, trainer.is_due = checkpoint, lambda step, every: every > 0 and step % every == 0
+
+    def save(_: Any, step: int) -> None:
+        nonlocal minute
+        minute += 15
+        found.append(step)
+
+    callback = Checkpointing()
+    monkeypatch.setattr(callback, "_save", save)
+    for step in range(1, 9):
+        callback.pre_step(trainer, step)
+        minute += 4
+        assert stop.should_stop(CPU) is None
+        callback.post_step(trainer, step, MagicMock())
+    stop.close()
+    assert found == saved

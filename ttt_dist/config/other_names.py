@@ -67,6 +67,7 @@ _THEIRS = {
     "telemetry.wandb_project": "project project_name",
     "telemetry.peak_tflops": "peak_flops gpu_peak_flops promised_flops",
     "checkpoint.save_every": "save_steps save_interval checkpoint_interval ckpt_every checkpoint.interval checkpoint.every save_freq",
+    "checkpoint.save_every_minutes": "train_time_interval every_n_minutes save_interval_minutes",
     "checkpoint.keep_last": "save_total_limit keep_latest_k",
     "checkpoint.async_save": "async_mode checkpoint.async_mode async_checkpoint",
     "checkpoint.local_every": "non_persistent_save_interval",

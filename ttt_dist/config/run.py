@@ -143,6 +143,8 @@ class CheckpointConfig(Section):
 
     save_every: NonNegativeInt = 0
     """Steps between checkpoints; 0: only at the end."""
+    save_every_minutes: NonNegativeFloat = 0.0
+    """Minutes of training, by rank 0's clock, after which the next step is saved too; 0: steps alone decide."""
     keep_last: NonNegativeInt = 2
     """Complete checkpoints kept in the run folder; 0: all."""
     keep_every: NonNegativeInt = 0

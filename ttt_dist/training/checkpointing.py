@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 class Checkpointing(Callback):
     """A checkpoint every checkpoint.save_every steps, and where the run ends before its last step; then `checkpoint_saved`.
 
+    With checkpoint.save_every_minutes also at the first step that ends so long after the last save, or the start.
     With checkpoint.local_every, sets on the hosts' disks between them, unless a save is still being written.
     """
 
@@ -31,6 +33,10 @@ class Checkpointing(Callback):
         self._stall_s = 0.0
         """How long the save in flight has kept training waiting."""
 
+    def pre_step(self, trainer: Trainer, step: int) -> None:
+        if step == trainer.start_step + 1:
+            self._count_from_now(trainer)
+
     def post_step(self, trainer: Trainer, step: int, result: StepResult) -> None:
         checkpoint = trainer.config.checkpoint
         if self.saver is None and (checkpoint.async_save or checkpoint.local_every):
@@ -38,9 +44,10 @@ class Checkpointing(Callback):
             self.local = LocalSaves(trainer.config) if checkpoint.local_every else None
         if self.saver is not None:
             self._end(trainer, self.saver.poll())
-        if trainer.is_last or trainer.is_due(step, checkpoint.save_every):
+        if trainer.is_last or trainer.stop.is_save_due or trainer.is_due(step, checkpoint.save_every):
             trainer.watchdog.mark(step, "saving a checkpoint", trainer.config.guard.start_timeout)
             self._save(trainer, step)
+            self._count_from_now(trainer)  # and not from where it began: a save that takes long asks for no other
         elif self.saver and self.local and step % checkpoint.local_every == 0 and not self.saver.in_flight:
             begin = time.perf_counter()
             self.local.save(self.saver, step, trainer.metadata, trainer.counters)
@@ -56,6 +63,10 @@ class Checkpointing(Callback):
         saved = None if self.saver is None else self.saver.close()
         if saved is not None:
             self._tell(trainer, saved)
+
+    def _count_from_now(self, trainer: Trainer) -> None:
+        minutes = trainer.config.checkpoint.save_every_minutes
+        trainer.stop.save_at = time.monotonic() + 60 * minutes if minutes else math.inf
 
     def _save(self, trainer: Trainer, step: int) -> None:
         """Save once what is in flight has ended. The run's last save is waited for, and its failure ends the run."""

@@ -1,5 +1,5 @@
 """Requests to stop: SIGTERM, SIGUSR1, SIGINT, a time limit that comes near. They are heard at once and followed at the end
-of a step, by all processes together, whichever of them was asked.
+of a step, by all processes together, whichever of them was asked. So is the hour of a save, by the clock of rank 0.
 """
 
 import math
@@ -23,6 +23,10 @@ class SignalHandler:
         """Ask for a stop after so many seconds (0: never) too, and before the end of the SLURM job around this process."""
         self.longest_save_s = 0.0
         """Kept up to date by whoever saves: a stop must leave time for one more."""
+        self.save_at = math.inf
+        """When a save is due, by time.monotonic(), also kept by whoever saves; of all ranks' clocks rank 0's counts."""
+        self.is_save_due = False
+        """Whether it was at the last `should_stop`; the same on all ranks."""
         self._code = 0
         # All by the clock that nobody sets; SLURM's times of day are looked at once.
         self._deadline = time.monotonic() + stop_after_s if stop_after_s else math.inf
@@ -38,11 +42,13 @@ class SignalHandler:
             signal.signal(number, self._before[signal.SIGINT])
 
     def should_stop(self, device: torch.device) -> str | None:
-        """Why all processes are to stop now, or None; collective."""
-        if not self._code and time.monotonic() > min(self._deadline, self._end_of_job - 2 * self.longest_save_s):
+        """Why all processes are to stop now, or None; agrees on `is_save_due` too. Collective."""
+        now = time.monotonic()
+        if not self._code and now > min(self._deadline, self._end_of_job - 2 * self.longest_save_s):
             self._code = 1
-        code = torch.tensor(self._code, device=device)
-        dist.all_reduce(code, dist.ReduceOp.MAX)
+        asked = torch.tensor([self._code, dist.get_rank() == 0 and now >= self.save_at], device=device)
+        dist.all_reduce(asked, dist.ReduceOp.MAX)
+        code, self.is_save_due = asked[0].item(), bool(asked[1])
         return REASONS[int(code)]
 
     def close(self) -> None:
