@@ -29,6 +29,7 @@ from ttt_dist.checkpoint.manifest import (
 )
 from ttt_dist.config.deepspeed import zero_stage
 from ttt_dist.config.loader import complete_record, to_dict
+from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.objective import Objective
 from ttt_dist.config.reading import build
 from ttt_dist.config.run import CheckpointConfig, Config
@@ -195,9 +196,9 @@ def require_resumable(checkpoint: Path, run: CheckpointMetadata) -> None:
     where = str(checkpoint)
     metadata = read_metadata(checkpoint)
     run.layout.require_same(TokenLayout.from_dict(metadata["layout"], where), where)
-    saved = metadata["config"]
+    saved, usual = metadata["config"], to_dict(ModelConfig())
     for name, here in run.config["model"].items():
-        _require_equal(f"model.{name}", saved["model"].get(name), here, where)
+        _require_equal(f"model.{name}", saved["model"].get(name, usual[name]), here, where)
     _warn_of_another_order(saved, run.config, int(metadata["step"]), where)
 
 

@@ -132,9 +132,10 @@ def choose_start(config: Config, layout: TokenLayout, candidates: list[Path]) ->
     checkpoint = manager.first_whole(candidates)
     if checkpoint is not None:
         return checkpoint, zero_weights  # all of them are about to be read
+    drawn = RandomWeights(config.seed)
     if config.train.init_from is not None:
-        return None, FolderWeights(config.train.init_from, config.model, layout)
-    return None, RandomWeights(config.seed)
+        return None, FolderWeights(config.train.init_from, config.model, layout, adapters=drawn)
+    return None, drawn
 
 
 def restore(

@@ -78,10 +78,13 @@ def apply_zero(
 
 
 def _build_optimizer(model: nn.Module, config: Config, layout: TokenLayout, mesh: Mesh) -> torch.optim.AdamW:
-    """AdamW with the groups that the settings ask for. Its rate is 0 until a step sets it."""
+    """AdamW with the groups that the settings ask for. Its rate is 0 until a step sets it. What is in no group gets no gradient."""
     own = own_parameters(model, mesh, config.model)
-    groups = []
-    for number, group in enumerate(groups_of(config, layout)):
+    groups, asked = [], groups_of(config, layout)
+    trained = {name for group in asked for name in group.names}
+    for name, parameter in own.items():
+        parameter.requires_grad_(name in trained)
+    for number, group in enumerate(asked):
         mine = [name for name in own if name in group.names]
         if group.is_masked:
             for name in mine:
