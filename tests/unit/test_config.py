@@ -393,6 +393,13 @@ REFUSED = [
         r"model\.num_kv_heads=3: one must be",
     ),
     (8, ["parallel.tensor=2", "parallel.ulysses=4"], r"parallel\.ulysses=4 does not divide the 2 query heads"),
+    (1, ["model.lora.r=4"], r"model\.lora\.r=4 adapts a model .* name it by train\.init_from"),
+    (1, ["model.lora.r=4", "train.init_from=x", "train.fp8=true", "train.precision=bf16"], r"set train\.fp8=false"),
+    (
+        4,
+        ["model.lora.r=4", "train.init_from=x", "parallel.tensor=4", "train.global_batch=8"],
+        r"take these three out of",
+    ),
     (1, ["parallel.sequence_parallel=true"], r"set parallel\.tensor above 1"),
     (3, ["parallel.tensor=2"], "3 process.* cannot be split into groups of 2.*start a multiple of 2"),
     (2, ["parallel.tensor=2", "train.precision=bf16", "deepspeed=ds_configs/zero0.json"], "bf16 without ZeRO"),

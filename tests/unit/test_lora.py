@@ -1,6 +1,5 @@
 """Adapters (the extra `lora`): what peft reads of an export computes what our model does, merged or beside its base."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -112,6 +112,17 @@ def test_without_gradients_none_are_computed() -> None:
         assert not linear_cross_entropy(hidden, weight, rows, VOCABULARY).loss.requires_grad
 
 
+@pytest.mark.parametrize("entropy", [cross_entropy.by_tiles, cross_entropy.by_chunks])
+def test_a_frozen_weight_has_no_gradient_and_costs_none(entropy: Entropy, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, rows = random_rows(7)
+    monkeypatch.setattr(loss, "by_tiles", entropy)
+    (expected,) = torch.autograd.grad(linear_cross_entropy(hidden, weight, rows, VOCABULARY).loss, hidden)
+    weight.requires_grad_(False)
+    linear_cross_entropy(hidden, weight, rows, VOCABULARY).loss.backward()
+    assert weight.grad is None
+    assert hidden.grad is not None and torch.equal(hidden.grad, expected)
+
+
 @pytest.mark.parametrize("target", [-1, NUM_TOKENS])
 def test_a_target_outside_the_vocabulary_is_refused(target: int) -> None:
     hidden, weight, rows = random_rows(3)

@@ -131,13 +131,17 @@ def resolve_resume_path(path: Path, trusts_files: bool = False) -> list[Path]:
     )
 
 
-def bytes_per_parameter(config: Config) -> int:
+def bytes_per_parameter(config: Config, learns: bool = True) -> int:
     """What DeepSpeed writes of a parameter (measured in tests/distributed/test_checkpoint_size.py).
+
+    Of one that does not learn beside adapters, the weight of the forward pass; from a GPU at ZeRO 2 it is there twice.
 
     Beside the optimizer's numbers the weights of the forward pass, unless they are the optimizer's own (ZeRO 0 in fp32) or are
     made from them (ZeRO 3). A pipeline in bf16 without ZeRO has the optimizer's numbers twice.
     """
     stage, is_bf16 = zero_stage(config.deepspeed), config.train.precision == "bf16"
+    if not learns:
+        return (2 if is_bf16 else 4) * (2 if stage == 2 else 1)
     of_optimizer = OPTIMIZER_BYTES + (4 if config.train.ema else 0)
     if stage == 0 and not is_bf16:
         return of_optimizer

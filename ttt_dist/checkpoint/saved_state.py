@@ -7,7 +7,7 @@ from torch import Tensor
 from ttt_dist.checkpoint.manager import METADATA, read_metadata
 from ttt_dist.config.pipeline import Recipe
 from ttt_dist.config.reading import build
-from ttt_dist.model.optimizer_groups import optimizer_groups
+from ttt_dist.model.optimizer_groups import learnt_names
 from ttt_dist.model.structure import parameter_shapes
 from ttt_dist.sequence.tokens import TokenLayout
 
@@ -31,8 +31,7 @@ class SavedState:
         """Whole shapes by our names, see `Transformer`; a tied head is the embedding."""
         self.kinds = (*KINDS, EMA) if self.config.train.ema else KINDS
         """What is saved of each weight: a moving average too where the run keeps one."""
-        groups = optimizer_groups(self.shapes, self.config.train)
-        self.learns = {name for group in groups for name in group.names}
+        self.learns = learnt_names(self.shapes, self.config.train)
         """Weights that the optimizer has. Of the others, beside adapters, nothing is saved but themselves."""
 
     @property

@@ -50,14 +50,21 @@ def optimizer_groups(shapes: Shapes, train: TrainConfig) -> list[OptimizerGroup]
             _require_usable(group, mine, f"train.param_groups.{number}", shapes)
         for decay, is_wide in ((train.weight_decay, True), (0.0, False)):
             names = tuple(name for name in mine if (len(shapes[name]) > 1) == is_wide)
+            if not names:
+                continue
             if group is None:
                 groups.append(OptimizerGroup(names, 1.0, decay))
-            elif names:
+            else:
                 decay = decay if group.weight_decay is None else group.weight_decay
                 is_new = group.rows == "new"
                 decay = 0.0 if is_new or not group.lr_scale else decay  # or what is to stay would shrink
                 groups.append(OptimizerGroup(names, group.lr_scale, decay, is_new))
     return groups
+
+
+def learnt_names(shapes: Shapes, train: TrainConfig) -> set[str]:
+    """Weights that are in some group, and so have a gradient and an optimizer's state."""
+    return {name for group in optimizer_groups(shapes, train) for name in group.names}
 
 
 def num_trained(shapes: Shapes, train: TrainConfig, num_text_tokens: int) -> int:
