@@ -85,17 +85,8 @@ class Layout:
     def reference(self) -> "Layout":
         """The one-process fp32 run of the same model and objective."""
         same = (
-            "normalisation",
-            "preset",
-            "noise_schedule",
-            "z_loss",
-            "staged",
-            "tuned",
-            "adapted",
-            "tied",
-            "kv_heads",
-            "qk_norm",
-        )
+            "normalisation", "preset", "noise_schedule", "z_loss", "staged", "tuned", "adapted", "tied", "kv_heads", "qk_norm",
+        )  # fmt: skip
         return Layout(**{name: getattr(self, name) for name in same})
 
     def config(self) -> Config:
@@ -135,9 +126,8 @@ class Layout:
 
     @property
     def _rows(self) -> list[ParamGroup]:
-        return [
-            ParamGroup(params=name, rows="new") for name in ("embed.*", "head.*") if name[0] == "e" or not self.tied
-        ]
+        names = ["embed.weight"] if self.tied else ["embed.weight", "head.weight"]
+        return [ParamGroup(params=name, rows="new") for name in names]
 
     def mesh(self) -> Mesh:
         """This process's place; needs a process group."""

@@ -1,4 +1,4 @@
-"""Adapters (the extra `lora`) in all layouts of processes: one loss, what is frozen stays, and a run goes on in the same layout and in others."""
+"""Adapters (the extra `lora`) in all layouts: one loss, what is frozen stays, a run goes on in the same layout and in others."""
 
 import sys
 from pathlib import Path

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.structures import packs, tiny_layout
 from ttt_dist.config.objective import Objective
-from ttt_dist.model import cross_entropy
+from ttt_dist.model import cross_entropy, loss
 from ttt_dist.model.cross_entropy import VocabularySlice, by_chunks, by_tiles
 from ttt_dist.model.loss import LossRows, linear_cross_entropy, loss_rows, metric_names
 from ttt_dist.sequence.batch import Batch, collate

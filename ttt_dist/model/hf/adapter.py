@@ -1,6 +1,6 @@
 """Adapters for other programs: merged into the weights that they adapt, and as a folder that peft reads.
 
-That is a folder of its own in an export: transformers takes a model folder with adapter_config.json for the adapter alone.
+That is a folder of its own in an export: on a model folder that holds one, transformers puts the adapter once more.
 """
 
 import json
@@ -58,6 +58,7 @@ class Merged:
             if name not in adapters:
                 yield name, self._merged(name, weight, adapters) if name.endswith(".weight") and adapters else weight
 
+    @torch.no_grad()
     def _merged(self, name: str, weight: Tensor, adapters: Mapping[str, Tensor]) -> Tensor:
         """W + lora_alpha / r * B A, part by part, in fp32."""
         lora, merged = self.adapted.lora, []
