@@ -46,6 +46,9 @@ class Merged:
         self._kept: dict[str, Tensor] = {}
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        if not self.adapted.lora.r:
+            yield from self.weights  # one at a time: what comes may be in the memory of the one before
+            return
         for _, weights in groupby(self.weights, lambda pair: _layer_of(pair[0])):
             yield from self._layer(dict(weights))
 
