@@ -15,7 +15,7 @@ from benchmarks.mixture import pack_samples
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.objective import Objective
 from ttt_dist.model.attention.plan import AttentionPlan, attend, attention_plan
-from ttt_dist.model.hf.folder import to_huggingface
+from ttt_dist.model.hf.weight_names import to_huggingface
 from ttt_dist.model.loss import loss_rows
 from ttt_dist.model.structure import head_dim
 from ttt_dist.model.transformer import Transformer

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from tests.distributed.random_packs import LAYOUT, SEQ_LEN, global_batches
-from ttt_dist.config.model import ModelConfig
+from ttt_dist.config.model import LoraConfig, ModelConfig
 from ttt_dist.config.objective import Normalisation, Objective, ObjectiveStage, Preset
 from ttt_dist.config.run import (
     BatchStage,
@@ -66,6 +66,8 @@ class Layout:
     """Learns autoregressively before step `BORDER`."""
     tuned: bool = False
     """Some weights stay as they are or have rates of their own, the losses have weights, batches are larger from `BORDER` on."""
+    adapted: bool = False
+    """Adapters learn, and rows of speech; the rest is frozen."""
     tied: bool = False
     kv_heads: int = 2
     qk_norm: bool = False
@@ -82,7 +84,9 @@ class Layout:
     @property
     def reference(self) -> "Layout":
         """The one-process fp32 run of the same model and objective."""
-        same = ("normalisation", "preset", "noise_schedule", "z_loss", "staged", "tuned", "tied", "kv_heads", "qk_norm")
+        same = (
+            "normalisation", "preset", "noise_schedule", "z_loss", "staged", "tuned", "adapted", "tied", "kv_heads", "qk_norm",
+        )  # fmt: skip
         return Layout(**{name: getattr(self, name) for name in same})
 
     def config(self) -> Config:
@@ -91,7 +95,8 @@ class Layout:
             global_batch=GLOBAL_BATCH, micro_batch=self.micro, lr=LR, clip=1.0, precision=self.precision,
             activation_checkpointing=self.checkpointing, compile=self.compile, fp8=self.fp8,
             batch_stages=[BatchStage(from_step=BORDER, global_batch=2 * GLOBAL_BATCH)] if self.tuned else [],
-            param_groups=PARAM_GROUPS if self.tuned else [], ema=0.5 if self.tuned else 0.0,
+            param_groups=PARAM_GROUPS if self.tuned else self._rows if self.adapted else [],
+            ema=0.5 if self.tuned else 0.0,
         )  # fmt: skip
         stages = [ObjectiveStage(from_step=0, kind="ar"), ObjectiveStage(from_step=BORDER)] if self.staged else []
         return Config(
@@ -104,6 +109,7 @@ class Layout:
                 ffn_hidden_size=64,
                 qk_norm=self.qk_norm,
                 tie_embeddings=self.tied,
+                lora=LoraConfig(r=3 if self.adapted else 0),
             ),
             objective=Objective(
                 preset=self.preset,
@@ -117,6 +123,11 @@ class Layout:
             train=train,
             parallel=ParallelConfig(self.tensor, self.pipeline, self.ulysses, self.sequence_parallel),
         )
+
+    @property
+    def _rows(self) -> list[ParamGroup]:
+        names = ["embed.weight"] if self.tied else ["embed.weight", "head.weight"]
+        return [ParamGroup(params=name, rows="new") for name in names]
 
     def mesh(self) -> Mesh:
         """This process's place; needs a process group."""

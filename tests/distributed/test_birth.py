@@ -13,7 +13,8 @@ from tests.distributed.launch import run_distributed
 from tests.distributed.random_packs import LAYOUT
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.run import Config, ParallelConfig
-from ttt_dist.model.hf.folder import FolderWeights, to_huggingface
+from ttt_dist.model.hf.folder import FolderWeights
+from ttt_dist.model.hf.weight_names import to_huggingface
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.parallel.mesh import Mesh
 

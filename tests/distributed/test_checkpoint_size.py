@@ -22,11 +22,13 @@ SPLITS = [
     Layout(1, 2, tensor=2, precision="bf16"),
     Layout(3, 2, tensor=2, precision="bf16"),
     *(Layout(zero, 2, dp=2, precision="bf16", tuned=True) for zero in (1, 3)),  # with a moving average
+    *(Layout(zero, 2, dp=2, precision="bf16", adapted=True) for zero in (0, 1, 3)),
+    Layout(1, 2, pipeline=2, adapted=True),
 ]
 
 
 def config_of(split: Layout) -> Config:
-    return replace(split.config(), model=replace(MODEL, tie_embeddings=split.tied))
+    return replace(split.config(), model=replace(MODEL, tie_embeddings=split.tied, lora=split.config().model.lora))
 
 
 def save(split: Layout, folder: Path) -> None:

@@ -33,6 +33,7 @@ PAIRS = [
     Layout(zero=1, micro=2, pipeline=2),
     Layout(zero=0, micro=2, pipeline=2, **BF16),
     Layout(zero=1, micro=2, pipeline=2, tied=True, **BF16),
+    *(Layout(zero=zero, micro=2, dp=2, adapted=True) for zero in (0, 3)),
 ]
 
 
@@ -121,12 +122,11 @@ def measure(layout: Layout, config: Config) -> dict[str, int]:
 def expected(layout: Layout, config: Config, rank: int) -> dict[str, int]:
     """The estimate for this rank, less the copies that are sent, which no object holds."""
     mesh = Mesh.of(config.parallel, layout.world_size, rank)
-    sizes = layer_sizes(config.model, WIDE, mesh.tensor)
-    bounds = stage_bounds([sum(layer) for layer in sizes], mesh.pipeline)
-    own = [size for layer in sizes[bounds[mesh.stage] : bounds[mesh.stage + 1]] for size in layer]
-    states = states_of(
-        Setup(config=config, layout=WIDE, mesh=mesh, zero_stage=layout.zero, seq_len=SEQ_LEN, on_cuda=True), own
-    )
+    setup = Setup(config=config, layout=WIDE, mesh=mesh, zero_stage=layout.zero, seq_len=SEQ_LEN, on_cuda=True)
+    kinds = [layer_sizes(config.model, WIDE, mesh.tensor, of) for of in (None, setup.learns)]
+    bounds = stage_bounds([sum(layer) for layer in kinds[0]], mesh.pipeline)
+    own = slice(bounds[mesh.stage], bounds[mesh.stage + 1])
+    states = states_of(setup, *([size for layer in sizes[own] for size in layer] for sizes in kinds))
     sent = 4 * BUCKET if layout.zero == 3 or (layout.zero == 2 and layout.precision == "bf16") else 0
     return dict(zip(PARTS, (states.weights, states.gradients - sent, states.optimizer), strict=True))
 

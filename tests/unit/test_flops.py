@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.structures import tiny_layout
-from ttt_dist.config.model import ModelConfig
+from ttt_dist.config.model import LoraConfig, ModelConfig
 from ttt_dist.model import loss, products
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.batch import Batch
@@ -36,6 +36,14 @@ def test_by_hand() -> None:
         ModelConfig(
             hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=2, ffn_hidden_size=40, head_dim=6, qk_norm=True
         ),
+        ModelConfig(
+            hidden_size=16,
+            num_layers=2,
+            num_heads=4,
+            num_kv_heads=2,
+            ffn_hidden_size=24,
+            lora=LoraConfig(r=3, target_modules=["q_proj", "gate_proj", "up_proj", "down_proj"]),
+        ),
     ],
 )
 def test_as_counted_by_torch(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,6 +63,11 @@ def test_as_counted_by_torch(model: ModelConfig, monkeypatch: pytest.MonkeyPatch
     )  # fmt: skip
     assert batch.visible_pairs == num_tokens**2
     network = Transformer.for_layout(model, LAYOUT)
+    learns = (
+        ("_lora.", "embed") if model.lora.r else ("",)
+    )  # an embedding that learns, or the first block has less to do
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(any(part in name for part in learns))
 
     def products_into(shape: Any, a: Any, b: Any, *_: Any, **__: Any) -> int:
         return int(2 * a[0] * a[1] * b[1])
@@ -63,7 +76,9 @@ def test_as_counted_by_torch(model: ModelConfig, monkeypatch: pytest.MonkeyPatch
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: products_into})
     with sdpa_kernel(SDPBackend.MATH), counter:
         network(batch).loss.backward()
-    expected = ModelFlops.of(model, LAYOUT.vocab_size).useful(num_tokens, num_targets, batch.visible_pairs)
+    expected = ModelFlops.of(model, LAYOUT.vocab_size, learns_head=not model.lora.r).useful(
+        num_tokens, num_targets, batch.visible_pairs
+    )
     assert counter.get_total_flops() == expected
 
 

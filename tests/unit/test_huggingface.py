@@ -19,12 +19,10 @@ from ttt_dist.model.hf.families import require_same_model
 from ttt_dist.model.hf.folder import (
     FolderWeights,
     export_folder,
-    from_huggingface,
-    huggingface_names,
     load_folder,
     new_folder,
-    to_huggingface,
 )
+from ttt_dist.model.hf.weight_names import from_huggingface, huggingface_names, to_huggingface
 from ttt_dist.model.layers import LocalLayerFactory, RandomWeights
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.templates import TemplateSettings

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.structures import packs, tiny_layout
 from ttt_dist.config.objective import Objective
-from ttt_dist.model import cross_entropy
+from ttt_dist.model import cross_entropy, loss
 from ttt_dist.model.cross_entropy import VocabularySlice, by_chunks, by_tiles
 from ttt_dist.model.loss import LossRows, linear_cross_entropy, loss_rows, metric_names
 from ttt_dist.sequence.batch import Batch, collate
@@ -118,6 +118,17 @@ def test_without_gradients_none_are_computed() -> None:
     hidden, weight, rows = random_rows(3)
     with torch.no_grad():
         assert not linear_cross_entropy(hidden, weight, rows, VOCABULARY).loss.requires_grad
+
+
+@pytest.mark.parametrize("entropy", [cross_entropy.by_tiles, cross_entropy.by_chunks])
+def test_a_frozen_weight_has_no_gradient_and_costs_none(entropy: Entropy, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, rows = random_rows(7)
+    monkeypatch.setattr(loss, "by_tiles", entropy)
+    (expected,) = torch.autograd.grad(linear_cross_entropy(hidden, weight, rows, VOCABULARY).loss, hidden)
+    weight.requires_grad_(False)
+    linear_cross_entropy(hidden, weight, rows, VOCABULARY).loss.backward()
+    assert weight.grad is None
+    assert hidden.grad is not None and torch.equal(hidden.grad, expected)
 
 
 @pytest.mark.parametrize("target", [-1, NUM_TOKENS])

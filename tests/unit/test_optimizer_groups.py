@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from ttt_dist.config.model import ModelConfig
+from ttt_dist.config.model import LoraConfig, ModelConfig
 from ttt_dist.config.run import ParamGroup, TrainConfig
-from ttt_dist.model.optimizer_groups import OptimizerGroup, optimizer_groups
-from ttt_dist.model.structure import parameter_shapes
+from ttt_dist.model.optimizer_groups import OptimizerGroup, learnt_names, num_trained, optimizer_groups
+from ttt_dist.model.structure import is_adapter, parameter_shapes
 from ttt_dist.util.errors import UserError
 
 SHAPES = parameter_shapes(
@@ -81,3 +81,20 @@ def test_what_stays_as_it_is_does_not_decay() -> None:
 def test_a_group_that_says_nothing_is_refused(chosen: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(UserError, match=message):
         groups(*chosen)
+
+
+def test_beside_adapters_only_they_and_named_rows_of_the_vocabulary_learn() -> None:
+    model = ModelConfig(num_layers=2, lora=LoraConfig(r=4, target_modules=["v_proj"]))
+    shapes = parameter_shapes(model, 128)
+    adapters = {name for name in shapes if is_adapter(name)}
+    assert len(adapters) == 2 * 2
+    assert [set(group.names) for group in optimizer_groups(shapes, TrainConfig())] == [adapters]
+    train = TrainConfig(
+        param_groups=[ParamGroup(params="embed.*", rows="new"), ParamGroup(params="*lora_B", lr_scale=4)]
+    )
+    assert learnt_names(shapes, train) == {*adapters, "embed.weight"}
+    assert num_trained(shapes, train, 100) == 28 * 256 + 2 * 4 * (256 + 128)
+    with pytest.raises(
+        UserError, match=r"param_groups\.0\.params names blocks\.0\.mlp\.down\.weight: with model\.lora only"
+    ):
+        optimizer_groups(shapes, TrainConfig(param_groups=[ParamGroup(params="*.down.*")]))

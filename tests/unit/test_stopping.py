@@ -1,4 +1,4 @@
-"""Requests to stop: signals and time limits; saves by the clock. (That all processes agree: test_faults and test_agree of tests/distributed.)"""
+"""Requests to stop: signals and time limits; saves by the clock. (That all agree: test_faults, test_agree of tests/distributed.)"""
 
 import os
 import signal

@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ttt_dist.checkpoint.export import assets_folder, base_eos, training_story
+from ttt_dist.checkpoint.export import adaptation_of, assets_folder, base_eos, training_story
 from ttt_dist.checkpoint.inspection import find_checkpoint
 from ttt_dist.checkpoint.manifest import require_checksums, require_whole
 from ttt_dist.checkpoint.saved_state import WEIGHTS, SavedState
 from ttt_dist.checkpoint.universal import open_checkpoint, write_universal
 from ttt_dist.data.metadata import ASSETS
 from ttt_dist.data.speakers import shard_speakers
+from ttt_dist.model.hf.adapter import Merged
 from ttt_dist.model.hf.export_files import assets_in, write_export_files
 from ttt_dist.model.hf.families import config_json
 from ttt_dist.model.hf.folder import MAX_SHARD_BYTES, new_folder, write_weights
@@ -63,11 +64,14 @@ def export_checkpoint(
         with Progress(len(state.shapes), f"writing {out}", "tensor") as progress:
             for name in state.shapes:
                 weight = state.read(name, kind)
-                yield name, (weight[:num_rows] if name in VOCABULARY_WEIGHTS else weight).to(dtype)
+                yield name, weight[:num_rows] if name in VOCABULARY_WEIGHTS else weight
                 progress.advance()
 
+    merged = Merged(weights(), state.config.model, adaptation_of(state.config, state.layout))
     with new_folder(out) as place:
-        write_weights(place, weights(), state.config.model, max_shard_bytes)
+        cast = ((name, weight.to(dtype)) for name, weight in merged)
+        write_weights(place, cast, merged.config, max_shard_bytes)
+        merged.write_adapter(place, state.layout, dtype)
         is_whole = write_export_files(
             place, values, state.layout, assets, state.config.evaluation.decode, base_eos(state.config),
             training_story(state.config, step, _run_of(state)), shard_speakers(state.config.data.prefixes().values()),

@@ -43,6 +43,7 @@ class DeepSpeedCheckpoint(SavedState):
         super().__init__(folder)
         self.mesh = Mesh.of(self.config.parallel, self.metadata["world_size"], 0)
         self._parts: dict[tuple[int, int], Part] = {}
+        self._files: dict[Path, dict[str, Any]] = {}
 
     @property
     def adam_step(self) -> int:
@@ -80,13 +81,42 @@ class DeepSpeedCheckpoint(SavedState):
                 return torch.zeros(wanted)
             kind = WEIGHTS
         with self._as_deepspeed_writes():
-            pieces = part.pieces(name, kind, shape.numel(), start * width, stop * width)
+            run = (shape.numel(), start * width, stop * width)
+            if name in self.learns:
+                pieces = part.pieces(name, kind, *run)
+            else:
+                pieces = self._frozen_pieces(name, tensor_rank, *run)
             flat = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         if flat.numel() != (stop - start) * width:
             raise UserError(
                 f"{self.folder}: {kind} of {name} are {flat.numel()} numbers instead of {(stop - start) * width}"
             )
         return flat.view(wanted)
+
+    def module_tensor(self, name: str, tensor_rank: int) -> Tensor:
+        """A tensor-parallel rank's slice of a weight as the forward pass has it, without ZeRO 3."""
+        if self.mesh.pipeline == 1:
+            found: Tensor = self._file(_model_file(self, 0, tensor_rank))["module"][name]
+        else:
+            layer, key = layer_and_key(name, self.config.model.num_layers)
+            found = self._file(self.folder / f"layer_{layer:02d}-model_{tensor_rank:02d}-model_states.pt")[key]
+        return found
+
+    def _frozen_pieces(self, name: str, tensor_rank: int, total: int, first: int, stop: int) -> list[Tensor]:
+        """`Part.pieces` of a weight that the optimizer does not have, which is saved in the type of the forward pass."""
+        if self.metadata["zero_stage"] < 3:
+            return [piece.float() for piece in _cut([self.module_tensor(name, tensor_rank)], total, first, stop)]
+        count, found = -(-total // self.mesh.zero_size), []  # of each process; the last ones end in padding
+        for number in range(first // count, -(-stop // count)):
+            file = self._file(_model_file(self, self.stage_of(name), tensor_rank, number))
+            part, begin = file["frozen_param_fragments"][name].detach().flatten(), number * count
+            found.append(part[max(first - begin, 0) : stop - begin].float())
+        return found
+
+    def _file(self, path: Path) -> dict[str, Any]:
+        if path not in self._files:
+            self._files[path] = read_state(path, mmap=True)
+        return self._files[path]
 
     def _part(self, stage: int, tensor_rank: int) -> "Part":
         key = (stage, tensor_rank)
@@ -177,10 +207,9 @@ class Unsharded:
         }
         self.moments = adam["state"]
         self.adam_step = _adam_step(self.moments.values())
-        self.module = state["module"]
-        if "fp32_groups" in optimizer:  # FP16_UnfusedOptimizer, of bf16; the module's weights are rounded
-            masters = zip(groups, optimizer["fp32_groups"], strict=True)
-            self.module = dict(pair for names, tensors in masters for pair in zip(names, tensors, strict=True))
+        # FP16_UnfusedOptimizer, of bf16, where the module's weights are rounded.
+        masters = zip(groups, optimizer.get("fp32_groups", [[]] * len(groups)), strict=True)
+        self.masters = dict(pair for names, tensors in masters for pair in zip(names, tensors, strict=bool(tensors)))
 
     def pieces(self, name: str, kind: str, total: int, first: int, stop: int) -> list[Tensor]:
         return _cut([self._tensor(name, kind)], total, first, stop)
@@ -188,12 +217,7 @@ class Unsharded:
     def _tensor(self, name: str, kind: str) -> Tensor:
         if kind != WEIGHTS:
             return self.moments[self.index[name]][kind]
-        if self.module is not None:
-            return self.module[name]
-        layer, key = layer_and_key(name, self.checkpoint.config.model.num_layers)
-        file = f"layer_{layer:02d}-model_{self.tensor_rank:02d}-model_states.pt"
-        found: Tensor = read_state(self.checkpoint.folder / file, mmap=True)[key]
-        return found
+        return self.masters[name] if self.masters else self.checkpoint.module_tensor(name, self.tensor_rank)
 
 
 class Flattened:
@@ -284,8 +308,8 @@ def _adam_step(states: Iterable[Mapping[str, Any]]) -> int:
     return next((int(state["step"]) for state in states), 0)
 
 
-def _model_file(checkpoint: DeepSpeedCheckpoint, stage: int, tensor_rank: int) -> Path:
-    of_shard = "zero_pp_rank_0_" if checkpoint.metadata["zero_stage"] == 3 else ""
+def _model_file(checkpoint: DeepSpeedCheckpoint, stage: int, tensor_rank: int, zero_rank: int = 0) -> Path:
+    of_shard = f"zero_pp_rank_{zero_rank}_" if checkpoint.metadata["zero_stage"] == 3 else ""
     return checkpoint.folder / f"{of_shard}{_process(checkpoint, stage, tensor_rank)}_model_states.pt"
 
 

@@ -12,6 +12,8 @@ from ttt_dist.data.loader import step_sizes
 from ttt_dist.data.metadata import ASSETS, is_text_set
 from ttt_dist.data.speakers import shard_speakers
 from ttt_dist.model.hf.families import eos_of
+from ttt_dist.model.optimizer_groups import VOCABULARY, optimizer_groups
+from ttt_dist.model.structure import parameter_shapes
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.telemetry.json_lines import read_metrics
@@ -21,6 +23,8 @@ from ttt_dist.util.file_lock import lease
 
 if TYPE_CHECKING:
     import deepspeed
+
+    from ttt_dist.model.hf.adapter import Adaptation
 
 EXPORT = "export"
 
@@ -45,6 +49,7 @@ def export_model(
             export_folder(
                 folder, weights, config.model, layout, objective, assets,
                 decoding=config.evaluation.decode, base_eos=base_eos(config), story=story, speakers=speakers,
+                adaptation=adaptation_of(config, layout),
             )  # fmt: skip
         finally:
             deque(weights, maxlen=0)  # after a failure too: the other processes are sending
@@ -77,6 +82,22 @@ def model_folder(path: Path) -> Path:
     return folder
 
 
+def adaptation_of(config: Config, layout: TokenLayout) -> "Adaptation | None":
+    """What adapters were trained on; None where there are none, or nothing to put them on."""
+    from ttt_dist.model.hf.adapter import Adaptation
+
+    if not config.model.lora.r or config.train.init_from is None:
+        return None
+    groups = optimizer_groups(parameter_shapes(config.model, layout.padded_vocab_size), config.train)
+    rows = {
+        name: layout.num_text_tokens if group.only_new_rows else 0
+        for group in groups
+        for name in group.names
+        if name in VOCABULARY and group.lr_scale
+    }
+    return Adaptation(config.train.init_from, rows)
+
+
 def base_eos(config: Config) -> list[int]:
     """The ids that ended a text of the model that the run began with; none where it is gone, or began with random weights."""
     return [] if config.train.init_from is None else eos_of(Path(config.train.init_from))
@@ -91,6 +112,8 @@ def training_story(config: Config, step: int, run_dir: Path) -> dict[str, str]:
         "objective": str(config.objective.at(max(step - 1, 0))),
         "started from": "random weights" if start is None else Path(start).name,
     }
+    if (lora := config.model.lora).r:
+        told["adapters"] = f"rank {lora.r} on {', '.join(lora.target_modules)}; merged here, for peft in adapter/"
     if len(lengths) == 1 and (length := lengths.pop()):
         told["tokens"] = f"{packs * length:,} in packs of {length:,}, their padding included"
     path = run_dir / "metrics.jsonl"

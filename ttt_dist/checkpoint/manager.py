@@ -30,6 +30,7 @@ from ttt_dist.checkpoint.manifest import (
 from ttt_dist.checkpoint.trajectory import warn_of_another_trajectory
 from ttt_dist.config.deepspeed import zero_stage
 from ttt_dist.config.loader import complete_record, to_dict
+from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.run import CheckpointConfig, Config
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.util.atomic_files import atomic_write, fsync_folder, remove, remove_leftovers, writing
@@ -126,13 +127,17 @@ def resolve_resume_path(path: Path, trusts_files: bool = False) -> list[Path]:
     raise UserError(f"--resume {path}: no checkpoint here; {remedy}")
 
 
-def bytes_per_parameter(config: Config) -> int:
+def bytes_per_parameter(config: Config, learns: bool = True) -> int:
     """What DeepSpeed writes of a parameter (measured in tests/distributed/test_checkpoint_size.py).
+
+    Of one that does not learn beside adapters, the weight of the forward pass; from a GPU at ZeRO 2 it is there twice.
 
     Beside the optimizer's numbers the weights of the forward pass, unless they are the optimizer's own (ZeRO 0 in fp32) or are
     made from them (ZeRO 3). A pipeline in bf16 without ZeRO has the optimizer's numbers twice.
     """
     stage, is_bf16 = zero_stage(config.deepspeed), config.train.precision == "bf16"
+    if not learns:
+        return (2 if is_bf16 else 4) * (2 if stage == 2 else 1)
     of_optimizer = OPTIMIZER_BYTES + (4 if config.train.ema else 0)
     if stage == 0 and not is_bf16:
         return of_optimizer
@@ -191,9 +196,9 @@ def require_resumable(checkpoint: Path, run: CheckpointMetadata) -> None:
     where = str(checkpoint)
     metadata = read_metadata(checkpoint)
     run.layout.require_same(TokenLayout.from_dict(metadata["layout"], where), where)
-    saved = metadata["config"]
+    saved, usual = metadata["config"], to_dict(ModelConfig())
     for name, here in run.config["model"].items():
-        _require_equal(f"model.{name}", saved["model"].get(name), here, where)
+        _require_equal(f"model.{name}", saved["model"].get(name, usual[name]), here, where)
     warn_of_another_trajectory(saved, run.config, int(metadata["step"]), where)
 
 

@@ -26,8 +26,10 @@ def load_optimizer_state(
         step = torch.tensor(float(source.adam_step), device=master.device)
         adam.state[master] = {"step": step, **{kind: torch.zeros_like(master) for kind in kinds}}
     for name, part in fragments(engine, own_parameters(engine.module, mesh, config)):
-        moments = adam.state[part.master]
-        for kind, target in ((WEIGHTS, part.master), *((kind, moments[kind]) for kind in kinds)):
+        moments = (
+            adam.state.get(part.master, {}) if name in source.learns else {}
+        )  # none of what is frozen here, or was there
+        for kind, target in ((WEIGHTS, part.master), *((kind, moments[kind]) for kind in kinds if kind in moments)):
             # Without a name for what is read: it would stay until the next has been read too.
             target.view(-1).narrow(0, part.offset, part.size).copy_(
                 read_run(source, name, kind, mesh, part.first, part.size)

@@ -3,6 +3,7 @@
 What is asked before any process group exists comes first (without torch), what all processes do together after it.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,8 @@ from ttt_dist.config.objective import Objective
 from ttt_dist.config.reading import build
 from ttt_dist.config.run import Config
 from ttt_dist.model.hf.families import CONFIG, LAYOUT, require_same_model
-from ttt_dist.model.optimizer_groups import optimizer_groups
-from ttt_dist.model.structure import count_parameters, parameter_shapes
+from ttt_dist.model.optimizer_groups import learnt_names, optimizer_groups
+from ttt_dist.model.structure import parameter_shapes
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.sequence.tokens import TokenLayout, released
 from ttt_dist.util.console import print_rank0
@@ -93,9 +94,15 @@ def require_space(config: Config, layout: TokenLayout) -> None:
 
 def checkpoint_bytes(config: Config, layout: TokenLayout) -> int:
     """What a checkpoint of the run takes, nearly: first and last stage of a pipeline both write a tied embedding."""
-    parts = count_parameters(config.model, layout.padded_vocab_size)
+    shapes = parameter_shapes(config.model, layout.padded_vocab_size)
+    learns = learnt_names(shapes, config.train)
     is_twice = config.parallel.pipeline > 1 and config.model.tie_embeddings
-    return manager.bytes_per_parameter(config) * (sum(parts.values()) + is_twice * parts["embed"])
+    return sum(
+        manager.bytes_per_parameter(config, name in learns)
+        * math.prod(shape)
+        * (1 + (is_twice and name == "embed.weight"))
+        for name, shape in shapes.items()
+    )
 
 
 def imported_layout(init_from: str, layout: TokenLayout) -> TokenLayout:
@@ -132,9 +139,10 @@ def choose_start(config: Config, layout: TokenLayout, candidates: list[Path]) ->
     checkpoint = manager.first_whole(candidates)
     if checkpoint is not None:
         return checkpoint, zero_weights  # all of them are about to be read
+    drawn = RandomWeights(config.seed)
     if config.train.init_from is not None:
-        return None, FolderWeights(config.train.init_from, config.model, layout)
-    return None, RandomWeights(config.seed)
+        return None, FolderWeights(config.train.init_from, config.model, layout, adapters=drawn)
+    return None, drawn
 
 
 def restore(

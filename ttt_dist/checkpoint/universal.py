@@ -56,20 +56,22 @@ def write_universal(source: SavedState, out: str | Path, max_shard_bytes: int = 
 
     Raises UserError where the source is broken or the disk is full.
     """
-    num_numbers = sum(torch.Size(shape).numel() for shape in source.shapes.values())
+    names = [name for kind in source.kinds for name in source.names_of_kind(kind)]
+    num_numbers = sum(torch.Size(source.shapes[name]).numel() for name in names)
     with (
         new_folder(out) as place,
-        Progress(len(source.kinds) * 4 * num_numbers / 1e6, f"writing {out}", "MB") as progress,
+        Progress(4 * num_numbers / 1e6, f"writing {out}", "MB") as progress,
     ):
         for kind in source.kinds:
             (place / kind).mkdir()
-            write_weights(place / kind, _each(source, kind, progress), source.config.model, max_shard_bytes)
+            of = source.names_of_kind(kind)
+            write_weights(place / kind, _each(source, kind, of, progress), source.config.model, max_shard_bytes, of)
         write_json(place / METADATA, {**source.metadata, "form": UNIVERSAL, ADAM_STEP: source.adam_step})
         write_manifest_of_folder(place)
 
 
-def _each(source: SavedState, kind: str, progress: Progress) -> Iterator[tuple[str, Tensor]]:
-    for name in source.shapes:
+def _each(source: SavedState, kind: str, names: list[str], progress: Progress) -> Iterator[tuple[str, Tensor]]:
+    for name in names:
         tensor = source.read(name, kind)
         yield name, tensor
         progress.advance(tensor.nbytes / 1e6)

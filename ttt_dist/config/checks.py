@@ -133,6 +133,8 @@ def _check_parallel(config: Config, stage: int) -> None:
     )
     if config.train.fp8:
         _check_fp8(config)
+    if model.lora.r:
+        _check_lora(config)
     require(
         not (tensor > 1 and stage == 0 and config.train.precision == "bf16"),
         f"parallel.tensor={tensor} in bf16 without ZeRO: DeepSpeed then takes the gradient norm of one process's slices; "
@@ -151,6 +153,24 @@ def _check_parallel(config: Config, stage: int) -> None:
         model.num_heads // tensor % ulysses == 0,
         f"parallel.ulysses={ulysses} does not divide the {model.num_heads // tensor} query heads of a process "
         f"(model.num_heads={model.num_heads} / parallel.tensor={tensor}); use one that does",
+    )
+
+
+def _check_lora(config: Config) -> None:
+    """Refuse adapters of nothing, and those that cannot be split as the projections are."""
+    groups, tensor, lora = config.model.num_kv_heads, config.parallel.tensor, config.model.lora
+    require(
+        config.train.init_from is not None,
+        f"model.lora.r={lora.r} adapts a model that stays as it is; name it by train.init_from, or set model.lora.r=0",
+    )
+    require(
+        groups % tensor == 0 or not {"q_proj", "k_proj", "v_proj"} & set(lora.target_modules),
+        f"parallel.tensor={tensor} divides the key-value heads of model.num_kv_heads={groups}, which adapters of q_proj, k_proj and "
+        f"v_proj do not go with; use parallel.tensor={groups}, or take these three out of model.lora.target_modules",
+    )
+    require(
+        not config.train.fp8,
+        f"train.fp8=true rounds what model.lora.r={lora.r} leaves as it is, and was not tried with it; set train.fp8=false",
     )
 
 

@@ -33,15 +33,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def read_config(path: str | Path, overrides: Sequence[str] = (), shape_of: ShapeOf | None = None) -> Recipe:
     """Read a YAML file, apply overrides such as `train.lr=1e-3`, and check every value, by itself and beside the others.
 
-    Where the file has no section `model`, `shape_of` gives that of `train.init_from`.
+    Where the file's section `model` says nothing of a shape, `shape_of` gives that of `train.init_from`.
     Raises UserError that names the file or the override, and the key (with the closest known key), or what does not fit.
     """
     values = read_yaml(Path(path))
     complete_record(values)
     config = _overridden(build(Recipe, values, str(path)), overrides)
-    start = config.train.init_from
-    if shape_of is not None and start is not None and not values.get("model") and (shape := shape_of(start)):
-        config = _overridden(build(Recipe, {**values, "model": shape}, str(path)), overrides)
+    start, own = config.train.init_from, values.get("model") or {}
+    if shape_of is not None and start is not None and not own.keys() - {"lora"} and (shape := shape_of(start)):
+        config = _overridden(build(Recipe, {**values, "model": {**shape, **own}}, str(path)), overrides)
     require_fitting(config)
     return config
 

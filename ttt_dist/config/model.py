@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ttt_dist.config.section import PositiveFloat, PositiveInt, Section, require
+from ttt_dist.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Section, require
 
 # Families of published models: whether query, key and value have biases, and whether heads are normalised.
 FAMILY_TRAITS = {"qwen2": (True, False), "qwen3": (False, True), "llama": (False, False), "mistral": (False, False)}
@@ -38,6 +38,26 @@ class RopeScaling(Section):
 
 
 @dataclass(kw_only=True)
+class LoraConfig(Section):
+    """Low-rank adapters (arXiv 2106.09685) beside projections that stay as they are; names and defaults are peft's."""
+
+    r: NonNegativeInt = 0
+    """Rank of the adapters; 0: there are none, and all weights learn."""
+    lora_alpha: PositiveInt = 8
+    """What an adapter adds is multiplied by lora_alpha / r."""
+    target_modules: list[Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+    """Projections with an adapter, by transformers' names."""
+
+    def check(self, key: str) -> None:
+        """Raise UserError for adapters of nothing, or of one projection twice."""
+        names = self.target_modules
+        require(bool(names), f"{key}.target_modules is empty; name projections, or set {key}.r=0 for no adapters")
+        require(len(set(names)) == len(names), f"{key}.target_modules names one twice: {', '.join(names)}")
+
+
+@dataclass(kw_only=True)
 class ModelConfig(Section):
     """Shape of the decoder: Qwen2, Qwen3, Llama or Mistral. The vocabulary is no setting: it comes from the shards' layout."""
 
@@ -66,6 +86,7 @@ class ModelConfig(Section):
     init_std: PositiveFloat = 0.02
     """Standard deviation of the initial weights."""
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     family: Literal["qwen2", "qwen3", "llama", "mistral"] | None = None
     """What exports call the model in config.json; null: what its biases and norms tell, Llama rather than Mistral."""
 

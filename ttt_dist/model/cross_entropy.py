@@ -101,17 +101,20 @@ class _ByTiles(torch.autograd.Function):
         ratio, log_sums = of_nats * grad / scale, torch.where(is_without, float("inf"), log_sums)
         scale = scale.unsqueeze(1)
         grad_hidden = torch.zeros(hidden.shape, dtype=log_sums.dtype)
-        grad_weight = torch.empty(weight.shape, dtype=log_sums.dtype)
-        grad_weight[len(classes) if len(hidden) else 0 :] = 0
+        grad_weight = torch.empty(weight.shape, dtype=log_sums.dtype) if ctx.needs_input_grad[1] else None
+        if grad_weight is not None:
+            grad_weight[len(classes) if len(hidden) else 0 :] = 0
         for rows in _slices(len(hidden), TILE_ROWS):
             scaled = (hidden[rows] * scale[rows]).to(hidden.dtype)
             for tile, logits in _tiles(hidden[rows], classes):
                 errors = _errors_(logits, log_sums[rows], local[rows] - tile.start, ratio[rows]).to(hidden.dtype)
-                part, total = product(errors, scaled.T), grad_weight[tile]
-                # The first rows write what was never cleared: each element goes to memory once where one pass is enough.
-                total.copy_(part) if rows.start == 0 else total.add_(part)
+                if grad_weight is not None:
+                    part, total = product(errors, scaled.T), grad_weight[tile]
+                    # The first rows write what was never cleared: each element goes to memory once where one pass is enough.
+                    total.copy_(part) if rows.start == 0 else total.add_(part)
                 grad_hidden[rows] += product(errors.T, classes[tile].T)
-        return grad_hidden.mul_(scale).to(hidden.dtype), grad_weight.to(weight.dtype), None, None, None
+        of_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
+        return grad_hidden.mul_(scale).to(hidden.dtype), of_weight, None, None, None
 
 
 def _slices(number: int, size: int) -> list[slice]:
@@ -171,7 +174,8 @@ class _ByChunks(torch.autograd.Function):
         exact = torch.promote_types(hidden.dtype, torch.float32)
         log_sums, nats = torch.empty(2, len(hidden), dtype=exact, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
-        grad_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device) if needs_grad else None
+        learns = needs_grad and ctx.needs_input_grad[1]
+        grad_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device) if learns else None
         local, classes = targets - vocabulary.first, vocabulary.of(weight)
         for rows in _slices(len(hidden), CHUNK_ROWS):
             # The logits of a chunk are the one large buffer: read three times by the kernels, written once by the product.
@@ -182,20 +186,21 @@ class _ByChunks(torch.autograd.Function):
             vocabulary.reduce_sum(sums)
             shifted = sums[1].log()
             nats[rows], log_sums[rows] = shifted - sums[0], shifted + largest
-            if grad_hidden is not None and grad_weight is not None:
+            if grad_hidden is not None:
                 slopes = row_loss.slopes(nats[rows], log_sums[rows], rows.start)
                 errors = _kernel(_errors)(logits, largest, sums[1], local[rows], *slopes)
                 torch.mm(errors, classes, out=grad_hidden[rows])
-                _add_product_(grad_weight[: len(classes)], errors.T, hidden[rows])
-        if grad_hidden is not None and grad_weight is not None:
-            ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+                if grad_weight is not None:
+                    _add_product_(grad_weight[: len(classes)], errors.T, hidden[rows])
+        if grad_hidden is not None:
+            ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         ctx.mark_non_differentiable(nats, log_sums)
         return row_loss.total(nats, log_sums).to(exact), nats, log_sums
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        of_hidden, of_weight = (saved * grad.to(saved.dtype) for saved in ctx.saved_tensors)
+        of_hidden, of_weight = (None if saved is None else saved * grad.to(saved.dtype) for saved in ctx.saved_tensors)
         return of_hidden, of_weight, None, None, None, None
 
 

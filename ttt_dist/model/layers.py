@@ -6,6 +6,7 @@ sequence hold a part of T. First weights come from a `WeightSource`, one paramet
 neither on the order nor on the place in which layers are built.
 """
 
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any, Protocol
 
@@ -14,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ttt_dist.config.model import LoraConfig
 from ttt_dist.model.attention.plan import AttentionPlan, attend
 from ttt_dist.model.cross_entropy import VocabularySlice
+from ttt_dist.model.lora import Adapter, Adapters, first_std
 from ttt_dist.model.loss import LossRows, LossSums, linear_cross_entropy
 from ttt_dist.model.products import linear
 from ttt_dist.model.structure import Factory
@@ -78,6 +81,9 @@ class LayerFactory(Factory[nn.Module], Protocol):
 class LocalLayerFactory:
     """Ordinary modules, with parameters of type `dtype`."""
 
+    size = 1
+    """Processes that a layer is split over."""
+
     def __init__(
         self,
         weights: WeightSource | None = None,
@@ -107,6 +113,25 @@ class LocalLayerFactory:
     def row_linear(self, name: str, num_in: int, num_out: int, std: float) -> nn.Module:
         return Linear(self._weight(f"{name}.weight", (num_out, num_in), std), None)
 
+    def lora(
+        self, name: str, num_in: int, parts: Mapping[str, int], num_groups: int, lora: LoraConfig, splits_inputs: bool
+    ) -> nn.Module:
+        adapters: dict[str, Adapter] = {
+            part: self._adapter(
+                self._slice(f"{name}.{part}.lora_A", (lora.r, num_in), first_std(num_in)),
+                self._slice(f"{name}.{part}.lora_B", (size, lora.r)),
+                splits_inputs,
+            )
+            for part, size in parts.items()
+            if part in lora.target_modules
+        }
+        split = 1 if splits_inputs else self.size
+        own = {part: size // split for part, size in parts.items()}
+        return Adapters(adapters, own, max(num_groups // split, 1), lora.lora_alpha / lora.r)
+
+    def _adapter(self, lora_a: Tensor, lora_b: Tensor, splits_inputs: bool) -> Adapter:
+        return Adapter(nn.Parameter(lora_a), nn.Parameter(lora_b))
+
     def norm(self, name: str, size: int, eps: float, of_heads: bool = False) -> nn.Module:
         return RMSNorm(self._weight(f"{name}.weight", (size,), mean=1.0), eps)
 
@@ -117,6 +142,10 @@ class LocalLayerFactory:
             assert isinstance(tied_to.weight, nn.Parameter)
             return Head(tied_to.weight, num_tokens)
         return Head(nn.Parameter(self._weight(f"{name}.weight", (num_rows, hidden_size), std)), num_tokens)
+
+    def _slice(self, name: str, shape: tuple[int, ...], std: float = 0.0) -> Tensor:
+        """What this process has of a weight of `shape`."""
+        return self._weight(name, shape, std)
 
     def _weight(self, name: str, shape: tuple[int, ...], std: float = 0.0, mean: float = 0.0) -> Tensor:
         return self.weights(name, shape, std, mean).to(self.dtype)

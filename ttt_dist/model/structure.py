@@ -6,9 +6,10 @@ one that only notes shapes: what is counted, checked or converted without a mode
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from ttt_dist.config.model import ModelConfig
+from ttt_dist.config.model import LoraConfig, ModelConfig
 
 Layer = TypeVar("Layer")
 Shapes = dict[str, tuple[int, ...]]
@@ -35,6 +36,15 @@ class Factory(Protocol[Layer]):
         """Linear map without bias whose inputs are split; its output is whole."""
         ...
 
+    def lora(
+        self, name: str, num_in: int, parts: Mapping[str, int], num_groups: int, lora: LoraConfig, splits_inputs: bool
+    ) -> Layer:
+        """What adapters add to a linear map that has the outputs of `parts` (sizes by name) group by group.
+
+        Those of `parts` that `lora` targets have one: `.PART.lora_A` [r, num_in] and `.PART.lora_B` [size, r].
+        """
+        ...
+
     def norm(self, name: str, size: int, eps: float, of_heads: bool = False) -> Layer:
         """RMSNorm of hidden states, or of each head (whose heads may be split)."""
         ...
@@ -51,12 +61,16 @@ class BlockLayers(NamedTuple, Generic[Layer]):
 
     attention_norm: Layer
     qkv: Layer
+    qkv_lora: Layer | None
     q_norm: Layer | None
     k_norm: Layer | None
     out: Layer
+    out_lora: Layer | None
     mlp_norm: Layer
     gate_up: Layer
+    gate_up_lora: Layer | None
     down: Layer
+    down_lora: Layer | None
 
 
 def embedding(config: ModelConfig, factory: Factory[Layer], num_rows: int) -> Layer:
@@ -68,19 +82,29 @@ def block_layers(config: ModelConfig, factory: Factory[Layer], index: int) -> Bl
     """The layers of block `index`."""
     hidden_size, inner, eps, std = config.hidden_size, config.ffn_hidden_size, config.rms_norm_eps, config.init_std
     heads, width, name = (config.num_heads, config.num_kv_heads), head_dim(config), f"blocks.{index}"
+    queries, keys = (number * width for number in heads)
 
     def head_norm(which: str) -> Layer | None:
         return factory.norm(f"{name}.attention.{which}", width, eps, of_heads=True) if config.qk_norm else None
 
+    def lora(of: str, num_in: int, num_groups: int, splits_inputs: bool, **parts: int) -> Layer | None:
+        if not config.lora.r or not parts.keys() & set(config.lora.target_modules):
+            return None
+        return factory.lora(f"{name}.{of}_lora", num_in, parts, num_groups, config.lora, splits_inputs)
+
     return BlockLayers(
         factory.norm(f"{name}.attention_norm", hidden_size, eps),
         factory.qkv_linear(f"{name}.attention.qkv", hidden_size, *heads, width, config.qkv_bias, std),
+        lora("attention.qkv", hidden_size, config.num_kv_heads, False, q_proj=queries, k_proj=keys, v_proj=keys),
         head_norm("q_norm"),
         head_norm("k_norm"),
-        factory.row_linear(f"{name}.attention.out", config.num_heads * width, hidden_size, residual_std(config)),
+        factory.row_linear(f"{name}.attention.out", queries, hidden_size, residual_std(config)),
+        lora("attention.out", queries, 1, True, o_proj=hidden_size),
         factory.norm(f"{name}.mlp_norm", hidden_size, eps),
         factory.column_linear(f"{name}.mlp.gate_up", hidden_size, 2 * inner, False, std, num_blocks=2),
+        lora("mlp.gate_up", hidden_size, 1, False, gate_proj=inner, up_proj=inner),
         factory.row_linear(f"{name}.mlp.down", inner, hidden_size, residual_std(config)),
+        lora("mlp.down", inner, 1, True, down_proj=hidden_size),
     )
 
 
@@ -116,6 +140,11 @@ def count_parameters(config: ModelConfig, num_rows: int) -> dict[str, int]:
     return dict(parts)
 
 
+def is_adapter(name: str) -> bool:
+    """Whether a weight is one of an adapter's."""
+    return "_lora." in name
+
+
 def head_dim(config: ModelConfig) -> int:
     """Width of one attention head."""
     return config.head_dim or config.hidden_size // config.num_heads
@@ -145,6 +174,14 @@ class _Noting:
 
     def row_linear(self, name: str, num_in: int, num_out: int, std: float) -> str:
         return self._note(name, (num_out, num_in))
+
+    def lora(
+        self, name: str, num_in: int, parts: Mapping[str, int], num_groups: int, lora: LoraConfig, splits_inputs: bool
+    ) -> str:
+        for part, size in parts.items():
+            if part in lora.target_modules:
+                self.shapes |= {f"{name}.{part}.lora_A": (lora.r, num_in), f"{name}.{part}.lora_B": (size, lora.r)}
+        return name
 
     def norm(self, name: str, size: int, eps: float, of_heads: bool = False) -> str:
         return self._note(name, (size,))

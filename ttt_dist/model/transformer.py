@@ -111,7 +111,7 @@ class Block(nn.Module):
     def only(self, needed: Tensor, x: Tensor, tables: Tables, plan: AttentionPlan) -> Tensor:
         """The output at tokens `needed` [n] alone; all are attended to."""
         heads = self.attention.heads(self.attention_norm(x), tables, plan)
-        x = x[needed] + self.attention.out(heads[needed])
+        x = x[needed] + self.attention.output(heads[needed])
         out: Tensor = x + self.mlp(self.mlp_norm(x))
         return out
 
@@ -123,18 +123,21 @@ class Attention(nn.Module):
         super().__init__()
         self.group_size = config.num_heads // config.num_kv_heads
         self.head_dim = head_dim(config)
-        self.qkv = layers.qkv
+        self.qkv, self.qkv_lora = layers.qkv, layers.qkv_lora
         self.q_norm, self.k_norm = layers.q_norm, layers.k_norm
         self.sequence_sharding = split
-        self.out = layers.out
+        self.out, self.out_lora = layers.out, layers.out_lora
 
     def forward(self, x: Tensor, tables: Tables, plan: AttentionPlan) -> Tensor:
-        out: Tensor = self.out(self.heads(x, tables, plan))
-        return out
+        return self.output(self.heads(x, tables, plan))
+
+    def output(self, heads: Tensor) -> Tensor:
+        """The output projection of what the heads have read."""
+        return adapted(self.out, self.out_lora, heads)
 
     def heads(self, x: Tensor, tables: Tables, plan: AttentionPlan) -> Tensor:
         """What the heads have read, [T, heads x D], before the output projection."""
-        qkv = self.qkv(x)
+        qkv = adapted(self.qkv, self.qkv_lora, x)
         num_slots = qkv.shape[-1] // self.head_dim
         # A tensor-parallel rank has whole groups, or, where there are fewer groups than ranks, a part of one.
         num_groups = max(num_slots // (self.group_size + 2), 1)
@@ -152,8 +155,14 @@ class MLP(nn.Module):
 
     def __init__(self, layers: BlockLayers[nn.Module]) -> None:
         super().__init__()
-        self.gate_up, self.down = layers.gate_up, layers.down
+        self.gate_up, self.gate_up_lora = layers.gate_up, layers.gate_up_lora
+        self.down, self.down_lora = layers.down, layers.down_lora
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down(swiglu(self.gate_up(x)))
-        return out
+        return adapted(self.down, self.down_lora, swiglu(adapted(self.gate_up, self.gate_up_lora, x)))
+
+
+def adapted(layer: nn.Module, lora: nn.Module | None, x: Tensor) -> Tensor:
+    """The outputs of a linear layer, and what its adapters add to them."""
+    out: Tensor = layer(x) if lora is None else layer(x) + lora(x)
+    return out

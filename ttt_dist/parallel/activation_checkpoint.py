@@ -62,9 +62,10 @@ def _keep_nothing(context: Any, op: Any, *args: Any, **kwargs: Any) -> Checkpoin
 
 def _policy(hidden_size: int, context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     # Called for every operation of a block's forward pass, and again when it is run a second time.
-    # Products of the residual's width are never kept: tensor parallelism sums them in place, and would do so twice.
+    # Products of the residual's width are never kept: tensor parallelism sums them in place, and would do so twice. Nor are those
+    # of something narrower, which adapters add: they cost nothing to make again.
     widens = False
     if op in PRODUCTS:
         weight, outputs = PRODUCTS[op]
-        widens = args[weight].shape[outputs] != hidden_size
+        widens = args[weight].shape[outputs] != hidden_size == args[weight - 1].shape[-1]
     return CheckpointPolicy.MUST_SAVE if widens or op in ATTENTION_OPS else CheckpointPolicy.PREFER_RECOMPUTE

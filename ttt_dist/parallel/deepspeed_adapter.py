@@ -204,14 +204,16 @@ def masters(engine: deepspeed.DeepSpeedEngine) -> list[Tensor]:
 def fragments(
     engine: deepspeed.DeepSpeedEngine, parameters: dict[str, nn.Parameter]
 ) -> Iterator[tuple[str, ParamFragment]]:
-    """Of the parameters that this process keeps numbers of: where those are."""
+    """Of the parameters that this process keeps numbers of: where those are. What has no gradient is its own master."""
     optimizer, kept = engine.optimizer, masters(engine)
     own_master: dict[nn.Parameter, Tensor] = {}
     if isinstance(optimizer, FP16_UnfusedOptimizer):
         rounded = (parameter for group in optimizer.fp16_groups for parameter in group)
         own_master = dict(zip(rounded, kept, strict=True))
     for name, parameter in parameters.items():
-        if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+        if not parameter.requires_grad:
+            fragment = _frozen(parameter)
+        elif isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
             fragment = _partitioned(optimizer, parameter)
         elif isinstance(optimizer, (DeepSpeedZeroOptimizer, BF16_Optimizer)):
             fragment = _flattened(parameter, kept)
@@ -226,6 +228,14 @@ def _partitioned(optimizer: DeepSpeedZeroOptimizer_Stage3, parameter: Any) -> Pa
     first = size * optimizer._get_param_partition_rank(parameter)
     size = max(min(size, parameter.ds_numel - first), 0)  # the last parts may be padding
     return ParamFragment(optimizer.fp32_partitioned_groups_flat[group], offset, first, size)
+
+
+def _frozen(parameter: Any) -> ParamFragment:
+    if not hasattr(parameter, "ds_tensor"):
+        return ParamFragment(parameter.data, 0, 0, parameter.numel())
+    size = parameter.ds_tensor.ds_numel
+    first = size * dist.get_rank(parameter.ds_process_group)
+    return ParamFragment(parameter.ds_tensor.data, 0, first, max(min(size, parameter.ds_numel - first), 0))
 
 
 def _flattened(parameter: Any, kept: list[Tensor]) -> ParamFragment:

@@ -25,6 +25,9 @@ PARTITIONS = {
     "gate_up.weight": Partition(0, num_blocks=2),
     "out.weight": Partition(1),
     "down.weight": Partition(1),
+    # Adapters: of a map whose outputs are split those of B, of one whose inputs are split those of A.
+    **{f"{part}_proj.lora_B": Partition(0) for part in ("q", "k", "v", "gate", "up")},
+    **{f"{part}_proj.lora_A": Partition(1) for part in ("o", "down")},
 }
 
 # Their rows are classes; a rank's slice is a multiple of this many.

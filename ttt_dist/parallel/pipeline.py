@@ -99,7 +99,10 @@ class FirstLayer(nn.Module):
             self.head = head(config, factory, layout.padded_vocab_size, layout.vocab_size, self.embed)
 
     def forward(self, packed: Tensor) -> Handed:
-        return self.embed(unpack_batch(packed).input_ids.flatten()), packed
+        hidden = self.embed(unpack_batch(packed).input_ids.flatten())
+        if not hidden.requires_grad and torch.is_grad_enabled():
+            hidden.requires_grad_()  # DeepSpeed goes back through all that was handed on, frozen or not
+        return hidden, packed
 
 
 class LastLayer(nn.Module):

@@ -5,6 +5,7 @@ called by layer and by its name in there (`3.block.mlp.down.weight` is our `bloc
 files alike. A tied embedding stands in the first and the last layer and belongs to neither: `tied_modules.embed.embed.weight`.
 """
 
+from collections.abc import Collection
 from math import prod
 
 from ttt_dist.config.model import ModelConfig
@@ -38,8 +39,11 @@ def weight_name(pipeline_name: str, num_layers: int) -> str:
     return f"blocks.{int(layer) - 1}.{key.removeprefix('block.')}" if 1 <= int(layer) <= num_layers else key
 
 
-def layer_sizes(model: ModelConfig, layout: TokenLayout, tensor: int) -> list[list[int]]:
-    """Elements of each parameter of the pipeline's layers (embedding, blocks, norm, head), in one tensor-parallel rank.
+def layer_sizes(
+    model: ModelConfig, layout: TokenLayout, tensor: int, of: Collection[str] | None = None
+) -> list[list[int]]:
+    """Elements of each parameter, or of those in `of`, of the pipeline's layers (embedding, blocks, norm, head), in one
+    tensor-parallel rank.
 
     Matrices are divided as `ttt_dist.parallel.partition` says, the vocabulary padded; vectors of norms are whole on every
     rank. A tied head counts as a layer of its own: a pipeline's last stage has a copy.
@@ -49,7 +53,8 @@ def layer_sizes(model: ModelConfig, layout: TokenLayout, tensor: int) -> list[li
     for name, shape in parameter_shapes(model, layout.padded_vocab_size).items():
         parts = name.split(".")
         layer = ".".join(parts[:2]) if parts[0] == "blocks" else parts[0]
-        layers[layer].append(prod(shard_shape(name, shape, tensor)))
+        if of is None or name in of:
+            layers[layer].append(prod(shard_shape(name, shape, tensor)))
     if model.tie_embeddings:
         layers["head"] = layers["embed"]
     return list(layers.values())

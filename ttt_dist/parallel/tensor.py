@@ -15,12 +15,16 @@ from megatron.core.tensor_parallel.mappings import (
     all_gather_last_dim_from_tensor_parallel_region,
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
 )
 from torch import Tensor, nn
 
 from ttt_dist.model.cross_entropy import VocabularySlice
 from ttt_dist.model.layers import LocalLayerFactory, RMSNorm, SequenceSharding, WeightSource, rms_norm
+from ttt_dist.model.lora import Adapter
 from ttt_dist.model.loss import LossRows, LossSums, linear_cross_entropy
+from ttt_dist.model.products import linear
 from ttt_dist.parallel.deepspeed_adapter import mark_split
 from ttt_dist.parallel.partition import VOCABULARY_WEIGHTS, padded_rows, partition_of, shard
 
@@ -63,6 +67,11 @@ class TensorParallelFactory(LocalLayerFactory):
 
     def row_linear(self, name: str, num_in: int, num_out: int, std: float) -> nn.Module:
         return _RowLinear(self._slice(f"{name}.weight", (num_out, num_in), std), self.config)
+
+    def _adapter(self, lora_a: Tensor, lora_b: Tensor, splits_inputs: bool) -> Adapter:
+        if splits_inputs:
+            return _RowAdapter(mark_split(nn.Parameter(lora_a)), nn.Parameter(lora_b), self.sequence_parallel)
+        return _ColumnAdapter(nn.Parameter(lora_a), mark_split(nn.Parameter(lora_b)), self.sequence_parallel)
 
     def norm(self, name: str, size: int, eps: float, of_heads: bool = False) -> nn.Module:
         weight = self._weight(f"{name}.weight", (size,), mean=1.0)
@@ -165,6 +174,36 @@ class _RowLinear(RowParallelLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)[0]
+
+
+class _ColumnAdapter(Adapter):
+    """That of a map whose outputs are split: A is whole, B a slice. With sequence parallelism A is applied to this process's
+    tokens and has a part of its gradient only, see `_SplitNorm`."""
+
+    def __init__(self, lora_a: nn.Parameter, lora_b: nn.Parameter, sequence_parallel: bool) -> None:
+        super().__init__(lora_a, lora_b)
+        self.sequence_parallel = sequence_parallel
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.sequence_parallel:
+            low = linear(x, copy_to_tensor_model_parallel_region(self.lora_A))
+            return linear(gather_from_sequence_parallel_region(low), self.lora_B)
+        return linear(copy_to_tensor_model_parallel_region(linear(x, self.lora_A)), self.lora_B)
+
+
+class _RowAdapter(Adapter):
+    """That of a map whose inputs are split: A is a slice, B whole, and what lies between them is summed."""
+
+    def __init__(self, lora_a: nn.Parameter, lora_b: nn.Parameter, sequence_parallel: bool) -> None:
+        super().__init__(lora_a, lora_b)
+        self.sequence_parallel = sequence_parallel
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = linear(x, self.lora_A)
+        if self.sequence_parallel:
+            low = reduce_scatter_to_sequence_parallel_region(low)
+            return linear(low, copy_to_tensor_model_parallel_region(self.lora_B))
+        return linear(reduce_from_tensor_model_parallel_region(low), self.lora_B)
 
 
 class _SplitNorm(RMSNorm):

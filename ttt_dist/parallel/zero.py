@@ -12,7 +12,7 @@ from torch import nn
 
 from ttt_dist.config.deepspeed import read_deepspeed, zero_stage
 from ttt_dist.config.run import Config, TrainConfig
-from ttt_dist.model.optimizer_groups import OptimizerGroup, optimizer_groups
+from ttt_dist.model.optimizer_groups import OptimizerGroup, learnt_names, optimizer_groups
 from ttt_dist.model.structure import parameter_shapes
 from ttt_dist.parallel import deepspeed_adapter
 from ttt_dist.parallel.gather import own_parameters
@@ -78,8 +78,11 @@ def apply_zero(
 
 
 def _build_optimizer(model: nn.Module, config: Config, layout: TokenLayout, mesh: Mesh) -> torch.optim.AdamW:
-    """AdamW with the groups that the settings ask for. Its rate is 0 until a step sets it."""
+    """AdamW with the groups that the settings ask for. Its rate is 0 until a step sets it. What is in no group gets no gradient."""
     own = own_parameters(model, mesh, config.model)
+    learnt = learnt_names(parameter_shapes(config.model, layout.padded_vocab_size), config.train)
+    for name, parameter in own.items():
+        parameter.requires_grad_(name in learnt)
     groups = []
     for number, group in enumerate(groups_of(config, layout)):
         mine = [name for name in own if name in group.names]

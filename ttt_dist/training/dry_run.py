@@ -1,13 +1,17 @@
 """What `--dry-run` says without building anything: sizes of the model, what of the data is read when."""
 
+import math
 from typing import TYPE_CHECKING
 
 from ttt_dist.checkpoint import manager
 from ttt_dist.config.objective import Objective
+from ttt_dist.config.run import Config
 from ttt_dist.data.loader import PackLoader
 from ttt_dist.launch.launchers import DistInfo
 from ttt_dist.launch.process_group import has_gpu
-from ttt_dist.model.structure import count_parameters
+from ttt_dist.model.optimizer_groups import num_trained
+from ttt_dist.model.structure import count_parameters, is_adapter, parameter_shapes
+from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.training.memory_estimate import memory_per_rank
 from ttt_dist.util.console import print_rank0
 
@@ -23,6 +27,8 @@ def describe(plan: "TrainPlan", dist_info: DistInfo) -> None:
         f"model      {sum(parts.values()):,} parameters: "
         + ", ".join(f"{name} {size:,}" for name, size in parts.items())
     )
+    if told := describe_trained(config, layout):
+        print_rank0(f"trained    {told}")
     print_rank0(
         f"tokens     {layout.vocab_size:,} (padded to {layout.padded_vocab_size:,}), {layout.num_codes:,} audio codes"
     )
@@ -45,6 +51,15 @@ def describe(plan: "TrainPlan", dist_info: DistInfo) -> None:
     print_rank0(f"run        {config.run_dir}: {start}")
     for note in plan.notes:
         print_rank0(f"note       on this machine: {note}")
+
+
+def describe_trained(config: Config, layout: TokenLayout) -> str:
+    """How many parameters an update may change; nothing where that is all of them."""
+    shapes = parameter_shapes(config.model, layout.padded_vocab_size)
+    number, total = num_trained(shapes, config.train, layout.num_text_tokens), sum(map(math.prod, shapes.values()))
+    of_adapters = sum(math.prod(shape) for name, shape in shapes.items() if is_adapter(name))
+    told = f", {of_adapters:,} of them of adapters of rank {config.model.lora.r}" if of_adapters else ""
+    return f"{number:,} parameters ({number / total:.2%}){told}" if number != total else ""
 
 
 def describe_objective(objective: Objective, steps: int) -> list[str]:

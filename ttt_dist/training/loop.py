@@ -23,7 +23,7 @@ from ttt_dist.telemetry.run_folder import open_run_folder
 from ttt_dist.training import schedule
 from ttt_dist.training.callbacks import Callback, callback_states, load_callback_states
 from ttt_dist.training.default_callbacks import all_callbacks
-from ttt_dist.training.dry_run import describe_data
+from ttt_dist.training.dry_run import describe_data, describe_trained
 from ttt_dist.training.noise_scale import NoiseScale
 from ttt_dist.training.skip_step import SkipStep
 from ttt_dist.training.step import StepResult, train_step
@@ -149,6 +149,8 @@ class Trainer:
         print_rank0(
             f"{self.folder}: {num_parameters:,} parameters on {world_size} process(es), {self.mesh}, from step {self.start_step}"
         )
+        if told := describe_trained(self.config, self.metadata.layout):
+            print_rank0(f"{told} are trained")
         for line in describe_data(self.loader, self.config.train.steps):
             print_rank0(line)
 

@@ -13,7 +13,8 @@ from ttt_dist.config.deepspeed import read_deepspeed
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.run import Config
 from ttt_dist.model.loss_chunks import CHUNK_ROWS, TILE_ELEMENTS
-from ttt_dist.model.structure import head_dim
+from ttt_dist.model.optimizer_groups import learnt_names
+from ttt_dist.model.structure import head_dim, parameter_shapes
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.parallel.partition import padded_rows
 from ttt_dist.parallel.stages import layer_sizes, stage_bounds
@@ -73,8 +74,9 @@ def memory_per_rank(
     """
     setup = Setup(config=config, layout=layout, mesh=mesh, zero_stage=zero_stage, seq_len=seq_len, on_cuda=on_cuda)
     sizes = layer_sizes(config.model, layout, mesh.tensor)
+    learnt = layer_sizes(config.model, layout, mesh.tensor, setup.learns)
     bounds = stage_bounds([sum(layer) for layer in sizes], mesh.pipeline)
-    stages = (_memory_of_stage(setup, sizes, stage, *ends) for stage, ends in enumerate(pairwise(bounds)))
+    stages = (_memory_of_stage(setup, sizes, learnt, stage, *ends) for stage, ends in enumerate(pairwise(bounds)))
     return max(stages, key=lambda memory: memory.total)
 
 
@@ -94,6 +96,11 @@ class Setup:
         """DeepSpeed's settings of ZeRO, defaults put in."""
         values: dict[str, Any] = read_deepspeed(self.config.deepspeed).get("zero_optimization", {})
         return DEFAULTS | values
+
+    @property
+    def learns(self) -> set[str]:
+        """The weights that the optimizer has: all, but where there are adapters."""
+        return learnt_names(parameter_shapes(self.config.model, self.layout.padded_vocab_size), self.config.train)
 
     @property
     def is_bf16(self) -> bool:
@@ -120,13 +127,15 @@ class Setup:
         return self.on_cuda and self.zero.get("offload_optimizer", {}).get("device", "none") != "none"
 
 
-def _memory_of_stage(setup: Setup, layers: list[list[int]], stage: int, first: int, end: int) -> Memory:
-    """The stage that holds [first, end) of the pipeline's `layers`; see `memory_per_rank`."""
+def _memory_of_stage(
+    setup: Setup, layers: list[list[int]], learnt: list[list[int]], stage: int, first: int, end: int
+) -> Memory:
+    """The stage that holds [first, end) of the pipeline's `layers`, of which `learnt` is what learns; see `memory_per_rank`."""
     model, mesh, kept = setup.config.model, setup.mesh, Kept.of(setup)
     has_head = stage == mesh.pipeline - 1
     if model.tie_embeddings and first == 0 and has_head:
-        layers = layers[:-1]  # the embedding again
-    states = states_of(setup, [size for layer in layers[first:end] for size in layer])
+        layers, learnt = layers[:-1], learnt[:-1]  # the embedding again
+    states = states_of(setup, *([size for layer in kind[first:end] for size in layer] for kind in (layers, learnt)))
 
     num_blocks = max(min(end, model.num_layers + 1) - max(first, 1), 0)
     widths = Widths.of(model, mesh, setup.config.parallel.sequence_parallel)
@@ -143,22 +152,23 @@ def _memory_of_stage(setup: Setup, layers: list[list[int]], stage: int, first: i
     )
 
 
-def states_of(setup: Setup, sizes: list[int]) -> States:
-    """Weights, gradients and optimizer of a process with parameters of `sizes`.
+def states_of(setup: Setup, sizes: list[int], learnt: list[int] | None = None) -> States:
+    """Weights, gradients and optimizer of a process with parameters of `sizes`, of which those of `learnt` (default: all) learn.
 
     Adam's moments are fp32. The optimizer has fp32 weights of its own wherever DeepSpeed wraps it: in bf16, and from ZeRO 1
     on in fp32 too. ZeRO-3 has shards of the weights, and whole ones as `_gathered` says.
     """
-    count = sum(sizes)
+    learnt = sizes if learnt is None else learnt
+    count = sum(learnt)
     # In bf16 a pipeline has BF16_Optimizer, which shards at ZeRO 0 too.
     is_sharded = setup.zero_stage > 0 or (setup.is_bf16 and setup.mesh.pipeline > 1)
     per_parameter = ADAM + (FP32 if setup.is_bf16 or setup.zero_stage > 0 else 0)
     per_parameter += FP32 if setup.config.train.ema else 0
     optimizer = 0 if setup.is_offloaded else per_parameter * count // (setup.mesh.zero_size if is_sharded else 1)
-    weights = setup.width * count
+    weights = setup.width * sum(sizes)
     if setup.zero_stage == 3 and setup.mesh.zero_size > 1:
         weights = weights // setup.mesh.zero_size + setup.width * _gathered(sizes, setup.zero)
-    return States(weights, *_gradients(setup, sizes), optimizer)
+    return States(weights, *_gradients(setup, learnt), optimizer)
 
 
 def _gathered(sizes: list[int], zero: dict[str, Any]) -> int:
@@ -178,7 +188,7 @@ def _gradients(setup: Setup, sizes: list[int]) -> tuple[int, int]:
 
     Sums over micro-batches are fp32, but in bf16 at ZeRO 0 (see `ttt_dist.parallel.zero.deepspeed_config`).
     """
-    count, largest, steps = sum(sizes), max(sizes), min(setup.steps, 2)
+    count, largest, steps = sum(sizes), max(sizes, default=0), min(setup.steps, 2)
     shard = count // setup.mesh.zero_size
     capacity = int(setup.zero["reduce_bucket_size"])
     bucket = capacity if setup.on_cuda else min(capacity, count)  # a CPU gives memory only to what is written
@@ -243,6 +253,8 @@ class Widths:
     head_dim: int
     model_hidden: int
     has_head_norms: bool
+    adapted: int
+    """What lies between the two matrices of all adapters of a block."""
 
     @classmethod
     def of(cls, model: ModelConfig, mesh: Mesh, sequence_parallel: bool) -> "Widths":
@@ -261,6 +273,7 @@ class Widths:
             head_dim=width,
             model_hidden=model.hidden_size,
             has_head_norms=model.qk_norm,
+            adapted=model.lora.r * len(model.lora.target_modules),
         )
 
     def saved(self, width: int, kept: Kept) -> int:
@@ -279,14 +292,14 @@ class Widths:
         if kept.checkpointing == "selective":
             products = sum(size for size in (product, 2 * self.inner) if size != self.model_hidden)
             attention = width * self.queries + log_sums if kept.compiled or not kept.on_cuda else 0
-            return width * (self.hidden + products) + attention
+            return width * (self.hidden + products + self.adapted) + attention
         is_fused = kept.on_cuda or kept.compiled
         norms = 2 * (self._norm_inside(width, self.hidden, is_fused) + width * self.hidden)
         if self.has_head_norms and not kept.compiled:
             norms += self._norm_inside(width, self.queries + self.keys_values // 2, is_fused)
         attended = product + self.queries + self.keys_values // 2 if kept.compiled else self.attended
         outputs = self.queries if is_fused else 2 * self.queries
-        return norms + width * (attended + outputs + 3 * self.inner) + log_sums
+        return norms + width * (attended + outputs + 3 * self.inner + self.adapted) + log_sums
 
     def block_backward(self, width: int, kept: Kept) -> int:
         """Bytes per token that the backward pass of one block allocates.
@@ -315,7 +328,7 @@ class Widths:
 def _logits(setup: Setup) -> int:
     """Bytes of the loss, every token taken for a target (at most one of each kind is), see `ttt_dist.model.loss`.
 
-    Hidden states, the rows taken from them, and their gradient; the head's gradient in fp32, with a bf16 copy; on CUDA one
+    Hidden states, the rows taken from them, and their gradient; the head's gradient, if it learns, in fp32, with a bf16 copy; on CUDA one
     chunk of logits in the weight's type and its gradient, and in the backward pass both gradients times the loss's
     beside themselves; on the CPU a tile of logits, and what it adds to the gradients.
     """
@@ -323,8 +336,9 @@ def _logits(setup: Setup) -> int:
     rows = padded_rows(setup.layout.padded_vocab_size, setup.mesh.tensor) // setup.mesh.tensor
     extra = setup.width if setup.is_bf16 else 0
     states = 3 * setup.width * hidden_size * setup.num_tokens
-    whole = (FP32 + extra) * hidden_size * rows
+    learns = ("embed.weight" if setup.config.model.tie_embeddings else "head.weight") in setup.learns
+    whole = (FP32 + extra) * hidden_size * rows if learns else 0
     if not setup.on_cuda:
         return states + whole + (FP32 + extra) * min(TILE_ELEMENTS, setup.num_tokens * rows)
     chunk = 2 * setup.width * min(CHUNK_ROWS, setup.num_tokens) * rows
-    return states + max(whole + chunk, 2 * setup.width * hidden_size * rows)
+    return states + max(whole + chunk, 2 * setup.width * hidden_size * rows if learns else 0)

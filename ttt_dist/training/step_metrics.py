@@ -11,6 +11,8 @@ import torch.distributed as dist
 
 from ttt_dist.config.run import Config
 from ttt_dist.model.loss import p_bin_name
+from ttt_dist.model.optimizer_groups import learnt_names
+from ttt_dist.model.structure import parameter_shapes
 from ttt_dist.training.flops import ModelFlops, known_peak_tflops
 from ttt_dist.training.group_losses import GroupLosses
 from ttt_dist.training.step import PBin, StepResult
@@ -38,8 +40,10 @@ class MetricsAccumulator:
     def of_run(cls, config: Config, vocab_size: int) -> "MetricsAccumulator":
         """An empty window of this run; needs a process group."""
         peak = peak_tflops(config.telemetry.peak_tflops)
+        learnt = learnt_names(parameter_shapes(config.model, vocab_size), config.train)
+        learns_head = ("embed.weight" if config.model.tie_embeddings else "head.weight") in learnt
         return cls(
-            flops=ModelFlops.of(config.model, vocab_size),
+            flops=ModelFlops.of(config.model, vocab_size, learns_head),
             peak_flops=None if peak is None else peak * 1e12 * dist.get_world_size(),
             sources=list(config.data.prefixes()),
         )

@@ -6,7 +6,7 @@ folder imported for training has no codec, template and decoding yet.
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.objective import Objective
 from ttt_dist.data.metadata import ASSETS
 from ttt_dist.data.speakers import read_speakers
+from ttt_dist.model.hf.adapter import Adaptation, Merged
 from ttt_dist.model.hf.export_files import assets_in, write_export_files
 from ttt_dist.model.hf.families import (
     CONFIG,
@@ -33,8 +34,9 @@ from ttt_dist.model.hf.families import (
     stated_objective,
 )
 from ttt_dist.model.hf.tensor_files import TensorFolder, TensorWriter
-from ttt_dist.model.layers import LocalLayerFactory
-from ttt_dist.model.structure import head_dim, parameter_shapes
+from ttt_dist.model.hf.weight_names import OUTER_NAMES, from_huggingface, huggingface_names, to_huggingface
+from ttt_dist.model.layers import LocalLayerFactory, WeightSource
+from ttt_dist.model.structure import head_dim, is_adapter, parameter_shapes
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.templates import TemplateSettings
 from ttt_dist.sequence.text_tokenizer import TextTokenizer, load_tokenizer
@@ -43,22 +45,6 @@ from ttt_dist.util.atomic_files import fsync_folder, remove_leftovers, temporary
 from ttt_dist.util.errors import UserError
 from ttt_dist.util.file_lock import lease
 from ttt_dist.util.similar_paths import remedy_for
-
-# Parts of a block, ours and Hugging Face's; qkv and gate_up are split apart from these.
-BLOCK_PARTS = {
-    "attention_norm": "input_layernorm",
-    "attention.q_norm": "self_attn.q_norm",
-    "attention.k_norm": "self_attn.k_norm",
-    "attention.out": "self_attn.o_proj",
-    "mlp_norm": "post_attention_layernorm",
-    "mlp.down": "mlp.down_proj",
-}
-OUTER_NAMES = {
-    "embed.weight": "model.embed_tokens.weight",
-    "norm.weight": "model.norm.weight",
-    "head.weight": "lm_head.weight",
-}
-VOCABULARY_TENSORS = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 @dataclass(kw_only=True)
@@ -83,53 +69,12 @@ class ModelFolder:
         return next(iter(self.speakers), None) if self.template.name_speaker else None
 
 
-def to_huggingface(name: str, tensor: Tensor, config: ModelConfig) -> dict[str, Tensor]:
-    """One of our weights as Hugging Face's: a fused projection becomes two or three. A tied head becomes none."""
-    if name == "head.weight" and config.tie_embeddings:
-        return {}
-    if name in OUTER_NAMES:
-        return {OUTER_NAMES[name]: tensor}
-    _, index, part = name.split(".", 2)
-    part, kind = part.rsplit(".", 1)
-    prefix = f"model.layers.{index}"
-    if part == "attention.qkv":
-        return {
-            f"{prefix}.self_attn.{letter}_proj.{kind}": piece
-            for letter, piece in zip("qkv", _split_qkv(tensor, config), strict=True)
-        }
-    if part == "mlp.gate_up":
-        return {
-            f"{prefix}.mlp.{which}_proj.{kind}": piece
-            for which, piece in zip(("gate", "up"), tensor.chunk(2), strict=True)
-        }
-    return {f"{prefix}.{BLOCK_PARTS[part]}.{kind}": tensor}
-
-
-def huggingface_names(name: str, config: ModelConfig) -> list[str]:
-    """Names that one of our weights is put together from, in the order that `from_huggingface` takes them."""
-    rows = (config.num_heads + 2 * config.num_kv_heads) * head_dim(config)
-    return list(to_huggingface(name, torch.empty(rows if "qkv" in name else 2, 0, device="meta"), config))
-
-
-def from_huggingface(name: str, pieces: list[Tensor], config: ModelConfig) -> Tensor:
-    """The inverse of `to_huggingface`: our weight `name` from Hugging Face's."""
-    if ".qkv." in name:
-        groups = [piece.unflatten(0, (config.num_kv_heads, -1, head_dim(config))) for piece in pieces]
-        return torch.cat(groups, dim=1).flatten(0, 2)
-    return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-
-
-def _split_qkv(tensor: Tensor, config: ModelConfig) -> list[Tensor]:
-    """Query, key and value rows of a fused projection, which holds them group by group."""
-    groups = tensor.unflatten(0, (config.num_kv_heads, -1, head_dim(config)))
-    per_group = config.num_heads // config.num_kv_heads
-    return [part.flatten(0, 2) for part in groups.split([per_group, 1, 1], dim=1)]
-
-
-def expected_tensors(config: ModelConfig, num_rows: int) -> dict[str, tuple[int, ...]]:
-    """Hugging Face's names and shapes of all weights of a model with `num_rows` rows of embedding and head."""
-    shapes = parameter_shapes(config, num_rows).items()
-    pairs = (to_huggingface(name, torch.empty(shape, device="meta"), config) for name, shape in shapes)
+def expected_tensors(
+    config: ModelConfig, num_rows: int, of: Collection[str] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Hugging Face's names and shapes of all weights of a model with `num_rows` rows of embedding and head, or of some of ours."""
+    shapes = {name: shape for name, shape in parameter_shapes(config, num_rows).items() if of is None or name in of}
+    pairs = (to_huggingface(name, torch.empty(shape, device="meta"), config) for name, shape in shapes.items())
     return {name: tuple(piece.shape) for pieces in pairs for name, piece in pieces.items()}
 
 
@@ -145,13 +90,15 @@ def export_folder(
     base_eos: Sequence[int] = (),
     story: Mapping[str, str] | None = None,
     speakers: Sequence[str] = (),
+    adaptation: Adaptation | None = None,
 ) -> None:
     """Write a model folder; an older one at that place is replaced when the new one is complete.
 
     `weights` has our names (of a tied head, one of its two); of an iterator, one weight at a time is in memory. `assets` is
     a folder with tokenizer/, codec/ and template.json, such as that of the shards; `decoding` is how the model is decoded
     where nobody says otherwise, `base_eos` what ended a text of the model that training began with, `story` what the
-    model card says of the training, and `speakers` whom its prompts may name. Raises UserError where an asset is missing or
+    model card says of the training, and `speakers` whom its prompts may name. Adapters are merged, and with an
+    `adaptation` written for peft beside. Raises UserError where an asset is missing or
     the disk is full.
     """
     found = assets_in(Path(assets))
@@ -161,8 +108,9 @@ def export_folder(
                 f"{Path(assets) / name}: missing; an exported model needs {', '.join(ASSETS)} beside its shards"
             )
     with new_folder(folder) as place:
-        pairs = weights.items() if isinstance(weights, Mapping) else weights
-        num_rows, dtype = write_weights(place, pairs, config, max_shard_bytes)
+        merged = Merged(weights.items() if isinstance(weights, Mapping) else weights, config, adaptation)
+        num_rows, dtype = write_weights(place, merged, merged.config, max_shard_bytes)
+        merged.write_adapter(place, layout, dtype)
         values = config_json(config, layout, num_rows, dtype, objective)
         write_export_files(place, values, layout, found, decoding, base_eos, story or {}, speakers)
 
@@ -221,10 +169,19 @@ class FolderWeights:
     the folder's rows is padding, and zero. Without one, shapes must be as asked.
     """
 
-    def __init__(self, folder: str | Path, config: ModelConfig, layout: TokenLayout | None = None) -> None:
-        self.tensors, self.config, self.layout = TensorFolder(folder), config, layout
+    def __init__(
+        self,
+        folder: str | Path,
+        config: ModelConfig,
+        layout: TokenLayout | None = None,
+        adapters: WeightSource | None = None,
+    ) -> None:
+        """`adapters` has those that the folder lacks, where the model begins to be adapted."""
+        self.tensors, self.config, self.layout, self.adapters = TensorFolder(folder), config, layout, adapters
 
     def __call__(self, name: str, shape: tuple[int, ...], std: float = 0.0, mean: float = 0.0) -> Tensor:
+        if self.adapters is not None and is_adapter(name):
+            return self.adapters(name, shape, std, mean)
         if name == "head.weight" and self.config.tie_embeddings:
             name = "embed.weight"
         wanted = to_huggingface(name, torch.empty(shape, device="meta"), self.config)
@@ -302,9 +259,14 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 
 
 def write_weights(
-    place: Path, weights: Iterable[tuple[str, Tensor]], config: ModelConfig, max_shard_bytes: int = MAX_SHARD_BYTES
+    place: Path,
+    weights: Iterable[tuple[str, Tensor]],
+    config: ModelConfig,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    of: Collection[str] | None = None,
 ) -> tuple[int, torch.dtype]:
-    """Write all weights of a model, given by our names; number of rows of the vocabulary, and the type of the last weight."""
+    """Write all weights of a model, or those of `of`, given by our names; number of rows of the vocabulary, and the type of the
+    last weight."""
     num_rows, dtype = 0, torch.float32
     with closing(TensorWriter(place, max_shard_bytes)) as writer:
         for name, tensor in weights:
@@ -313,7 +275,7 @@ def write_weights(
                 num_rows = len(tensor)
             for key, piece in to_huggingface(name, tensor, config).items():
                 writer.add(key, piece.shape, dtype, [piece])
-        missing = set(expected_tensors(config, num_rows)).symmetric_difference(writer.names)
+        missing = set(expected_tensors(config, num_rows, of)).symmetric_difference(writer.names)
         assert not missing, f"not exactly the weights of the model: {sorted(missing)}"
         writer.finish()
     return num_rows, dtype

@@ -27,10 +27,11 @@ from ttt_dist.model.hf.families import (
     read_json,
     stated_objective,
 )
-from ttt_dist.model.hf.folder import VOCABULARY_TENSORS, expected_tensors, new_folder
+from ttt_dist.model.hf.folder import expected_tensors, new_folder
 from ttt_dist.model.hf.model_card import CARD
 from ttt_dist.model.hf.tensor_files import TensorFolder, TensorWriter
 from ttt_dist.model.hf.vocabulary import draw_rows, row_statistics
+from ttt_dist.model.hf.weight_names import VOCABULARY_TENSORS
 from ttt_dist.sequence.text_tokenizer import TextTokenizer, load_tokenizer
 from ttt_dist.sequence.tokens import PIECES, TokenLayout, extend, released, require_room
 from ttt_dist.util.console import Progress

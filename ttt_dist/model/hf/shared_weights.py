@@ -4,11 +4,13 @@ What we keep as one weight (query, key and value; gate and up) it keeps as sever
 joined.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ttt_dist.config.model import ModelConfig
-from ttt_dist.model.hf.folder import OUTER_NAMES, to_huggingface
+from ttt_dist.model.hf.weight_names import OUTER_NAMES, to_huggingface
 from ttt_dist.model.layers import Embedding, Head, Linear, NoSharding, RMSNorm, SequenceSharding
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.tokens import TokenLayout
@@ -95,6 +97,9 @@ class SharedLayerFactory:
 
     def row_linear(self, name: str, num_in: int, num_out: int, std: float) -> nn.Module:
         return self._joined(name, (num_out, num_in), False, 1)
+
+    def lora(self, *_: Any, **__: Any) -> nn.Module:
+        raise AssertionError("adapters of an export are merged")
 
     def norm(self, name: str, size: int, eps: float, of_heads: bool = False) -> nn.Module:
         return RMSNorm(self._one(f"{name}.weight", (size,)), eps)
