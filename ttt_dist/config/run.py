@@ -219,6 +219,8 @@ class TelemetryConfig(Section):
     """Steps that are profiled, into run_dir/profile; 0: none."""
     profile_ranks: list[NonNegativeInt] = field(default_factory=lambda: [0])
     """Processes that are profiled."""
+    memory_history: bool = False
+    """Record where device memory is taken and given back, for the snapshot in run_dir/logs where it runs out."""
 
 
 @dataclass(kw_only=True)
