@@ -8,8 +8,8 @@ Everything about the run ends up in its run_dir. Started again with the same run
 checkpoint, on as many processes in whatever layout; a new run_dir may start from a checkpoint of another one with --resume.
 Any setting of ttt_dist/config/ can be given as section.key=value behind the config file.
 
-Exit status: 0 finished, 75 stopped as asked (saved; start again), 76 a process was lost (start again), 77 diverged, 1 a
-mistake that one line explains, 2 bad usage.
+Exit status: 0 finished, 75 stopped as asked (saved; start again), 76 a process was lost (start again), 77 diverged, 78 this
+process's device computes wrongly (start again elsewhere), 1 a mistake that one line explains, 2 bad usage.
 """
 
 import argparse
