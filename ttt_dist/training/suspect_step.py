@@ -91,12 +91,17 @@ def judge(
     computed = {one.packs_of: one for one in elsewhere}
     unlike = [(here, loss) for loss, here in zip(first, again, strict=True) if _differ(loss, here.loss)]
     pairs = [pair for here in again if here.rank in computed and (pair := _differing(here, computed[here.rank]))]
-    if unlike or pairs:
-        told = [f"{here}, and had loss sum {loss:.6g} before" for here, loss in unlike]
-        told += [f"{wrong} where {right}" for wrong, right in pairs]
-        figures = [here for here, _ in unlike] + [one for pair in pairs for one in pair]
-        ranks = {here.rank for here, _ in unlike} | {wrong.rank for wrong, _ in pairs}
-        return Verdict("device", sorted(ranks), f"device: {'; '.join(told[:MOST_TOLD])}", figures)
+    if not unlike and not pairs:
+        return _without_difference(again, norm, is_suspect, bool(computed))
+    ranks = {here.rank for here, _ in unlike} | {wrong.rank for wrong, _ in pairs}
+    told = [f"{here}, and had loss sum {loss:.6g} before" for here, loss in unlike]
+    told += [f"{wrong} where {right}" for wrong, right in pairs]
+    figures = [here for here, _ in unlike] + [one for pair in pairs for one in pair]
+    return Verdict("device", sorted(ranks), f"device: {'; '.join(told[:MOST_TOLD])}", figures)
+
+
+def _without_difference(again: Sequence[Figures], norm: float, is_suspect: bool, was_moved: bool) -> Verdict:
+    """The verdict where all ranks agree; `was_moved`: others than those that had the packs were asked too."""
     if not is_suspect:
         told = (
             f"no rank's figures differ, and the gradient norm is {norm:.6g} now: a device or a link, and none to name"
@@ -106,7 +111,7 @@ def judge(
     if not hurt and not math.isfinite(norm):
         return Verdict("unclear", [], "all ranks' own figures are finite, the sum of their gradients is not", [])
     hurt = hurt or [max(again, key=lambda one: one.grad_norm)]
-    where = "on another rank too: data" if computed else "again, and no other rank to ask: data, or a device"
+    where = "on another rank too: data" if was_moved else "again, and no other rank to ask: data, or a device"
     told = f"the same figures {where}: {'; '.join(map(str, hurt[:MOST_TOLD]))}"
     return Verdict("data", [one.rank for one in hurt], told, hurt)
 
