@@ -192,6 +192,7 @@ def run_step(trainer: Trainer, step: int) -> StepResult:
     batches = trainer.loader.step(step - 1)
     data_s = time.perf_counter() - begin
     trainer.watchdog.mark(step, "forward and backward", limit_s)
-    result = train_step(trainer.engine, trainer.mesh, batches, trainer.learning_rate(step))
+    is_recorded = trainer.is_due(step, trainer.config.telemetry.log_every)
+    result = train_step(trainer.engine, trainer.mesh, batches, trainer.learning_rate(step), is_recorded)
     trainer.window.add(result, data_s, time.perf_counter() - begin)
     return result
