@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.cases import Layout
+from tests.distributed.cases import GLOBAL_BATCH, Layout
 from tests.distributed.launch import run_distributed
 from tests.distributed.watched import record_with_a_straggler, watched_steps
 
@@ -66,9 +66,10 @@ def test_the_phases_add_up_to_the_step(layout: Layout, runs: dict[Any, Any]) -> 
 def test_who_waits_communicates_and_who_is_slow_is_named(layout: Layout, runs: dict[Any, Any]) -> None:
     """Rank 0 waits for rank 1 in a collective: of DeepSpeed's in each layer, of Megatron's, between stages, around attention."""
     quick, slow = runs["slow", layout]
-    assert quick["communication_s"] > 0.8 * DELAY_S > slow["communication_s"]
+    lingered_s = DELAY_S * GLOBAL_BATCH / (layout.micro * layout.dp)  # in each micro-batch
+    assert quick["communication_s"] > max(0.8 * lingered_s, slow["communication_s"])
     passes = "forward_backward_s" if layout.pipeline > 1 else "forward_s"
-    assert slow[passes] > DELAY_S > quick[passes]
+    assert slow[passes] > max(lingered_s, quick[passes])
     for record in (quick, slow):
         assert record["slowest_rank"] == 1
-        assert record["slowest_ratio"] > 1.5
+        assert record["slowest_ratio"] > 1.2

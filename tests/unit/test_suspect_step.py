@@ -76,6 +76,12 @@ def test_without_another_rank_what_comes_again_is_data() -> None:
     assert verdict([SOUND], [], first=[NAN], norm=2.0, is_suspect=False).kind == "device"
 
 
+def test_where_all_packs_hurt_on_all_ranks_the_weights_are_suspected() -> None:
+    found = verdict([(NAN, NAN)] * 3, [(NAN, NAN)] * 3)
+    assert (found.kind, found.ranks) == ("data", [0, 1, 2])
+    assert "of all packs: weights that have diverged, rather than data" in found.told
+
+
 def test_rounding_is_no_difference() -> None:
     assert verdict([(10.0, NAN)] * 2, [(10.1, INF)] * 2).kind == "data"
     assert verdict([(10.0, 100.0)] * 2, [(9.9, 99.0)] * 2, norm=140.0).kind == "data"

@@ -112,6 +112,8 @@ def _without_difference(again: Sequence[Figures], norm: float, is_suspect: bool,
         return Verdict("unclear", [], "all ranks' own figures are finite, the sum of their gradients is not", [])
     hurt = hurt or [max(again, key=lambda one: one.grad_norm)]
     where = "on another rank too: data" if was_moved else "again, and no other rank to ask: data, or a device"
+    if was_moved and len(hurt) == len(again):
+        where = "on other ranks too, of all packs: weights that have diverged, rather than data"
     told = f"the same figures {where}: {'; '.join(map(str, hurt[:MOST_TOLD]))}"
     return Verdict("data", [one.rank for one in hurt], told, hurt)
 
