@@ -8,8 +8,8 @@ Everything about the run ends up in its run_dir. Started again with the same run
 checkpoint, on as many processes in whatever layout; a new run_dir may start from a checkpoint of another one with --resume.
 Any setting of ttt_dist/config/ can be given as section.key=value behind the config file.
 
-Exit status: 0 finished, 75 stopped as asked (saved; start again), 76 a process was lost (start again), 77 diverged, 1 a
-mistake that one line explains, 2 bad usage.
+Exit status: 0 finished, 75 stopped as asked (saved; start again), 76 a process was lost (start again), 77 diverged, 78 this
+process's device computes wrongly (start again elsewhere), 1 a mistake that one line explains, 2 bad usage.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def train(plan: "TrainPlan", dist_info: "DistInfo") -> None:
     config = trainer.config
     export = trainer.folder / "export"
     try:
-        with trainer.watchdog.faults_told():
+        with trainer.watchdog.faults_told(plan):
             last = fit(trainer)
             trainer.watchdog.mark(last, "exporting the model", config.guard.start_timeout)
             export_model(trainer.engine, trainer.mesh, config, trainer.metadata.layout, export, last)
@@ -112,7 +112,8 @@ def set_up(plan: "TrainPlan", dist_info: "DistInfo") -> "Trainer":
     events = Events(config.run_dir)
     watchdog = Watchdog(logs, limit_s, lambda step, reason: events.log("fault", step, reason=reason))
     checkpoint, weights = choose_start(config, layout, plan.candidates)
-    engine = parallelize(config, layout, mesh, weights)
+    with watchdog.faults_told(plan):
+        engine = parallelize(config, layout, mesh, weights)
     start_step, counters = restore(engine, mesh, config, plan.metadata, checkpoint)
     trainer = Trainer.of_plan(plan, engine, start_step, counters, stop=stop, events=events, watchdog=watchdog)
     trainer.announce(checkpoint)

@@ -71,5 +71,6 @@ BARS = [
     Bar("codes/s over AR at batch 32", 1.5, None, lambda f: _codes(f, "ours", 32) / _codes(f, "AR", 32)),
     Bar("FlexAttention's largest error (bf16's unit)", None, 2**-7, lambda f: _largest(f, "attention", "_error")),
     Bar("parity with the CPU in fp32, largest deviation", None, 1e-5, lambda f: _largest(f, "parity", "_difference")),
+    Bar("running out of memory is told, with a snapshot", 1, None, lambda f: f["memory"]["snapshot"]["is_told"]),
     Bar("failed unit tests", None, 0, lambda f: sum(row["num_failed"] for row in f["tests"].values())),
 ]  # fmt: skip

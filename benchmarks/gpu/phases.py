@@ -28,4 +28,5 @@ PHASES = {
     "loss": Phase("loss:measurements", 30, "the head alone against cross-entropy over logits"),
     "zero3": Phase("train_command:others", 70, "train.py with ZeRO-3, and with ZeRO-1 eager"),
     "encode": Phase("encoding:measurements", 40, "codecs with random weights"),
+    "memory": Phase("memory:measurements", 50, "train.py where the device has no memory for a step"),
 }

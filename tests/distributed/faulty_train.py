@@ -1,5 +1,6 @@
 """train.py with a fault put into it: FAULT=hang:1:7 (rank 1 stops reading data at step 7) or nan:1:7-8 (its gradients of
-steps 7 and 8 are not finite, while its loss is). Everything else is the real program.
+steps 7 and 8 are not finite, while its loss is) or data:1:7 (the packs of step 7 that are dealt to rank 1 have weights that
+are not, whoever reads them). Everything else is the real program.
 """
 
 import os
@@ -41,19 +42,30 @@ def poison(train_step: Any, engine: Any, *arguments: Any) -> Any:
         engine.backward = right
 
 
+def spoil(read: Any, loader: PackLoader, step: int, number: int, dp_rank: int) -> Any:
+    """A micro-batch; its weights are not finite where the fault is."""
+    batch = read(loader, step, number, dp_rank)
+    if str(dp_rank) == RANK and FIRST <= step + 1 <= LAST:
+        batch.ar_weights *= float("nan")
+    return batch
+
+
 def main() -> None:
     """Put the fault in, and train."""
-    if KIND == "hang":
+    if KIND == "data":
+        micro_batch = PackLoader._micro_batch
+        PackLoader._micro_batch = lambda *arguments: spoil(micro_batch, *arguments)  # type: ignore[method-assign]
+    elif KIND == "hang":
         read = PackLoader.step
         PackLoader.step = lambda loader, step: hang(read, loader, step)  # type: ignore[method-assign]
     else:
         from ttt_dist.launch.process_group import current_dist_info, prepare_process
 
         prepare_process(current_dist_info().local_size)  # the loop imports deepspeed, which looks around once
-        from ttt_dist.training import loop
+        from ttt_dist.training import loop, suspect_step
 
         train_step = loop.train_step
-        loop.train_step = lambda *arguments: poison(train_step, *arguments)
+        loop.train_step = suspect_step.train_step = lambda *arguments: poison(train_step, *arguments)
     train.main()
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.distributed.small_run import Ranks, copy_of, make_run, records, timel
 from tests.shared_work import command
 from ttt_dist.checkpoint.manifest import require_whole
 from ttt_dist.config.loader import load_config
+from ttt_dist.launch.elastic import host_name
 from ttt_dist.telemetry.events import read_events
 
 STEPS, SAVE_EVERY = 14, 4
@@ -151,6 +153,39 @@ def test_data_that_hurts_is_passed_over_where_asked(work: Path, undisturbed: Pat
     assert timeless(run) == timeless(by_hand) != timeless(undisturbed)
     weights = "export/model.safetensors"
     assert (run / weights).read_bytes() == (by_hand / weights).read_bytes()
+
+
+def test_a_device_that_computes_wrongly_is_named_and_its_host_left_out(
+    work: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run, bad_hosts = tmp_path / "run", tmp_path / "bad_hosts"
+    faulty = {"program": FAULTY, "FAULT": "nan:1:6-7", "BAD_HOSTS": str(bad_hosts)}
+    ranks = start(work, run, "guard.recompute=true", **faulty)
+    assert ranks.wait() == [76, 78], ranks.output()
+    host = re.escape(socket.gethostname())
+    said = rf"step 6 computed again: device: rank 1 \({host}\) has loss sum \S+, gradient norm nan where rank 0 .*--exclude={host}\)"
+    assert len(re.findall(said, ranks.output())) == 1, ranks.output()
+    assert bad_hosts.read_text() == f"{host_name()}\n"
+    skipped, fault = [event for event in read_events(run) if event["event"] in ("skipped_step", "fault")]
+    assert (skipped["verdict"]["kind"], skipped["verdict"]["ranks"]) == ("device", [1])
+    assert "rank 1" in fault["reason"]
+    assert_goes_on(work, run, undisturbed, from_step=SAVE_EVERY)
+
+
+def test_data_that_hurts_is_no_device_and_computing_it_again_changes_nothing(work: Path, tmp_path: Path) -> None:
+    runs = {False: tmp_path / "once", True: tmp_path / "again"}
+    for recompute, run in runs.items():
+        ranks = start(work, run, f"guard.recompute={recompute}".lower(), program=FAULTY, FAULT="data:1:6")
+        assert ranks.wait() == [0, 0], ranks.output()
+    assert timeless(runs[True]) == timeless(runs[False])
+    weights = "export/model.safetensors"
+    assert (runs[True] / weights).read_bytes() == (runs[False] / weights).read_bytes()
+    (event,) = [event for event in read_events(runs[True]) if event["event"] == "skipped_step"]
+    assert (event["verdict"]["kind"], event["verdict"]["ranks"]) == ("data", [1])
+    first_pack = event["ranks"][1]["packs"][0]
+    assert "computed again: the same figures on another rank too: data: rank 1 " in ranks.output()
+    assert f"packs {first_pack}" in ranks.output()
+    assert ranks.output().count("computed again") == 1
 
 
 def test_data_is_passed_over_from_where_the_next_start_begins_and_not_for_ever(

@@ -44,7 +44,17 @@ def test_as_many_hosts_as_can_be_used_and_those_that_failed_last(
 
 @pytest.mark.parametrize(
     ("statuses", "status"),
-    [([0, 0], 0), ([76, -9], 137), ([76, 1], 1), ([75, 75], 75), ([76, 75], 76), ([0, 3], 3), ([137, 77], 77), ([], 0)],
+    [
+        ([0, 0], 0),
+        ([76, -9], 137),
+        ([76, 1], 1),
+        ([75, 75], 75),
+        ([76, 75], 76),
+        ([0, 3], 3),
+        ([137, 77], 77),
+        ([76, 78], 78),
+        ([], 0),
+    ],
 )
 def test_the_status_that_says_most(statuses: list[int], status: int) -> None:
     assert worst(statuses) == status
@@ -124,6 +134,19 @@ def test_a_killed_process_makes_its_host_the_last_to_be_taken(monkeypatch: pytes
     hosts.wait()
     assert hosts.plan == elastic.Plan(1, (0, 2))
     assert hosts.bad.read_text() == "n1\n"
+
+
+def test_a_host_whose_device_computes_wrongly_is_the_last_to_be_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hosts = Hosts(3, monkeypatch, tmp_path)
+    hosts.wait()
+    hosts.report(0, 76, 78)
+    hosts.report(1, 76, 76)
+    hosts.wait()
+    assert hosts.plan == elastic.Plan(1, (1, 2))
+    assert hosts.bad.read_text() == "n0\n"
+    assert "a device of n0 computes wrongly" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("status", [1, 2, 75, 77])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import torch
 from benchmarks.gpu import __main__ as driver
 from benchmarks.gpu import phase, waits
 from benchmarks.gpu.bars import judged
+from benchmarks.gpu.memory import of_snapshot
 from benchmarks.gpu.phases import PHASES
 from benchmarks.gpu.report import LONGEST_LINE, Outcome, Report
 from benchmarks.gpu.setting import Measurement, Skipped
@@ -48,6 +50,7 @@ KEYS: dict[str, dict[str, set[str]]] = {
     "loss": {"2 x 2048": {"ours_ms", "all_logits_ms", "targets_ms", "products_ms", "weight_error"}},
     "zero3": {"ZeRO-1, eager, selective": TRAINED},
     "encode": {"melvq": {"hours_per_hour", "recordings_s"}},
+    "memory": {},
 }
 SKIPPED = {
     "machine": ["fp8 product"],
@@ -56,6 +59,7 @@ SKIPPED = {
     "zero1": ["compiled", "compiled, fp8"],
     "parity": ["none compiled"],
     "attention": ["options, heads of 128"],
+    "memory": ["snapshot"],
 }
 
 
@@ -186,6 +190,22 @@ def test_bars_by_hand() -> None:
         "codes/s at batch 32 over batch 1": False,
     }
     assert found["codes/s at batch 32 over batch 1"] == {"value": 10, "wanted": ">= 15", "met": False}
+
+
+def test_a_snapshot_has_seen_memory_run_out_and_knows_whose_it_was(tmp_path: Path) -> None:
+    def snapshot(action: str, frames: list[dict[str, Any]]) -> Path:
+        held = {"state": "active_allocated", "size": 3, "frames": frames}
+        blocks = [held, {**held, "size": 1, "frames": []}, {"state": "inactive", "size": 9, "frames": frames}]
+        path = tmp_path / "snapshot"
+        path.write_bytes(pickle.dumps({"segments": [{"blocks": blocks}], "device_traces": [[{"action": action}]]}))
+        return path
+
+    found = of_snapshot(snapshot("oom", [{"name": "forward"}]))
+    assert (found["entries"], found["held_gb"], found["known_share"]) == (1, 4e-9, 0.75)
+    with pytest.raises(AssertionError, match="out of memory"):
+        of_snapshot(snapshot("alloc", [{"name": "forward"}]))
+    with pytest.raises(AssertionError, match="none of 2 blocks"):
+        of_snapshot(snapshot("oom", []))
 
 
 def test_the_last_line_stays_short() -> None:

@@ -52,6 +52,17 @@ def test_spikes_are_skipped_against_the_median_of_accepted_norms() -> None:
     assert steps(guard, [9.9, 10.1]) == [False, True]
 
 
+def test_between_two_steps_nothing_is_applied_or_counted() -> None:
+    guard = SkipStep(GuardConfig(spike_factor=5.0))
+    steps(guard, [1.0] * FEWEST_NORMS + [100.0])
+    before = guard.state
+    with guard.refusing():
+        assert not guard.accepts(1.0) and not guard.accepts(NAN)
+    assert guard.state == before
+    assert [guard.is_suspect(norm) for norm in (1.0, 5.1, NAN, INF)] == [False, True, True, True]
+    assert steps(guard, [1.0]) == [False]
+
+
 def test_without_the_setting_nothing_is_a_spike() -> None:
     assert not any(steps(SkipStep(GuardConfig()), [1.0] * 100 + [1e9]))
 

@@ -81,6 +81,17 @@ def test_prefetch_and_restart_change_nothing(reader: ShardReader) -> None:
     restarted.close()
 
 
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_rank_can_read_what_another_one_reads(reader: ShardReader, prefetch: int) -> None:
+    mine, other = (loader(reader, rank=rank, size=2, prefetch=prefetch) for rank in (0, 1))
+    first, theirs = rows(mine.step(3)), rows(other.step(3))
+    assert rows(mine.batches_of(3, 1)) == theirs != first
+    assert rows(mine.batches_of(3, 0)) == first
+    assert rows(mine.step(4)) == rows(loader(reader, rank=0, size=2).step(4))  # what was made ahead is as it was
+    for one in (mine, other):
+        one.close()
+
+
 def test_each_step_has_the_objective_of_its_stage_prefetched_or_not(reader: ShardReader) -> None:
     staged = Objective(
         stages=[

@@ -31,6 +31,14 @@ def test_places_are_those_of_megatron(sizes: tuple[int, int, int, int]) -> None:
     for mesh in meshes:
         if mesh.data_rank == mesh.ulysses_rank == 0:
             assert mesh.rank_at(mesh.tensor_rank, mesh.stage) == mesh.rank
+        for shift in range(data + 1):
+            peer = meshes[mesh.peer(shift)]
+            assert peer.data_rank == (mesh.data_rank + shift) % data
+            assert (peer.tensor_rank, peer.ulysses_rank, peer.stage) == (
+                mesh.tensor_rank,
+                mesh.ulysses_rank,
+                mesh.stage,
+            )
     assert sum(mesh.is_data_source_rank for mesh in meshes) == data
     assert sum(mesh.is_loss_rank for mesh in meshes) == data * ulysses
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from ttt_dist.launch import node_check
 from ttt_dist.launch.node_check import Report, check_nodes, slow_ranks, wrong_ranks
-from ttt_dist.util.errors import LostProcessError
+from ttt_dist.util.errors import BadDeviceError, LostProcessError, OwnDeviceError
 
 FINE = Report("node1", "H100", "aa", {"product": 0.010, "link": 0.02, "disk": 0.1})
 FOUR = [
@@ -73,7 +73,20 @@ def test_the_product_is_exact(alone: None, tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_wrong_product_ends_the_run(alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_check, "wrong_ranks", lambda reports: [0])
+    monkeypatch.setenv("BAD_HOSTS", str(tmp_path / "bad"))
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
     with pytest.raises(
-        LostProcessError, match=r"rank 0 \(.*, CPU\): a product of matrices comes out wrong; leave the node out"
+        OwnDeviceError, match=r"rank 0 \(.*, CPU\): a product of matrices comes out wrong; leave the node out"
     ):
         check_nodes(tmp_path, torch.device("cpu"), is_first_of_host=False)
+    assert (tmp_path / "bad").read_text() == "n7\n"
+
+
+def test_who_is_not_to_blame_ends_as_for_a_lost_process(
+    alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BAD_HOSTS", str(tmp_path / "bad"))
+    with pytest.raises(BadDeviceError) as found:
+        node_check.end_for([1], "rank 1 is")
+    assert (found.value.status, found.value.is_agreed) == (LostProcessError.status, True)
+    assert not (tmp_path / "bad").exists()

@@ -162,12 +162,14 @@ def test_where_own_work_is_unknown_nobody_is_called_slow(ranks: dict[int, float]
     assert not [name for name in steps.record(0.1) if name.startswith("slowest")]
 
 
-def test_own_work_is_that_of_all_steps_and_their_data(ranks: dict[int, float]) -> None:
+def test_own_work_is_that_of_all_steps_that_measured_it_and_their_data(ranks: dict[int, float]) -> None:
     ranks |= {1: 4.0, 2: 4.0}
     steps = window()
-    for _ in range(2):
-        steps.add(step(1.0, NOTHING, own_s=1.5), 0.5, 3.0)
+    for own_s in (1.5, None, 1.5):
+        steps.add(step(1.0, NOTHING, own_s=own_s), 0.5, 3.0)
     assert steps.record(0.1)["slowest_ratio"] == 1.0
+    steps.add(step(1.0, NOTHING, own_s=None), 0.5, 3.0)
+    assert "slowest_ratio" not in steps.record(0.1)  # what was measured before the last record does not count
 
 
 def test_the_peak_is_that_of_all_devices(ranks: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ _THEIRS = {
     "train.precision=bf16: fp16 with a scaled loss is not offered": "fp16",
     "nothing: no dropout is applied": "dropout attention_dropout hidden_dropout",
     "train.activation_checkpointing": (
-        "gradient_checkpointing recompute_granularity recompute_activations activation_checkpoint"
+        "gradient_checkpointing recompute recompute_granularity recompute_activations activation_checkpoint"
     ),
     "train.compile": "torch_compile compile_model",
     "nothing: attention is chosen by the device": "flash_attention flash_attn use_flash_attn attn_implementation sdpa",
@@ -100,6 +100,8 @@ _THEIRS = {
     ),
     "objective.kind or objective.preset": "loss loss_type",
     "objective.masking": "mask_ratio masking_ratio p_mask mask_prob",
+    "telemetry.memory_history": "record_memory_history enable_memory_snapshot memory_snapshot memory_snapshot_path save_memory_snapshot",
+    "guard.recompute": "rerun_mode check_for_nan_in_loss_and_grad check_for_nan rerun_state_machine",
     "guard.stop_after (minutes)": "max_time time_limit exit_duration_in_mins",
     "guard.step_timeout and guard.start_timeout": "timeout ddp_timeout nccl_timeout",
 }

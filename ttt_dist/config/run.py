@@ -184,6 +184,8 @@ class GuardConfig(Section):
     """How often a run that would end so goes back to its last checkpoint instead and passes over the packs read since."""
     spike_factor: NonNegativeFloat = 0.0
     """Skip steps whose gradient norm is above this many times the median of the last accepted ones; 0: never."""
+    recompute: bool = False
+    """Compute a step that is to be skipped twice more, on its own ranks and on others: a device that differs ends the run."""
     step_timeout: Seconds = 600.0
     """Seconds that a step may take before the run ends with the stacks of all processes."""
     start_timeout: Seconds = 1800.0
@@ -223,6 +225,8 @@ class TelemetryConfig(Section):
     """Steps that are profiled, into run_dir/profile; 0: none."""
     profile_ranks: list[NonNegativeInt] = field(default_factory=lambda: [0])
     """Processes that are profiled."""
+    memory_history: bool = False
+    """Record where device memory is taken and given back, for the snapshot in run_dir/logs where it runs out."""
 
 
 @dataclass(kw_only=True)

@@ -67,34 +67,41 @@ class PackLoader:
     def step(self, step: int) -> list[Batch]:
         """This rank's batches of one step, in order of micro-batch."""
         if self._thread is None:
-            return self._prepare(step)
-        asked = self._coming.pop(step, None) or self._thread.submit(self._prepare, step)
+            return self._prepare(step, self.dp_rank)
+        asked = self._coming.pop(step, None) or self._thread.submit(self._prepare, step, self.dp_rank)
         ahead = range(step + 1, step + 1 + self._prefetch)
         for stale in [number for number in self._coming if number not in ahead]:
             self._coming.pop(stale).cancel()
         for number in ahead:
             if number not in self._coming:
-                self._coming[number] = self._thread.submit(self._prepare, number)
+                self._coming[number] = self._thread.submit(self._prepare, number, self.dp_rank)
         return asked.result()
+
+    def batches_of(self, step: int, dp_rank: int) -> list[Batch]:
+        """What the `step` of that rank's loader gives, read anew."""
+        if self._thread is None:
+            return self._prepare(step, dp_rank)
+        return self._thread.submit(self._prepare, step, dp_rank).result()
 
     def close(self) -> None:
         """Stop the background thread."""
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _prepare(self, step: int) -> list[Batch]:
-        return [self._micro_batch(step, number) for number in range(self.num_micro_batches(step))]
+    def _prepare(self, step: int, dp_rank: int) -> list[Batch]:
+        return [self._micro_batch(step, number, dp_rank) for number in range(self.num_micro_batches(step))]
 
     def sample_indices(self, step: int) -> list[SampleIndex]:
         """Where this rank's packs of one step come from."""
-        return [place for number in range(self.num_micro_batches(step)) for place in self._sample_indices(step, number)]
+        numbers = range(self.num_micro_batches(step))
+        return [place for number in numbers for place in self._sample_indices(step, number, self.dp_rank)]
 
-    def _sample_indices(self, step: int, number: int) -> list[SampleIndex]:
-        first = (number * self.dp_size + self.dp_rank) * self.micro_batch
+    def _sample_indices(self, step: int, number: int, dp_rank: int) -> list[SampleIndex]:
+        first = (number * self.dp_size + dp_rank) * self.micro_batch
         return [self.order.sample_at(step, slot) for slot in range(first, first + self.micro_batch)]
 
-    def _micro_batch(self, step: int, number: int) -> Batch:
-        places = self._sample_indices(step, number)
+    def _micro_batch(self, step: int, number: int, dp_rank: int) -> Batch:
+        places = self._sample_indices(step, number, dp_rank)
         readers = self.sources.readers
         packs = [readers[place.source][place.pack] for place in places]
         epochs = [place.epoch for place in places]

@@ -27,14 +27,14 @@ import torch.distributed as dist
 
 from ttt_dist.launch.rendezvous import free_port
 from ttt_dist.util.console import print_error, print_rank0, warn
-from ttt_dist.util.errors import LostProcessError, StopRequestedError, UserError, first_line
+from ttt_dist.util.errors import LostProcessError, OwnDeviceError, StopRequestedError, UserError, first_line
 
 TICK_S, BEAT_S = 0.2, 1.0
 DEAD_S = 10.0  # without a sign of life
 CUT_OFF_S = 30.0  # without an answer from the store
 GRACE_S = 5.0  # for processes to end by themselves once their round is over
 STORE_TIMEOUT = timedelta(seconds=10)
-LOST, STOPPED = LostProcessError.status, StopRequestedError.status
+LOST, STOPPED, BAD_DEVICE = LostProcessError.status, StopRequestedError.status, OwnDeviceError.status
 FINAL = (77, 1, 2)  # of a process that would end alike again
 PR_SET_PDEATHSIG = 1
 
@@ -64,7 +64,7 @@ def choose_hosts(alive: Sequence[int], failures: dict[int, int], most: int, usab
 def worst(statuses: Sequence[int]) -> int:
     """The status that says most of what went wrong: a mistake, a signal, a lost process, a stop, nothing."""
     signals = [status for status in statuses if status >= 128 or status < 0]
-    for status in (*FINAL, *signals, LOST, STOPPED):
+    for status in (*FINAL, *signals, BAD_DEVICE, LOST, STOPPED):
         if status in statuses:
             return 128 - status if status < 0 else status
     return next((status for status in statuses if status), 0)
@@ -115,12 +115,15 @@ class Coordinator:
         if status in (0, *FINAL) or (status == STOPPED and not dead):
             self._put(replace(self.plan, outcome=status))
             return
-        guilty = [*dead, *(host for host, report in reports.items() if any(s < 0 or s >= 128 for s in report))]
+        killed = [host for host, report in reports.items() if any(s < 0 or s >= 128 for s in report)]
+        broken = [host for host, report in reports.items() if BAD_DEVICE in report and host not in killed]
+        guilty = [*dead, *killed, *broken]
         for host in guilty:
             self.failures[host] = self.failures.get(host, 0) + 1
         names = ", ".join(map(self._name, guilty))
         note_bad(self.bad_hosts, [self._name(host) for host in guilty])
-        what = f"lost {names}" if dead else f"a process on {names} was killed" if guilty else "lost a process"
+        what = f"a device of {names} computes wrongly" if broken else "lost a process"
+        what = f"lost {names}" if dead else f"a process on {names} was killed" if killed else what
         if self.plan.round == self.max_restarts:
             warn(f"{what}; the processes were started again {self.max_restarts} times, which is enough")
             self._put(replace(self.plan, outcome=status))

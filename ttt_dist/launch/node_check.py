@@ -8,18 +8,20 @@ import os
 import socket
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 
+from ttt_dist.launch.elastic import host_name, note_bad
 from ttt_dist.util.console import warn
-from ttt_dist.util.errors import LostProcessError
+from ttt_dist.util.errors import BadDeviceError, OwnDeviceError
 
 SIZES = {"cuda": 4096, "cpu": 512}  # of the square matrices
 TRIES = 3  # the fastest counts: the first one loads kernels, opens links
@@ -28,6 +30,7 @@ DISK_BYTES = 2**20
 CPU = "CPU"
 SLOW = {"product": 1.5, "link": 3.0, "disk": 5.0}
 """How many times the median is worth a word."""
+BAD_HOSTS = "BAD_HOSTS"  # the variable in which train.sbatch names its file of hosts to be excluded
 LEAST_CPU_S = 1.0  # cores that others use too are slow for no reason of theirs
 
 
@@ -46,7 +49,7 @@ class Report:
 def check_nodes(folder: Path, device: torch.device, is_first_of_host: bool) -> list[str]:
     """Try this process's node; what was found to be slow, the same on all ranks. Collective.
 
-    `folder` is where the run will write. Raises LostProcessError naming ranks and hosts that multiply wrongly.
+    `folder` is where the run will write. Raises BadDeviceError naming ranks and hosts that multiply wrongly.
     """
     digest, product_s = _product(device)
     seconds = {"product": product_s, **_link(device)}
@@ -56,14 +59,24 @@ def check_nodes(folder: Path, device: torch.device, is_first_of_host: bool) -> l
     reports: list[Report] = [None] * dist.get_world_size()  # type: ignore[list-item]
     dist.all_gather_object(reports, Report(socket.gethostname(), kind, digest, seconds))
     if wrong := wrong_ranks(reports):
-        raise LostProcessError(
-            f"{_named(wrong, reports)}: a product of matrices comes out wrong; leave the node out and start again"
+        end_for(
+            wrong,
+            f"{_named(wrong, reports)}: a product of matrices comes out wrong; leave the node out and start again",
         )
     found = slow_ranks(reports)
     if dist.get_rank() == 0:
         for told in found:
             warn(told)
     return found
+
+
+def end_for(ranks: Sequence[int], told: str) -> NoReturn:
+    """End the run, on all ranks alike, for what the devices of these ranks do: whoever starts it again hears of their hosts."""
+    if dist.get_rank() not in ranks:
+        raise BadDeviceError(told)
+    if path := os.environ.get(BAD_HOSTS):
+        note_bad(Path(path), [host_name()])
+    raise OwnDeviceError(told)
 
 
 def wrong_ranks(reports: list[Report]) -> list[int]:

@@ -121,6 +121,18 @@ def wrap_optimizer_step(engine: deepspeed.DeepSpeedEngine, accepts: Callable[[fl
     adam.step = step  # type: ignore[method-assign]
 
 
+@contextmanager
+def steps_not_counted(engine: deepspeed.DeepSpeedEngine) -> Iterator[None]:
+    """Steps inside, none of which is applied, do not count in what the engine keeps in its checkpoints."""
+    before = {
+        name: getattr(engine, name) for name in ("global_steps", "global_samples", "skipped_steps", "micro_steps")
+    }
+    try:
+        yield
+    finally:
+        vars(engine).update(before)
+
+
 def before_adam(engine: deepspeed.DeepSpeedEngine, tell: Callable[[], None]) -> None:
     """Call `tell` before Adam changes weights and moments. An update that is not accepted changes none, and is not told."""
     inner_adam(engine).register_step_pre_hook(lambda *_: tell())

@@ -71,6 +71,11 @@ class Mesh:
         """The process that holds this slice of this stage's weights, of those with data rank 0."""
         return tensor_rank + stage * self.tensor * self.zero_size
 
+    def peer(self, shift: int) -> int:
+        """The process in this one's place among those that read the packs of the data rank `shift` further on."""
+        there = (self.data_rank + shift) % self.data
+        return self.rank + (there - self.data_rank) * self.tensor * self.ulysses
+
     def __str__(self) -> str:
         sizes = {"data": self.data, "tensor": self.tensor, "ulysses": self.ulysses, "pipeline": self.pipeline}
         return " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "alone"

@@ -12,17 +12,21 @@ from ttt_dist.checkpoint import manager
 from ttt_dist.checkpoint.data_skips import add_skip, read_skips
 from ttt_dist.checkpoint.export import export_model
 from ttt_dist.config.pipeline import Recipe
+from ttt_dist.launch.node_check import end_for
 from ttt_dist.parallel.compile import COMPILER
 from ttt_dist.telemetry.profiler import ProfileWindow
 from ttt_dist.training.callbacks import Callback
 from ttt_dist.training.checkpointing import Checkpointing
 from ttt_dist.training.step import Losses, StepResult
+from ttt_dist.training.suspect_step import Verdict, compute_again
 from ttt_dist.training.validate import held_out_loss
 from ttt_dist.util.console import print_rank0, warn
 from ttt_dist.util.errors import DivergedError, StopRequestedError
 
 if TYPE_CHECKING:
     from ttt_dist.training.loop import Trainer
+
+MOST_PACKS = 16  # that a line names; events.jsonl has all
 
 
 def all_callbacks(config: Recipe, rank: int, start_step: int, users: list[Callback]) -> list[Callback]:
@@ -90,7 +94,11 @@ class SkippedSteps(Callback):
         if not guard.end_step(result.grad_norm):
             return
         warn(f"step {step} skipped: loss {result.loss:.4g}, gradient norm {result.grad_norm:.4g}")
-        trainer.tell("skipped_step", step, **self._evidence(trainer, step, result))
+        evidence = self._evidence(trainer, step, result)
+        verdict = compute_again(trainer, step, result) if trainer.config.guard.recompute else None
+        trainer.tell("skipped_step", step, **evidence, **({"verdict": verdict.record} if verdict else {}))
+        if verdict:
+            self._follow(trainer, step, verdict, evidence["ranks"])
         if guard.gives_up:
             told = (
                 f"{trainer.folder}: {guard.in_a_row} steps in a row skipped, up to step {step} (loss {result.loss:.4g}, "
@@ -100,6 +108,20 @@ class SkippedSteps(Callback):
             raise DivergedError(
                 f"{told}; lower train.lr or mend the data, and start again: the run goes on from its last checkpoint"
             )
+
+    def _follow(self, trainer: Trainer, step: int, verdict: Verdict, ranks: list[dict[str, Any]]) -> None:
+        """Tell of the verdict; raise BadDeviceError where it is against a device."""
+        told = f"step {step} computed again: {verdict.told}"
+        if verdict.kind == "device":
+            hosts = ",".join(dict.fromkeys(ranks[rank]["host"] for rank in verdict.ranks))
+            end_for(
+                verdict.ranks,
+                f"{trainer.folder}: {told}; leave {hosts} out (--exclude={hosts}) and start again: the run goes on from its "
+                "last checkpoint",
+            )
+        packs = list(dict.fromkeys(pack for rank in verdict.ranks for pack in ranks[rank]["packs"]))
+        more = f" and {len(packs) - MOST_PACKS} more" if len(packs) > MOST_PACKS else ""
+        warn(told + (f"; packs {', '.join(packs[:MOST_PACKS])}{more}" if packs else ""))
 
     def _pass_over_data(self, trainer: Trainer, step: int, told: str) -> None:
         """Where the settings allow, end this start of the run so that the next one leaves out the data since the last checkpoint."""

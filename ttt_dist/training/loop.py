@@ -203,8 +203,9 @@ def run_step(trainer: Trainer, step: int) -> StepResult:
     batches = trainer.loader.step(step - 1)
     data_s = time.perf_counter() - begin
     trainer.watchdog.mark(step, "forward and backward", limit_s)
+    is_recorded = trainer.is_due(step, trainer.config.telemetry.log_every)
     norms = trainer.noise_scale.norms_at(step) if trainer.noise_scale else None
-    result = train_step(trainer.engine, trainer.mesh, batches, trainer.learning_rate(step), norms)
+    result = train_step(trainer.engine, trainer.mesh, batches, trainer.learning_rate(step), norms, is_recorded)
     if trainer.noise_scale:
         trainer.noise_scale.add(result)
     trainer.window.add(result, data_s, time.perf_counter() - begin)

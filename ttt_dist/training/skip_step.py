@@ -6,6 +6,8 @@ processes: they agree without talking. A loss that is not finite has a gradient 
 
 import math
 import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ttt_dist.config.run import GuardConfig
@@ -34,8 +36,21 @@ class SkipStep:
     def accepts(self, norm: float) -> bool:
         """Whether the step at hand, whose gradient has this norm, is to be applied. Optimizers ask once for each group."""
         if self._accepted is None:
-            self._accepted = math.isfinite(norm) and not self._is_spike(norm)
+            self._accepted = not self.is_suspect(norm)
         return self._accepted
+
+    def is_suspect(self, norm: float) -> bool:
+        """Whether a step of this norm is not to be applied."""
+        return not math.isfinite(norm) or self._is_spike(norm)
+
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Between two steps of the run: no update is applied inside, and none is counted."""
+        self._accepted = False
+        try:
+            yield
+        finally:
+            self._accepted = None
 
     def end_step(self, norm: float) -> bool:
         """Count the step; whether it was skipped. DeepSpeed skips some by itself and then asks for nothing."""

@@ -107,15 +107,17 @@ class StepResult:
 
 def train_step(
     engine: deepspeed.DeepSpeedEngine, mesh: Mesh, batches: Sequence[Batch], lr: float,
-    norms: MicroBatchNorms | None = None,
+    norms: MicroBatchNorms | None = None, is_sample: bool = False,
 ) -> StepResult:  # fmt: skip
-    """Run this process's micro-batches of one global batch and update the weights; `norms` measures the gradient of each.
+    """Run this process's micro-batches of one global batch and update the weights.
+
+    `norms` measures the gradient of each; `is_sample` as in `StepClock`.
 
     Collective: every process calls it with the same number of batches.
     """
     set_accumulation_steps(engine, len(batches))
     forward_is_alone = mesh.tensor == mesh.pipeline == mesh.ulysses == 1 and engine.zero_optimization_stage() < 3
-    with StepClock(engine.device, forward_is_alone) as clock:
+    with StepClock(engine.device, forward_is_alone, is_sample) as clock:
         counts = global_counts(batches, mesh, engine.device)
         clock.charge("data")
         # DeepSpeed averages gradients over the processes of different data or tokens: undo it.

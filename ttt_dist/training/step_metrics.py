@@ -33,8 +33,8 @@ class MetricsAccumulator:
     steps: list[StepResult] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     """By phase, and of whole steps as `step`."""
-    own_s: float | None = 0.0
-    """Seconds of this process's own work, see `StepTimes`."""
+    own_s: float | None = None
+    """Seconds of this process's own work, of the steps in which it was measured, see `StepTimes`."""
 
     @classmethod
     def of_run(cls, config: Config, vocab_size: int) -> "MetricsAccumulator":
@@ -53,8 +53,8 @@ class MetricsAccumulator:
         self.steps.append(result)
         for name, seconds in (*result.times.seconds.items(), ("data", data_s), ("step", step_s)):
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-        own_s = result.times.own_s
-        self.own_s = None if own_s is None or self.own_s is None else self.own_s + data_s + own_s
+        if result.times.own_s is not None:
+            self.own_s = (self.own_s or 0.0) + data_s + result.times.own_s
 
     def record(self, lr: float) -> Record:
         """What the steps since the last record come to, and begin anew; collective. `lr` is that of the last step."""
@@ -67,7 +67,7 @@ class MetricsAccumulator:
             "memory_bytes": peak_memory(),
             **slowest(self.own_s),
         }
-        self.steps, self.seconds, self.own_s = [], {}, 0.0
+        self.steps, self.seconds, self.own_s = [], {}, None
         return values
 
     def _by_group(self) -> Record:

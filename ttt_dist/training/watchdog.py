@@ -16,12 +16,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
 from ttt_dist.launch.rendezvous import STORE_TIMEOUT, ranges, run_store
+from ttt_dist.training.out_of_memory import out_of_memory_told
 from ttt_dist.util.console import print_error
 from ttt_dist.util.errors import LostProcessError, StopRequestedError
+
+if TYPE_CHECKING:
+    from ttt_dist.training.plan import TrainPlan
 
 logger = logging.getLogger(__name__)
 
@@ -73,10 +78,14 @@ class Watchdog:
         return answer[-1]
 
     @contextlib.contextmanager
-    def faults_told(self) -> Iterator[None]:
-        """Tell `on_fault` of what ends the work inside, but for stops; a broken connection becomes a LostProcessError."""
+    def faults_told(self, plan: "TrainPlan") -> Iterator[None]:
+        """Tell `on_fault` of what ends the work inside, but for stops; a broken connection becomes a LostProcessError.
+
+        A device without memory becomes a UserError, see `out_of_memory_told`.
+        """
         try:
-            yield
+            with out_of_memory_told(plan, lambda: self._what):
+                yield
         except StopRequestedError:
             raise
         except RuntimeError as error:

@@ -70,6 +70,18 @@ class LostProcessError(UserError):
     status = 76
 
 
+class BadDeviceError(LostProcessError):
+    """A device of the run computes wrongly: started again, better without its host, the run goes on from its last checkpoint."""
+
+    is_agreed = True
+
+
+class OwnDeviceError(BadDeviceError):
+    """... and that device is this process's own. Launchers leave out hosts of processes that end so."""
+
+    status = 78
+
+
 class DivergedError(UserError):
     """Too many steps in a row had a loss or a gradient that is not finite: starting again does not help."""
 
