@@ -27,7 +27,15 @@ _OVER = ("train.init_from", "train.tokens")
 """What the run began with, and where it is to end."""
 _GUARDS = tuple(
     f"guard.{name}"
-    for name in ("max_skipped", "max_data_skips", "step_timeout", "start_timeout", "check_nodes", "stop_after")
+    for name in (
+        "max_skipped",
+        "max_data_skips",
+        "step_timeout",
+        "start_timeout",
+        "check_nodes",
+        "stop_after",
+        "recompute",
+    )
 )
 NOT_COMPARED = {
     *(f"train.{name}" for name in (*RATE_SETTINGS, "micro_batch", "eval_every", "eval_packs")),
