@@ -12,7 +12,7 @@ import re
 import struct
 from collections.abc import Iterator
 
-from ttt_dist.audio.mp3 import counted
+from ttt_dist.audio.mp3 import counted, is_as_counted
 from ttt_dist.audio.sources import Bytes, Source, head_of, mapped
 from ttt_dist.util.errors import UserError
 
@@ -39,7 +39,8 @@ def put_right(source: Source, name: str, is_whole: bool) -> Source:
     head = head_of(source, HEAD)
     if SHORTEN.search(head):
         raise UserError(f"{name}: is compressed by shorten, which is not read; make a WAV of it (sph2pipe -f wav)")
-    _require_whole(source, head, name)
+    size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
+    _require_whole(source, head, size, name)
     if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
         if _is_plain_wav(head):
             return source
@@ -47,6 +48,8 @@ def put_right(source: Source, name: str, is_whole: bool) -> Source:
     elif head[:4] == b"caff":
         right = _right_caf
     elif head[:3] == b"ID3" or (head[:1] == b"\xff" and len(head) > 1 and head[1] & 0xE6 > 0xE0):
+        if is_as_counted(head, size):
+            return source
         right = counted
     elif head[:4] == b"OggS":
         with mapped(source) as data:
@@ -58,10 +61,9 @@ def put_right(source: Source, name: str, is_whole: bool) -> Source:
         return right(data, name) or source
 
 
-def _require_whole(source: Source, head: bytes, name: str) -> None:
+def _require_whole(source: Source, head: bytes, size: int, name: str) -> None:
     """Raise UserError where a file ends before the samples do that its header states: libsndfile is content with what there
     is."""
-    size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
     found = _samples(head)
     if found is None and size > len(head):
         with mapped(source) as data:

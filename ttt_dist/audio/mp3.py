@@ -97,6 +97,16 @@ def _count_in(data: Bytes, place: int, frame: Frame) -> tuple[int | None, int | 
     return counts[0] if has_frames else None, counts[1 if has_frames else 0] if has_bytes else None
 
 
+def is_as_counted(data: Bytes, size: int) -> bool:
+    """Whether a stream of so many bytes, which begins with `data`, is what its frame "Xing" counts: nothing was cut off or added."""
+    place = first_frame(data)
+    frame = None if place is None else parse(data[place : place + 4])
+    if place is None or frame is None or frame.layer != 3:
+        return False
+    stated = _count_in(data, place, frame)
+    return bool(stated and stated[0] and stated[1] and size - place - stated[1] in (0, TAG))
+
+
 def counted(data: Bytes, name: str) -> bytes | None:
     """The stream with a count of its frames, or None where libsndfile finds the right one by itself.
 
@@ -106,9 +116,9 @@ def counted(data: Bytes, name: str) -> bytes | None:
     frame = None if place is None else parse(data[place : place + 4])
     if place is None or frame is None or frame.layer != 3:
         return None
+    if is_as_counted(data, len(data)):
+        return None
     stated = _count_in(data, place, frame)
-    if stated and stated[0] and stated[1] and len(data) - place - stated[1] in (0, TAG):
-        return None  # nothing was cut off or added since it was counted
     sound = [(at, one) for at, one in frames(data, place) if _count_in(data, at, one) is None]
     if stated and stated[0] and len(sound) < stated[0] - NEAR:
         seconds = frame.samples / (RATES[frame.kind >> 10 & 3] >> HALVED[frame.kind >> 19 & 3])
