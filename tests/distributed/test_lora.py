@@ -52,15 +52,12 @@ BF16 = [
     adapted(1, 2, tensor=2, precision="bf16"),
     adapted(1, 2, pipeline=2, precision="bf16"),
 ]
-RESUMED = [*FP32[:4], FP32[6], *FP32[7:9], *BF16]
+RESUMED = [FP32[0], FP32[3], FP32[6], FP32[8], BF16[1], BF16[4]]
 MOVES = [
     (FP32[3], FP32[5]),  # ZeRO 3 to tensor parallelism
     (FP32[6], FP32[8]),  # with sequence parallelism, to a pipeline
     (FP32[8], FP32[1]),
-    (FP32[2], FP32[3]),
-    (FP32[0], FP32[2]),
     (BF16[3], BF16[4]),
-    (BF16[0], BF16[5]),
     (BF16[5], BF16[3]),
 ]
 
