@@ -9,9 +9,8 @@ from tests.distributed.cases import Layout
 from tests.distributed.launch import run_distributed
 from tests.distributed.suspect_cases import BAD_RANK, suspect
 
-DATA = [Layout(zero, micro=2, dp=2) for zero in (1, 3)]
 LAYOUTS = [
-    *DATA,
+    *(Layout(zero, micro=2, dp=2) for zero in (1, 3)),
     Layout(zero=1, micro=4, dp=2, precision="bf16"),
     Layout(zero=3, micro=4, tensor=2),
     Layout(zero=1, micro=4, pipeline=2),
