@@ -57,7 +57,7 @@ def test_places_are_those_of_deepspeed(sizes: tuple[int, int, int, int]) -> None
 @given(st.sampled_from(sorted(PARTITIONS)), st.sampled_from([1, 2, 4]), st.integers(1, 3), st.integers(1, 3))
 def test_slices_fit_together(part: str, size: int, rows: int, columns: int) -> None:
     name = part if part.startswith(("embed", "head")) else f"blocks.0.attention.{part}"
-    shape = (rows * 8, columns * 8) if part.endswith("weight") else (rows * 8,)
+    shape = (rows * 8, columns * 8) if part.endswith(("weight", "lora_A", "lora_B")) else (rows * 8,)
     whole, partition = torch.randn(shape), partition_of(name)
     slices = [shard(whole, partition, rank, size) for rank in range(size)]
     assert torch.equal(unshard(slices, partition), whole)
