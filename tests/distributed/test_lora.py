@@ -45,6 +45,7 @@ FP32 = [
     adapted(0, 2, pipeline=2, tied=True),
     adapted(1, 2, pipeline=2),
     adapted(3, 2, ulysses=2, tied=True),
+    adapted(1, 2, tensor=2, checkpointing="selective"),
 ]
 REFERENCE_BF16 = adapted(1, precision="bf16")
 BF16 = [

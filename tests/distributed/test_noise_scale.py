@@ -22,8 +22,11 @@ FP32 = [
     replace(SPLIT, zero=1, sequence_parallel=True),
     replace(STAGES, zero=1),
 ]
-OTHERS = [Layout(0, 2, **changes) for changes in ({"tied": True}, {"tuned": True}, {"normalisation": "token"})]
-OF_OTHERS = [replace(layout, zero=zero, dp=2) for layout, zero in zip(OTHERS, (3, 1, 3), strict=True)]
+OTHERS = [
+    Layout(0, 2, **changes)
+    for changes in ({"tied": True}, {"tuned": True}, {"normalisation": "token"}, {"adapted": True})
+]
+OF_OTHERS = [replace(layout, zero=zero, dp=2) for layout, zero in zip(OTHERS, (3, 1, 3, 1), strict=True)]
 BF16 = [replace(layout, precision="bf16") for layout in (Layout(3, 2, 2), replace(STAGES, zero=1))]
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for all runs
@@ -54,7 +57,7 @@ def test_the_layout_changes_nothing(layout: Layout, runs: dict[Any, Any]) -> Non
     for rank in runs[layout]:
         for mine, expected in zip(rank, runs[reference][0], strict=True):
             assert expected[2] > 0
-            assert mine == pytest.approx(expected, rel=1e-4)
+            assert mine == pytest.approx(expected, rel=1e-4, abs=1e-6)  # some are small differences of large numbers
 
 
 @pytest.mark.parametrize("layout", BF16, ids=str)

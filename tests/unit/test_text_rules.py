@@ -48,6 +48,11 @@ def test_rules(name: str, argument: object, text: str, wanted: str) -> None:
         ("the 21st, 2ND and 3rd", "the twenty-first, second and third"),
         ("007 B2B 5kg", "zero zero seven B two B five kg"),
         ("-3.5 x-5 10-20kg", "minus three point five x-five ten to twenty kg"),
+        (
+            "$5-10 billion, $1-2 million, $100-$200",
+            "five to ten billion dollars, one to two million dollars, one hundred dollars to two hundred dollars",
+        ),
+        ("½cup", "one half cup"),
         ("the 1990s, '90s, 1990's", "the nineteen nineties, nineties, nineteen nineties"),
         ("in 2024's 1900, 747s", "in twenty twenty-four's nineteen hundred, seven hundred and forty-sevens"),
         (

@@ -7,7 +7,7 @@ import deepspeed
 import torch
 from torch import Tensor
 
-from ttt_dist.checkpoint.saved_state import WEIGHTS, SavedState
+from ttt_dist.checkpoint.saved_state import EMA, WEIGHTS, SavedState
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.parallel.deepspeed_adapter import fragments, inner_adam, masters
 from ttt_dist.parallel.gather import own_parameters
@@ -26,13 +26,13 @@ def load_optimizer_state(
         step = torch.tensor(float(source.adam_step), device=master.device)
         adam.state[master] = {"step": step, **{kind: torch.zeros_like(master) for kind in kinds}}
     for name, part in fragments(engine, own_parameters(engine.module, mesh, config)):
-        moments = (
-            adam.state.get(part.master, {}) if name in source.learns else {}
-        )  # none of what is frozen here, or was there
-        for kind, target in ((WEIGHTS, part.master), *((kind, moments[kind]) for kind in kinds if kind in moments)):
+        learnt, state = name in source.learns, adam.state.get(part.master, {})  # none of what is frozen here
+        # What was frozen there has no moments, and is its own average.
+        found = {kind: kind if learnt else WEIGHTS for kind in kinds if kind in state and (learnt or kind == EMA)}
+        for kind, target in ((WEIGHTS, part.master), *((kind, state[kind]) for kind in found)):
             # Without a name for what is read: it would stay until the next has been read too.
             target.view(-1).narrow(0, part.offset, part.size).copy_(
-                read_run(source, name, kind, mesh, part.first, part.size)
+                read_run(source, name, found.get(kind, WEIGHTS), mesh, part.first, part.size)
             )
 
 

@@ -25,7 +25,7 @@ class MicroBatchNorms:
         own = [
             parameter
             for parameter in module.parameters()
-            if getattr(parameter, "tensor_model_parallel", False) or mesh.tensor_rank == 0
+            if parameter.requires_grad and (getattr(parameter, "tensor_model_parallel", False) or mesh.tensor_rank == 0)
         ]
         self._weights: Sequence[float] = ()
         self._num_seen = [0] * len(own)

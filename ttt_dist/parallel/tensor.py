@@ -203,7 +203,8 @@ class _RowAdapter(Adapter):
         if self.sequence_parallel:
             low = reduce_scatter_to_sequence_parallel_region(low)
             return linear(low, copy_to_tensor_model_parallel_region(self.lora_B))
-        return linear(reduce_from_tensor_model_parallel_region(low), self.lora_B)
+        # A copy: it is summed in place, and selective checkpointing may keep `low` itself to compute with it again.
+        return linear(reduce_from_tensor_model_parallel_region(low.clone()), self.lora_B)
 
 
 class _SplitNorm(RMSNorm):

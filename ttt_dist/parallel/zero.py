@@ -83,6 +83,8 @@ def _build_optimizer(model: nn.Module, config: Config, layout: TokenLayout, mesh
     learnt = learnt_names(parameter_shapes(config.model, layout.padded_vocab_size), config.train)
     for name, parameter in own.items():
         parameter.requires_grad_(name in learnt)
+        if name not in learnt:
+            parameter._hp_grad = None  # type: ignore[attr-defined]  # a pipeline of bf16 asks a tied weight for it
     groups = []
     for number, group in enumerate(groups_of(config, layout)):
         mine = [name for name in own if name in group.names]

@@ -88,7 +88,8 @@ def _plain(num2words: Num2Words, number: str) -> str:
 def _one_sign(_: Num2Words, found: re.Match[str]) -> str:
     """1½ as 1 1/2."""
     before = " " if found.string[: found.start()][-1:].isdigit() else ""
-    return before + unicodedata.normalize("NFKC", found[0])
+    after = " " if found.string[found.end() :][:1].isalnum() else ""
+    return before + unicodedata.normalize("NFKC", found[0]) + after
 
 
 def _date(num2words: Num2Words, found: re.Match[str]) -> str:
@@ -100,6 +101,8 @@ def _hyphens(_: Num2Words, found: re.Match[str]) -> str:
     """10-20 is a range or a score. Three and more are a telephone number, an ISBN, 4-4-2: told digit by digit."""
     pieces = re.split("[-–]", found[0])
     is_chain = len(pieces) > 2 and all(map(str.isdigit, pieces))
+    if pieces[0][0] in _SIGNS and not any(piece[0] in _SIGNS for piece in pieces[1:]):  # $5-10 billion
+        pieces = [pieces[0][1:], *pieces[1:-1], pieces[0][0] + pieces[-1]]
     return _apart(found, _by_digit(found[0])) if is_chain else " to ".join(pieces)
 
 
