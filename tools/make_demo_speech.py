@@ -118,7 +118,7 @@ def take(word: str, speaker: str, index: int, takes: int, seed: int) -> Tensor:
     """One take at SAMPLE_RATE, [T]. Speeds are spread evenly over the takes; the rest is drawn."""
     import torch
 
-    from ttt_dist.audio.io import resample
+    from ttt_dist.audio import resample
 
     generator = random.Random(f"{seed} {word} {speaker} {index}")
     engine, voice, shift = SPEAKERS[speaker]

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING
 from benchmarks.open_vocabulary.grammar import sentences
 from benchmarks.result_file import head
 from ttt_dist.audio import load_codec, read_audio
-from ttt_dist.audio.io import UtteranceReader, resample
+from ttt_dist.audio.io import UtteranceReader
+from ttt_dist.audio.resampling import resample
 from ttt_dist.config.loader import load_config
 from ttt_dist.config.pipeline import Recipe
 from ttt_dist.evaluation.ears import MOST

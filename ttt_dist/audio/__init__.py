@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ttt_dist.audio.codec import Codec, CodecInfo
-    from ttt_dist.audio.io import UtteranceReader, load_utterance, read_audio, resample, write_wav
+    from ttt_dist.audio.io import UtteranceReader, load_utterance, read_audio, write_wav
     from ttt_dist.audio.registry import describe_codec, load_codec
+    from ttt_dist.audio.resampling import resample
 
 HOMES = {
     "codec": ("Codec", "CodecInfo"),
-    "io": ("UtteranceReader", "load_utterance", "read_audio", "resample", "write_wav"),
+    "io": ("UtteranceReader", "load_utterance", "read_audio", "write_wav"),
     "registry": ("describe_codec", "load_codec"),
+    "resampling": ("resample",),
 }
 __all__ = [
     "Codec",

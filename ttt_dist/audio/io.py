@@ -15,20 +15,21 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import soundfile
-import torch
-from torch import Tensor
 
 from ttt_dist.audio import ffmpeg
 from ttt_dist.audio.containers import Containers
 from ttt_dist.audio.headers import put_right
 from ttt_dist.audio.levels import Levels
-from ttt_dist.audio.resampling import HIGHEST_RATE, LOWEST_RATE, resample
 from ttt_dist.audio.sources import Source, as_file, head_of, require_regular
 from ttt_dist.util.errors import UserError
+
+# A manifest wants lengths alone: torch, seconds of CPU and half a gigabyte, is imported where sound is read.
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "Source",
@@ -37,13 +38,13 @@ __all__ = [
     "load_utterance",
     "num_channels",
     "read_audio",
-    "resample",
     "write_wav",
 ]
 
 CACHE_BYTES = 256 * 2**20  # of decoded, resampled files that an UtteranceReader keeps
 BLOCK_FRAMES = 2**20  # read at once, of one channel, whatever length the header claims
 UNKNOWN_FRAMES = 2**62  # libsndfile gives such a number where the header names no length
+LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
 MOST_SAMPLES = 2**29  # frames x channels decoded for one clip: 3 hours of 48 kHz, or 2 GB
 MOST_A_SECOND = 192_000  # of these where the seconds are bounded: two channels of 96 kHz
 
@@ -83,6 +84,8 @@ def read_audio(
             if count is not None and count * file.channels > limit:
                 raise _too_long(file, limit, name)
         skipped = _skip(file, start)
+        import torch
+
         wave = torch.from_numpy(_read_mono(file, count, limit, name, levels, channel))
         if frames is None:
             _require_piece(skipped + len(wave), rate, offset, duration, name)
@@ -93,6 +96,8 @@ def read_audio(
         raise UserError(f"{name}: holds samples that are not finite; record or convert it again")
     if notes is not None:
         notes += levels.notes(low, high)
+    from ttt_dist.audio.resampling import resample
+
     return resample(wave, rate, sample_rate)
 
 
@@ -212,6 +217,8 @@ def _read_mono(
         if data.shape[1] == 1 or channel is not None:
             blocks.append(data[:, channel or 0].copy())  # a view would keep all channels
         else:
+            import torch
+
             blocks.append(torch.from_numpy(data).mean(dim=1).numpy())
             levels.add(data, blocks[-1])
         left -= len(data)
@@ -295,6 +302,8 @@ class UtteranceReader:
             duration = entry.get("duration")
             length = None if duration is None else float(duration)
             return read_audio(source, self.sample_rate, float(entry["offset"]), length, name, notes, channel=channel)
+        import torch
+
         gaps = entry.get("gaps") or [0.0] * len(audio)
         parts: list[Tensor] = []
         for name, gap in zip(audio, gaps, strict=True):

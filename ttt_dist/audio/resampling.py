@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchaudio import functional
 
-LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
 """Hz that a recording may have. Beyond, it is the header that is wrong, and memory would follow it."""
 LARGE_KERNELS = 2**20  # elements of torchaudio's kernels: those of the usual rates are far below
 GROUP = 16  # outputs in a row that are one product: they share most of their inputs

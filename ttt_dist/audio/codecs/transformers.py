@@ -31,7 +31,7 @@ from ttt_dist.audio.codecs.published import (
     weight_files,
 )
 from ttt_dist.audio.codecs.transformers_kinds import KINDS, Kind
-from ttt_dist.audio.io import resample
+from ttt_dist.audio.resampling import resample
 from ttt_dist.util.errors import UserError, first_line
 
 MAX_BATCH_SAMPLES = (
