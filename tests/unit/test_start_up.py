@@ -4,7 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from data_prep.__main__ import COMMANDS
 from tests.distributed.small_run import environment, make_run
@@ -70,3 +72,10 @@ def test_a_pack_is_shown_with_torch_and_its_tokenizer_alone(config: Path) -> Non
 def test_a_dry_run_counts_without_building(settings: list[str], config: Path) -> None:
     found = heavy_imports("ttt_dist/train.py", "--config", config, "--dry-run", *settings) & HEAVY
     assert found <= ({"torch"} if has_gpu() or Path("/proc/driver/nvidia").exists() else set())
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac", "mp3"])
+def test_recordings_are_listed_without_torch(kind: str, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / f"one_s_1.{kind}", np.zeros(8000), 8000)
+    words = ["--reader", "pattern", "--pattern", f"{{text}}_{{speaker}}_{{index}}.{kind}", "--source", tmp_path]
+    assert heavy_imports("-m", "data_prep", "manifest", *words, "--out", tmp_path / "m.jsonl") & HEAVY == {"soundfile"}
