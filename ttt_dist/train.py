@@ -166,7 +166,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def command() -> None:
     """The entry point `ttt-train`."""
-    main_guard(main, loses_lines="--dry-run" not in sys.argv)
+    main_guard(main_to_the_end, loses_lines="--dry-run" not in sys.argv)
+
+
+def main_to_the_end() -> None:
+    """`main`, and the end of the process, whose last lines may find their reader gone."""
+    main()
     end_process()
 
 

@@ -66,8 +66,8 @@ class Layout:
     """Learns autoregressively before step `BORDER`."""
     tuned: bool = False
     """Some weights stay as they are or have rates of their own, the losses have weights, batches are larger from `BORDER` on."""
-    adapted: bool = False
-    """Adapters learn, and rows of speech; the rest is frozen."""
+    adapted: bool | Literal["alone"] = False
+    """Adapters learn, and unless alone rows of speech; the rest is frozen."""
     tied: bool = False
     kv_heads: int = 2
     qk_norm: bool = False
@@ -95,7 +95,7 @@ class Layout:
             global_batch=GLOBAL_BATCH, micro_batch=self.micro, lr=LR, clip=1.0, precision=self.precision,
             activation_checkpointing=self.checkpointing, compile=self.compile, fp8=self.fp8,
             batch_stages=[BatchStage(from_step=BORDER, global_batch=2 * GLOBAL_BATCH)] if self.tuned else [],
-            param_groups=PARAM_GROUPS if self.tuned else self._rows if self.adapted else [],
+            param_groups=PARAM_GROUPS if self.tuned else self._rows if self.adapted is True else [],
             ema=0.5 if self.tuned else 0.0,
         )  # fmt: skip
         stages = [ObjectiveStage(from_step=0, kind="ar"), ObjectiveStage(from_step=BORDER)] if self.staged else []

@@ -21,12 +21,12 @@ from tests.distributed.test_reshard import run_by_size
 from tests.packages import need_package
 from ttt_dist.checkpoint.conversion import export_checkpoint
 from ttt_dist.checkpoint.deepspeed_reader import DeepSpeedCheckpoint
-from ttt_dist.checkpoint.saved_state import MOMENTS, WEIGHTS
+from ttt_dist.checkpoint.saved_state import EMA, MOMENTS, WEIGHTS
 from ttt_dist.checkpoint.universal import UniversalCheckpoint, write_universal
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.objective import Objective
 from ttt_dist.data.shards import ShardReader
-from ttt_dist.model.hf.folder import export_folder
+from ttt_dist.model.hf.folder import export_folder, load_folder
 from ttt_dist.model.structure import is_adapter
 from ttt_dist.model.transformer import Transformer
 
@@ -152,13 +152,25 @@ def test_a_stage_of_frozen_weights_alone() -> None:
     assert run_distributed([(losses, (layout, 1))], 4)
 
 
+def test_a_stage_where_nothing_learns_does_not_say_how_often_adam_stepped(tmp_path: Path) -> None:
+    layout = Layout(0, 1, pipeline=4, adapted="alone")
+    run_distributed([(train_and_save, (layout, tmp_path, SAVED, 0))], 4)
+    assert DeepSpeedCheckpoint(tmp_path / f"step-{SAVED:08d}").adam_step == SAVED
+
+
+def test_adapters_alone_under_a_tied_embedding_in_two_stages() -> None:
+    layout = Layout(1, 2, pipeline=2, tied=True, precision="bf16", adapted="alone")
+    found = run_all({one: (losses, (one, STEPS)) for one in (layout, layout.reference)})
+    assert deviation(found[layout], found[layout.reference]) < BF16_FROM_FP32
+
+
 def test_the_command_adapts_a_folder_for_peft_too(tmp_path: Path) -> None:
     """The shape is that of the folder; what is trained is told; checkpoints give what the run's end gives."""
     path, base, run = make_run(tmp_path, checkpoint={"save_every": 2}), tmp_path / "base", tmp_path / "run"
     settings = yaml.safe_load(path.read_text())
     model = ModelConfig(**settings["model"])
     settings["model"] = {"lora": {"r": 2, "target_modules": ["q_proj", "up_proj", "down_proj"]}}
-    settings["train"] |= {"steps": 3, "eval_every": 0, "warmup": 0, "lr": 0.01}
+    settings["train"] |= {"ema": 0.5, "steps": 3, "eval_every": 0, "warmup": 0, "lr": 0.01}
     settings["train"] |= {"init_from": str(base), "param_groups": [{"params": "embed.weight", "rows": "new"}]}
     path.write_text(yaml.safe_dump(settings))
     layout = ShardReader(tmp_path / "shards" / "train").layout
@@ -198,3 +210,11 @@ def test_the_command_adapts_a_folder_for_peft_too(tmp_path: Path) -> None:
         plain = AutoModelForCausalLM.from_pretrained(base)(ids).logits
     torch.testing.assert_close(found[..., : layout.vocab_size], merged, rtol=0, atol=1e-5)
     assert (plain[..., : layout.vocab_size] - merged).abs().max() > 1e-3
+
+    # What learns from here on was its own average before: of text, whose rows stay as they are, it is what it was.
+    more = "train.param_groups=[{params: embed.weight, rows: new}, {params: head.weight, rows: new}]"
+    done = execute([*command, "train.steps=6", more])
+    assert done.returncode == 0 and "from step 4" in done.stdout, done.stderr
+    export_checkpoint(run / "checkpoints" / "step-00000006", tmp_path / "average", torch.float32, kind=EMA)
+    heads = [load_folder(folder).model.state_dict()["head.weight"] for folder in (base, tmp_path / "average")]
+    torch.testing.assert_close(*(head[: layout.num_text_tokens] for head in heads))
