@@ -47,8 +47,7 @@ class DeepSpeedCheckpoint(SavedState):
 
     @property
     def adam_step(self) -> int:
-        # A pipeline's stage of which nothing learns has made no step.
-        return max(self._part(stage, 0).adam_step for stage in range(self.mesh.pipeline))
+        return self._part(0, 0).adam_step
 
     def read_rows(self, name: str, kind: str, start: int, stop: int) -> Tensor:
         """See `SavedState.read_rows`: from the tensor-parallel slices that have any of the rows."""
