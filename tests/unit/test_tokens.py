@@ -50,6 +50,8 @@ def test_layout_survives_a_file_and_names_what_differs(tmp_path: Path) -> None:
 
 def test_impossible_layouts_are_refused() -> None:
     values = tiny_layout().to_dict()
+    with pytest.raises(UserError, match="is padding for the most part"):
+        TokenLayout(**values | {"padded_vocab_size": 2**24})
     with pytest.raises(UserError, match="among the audio codes"):
         TokenLayout(**values | {"special_ids": values["special_ids"] | {"mask": values["first_code"]}})
     with pytest.raises(UserError, match="one id to two"):

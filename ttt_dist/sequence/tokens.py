@@ -51,6 +51,9 @@ class Vocabulary(Protocol):
         ...
 
 
+MOST_PADDING = 2**16  # rows beyond twice the vocabulary
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenLayout:
     """Ids of everything that is not plain text. `vocab_size` counts real entries, `padded_vocab_size` rows of the model."""
@@ -81,6 +84,11 @@ class TokenLayout:
         if self.padded_vocab_size < self.vocab_size:
             raise UserError(
                 f"token layout: padded_vocab_size {self.padded_vocab_size} is below vocab_size {self.vocab_size}"
+            )
+        if self.padded_vocab_size > 2 * self.vocab_size + MOST_PADDING:  # gigabytes of zeros, and no model has them
+            raise UserError(
+                f"token layout: padded_vocab_size {self.padded_vocab_size} is padding for the most part, of vocab_size "
+                f"{self.vocab_size}; correct it"
             )
 
     def __hash__(self) -> int:
