@@ -10,6 +10,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ class PlainLoop:
                 before = len(ids)
                 limit = min(chosen.span_limit, chosen.max_codes - num_audio)
                 mode = "ar" if self.objective.kind == "ar" else chosen.audio_mode
-                write = {"ar": self._codes, "verified": self._verified, "diffusion": self._span}[mode]
+                write = {"ar": self._codes, "verified": self._verified, "tidar": self._tidar, "diffusion": self._span}[mode]
                 ids = write(ids, limit)
                 num_audio += len(ids) - before
         return ids[len(prompt) :]
@@ -82,13 +83,33 @@ class PlainLoop:
             self.draft_from = len(ids) if self.chosen.block_cache == "block_causal" else start
             draft = self._denoise(ids, min(self.chosen.block, end - len(ids)), self.audio, self.ends, start)
             self.draft_from = None
-            logits = self._forward(draft)
-            while len(ids) < end:
-                ids = [*ids, self._kept(logits[len(ids) - 1], draft[len(ids) : len(ids) + 1])]
-                if ids[-1] in self.ends:
-                    return ids
-                if ids != draft[: len(ids)]:
-                    break
+            ids = self._read(draft, len(ids), end)
+            if ids[-1] in self.ends:
+                break
+        return ids
+
+    def _read(self, draft: Ids, place: int, end: int) -> Ids:
+        """What is before `place`, the draft behind it as far as it is written so, and one token more."""
+        logits, ids = self._forward(draft), draft[:place]
+        while len(ids) < end:
+            ids = [*ids, self._kept(logits[len(ids) - 1], draft[len(ids) : len(ids) + 1])]
+            if ids[-1] in self.ends or ids != draft[: len(ids)]:
+                break
+        return ids
+
+    def _tidar(self, ids: Ids, limit: int) -> Ids:
+        """The same span; a draft comes from the forward that verified the one before, which did not know the last token yet."""
+        draft, end = ids, len(ids) + limit
+        while len(ids) < end:
+            ids = self._read(draft, len(ids), end)
+            if ids[-1] in self.ends:
+                break
+            masks = [self.layout.mask] * min(self.chosen.block, end - len(ids) + 1)
+            self.draft_from, draft = len(ids) - 1, ids
+            logits = self._logits(ids[:-1] + masks)
+            self.draft_from = None
+            while len(draft) < len(ids) - 1 + len(masks) and (draft == ids or draft[-1] not in self.ends):
+                draft = [*draft, self._best(logits[len(draft)], self.audio)[0]]
         return ids
 
     def _kept(self, logits: torch.Tensor, drafted: Ids) -> int:
@@ -221,7 +242,7 @@ class PlainLoop:
         return ids[after - 1] in self.ends
 
 
-def draw_settings(rng: np.random.Generator, **limits: int) -> DecodeSettings:
+def draw_settings(rng: np.random.Generator, **limits: Any) -> DecodeSettings:
     """Greedy settings: blocks of 1 to 64, steps of 1 to the block, every rule; with and without guidance, threshold,
     approximation.
     """
@@ -235,7 +256,7 @@ def draw_settings(rng: np.random.Generator, **limits: int) -> DecodeSettings:
         ends=str(rng.choice(["leftmost", "any", "causal"])),  # type: ignore[arg-type]
         threshold=float(rng.choice([0.0, 0.0, 0.3, 0.9])),
         block_cache=str(rng.choice(["exact", "exact", "block_causal"])),  # type: ignore[arg-type]
-        cfg=float(rng.choice([0.0, 0.0, 0.1, 1.0])),
+        cfg=float(rng.choice([0.0, 0.0, 0.1, 1.0])) * (limits.get("audio_mode") != "tidar"),
         stop_at_last_span=bool(rng.random() < 0.2),
         accept_ratio=float(rng.choice([1.0, 0.9, 0.3])),
         **limits,

@@ -90,7 +90,7 @@ def drawn_prompts(rng: np.random.Generator, count: int) -> list[np.ndarray]:
 
 
 def modes_of(kind: str) -> list[str]:
-    return ["diffusion", "ar", "verified"] if kind == "ttt" else ["diffusion"]
+    return ["diffusion", "ar", "verified", "tidar"] if kind == "ttt" else ["diffusion"]
 
 
 LONG_CASES = {1, 6, 16, 18, 20, 28, 29, 33, 35}

@@ -46,7 +46,8 @@ def test_fixed_shapes_give_the_tokens_of_the_plain_loop(case: int, monkeypatch: 
 def row(slot: int, length: int, count: int) -> Row:
     return Row(
         np.arange(count),
-        length + np.arange(count) + 1,
+        length + np.arange(count),
+        np.stack([length + np.arange(count) + 1, np.zeros(count, int), np.zeros(count, int)]),
         SequenceCache(slot, length),
         np.array([count - 1]),
         length + count,
@@ -56,9 +57,9 @@ def row(slot: int, length: int, count: int) -> Row:
 def test_an_exact_batch_has_no_padding_and_few_runs() -> None:
     rows = [row(3, 40, 5), row(0, 10, 1), row(1, 20, 1), row(2, 90, 1)]
     batch = exact_batch(rows)
-    assert batch.table.shape == (4, 8)
+    assert batch.table.shape == (7, 8)
     assert batch.runs == (Run(0, 2, 1, 64, True), Run(2, 1, 1, 128, True), Run(3, 1, 5, 64, True))
-    assert batch.table[1].tolist() == [10, 20, 90, 40, 41, 42, 43, 44]
+    assert batch.table[1].tolist() == batch.table[2].tolist() == [10, 20, 90, 40, 41, 42, 43, 44]
     assert batch.needed.tolist() == [7, 0, 1, 2]  # in the order of the rows
 
 
@@ -67,12 +68,15 @@ def test_a_fixed_batch_leaves_idle_tokens_to_the_spare_slot() -> None:
     shape = fixed_shape(rows, capacity=512)
     assert shape == Run(0, 4, 8, 256, True)
     batch = fixed_batch(rows, shape, spare_slot=4)
-    slots = batch.table[2].reshape(4, 8)
+    slots = batch.table[3].reshape(4, 8)
     assert slots[0].tolist() == [0] + [4] * 7
     assert slots[2].tolist() == [2] * 5 + [4] * 3
     assert (slots[[1, 3]] == 4).all()
     assert batch.needed.tolist() == [20, 0]
     assert fixed_shape([row(0, 0, FIXED_ROWS[-1] + 1)], 512) is None
+    long = row(0, 0, 130)
+    assert fixed_shape([long], 512) == Run(0, 1, 192, 256, True)
+    assert fixed_shape([long, row(1, 0, 1)], 512) is None  # two thirds would be padding
 
 
 def test_slots_are_reused_and_growth_keeps_what_was_written() -> None:

@@ -40,13 +40,13 @@ from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.util.errors import UserError
 
 SHORT = DecodeSettings(span_limit=40, max_text=8, max_codes=90)
-MODES = ["ar", "verified"]
+MODES = ["ar", "verified", "tidar"]
 
 
-def both(requests: list[Request], chosen: DecodeSettings, seed: int = 0) -> tuple[list[Result], list[Result]]:
-    """Results of the modes ar and verified."""
-    found = [Decoder(folder(seed)).generate(requests, replace(chosen, audio_mode=mode)) for mode in MODES]
-    return found[0], found[1]
+def by_mode(requests: list[Request], chosen: DecodeSettings, seed: int = 0) -> list[list[Result]]:
+    """Results of MODES."""
+    settings = [replace(chosen, audio_mode=mode, cfg=chosen.cfg * (mode != "tidar")) for mode in MODES]
+    return [Decoder(folder(seed)).generate(requests, one) for one in settings]
 
 
 def same(one: list[Result], other: list[Result]) -> bool:
@@ -65,7 +65,8 @@ def test_drafts_change_nothing_of_what_is_written(case: int, temperature: float)
     drafts = {"block": int(rng.integers(1, 20)), "steps": int(rng.integers(1, 5)), "cfg": 0.5 * (case == 3)}
     drafts |= {"block_cache": ("exact", "block_causal")[case % 2], "remasking": ("margin", "random")[case % 2]}
     chosen = replace(SHORT, temperature=temperature, code_temperature=temperature, **drafts)
-    assert same(*both(requests_of(rng, 40), chosen, case))
+    written, *others = by_mode(requests_of(rng, 40), chosen, case)
+    assert all(same(written, other) for other in others)
 
 
 def agreeing(phase: Phase, logits: torch.Tensor, wanted: Wanted) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -89,15 +90,17 @@ def test_long_drafts_are_accepted_at_once(
     chosen = replace(
         SHORT, block=16, steps=1, block_cache=block_cache, temperature=temperature, code_temperature=temperature
     )
-    written, verified = both(requests_of(np.random.default_rng(5), 50), chosen)
+    written, verified, tidar = by_mode(requests_of(np.random.default_rng(5), 50), chosen)
     assert same(written, verified)
+    assert same(written, tidar)
     codes = sum(is_audio(token) for result in written for token in result.ids)
     spent = [
         sum(result.num_forwards - sum(not is_audio(token) for token in result.ids) for result in results)
-        for results in (written, verified)
+        for results in (written, verified, tidar)
     ]
     assert spent[0] == codes > 300
     assert spent[1] < codes / 2  # two forwards for a draft of 16
+    assert spent[2] < 0.7 * spent[1]  # one forward, and one more to begin with
 
 
 def test_a_verification_accepts_the_same_prefix_and_one_token_more() -> None:
@@ -119,11 +122,45 @@ def test_a_verification_accepts_the_same_prefix_and_one_token_more() -> None:
         assert chosen.num_cacheable(after) == (2 if after.span_start else len(after.ids))
 
 
-def test_a_likely_code_of_the_draft_is_kept() -> None:
+def test_one_forward_verifies_a_draft_and_makes_the_next() -> None:
+    code, end = LAYOUT.first_code, LAYOUT.end_of_audio_new
+    chosen = context(block=4, steps=1, span_limit=7, audio_mode="tidar")
+    state = run([logits_of(LAYOUT.begin_of_audio)], chosen)
+    assert (state.block_start, len(state.ids), chosen.needed(state).tolist()) == (3, 3, [2, 3, 4, 5])
+    state = step(state, logits_of(code, *[code + 1] * 3), chosen)
+    assert (state.block_start, state.num_forwards, state.ids[3:].tolist()) == (4, 2, [code, *[code + 1] * 3])
+    # Behind 0 to 3 accepted tokens: a mask for the one that this forward tells, and as many as the span has room for.
+    assert chosen.blocks_ahead(state) == [range(4, 8), range(5, 9), range(6, 10), range(7, 10)]
+    assert chosen.needed(state).tolist() == [3, 4, 5, 6, 4, 5, 6, 5, 6, 7, 6, 7, 8, 7, 8]
+    assert chosen.num_cacheable(state) == 4
+    other = [code + 2 + n % 9 for n in range(11)]
+    for read, left in (
+        ([code, code, code, code], [code, *other[:3]]),
+        ([code + 1, code, code, code], [code + 1, code, *other[3:6]]),
+        ([code + 1, code + 1, code + 1, code], [code + 1] * 3 + [code, *other[9:]]),
+        ([code + 1, end, code, code], [code + 1, end]),
+    ):
+        after = step(state, logits_of(*read, *other), chosen)
+        assert after.ids[4:].tolist() == left
+        assert after.block_start == (None if end in read else 4 + read.index(code) + 1)
+    after = step(state, logits_of(*[code] * 4, other[0], end, *other[2:]), chosen)
+    assert after.ids[4:].tolist() == [code, other[0], end]  # a draft ends at its first end
+
+
+def test_a_block_of_a_token_that_is_known_anyway_is_not_read() -> None:
+    chosen = context(block=1, audio_mode="tidar")
+    state = run([logits_of(LAYOUT.begin_of_audio)], chosen)
+    assert chosen.needed(state).tolist() == [2]
+    state = step(state, logits_of(LAYOUT.first_code), chosen)
+    assert (state.ids[3:].tolist(), chosen.needed(state).tolist()) == ([LAYOUT.first_code], [3])
+
+
+@pytest.mark.parametrize("mode", ["verified", "tidar"])
+def test_a_likely_code_of_the_draft_is_kept(mode: str) -> None:
     prompts = requests_of(np.random.default_rng(3), 30)
     spent = {}
     for ratio in (1.0, 0.999999, 0.5, 1e-6):
-        chosen = replace(SHORT, block=8, steps=1, audio_mode="verified", accept_ratio=ratio)
+        chosen = replace(SHORT, block=8, steps=1, audio_mode=mode, accept_ratio=ratio)
         results = Decoder(folder(1)).generate(prompts, chosen)
         spent[ratio] = sum(result.num_forwards for result in results) / sum(len(result.ids) for result in results)
         if ratio == 0.999999:
@@ -152,7 +189,7 @@ def test_a_draft_ends_at_its_first_end() -> None:
 
 
 def test_requests_of_all_modes_share_a_batch() -> None:
-    requests = random_prompts(12)
+    requests = random_prompts(16)
     chosen = [replace(SHORT, audio_mode=mode, block=5, steps=2, code_temperature=0.5) for mode in modes_of("ttt") * 4]
     alone = [decoder().generate([one], how)[0].ids.tolist() for one, how in zip(requests, chosen, strict=True)]
     session, found = decoder(batch_size=7).session(), {}
@@ -180,6 +217,8 @@ def test_numbers_of_what_is_written_depend_on_its_place() -> None:
         ("ar", 0.5, "verified", "--audio-mode diffusion"),
         ("nar", 0.5, "ar", "--audio-mode diffusion"),
         ("nar", 0.5, "verified", "--audio-mode diffusion"),
+        ("ar", 0.5, "tidar", "--audio-mode diffusion"),
+        ("ttt", 0.0, "tidar", "train with both above 0"),
     ],
 )
 def test_a_mode_that_a_model_did_not_learn_is_refused(kind: str, audio_ar: float, mode: str, remedy: str) -> None:
@@ -190,8 +229,13 @@ def test_a_mode_that_a_model_did_not_learn_is_refused(kind: str, audio_ar: float
         Decoder(model).session().add(random_prompts(1)[0], DecodeSettings(audio_mode=mode))
 
 
+def test_guidance_is_refused_where_no_forward_can_be_guided() -> None:
+    with pytest.raises(UserError, match="cfg .--cfg. is 0.5.*take --cfg 0"):
+        decoder().generate(random_prompts(1), DecodeSettings(audio_mode="tidar", cfg=0.5))
+
+
 @pytest.mark.parametrize("prompt_audio", ["bidirectional", "causal"])
-@pytest.mark.parametrize("mode", ["diffusion", "ar", "verified"])
+@pytest.mark.parametrize("mode", ["diffusion", *MODES])
 def test_earlier_answers_are_seen_as_training_saw_them(mode: str, prompt_audio: str) -> None:
     codes = [LAYOUT.first_code] * 3
     heard, said = [LAYOUT.begin_of_audio, *codes, LAYOUT.end_of_audio], [*codes, LAYOUT.end_of_audio_new, LAYOUT.im_end]
@@ -209,7 +253,8 @@ def test_earlier_answers_are_seen_as_training_saw_them(mode: str, prompt_audio: 
 def test_an_ar_model_writes_the_same_in_the_modes_it_knows() -> None:
     requests = random_prompts(5)
     modes = [replace(SHORT, audio_mode=mode) for mode in ("diffusion", "ar")]
-    assert same(*(Decoder(folder(kind="ar")).generate(requests, chosen) for chosen in modes))
+    one, other = (Decoder(folder(kind="ar")).generate(requests, chosen) for chosen in modes)
+    assert same(one, other)
 
 
 C, E, M = LAYOUT.first_code, LAYOUT.end_of_audio_new, LAYOUT.mask

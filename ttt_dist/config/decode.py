@@ -56,12 +56,13 @@ class DecodeSettings(Section):
     """Of audio codes; 0 takes the likeliest."""
     stop_at_last_span: bool = False
     """Stop where the last span would open: all text is out by then (transcription)."""
-    audio_mode: Literal["diffusion", "ar", "verified"] = "diffusion"
+    audio_mode: Literal["diffusion", "ar", "verified", "tidar"] = "diffusion"
     """How a `ttt` model writes audio. diffusion: blocks of masks are denoised. ar: one code per forward, left to right;
     for models that were trained so, too. verified: what `ar` writes, in fewer forwards: a denoised block is a draft, of which
-    one causal forward accepts all that `ar` would have written. TiDAR (arXiv 2511.08923) does so with blocks of text."""
+    one causal forward accepts all that `ar` would have written. tidar: likewise, and the same forward makes the next draft: behind each
+    token of the draft that it reads stands a block of masks, as in TiDAR (arXiv 2511.08923), which writes text so."""
     accept_ratio: Annotated[float, Interval(gt=0, le=1)] = 1.0
-    """verified: a code of the draft is kept where its probability is at least this share of the likeliest one's; 1: where it is
+    """verified, tidar: a code of the draft is kept where its probability is at least this share of the likeliest one's; 1: where it is
     what `ar` writes. Below 1 fewer forwards do, as speech does not hang on the one likeliest code."""
     commit_power: Annotated[float, Interval(ge=0.1, le=10)] = 1.0
     """Shares of a block: (s / steps) ** commit_power of it is committed after s forwards. 1: even; above 1: few at first."""
@@ -78,8 +79,10 @@ class DecodeSettings(Section):
     def require_mode(self, kind: str, learns_audio_ar: bool) -> None:
         """Raise UserError where a model of objective.kind and Objective.learns_audio_ar was not trained for this audio_mode."""
         mode = f"audio_mode (--audio-mode) is {self.audio_mode}, but this model"
-        if (kind, self.audio_mode) in (("ar", "verified"), ("nar", "ar"), ("nar", "verified")):
+        if kind != "ttt" and self.audio_mode not in ("diffusion", kind):
             raise UserError(f"{mode} is of kind {kind}, which has one way to write audio; take --audio-mode diffusion")
+        if self.audio_mode == "tidar" and self.cfg:
+            raise UserError(f"cfg (--cfg) is {self.cfg:g}, but audio_mode (--audio-mode) tidar has no forward to guide; take --cfg 0")
         if kind == "ttt" and self.audio_mode == "diffusion" and self.ends == "causal" and not learns_audio_ar:
             raise UserError(
                 "ends (--ends) is causal, but this model never learnt to read audio left to right (objective.audio_ar or p_mix "

@@ -55,8 +55,8 @@ class ForwardRunner:
         return torch.from_numpy(values).to(self.device)
 
     def _forward(self, table: Tensor, runs: tuple[Run, ...], needed: Tensor | None = None) -> Tensor:
-        ids, places, slots, ends = table
-        return self.model.hidden(ids, places, CachePlan(self.cache, slots, places, ends, runs), needed)
+        ids, positions, places, slots, *sees = table
+        return self.model.hidden(ids, positions, CachePlan(self.cache, slots, places, sees, runs), needed)
 
     def _replay(self, shape: Run, batch: Batch) -> Tensor:
         table = self.tensor(batch.table)

@@ -206,5 +206,27 @@ def _by_settings(wanted: Wanted) -> dict[DecodeSettings, list[int]]:
 
 def _row(state: SequenceState, context: DecodeContext, sequence: SequenceCache, ids: np.ndarray, final: int) -> Row:
     start = sequence.length
-    ends = start + visible_end_of_spans(state.span_ids[start:])
-    return Row(ids[start:], ends, sequence, context.needed(state) - start, final)
+    sees = np.zeros((3, len(ids) - start), dtype=np.int64)
+    sees[0] = start + visible_end_of_spans(state.span_ids[start:])
+    row = Row(ids[start:], np.arange(start, len(ids)), sees, sequence, context.needed(state) - start, final)
+    return _with_blocks(row, context.blocks_ahead(state), context.layout.mask)
+
+
+def _with_blocks(row: Row, blocks: Ordered[range], mask: int) -> Row:
+    """A row and blocks of masks behind it, each of which sees the sequence up to its own place, and itself."""
+    sizes = np.array([len(block) for block in blocks], dtype=np.int64)
+    if not sizes.sum():
+        return row
+    starts = row.end + np.cumsum(sizes) - sizes
+    firsts = np.array([block.start for block in blocks])
+    sees = np.repeat(np.stack([firsts, starts, starts + sizes]), sizes, axis=1)
+    positions = np.concatenate([np.asarray(block, dtype=np.int64) for block in blocks])
+    is_read = np.ones(sizes.sum(), dtype=bool)
+    is_read[(starts - row.end)[sizes > 0]] = False  # what stands at the first mask of a block the draft's reading tells
+    num_own = len(row.needed) - is_read.sum()
+    return row._replace(
+        ids=np.append(row.ids, np.full(sizes.sum(), mask, row.ids.dtype)),
+        positions=np.append(row.positions, positions),
+        sees=np.concatenate([row.sees, sees], axis=1),
+        needed=np.append(row.needed[:num_own], len(row.ids) + np.flatnonzero(is_read)),
+    )

@@ -7,7 +7,8 @@ choices are made and what else is in the batch is no concern of this file.
 
 Two ways lead from a choice to a token. What is written (text, and codes one by one) follows the position that it is chosen at;
 what is denoised is chosen at its own. A block that is verified has been denoised, as a draft, and is then written: one causal
-forward says what would follow the opener and each token of the draft.
+forward says what would follow the opener and each token of the draft. Under `tidar` that forward makes the next draft as well: beside
+the draft that it reads stand blocks of masks, one for each token with which what is written may end.
 """
 
 import math
@@ -46,7 +47,7 @@ class SequenceState:
     steps_left: int = 0
     """Forwards left to the open block."""
     is_drafted: bool = False
-    """Whether the open block has no masks left, and the next forward reads it from left to right."""
+    """Whether the open block has no masks left, and the next forward reads it from left to right. It may be empty under `tidar`."""
     finish: Finish | None = None
     """Why the response ended; None while it goes on."""
 
@@ -106,7 +107,12 @@ class DecodeContext:
     @property
     def is_verified(self) -> bool:
         """Whether denoised blocks are drafts."""
-        return self.settings.audio_mode == "verified"
+        return self.settings.audio_mode in ("verified", "tidar")
+
+    @property
+    def drafts_ahead(self) -> bool:
+        """Whether what verifies a draft makes the next one too."""
+        return self.settings.audio_mode == "tidar"
 
     @property
     def reads_ends(self) -> bool:
@@ -122,34 +128,54 @@ class DecodeContext:
     def needed(self, state: SequenceState) -> np.ndarray:
         """Positions whose choice `decode_step` takes.
 
-        The masked ones of an open block; of a draft the one before it and all its own; else the last one.
+        The masked ones of an open block; of a draft the one before it and all its own, and under `tidar` those before each mask
+        of `blocks_ahead` but the first of a block, where the token is known by then; else the last one.
         """
         start = state.block_start
         if start is None:
             return np.array([len(state.ids) - 1])
         if state.is_drafted:
-            return np.arange(start - 1, len(state.ids))
+            ahead = [np.arange(block.start, block.stop - 1) for block in self.blocks_ahead(state)]
+            return np.concatenate([np.arange(start - 1, len(state.ids)), *ahead])
         return start + np.flatnonzero(state.ids[start:] == self.layout.mask)
 
     def draft(self, state: SequenceState) -> np.ndarray:
         """Codes of a draft that `accept_ratio` may keep, one for each of `needed`; -1 where there is none, or an end."""
         if not (self.is_verified and state.is_drafted):
             return np.full(len(self.needed(state)), -1)
-        drafted = np.append(state.ids[state.block_start :], -1)
-        return np.where(np.isin(drafted, self.ends), -1, drafted)
+        drafted = state.ids[state.block_start :]
+        chosen = np.full(len(self.needed(state)), -1)
+        chosen[: len(drafted)] = np.where(np.isin(drafted, self.ends), -1, drafted)
+        return chosen
+
+    def blocks_ahead(self, state: SequenceState) -> list[range]:
+        """Places of the masks beside a draft, a block for each number of its tokens that may be accepted; empty but under `tidar`.
+
+        Masks begin where the draft first differs, at a token that only this forward will tell. They see what was accepted and
+        themselves.
+        """
+        start = state.block_start
+        if not (self.drafts_ahead and start is not None):
+            return []
+        end = start + _room(_cut(state, start), self)
+        places = range(start, len(state.ids) + 1)
+        blocks = [range(place, min(place + self.settings.block, end)) for place in places]
+        return [block if len(block) > 1 else range(0) for block in blocks]
 
     def num_cacheable(self, state: SequenceState) -> int:
         """Tokens whose keys and values the next forward settles: nothing that they see changes any more.
 
         Reading a block needs what the model says before it, so that position is computed once more.
         """
-        reads = self.is_verified or self.reads_ends
+        reads = (self.is_verified and not self.drafts_ahead) or self.reads_ends
         return self.bidirectional_from(state) - (reads and state.block_start is not None)
 
     def bidirectional_from(self, state: SequenceState) -> int:
         """First token that sees the masks of the open block, and is computed anew with them."""
         if state.block_start is None or state.span_start is None:
             return len(state.ids)
+        if self.drafts_ahead:
+            return state.block_start
         return state.block_start if self.settings.block_cache == "block_causal" else state.span_start
 
 
@@ -171,7 +197,7 @@ def uniforms(state: SequenceState, needed: np.ndarray, context: DecodeContext) -
     if state.is_denoised and not context.is_verified:
         return _of_forward(state, len(needed))[0]
     places = needed + (not state.is_denoised)
-    first, end = int(places[0]), int(places[-1]) + 1
+    first, end = int(places.min()), int(places.max()) + 1
     generator = np.random.default_rng([state.seed, 0, 1])
     generator.bit_generator.advance(first)  # type: ignore[attr-defined]  # of PCG64, by one step a number
     return generator.random(end - first)[places - first]
@@ -217,6 +243,8 @@ def _open_span(state: SequenceState, context: DecodeContext) -> SequenceState:
     state = replace(state, span_start=len(state.ids))
     if not _room(state, context):
         return _close_span(state, len(state.ids), context)
+    if context.drafts_ahead:
+        return replace(state, block_start=len(state.ids), is_drafted=True)
     return state if context.is_causal else _append_block(state, context)
 
 
@@ -302,16 +330,24 @@ def share(masked: int, steps_left: int, settings: DecodeSettings) -> int:
 
 def _verify(state: SequenceState, choice: Choice, context: DecodeContext) -> SequenceState:
     """Write what the model writes one by one (`accept_ratio`): the draft as far as that is the same, and one token more."""
-    start, written = state.block_start, choice.ids
+    start = state.block_start
     assert start is not None
     drafted = state.ids[start:]
+    written = choice.ids[: len(drafted) + 1]
     before = replace(_cut(state, start), is_drafted=False, num_forwards=state.num_forwards + 1)
     differs = np.append(written[:-1] != drafted, True) | np.isin(written, context.ends)
     count = min(int(differs.argmax()) + 1, _room(before, context))
     after = _append(before, written[:count], 0)
     if after.ids[-1] in context.ends or not _room(after, context):
         return _close_span(after, len(after.ids), context)
-    return _append_block(after, context)
+    if not context.drafts_ahead:
+        return _append_block(after, context)
+    sizes = [max(len(block) - 1, 0) for block in context.blocks_ahead(state)]
+    first = len(written) + sum(sizes[: count - 1])
+    ahead = choice.ids[first : first + sizes[count - 1]]
+    ends = np.flatnonzero(np.isin(ahead, context.ends))
+    ahead = ahead[: ends[0] + 1] if len(ends) else ahead
+    return replace(_append(after, ahead, 0), block_start=len(after.ids), is_drafted=True)
 
 
 def _read_end(state: SequenceState, choice: Choice, context: DecodeContext) -> SequenceState:

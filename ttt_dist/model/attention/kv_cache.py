@@ -11,6 +11,7 @@ sequence's end are masked. They are zeros or what another sequence left, never g
 import heapq
 import math
 import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -98,11 +99,13 @@ class Run(NamedTuple):
 class CachePlan:
     """The attention of one forward over the new tokens of all sequences: for one pass over the layers.
 
-    `slots`, `places` and `ends` [T] say for each token where its key goes, and the exclusive end of what it sees. Runs
-    cover them in order.
+    `slots` and `places` [T] say for each token where its key goes; `sees`, three of [T], what it sees: keys before the first,
+    and those from the second up to the third. Runs cover the tokens in order.
     """
 
-    def __init__(self, cache: SlotCache, slots: Tensor, places: Tensor, ends: Tensor, runs: tuple[Run, ...]) -> None:
+    def __init__(
+        self, cache: SlotCache, slots: Tensor, places: Tensor, sees: Sequence[Tensor], runs: tuple[Run, ...]
+    ) -> None:
         self.cache = cache
         self.runs = runs
         groups = torch.arange(cache.num_groups, device=slots.device)
@@ -110,7 +113,8 @@ class CachePlan:
         self._rows = rows.flatten()  # among all [slots x G x length] of a layer's keys
         self._starts = np.cumsum([0, *(run.num_slots * run.rows for run in runs)]).tolist()
         self._masks = [
-            _mask(ends[start:end].view(run.num_slots, run.rows), run.keys, cache.dtype) if run.is_masked else None
+            _mask([part[start:end].view(run.num_slots, run.rows, 1) for part in sees], run.keys, cache.dtype)
+            if run.is_masked else None
             for run, start, end in zip(runs, self._starts, self._starts[1:], strict=False)
         ]
         self._layer = 0
@@ -129,10 +133,12 @@ class CachePlan:
         return torch.cat(outs) if len(outs) > 1 else outs[0]
 
 
-def _mask(ends: Tensor, keys: int, dtype: torch.dtype) -> Tensor:
-    """Additive mask [S, 1, rows, keys] of exclusive ends [S, rows]."""
-    hidden = torch.arange(keys, device=ends.device) >= ends.unsqueeze(-1)
-    return torch.zeros(hidden.shape, dtype=dtype, device=ends.device).masked_fill_(hidden, float("-inf")).unsqueeze(1)
+def _mask(sees: Sequence[Tensor], keys: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask [S, 1, rows, keys] of what is seen, three of [S, rows, 1]."""
+    end, own, own_end = sees
+    key = torch.arange(keys, device=end.device)
+    hidden = (key >= end) & ((key < own) | (key >= own_end))
+    return torch.zeros(hidden.shape, dtype=dtype, device=end.device).masked_fill_(hidden, float("-inf")).unsqueeze(1)
 
 
 def _attend_run(run: Run, q: Tensor, store: Tensor, mask: Tensor | None) -> Tensor:
