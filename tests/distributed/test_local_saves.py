@@ -111,11 +111,14 @@ def test_a_killed_run_goes_on_from_the_last_local_save(tmp_path: Path) -> None:
         time.sleep(0.01)
     ranks.kill()
     newest = max(event["step"] for event in read_events(run) if event["event"] == "local_save")
+    begun = next((tmp_path / "disk").glob("run-*/*")) / "step-00000099"
+    begun.mkdir()  # killed before any part of it was whole
     assert not list((run / "checkpoints").glob("step-*"))
     ranks = start(config, run)
     assert ranks.wait() == [0, 0], ranks.output()
     again = [event for event in read_events(run) if event["event"] == "start"][-1]
     assert again["step"] >= newest and "put together from local saves" in ranks.output()
+    assert f"skipping a local save: {begun}: no part of it is whole" in ranks.output()
     assert timeless(run) == timeless(tmp_path / "undisturbed")
     left = [path.name for path in (tmp_path / "disk").glob("run-*/*")]
     assert left == [(run / "checkpoints" / ".local-start").read_text().strip()]  # those of the first start are gone

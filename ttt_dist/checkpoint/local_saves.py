@@ -210,7 +210,9 @@ def _restore(config: Config, newest: Path | None, folder: Path) -> Path | None:
 def _assemble(config: Config, local: Path, holders: dict[int, list[int]]) -> Path:
     """A checkpoint of the parts of a set, each of which is read by one of its holders, by another one where that fails."""
     parts = _parts_in(local)
-    facts = next(part["metadata"] for part in gather(next(iter(parts.values()), None)) if part is not None)
+    facts = next((part["metadata"] for part in gather(next(iter(parts.values()), None)) if part is not None), None)
+    if facts is None:
+        raise UserError(f"{local}: no part of it is whole")
     lost = sorted(set(range(facts["world_size"])) - holders.keys())
     if lost:
         raise UserError(f"{local}: the part of rank(s) {ranges(lost)} is on no disk that is left")
