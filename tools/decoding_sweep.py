@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 RECORD = "sweep.json"
 STEPS = (2, 4, 7)  # forwards a block, besides those of the recipe
-RATIOS = (1.0, 0.1, 0.05, 0.03)  # of drafts of one forward: DecodeSettings.accept_ratio
-DENOISED, CAUSAL, VERIFIED = "denoised", "left to right", "verified"
-MARKERS = {DENOISED: "o", CAUSAL: "s", VERIFIED: "^"}
+RATIOS = (1.0, 0.1, 0.05)  # of drafts of one forward: DecodeSettings.accept_ratio
+DENOISED, CAUSAL, VERIFIED, TIDAR = "denoised", "left to right", "verified", "tidar"
+MARKERS = {DENOISED: "o", CAUSAL: "s", VERIFIED: "^", TIDAR: "v"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,8 @@ def ways(objective: Objective, settings: DecodeSettings) -> list[tuple[str, Deco
     found = [(DENOISED, replace(settings, steps=steps)) for steps in sorted({*STEPS, settings.steps})]
     if objective.learns_audio_ar:
         found.append((CAUSAL, replace(settings, audio_mode="ar")))
-        found += [(VERIFIED, replace(settings, audio_mode="verified", steps=1, accept_ratio=ratio)) for ratio in RATIOS]
+        drafting = [(way, replace(settings, audio_mode=way, steps=1, cfg=0.0)) for way in (VERIFIED, TIDAR)]
+        found += [(way, replace(how, accept_ratio=ratio)) for way, how in drafting for ratio in RATIOS]
     return found
 
 

@@ -50,7 +50,7 @@ def test_a_recipe_may_decode_in_any_way(mode: str) -> None:
         check_run(config, 1)
         found[name] = {(way, how.audio_mode) for way, how in ways(config.objective, config.evaluation.decode)}
     denoised = {("denoised", "diffusion")}
-    assert found["ttt"] == {*denoised, ("left to right", "ar"), ("verified", "verified")}
+    assert found["ttt"] == {*denoised, ("left to right", "ar"), ("verified", "verified"), ("tidar", "tidar")}
     assert found["paper"] == found["no_banom"] == denoised
     assert found["ar"] == {("left to right", "diffusion")}
 
@@ -101,7 +101,7 @@ class Commands:
             results.mkdir(exist_ok=True, parents=True)
             judges = {"model": {"speech": {"value": wer}, "codec": {"value": 0.03}}}
             steps, mode = (words[words.index(flag) + 1] for flag in ("--steps", "--audio-mode"))
-            forwards = {"diffusion": int(steps), "ar": 13.0, "verified": 1 + int(steps)}[mode]
+            forwards = {"diffusion": int(steps), "ar": 13.0, "verified": 1 + int(steps), "tidar": 1.5}[mode]
             summary = {"wer": wer, "judges": judges, "forwards_per_second": None if steps == self.silent else forwards}
             (results / f"{words[words.index('--task') + 1]}_summary.json").write_text(json.dumps(summary))
 
@@ -157,14 +157,16 @@ def test_own_speech_by_forwards_stands_in_table_picture_and_page(
     again = Commands()
     start(monkeypatch, out, again, *wanted, "--sweep")
     assert again.trained == []
-    table = [line for line in (out / "comparison.md").read_text().splitlines() if "| " in line][-16:]
+    table = [line for line in (out / "comparison.md").read_text().splitlines() if "| " in line][-18:]
     denoised = [f"denoised | {steps} | {steps}.0 |" for steps in (2, 4, 7, 13)]
     verified = [
-        f"verified{how} | 1 | 2.0 |" for how in ("", *(f", accept_ratio {ratio}" for ratio in (0.1, 0.05, 0.03)))
+        f"{way}{how} | 1 | {forwards} |"
+        for way, forwards in (("verified", 2.0), ("tidar", 1.5))
+        for how in ("", ", accept_ratio 0.1", ", accept_ratio 0.05")
     ]
     ours = [f"| TtT | {row}" for row in (*denoised, "left to right |  | 13.0 |", *verified)]
     others = [*(f"| TtT of the paper | {row}" for row in denoised), "| AR baseline | left to right |  | 13.0 |"]
-    found = [line for line in table if line.startswith(("| TtT |", "| TtT of", "| AR"))][-14:]
+    found = [line for line in table if line.startswith(("| TtT |", "| TtT of", "| AR"))][-16:]
     assert [line[: len(row)] for line, row in zip(found, [*ours, *others], strict=True)] == [*ours, *others]
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "comparison.html").read_text().count("<svg") == 2

@@ -83,6 +83,7 @@ WAYS = {
     "sampled": {"temperature": 0.8, "top_k": 20, "code_temperature": 1.0},
     "guided": {"cfg": 1.5, "steps": 6},
     "verified": {"audio_mode": "verified"},
+    "tidar": {"audio_mode": "tidar"},
     "transcribing": {"stop_at_last_span": True},
 }
 
