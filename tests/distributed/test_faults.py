@@ -137,6 +137,27 @@ def test_too_many_skipped_steps_end_the_run_with_the_evidence(work: Path, undist
     assert_goes_on(work, run, undisturbed, from_step=SAVE_EVERY)
 
 
+def test_nothing_is_saved_while_steps_are_skipped(work: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Or a start again would go on behind the skipped step, as if its data had been learnt."""
+    run, local, late = tmp_path / "run", tmp_path / "local", tmp_path / "late"
+    after = SAVE_EVERY + 2
+    ranks = start(
+        work, run, "guard.max_skipped=1", "checkpoint.save_every=2", program=FAULTY, FAULT=f"nan:1:{after}-{after + 1}"
+    )
+    assert ranks.wait() == [77, 77], ranks.output()
+    assert_goes_on(work, run, undisturbed, from_step=SAVE_EVERY)
+
+    on_disk = ("checkpoint.local_every=2", f"checkpoint.local_dir={tmp_path / 'disk'}")
+    ranks = start(work, local, "guard.max_skipped=1", *on_disk, program=FAULTY, FAULT=f"nan:1:{after}-{after + 1}")
+    assert ranks.wait() == [77, 77], ranks.output()
+    assert not [event for event in read_events(local) if event["event"] == "local_save" and event["step"] >= after]
+
+    ranks = start(work, late, program=FAULTY, FAULT=f"nan:1:{SAVE_EVERY}-{SAVE_EVERY}")
+    assert ranks.wait() == [0, 0], ranks.output()
+    saved = [event["step"] for event in read_events(late) if event["event"] == "checkpoint"]
+    assert saved[:2] == [SAVE_EVERY + 1, 2 * SAVE_EVERY]
+
+
 def test_data_that_hurts_is_passed_over_where_asked(work: Path, undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings = ("guard.max_skipped=1", "guard.max_data_skips=1")

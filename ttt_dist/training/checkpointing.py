@@ -22,7 +22,8 @@ class Checkpointing(Callback):
     """A checkpoint every checkpoint.save_every steps, and where the run ends before its last step; then `checkpoint_saved`.
 
     With checkpoint.save_every_minutes also at the first step that ends so long after the last save, or the start.
-    With checkpoint.local_every, sets on the hosts' disks between them, unless a save is still being written.
+    With checkpoint.local_every, sets on the hosts' disks between them, unless a save is still being written. While steps are skipped
+    nothing is saved but the end of the run: there is nothing new, and a start again shall meet the data that was skipped once more.
     """
 
     def __init__(self) -> None:
@@ -30,6 +31,8 @@ class Checkpointing(Callback):
         self.local: LocalSaves | None = None
         self.newest = 0
         """Step of the newest complete save of this start of the run, on the hosts' disks too."""
+        self._is_owed = False
+        """Whether a checkpoint waits for a step that is not skipped."""
         self._stall_s = 0.0
         """How long the save in flight has kept training waiting."""
 
@@ -44,11 +47,19 @@ class Checkpointing(Callback):
             self.local = LocalSaves(trainer.config) if checkpoint.local_every else None
         if self.saver is not None:
             self._end(trainer, self.saver.poll())
-        if trainer.is_last or trainer.stop.is_save_due or trainer.is_due(step, checkpoint.save_every):
+        self._is_owed |= trainer.stop.is_save_due or trainer.is_due(step, checkpoint.save_every)
+        is_end, is_skipped = trainer.is_last or step == trainer.config.train.steps, trainer.guard.in_a_row > 0
+        if is_end or (self._is_owed and not is_skipped):
+            self._is_owed = False
             trainer.watchdog.mark(step, "saving a checkpoint", trainer.config.guard.start_timeout)
             self._save(trainer, step)
             self._count_from_now(trainer)  # and not from where it began: a save that takes long asks for no other
-        elif self.saver and self.local and step % checkpoint.local_every == 0 and not self.saver.in_flight:
+        elif (
+            self.saver
+            and self.local
+            and step % checkpoint.local_every == 0
+            and not (is_skipped or self.saver.in_flight)
+        ):
             begin = time.perf_counter()
             self.local.save(self.saver, step, trainer.metadata, trainer.counters)
             self._stall_s, self.saver.waited_s = time.perf_counter() - begin, 0.0
