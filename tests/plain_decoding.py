@@ -64,8 +64,8 @@ class PlainLoop:
                 before = len(ids)
                 limit = min(chosen.span_limit, chosen.max_codes - num_audio)
                 mode = "ar" if self.objective.kind == "ar" else chosen.audio_mode
-                write = {"ar": self._codes, "verified": self._verified, "tidar": self._tidar, "diffusion": self._span}[mode]
-                ids = write(ids, limit)
+                ways = {"ar": self._codes, "verified": self._verified, "tidar": self._tidar, "diffusion": self._span}
+                ids = ways[mode](ids, limit)
                 num_audio += len(ids) - before
         return ids[len(prompt) :]
 

@@ -48,8 +48,9 @@ def ways(objective: Objective, settings: DecodeSettings) -> list[tuple[str, Deco
     found = [(DENOISED, replace(settings, steps=steps)) for steps in sorted({*STEPS, settings.steps})]
     if objective.learns_audio_ar:
         found.append((CAUSAL, replace(settings, audio_mode="ar")))
-        drafting = [(way, replace(settings, audio_mode=way, steps=1, cfg=0.0)) for way in (VERIFIED, TIDAR)]
-        found += [(way, replace(how, accept_ratio=ratio)) for way, how in drafting for ratio in RATIOS]
+        verified = replace(settings, audio_mode="verified", steps=1)
+        drafting = {VERIFIED: verified, TIDAR: replace(verified, audio_mode="tidar", cfg=0.0)}
+        found += [(way, replace(how, accept_ratio=ratio)) for way, how in drafting.items() for ratio in RATIOS]
     return found
 
 

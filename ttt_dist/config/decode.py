@@ -82,7 +82,7 @@ class DecodeSettings(Section):
         if kind != "ttt" and self.audio_mode not in ("diffusion", kind):
             raise UserError(f"{mode} is of kind {kind}, which has one way to write audio; take --audio-mode diffusion")
         if self.audio_mode == "tidar" and self.cfg:
-            raise UserError(f"cfg (--cfg) is {self.cfg:g}, but audio_mode (--audio-mode) tidar has no forward to guide; take --cfg 0")
+            raise UserError(f"cfg (--cfg) is {self.cfg:g}, but audio_mode tidar has no forward to guide; take --cfg 0")
         if kind == "ttt" and self.audio_mode == "diffusion" and self.ends == "causal" and not learns_audio_ar:
             raise UserError(
                 "ends (--ends) is causal, but this model never learnt to read audio left to right (objective.audio_ar or p_mix "

@@ -114,7 +114,8 @@ class CachePlan:
         self._starts = np.cumsum([0, *(run.num_slots * run.rows for run in runs)]).tolist()
         self._masks = [
             _mask([part[start:end].view(run.num_slots, run.rows, 1) for part in sees], run.keys, cache.dtype)
-            if run.is_masked else None
+            if run.is_masked
+            else None
             for run, start, end in zip(runs, self._starts, self._starts[1:], strict=False)
         ]
         self._layer = 0
