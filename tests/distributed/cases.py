@@ -61,6 +61,7 @@ class Layout:
     normalisation: Normalisation = "sample"
     preset: Preset = "recommended"
     noise_schedule: str = "linear"
+    p_draft: float = 0.0
     z_loss: float = 0.0
     staged: bool = False
     """Learns autoregressively before step `BORDER`."""
@@ -85,7 +86,7 @@ class Layout:
     def reference(self) -> "Layout":
         """The one-process fp32 run of the same model and objective."""
         same = (
-            "normalisation", "preset", "noise_schedule", "z_loss", "staged", "tuned", "adapted", "tied", "kv_heads", "qk_norm",
+            "normalisation", "preset", "noise_schedule", "p_draft", "z_loss", "staged", "tuned", "adapted", "tied", "kv_heads", "qk_norm",
         )  # fmt: skip
         return Layout(**{name: getattr(self, name) for name in same})
 
@@ -115,6 +116,7 @@ class Layout:
                 preset=self.preset,
                 normalisation=self.normalisation,
                 noise_schedule=self.noise_schedule,
+                p_draft=self.p_draft,
                 z_loss=self.z_loss,
                 ar_weight=0.5 if self.tuned else 1.0,
                 nar_weight=2.0 if self.tuned else 1.0,

@@ -71,6 +71,7 @@ FP32 = [
     # the paper's objective, and one that changes on the way
     *(replace(layout, preset="paper") for layout in (Layout(3, 2, 2), replace(SEQUENCE, zero=1), STAGES)),
     Layout(3, 2, 2, noise_schedule="cosine"),
+    *(replace(layout, p_draft=0.7) for layout in (Layout(3, 2, 2), replace(SEQUENCE, zero=1), STAGES, TOKENS)),
     *(replace(layout, z_loss=0.1) for layout in (Layout(3, 2, 2), replace(SEQUENCE, zero=1), STAGES, TOKENS)),
     *(
         replace(layout, tuned=True)

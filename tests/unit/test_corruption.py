@@ -31,6 +31,7 @@ objectives = st.builds(
     p_mix=probabilities,
     p_prefix=probabilities,
     p_trunc=probabilities,
+    p_draft=probabilities,
     mix_unit=st.sampled_from(["sample", "micro_batch"]),
     normalisation=st.sampled_from(["sample", "token"]),
 )
@@ -87,9 +88,14 @@ def brute_force_sample(
         p = count / len(candidates)
     else:
         chosen = [i for i in candidates if numbers.tokens[i] < p]
+    is_draft = ttt and not mixed and numbers.draft < objective.p_draft
+    if is_draft:
+        kept = [group for group in groups if group[0] in candidates]
+        chosen = [i for group in kept for i in group[int(numbers.tokens[group[0]] * len(group)) :]]
+        p, rate = len(chosen) / max(len(candidates), 1) or 1.0, 1.0
     nar = {i: ids[i] for i in sorted(chosen)}
     audio_ar = float(is_recommended) if objective.audio_ar is None else objective.audio_ar
-    all_ar = objective.kind == "ar" or (ttt and mixed and numbers.audio_ar < audio_ar)
+    all_ar = objective.kind == "ar" or (ttt and (mixed or is_draft) and numbers.audio_ar < audio_ar)
     ar = {}
     for i in range(len(ids) - 1):
         wanted = all_ar or (ttt and not is_audio(ids[i + 1]))
@@ -253,7 +259,7 @@ def test_the_preserved_prefix_is_drawn_uniformly_and_stays_clean() -> None:
 
 
 def test_short_spans_are_not_cut() -> None:
-    cut = Draw(mix=0, truncate=0.0, keep=0.5, prefix=0, first_span=0, t=0, tokens=np.zeros(99), audio_ar=0)
+    cut = Draw(mix=0, truncate=0.0, keep=0.5, prefix=0, first_span=0, t=0, tokens=np.zeros(99), audio_ar=0, draft=0)
     assert truncated_length(long_sample(10), LAYOUT, cut, 1.0) == len(long_sample(10))
     assert truncated_length(long_sample(11), LAYOUT, cut, 1.0) < len(long_sample(11))
 

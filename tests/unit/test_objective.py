@@ -76,7 +76,7 @@ def spoken(num_maskable: int, *more: int, prompt: Sequence[int] = (3, 4)) -> Sam
 
 def noise(t: float, tokens: np.ndarray) -> Draw:
     """Nothing but masks: neither mixed, nor truncated, nor a prefix preserved."""
-    return Draw(mix=1, truncate=1, keep=0, prefix=1, first_span=0, t=t, tokens=tokens, audio_ar=0)
+    return Draw(mix=1, truncate=1, keep=0, prefix=1, first_span=0, t=t, tokens=tokens, audio_ar=0, draft=1)
 
 
 def masked_places(corrupted: Corrupted) -> tuple[int, ...]:
@@ -106,6 +106,28 @@ def test_the_expected_weight_of_every_mask_is_that_of_bernoulli_masks(num_maskab
         integral = sum(terms, Fraction(0))
         assert integral == Fraction(factorial(s) * factorial(n - 1 - s), factorial(n))
         assert weight == pytest.approx(float(integral) / (n if normalisation == "sample" else 1), rel=1e-6)
+
+
+@pytest.mark.parametrize("normalisation", ["sample", "token"])
+def test_a_draft_is_all_from_a_place_on_behind_causal_codes(normalisation: str) -> None:
+    """Each place of a span with the same probability, and the weight of 1 over the masks that there are."""
+    n, sample = 5, spoken(5, 7, 8)
+    objective = Objective(normalisation=normalisation, p_trunc=0.0, p_draft=0.3, audio_ar=0.5)
+    for place in range(n):
+        for audio_ar, is_taught in ((0.4, True), (0.6, False)):
+            tokens = np.concatenate([np.zeros(4), [(place + 0.5) / n], np.ones(n + 1) * 0.99])
+            numbers = replace(noise(0.5, tokens), draft=0.2, audio_ar=audio_ar)
+            found, start = corrupt(sample, LAYOUT, objective, numbers), 4 + place
+            assert masked_places(found) == tuple(range(start, 4 + n))
+            assert found.span_ids.tolist() == [0] * start + [1] * (n - place) + [0, 0]
+            count = n - place
+            assert found.nar_weights[start] == pytest.approx(1 / count if normalisation == "sample" else n / count)
+            assert set(found.nar_bins[start : 4 + n]) == {min(5 * count // n, 4) + 1}
+            # Text, the opener, and the codes before the masks with the first that is masked; not what follows the last mask.
+            codes = set(range(3, start)) if is_taught else set()
+            assert set(np.flatnonzero(found.ar_weights)) == {1, 2, 9} | codes
+    plain = corrupt(sample, LAYOUT, objective, replace(numbers, draft=0.3))
+    assert plain.span_ids.tolist() == [0] * 4 + [1] * n + [0, 0]
 
 
 def test_masks_come_as_often_as_they_should() -> None:

@@ -26,6 +26,7 @@ MATTERS = {
         "p_mix",
         "p_prefix",
         "p_trunc",
+        "p_draft",
         "mix_unit",
         "prompt_audio",
         "normalisation",
@@ -39,7 +40,7 @@ MATTERS = {
 """Besides the kind, and `released`, the others of a preset being these."""
 DEFAULT_PRESET: Preset = "recommended"
 FORMER_PRESETS = {"corrected": "paper"}
-SILENT = {"noise_schedule": "linear", "z_loss": 0.0, "ar_weight": 1.0, "nar_weight": 1.0}
+SILENT = {"p_draft": 0.0, "noise_schedule": "linear", "z_loss": 0.0, "ar_weight": 1.0, "nar_weight": 1.0}
 """Settings that came later are not named where they are what was done before: checkpoints know their past by its words."""
 
 
@@ -58,6 +59,7 @@ class ObjectiveStage(Section):
     p_mix: Probability | None = None
     p_prefix: Probability | None = None
     p_trunc: Probability | None = None
+    p_draft: Probability | None = None
     mix_unit: MixUnit | None = None
     prompt_audio: PromptAudio | None = None
     normalisation: Normalisation | None = None
@@ -96,6 +98,9 @@ class Objective(Section):
     """PPM: probability that the audio before one chosen span stays clean and leaves the NAR loss."""
     p_trunc: Probability = 0.5
     """SST: probability that the last span of the response is cut."""
+    p_draft: Probability = 0.0
+    """Probability that a sample that is noised has its response spans as drafts meet them: codes before a place of each span stay, causal, and
+    all from there on are masked; for decoding by audio_mode verified and tidar."""
     mix_unit: MixUnit = "sample"
     """sample | micro_batch: what draws BANOM's choice together."""
     prompt_audio: PromptAudio = "bidirectional"
@@ -147,7 +152,8 @@ class Objective(Section):
     @property
     def learns_audio_ar(self) -> bool:
         """Whether a model of both ways of writing audio comes of it, beside denoising."""
-        return self.kind == "ttt" and self.p_mix * self.p_audio_ar > 0
+        causal = self.p_mix + (1 - self.p_mix) * self.p_draft
+        return self.kind == "ttt" and causal * self.p_audio_ar > 0
 
     def resolved(self) -> "Objective":
         """The same with nothing left open, as it is recorded."""

@@ -29,16 +29,17 @@ class Draw:
     """Time of the diffusion: the noise schedule says what it means."""
     tokens: np.ndarray
     audio_ar: float
+    draft: float
 
 
 def draw(sample: Sample, seed: int, epoch: int) -> Draw:
     """The sample's noise: the same for equal (seed, content of the sample, epoch) wherever it is packed."""
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, sample.key, epoch])))
     # A number that is new comes last: those before it, and with them the noise of older settings, stay what they are.
-    numbers = rng.random(7 + len(sample))
+    numbers = rng.random(8 + len(sample))
     names = ("mix", "truncate", "keep", "prefix", "first_span", "t")
     single = dict(zip(names, numbers[:6].tolist(), strict=True))
-    return Draw(**single, tokens=numbers[6:-1], audio_ar=float(numbers[-1]))
+    return Draw(**single, tokens=numbers[6:-2], audio_ar=float(numbers[-2]), draft=float(numbers[-1]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +112,13 @@ def corrupt(
         may_mask = maskable(audio_spans, is_target, draw, objective.p_prefix) if is_ttt else is_target
     # Schedules share one expected loss only if each target is weighted by s'(t) / p: `rate` times what would be 1/p.
     schedule = noise_schedule(objective.noise_schedule)
-    masked, p = mask(may_mask, draw, objective.mask_rule, schedule)
-    # Where nothing is noised a sample may teach to write its audio from left to right, as text is.
-    audio_is_ar = only_ar and (not is_ttt or draw.audio_ar < objective.p_audio_ar)
+    is_draft = is_ttt and not only_ar and draw.draft < objective.p_draft
+    if is_draft:
+        (masked, p), rate = mask_drafts(may_mask, audio_spans, draw), 1.0
+    else:
+        (masked, p), rate = mask(may_mask, draw, objective.mask_rule, schedule), schedule.rate(draw.t)
+    # Audio before which nothing is noised may be taught from left to right, as text is.
+    audio_is_ar = (only_ar or is_draft) and (not is_ttt or draw.audio_ar < objective.p_audio_ar)
     input_ids = np.where(masked, layout.mask, ids).astype(np.int32)
 
     # An AR target stands at the position before it, a NAR target at its own: a position may have both, of the same logits.
@@ -125,14 +130,12 @@ def corrupt(
         ar &= ~layout.is_audio[next_ids]
     if not objective.keeps_masked_ar:
         ar &= ~masked  # logits of a masked position are asked for its own token alone, not for the next one too
-    ar_weight, nar_weight, loss_denominator = _weights(
-        int(ar.sum()), int(may_mask.sum()), p, schedule.rate(draw.t), objective
-    )
+    ar_weight, nar_weight, loss_denominator = _weights(int(ar.sum()), int(may_mask.sum()), p, rate, objective)
     if is_ttt:
         ar_weight, nar_weight = ar_weight * objective.ar_weight, nar_weight * objective.nar_weight
     return Corrupted(
         input_ids=input_ids,
-        span_ids=_span_ids(audio_spans, is_target, objective, audio_is_ar),
+        span_ids=_span_ids(audio_spans, is_target, objective, ~masked if is_draft else np.full(length, audio_is_ar)),
         ar_targets=np.where(ar, next_ids, 0),
         ar_weights=ar * np.float32(ar_weight),
         nar_targets=np.where(masked, ids, 0),
@@ -165,27 +168,38 @@ def mask(may_mask: np.ndarray, draw: Draw, rule: str, schedule: NoiseSchedule) -
     return masked, num_masked / len(indices)
 
 
+def mask_drafts(may_mask: np.ndarray, audio_spans: list[tuple[int, int]], draw: Draw) -> tuple[np.ndarray, float]:
+    """`mask` of drafts: of each maskable span all tokens from a place on that is drawn uniformly, by the first one's number."""
+    masked = np.zeros_like(may_mask)
+    for start, end in audio_spans:
+        if may_mask[start]:
+            masked[start + int(draw.tokens[start] * (end - start)) : end] = True
+    return masked, float(masked.sum() / may_mask.sum()) if masked.any() else 1.0
+
+
 def p_bin(p: float) -> int:
     """Which of the equal bins of p this is, 1 to NUM_P_BINS."""
     return min(int(p * NUM_P_BINS), NUM_P_BINS - 1) + 1
 
 
 def _span_ids(
-    audio_spans: list[tuple[int, int]], is_target: np.ndarray, objective: Objective, audio_is_ar: bool
+    audio_spans: list[tuple[int, int]], is_target: np.ndarray, objective: Objective, is_causal: np.ndarray
 ) -> np.ndarray:
     """Bidirectional spans of the sample, int32 [n]: none for `ar`, whole responses for `nar`, audio spans for `ttt`.
 
-    Those of the response are causal where their audio is learnt so.
+    Of the response's audio what `is_causal` [n] says is left out: all, or the first part of a span.
     """
     span_ids = np.zeros(len(is_target), dtype=np.int32)
     if objective.kind == "ar":
         return span_ids
-    prompt_spans = objective.prompt_audio == "bidirectional"
-    chosen = [
-        s
-        for s in audio_spans
-        if (prompt_spans and not is_target[s[0]]) or (objective.kind == "ttt" and not audio_is_ar and is_target[s[0]])
-    ]
+    chosen = []
+    for start, end in audio_spans:
+        if not is_target[start]:
+            first = start if objective.prompt_audio == "bidirectional" else end
+        else:
+            first = start + int(is_causal[start:end].sum()) if objective.kind == "ttt" else end
+        if first < end:
+            chosen.append((first, end))
     if objective.kind == "nar":
         chosen += runs(is_target)
     for number, (start, end) in enumerate(chosen, start=1):

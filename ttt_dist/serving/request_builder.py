@@ -174,7 +174,7 @@ class RequestBuilder:
         `tokens` says what each token is. Of a long sequence the first MAX_DRAWN tokens, `length` being all."""
         sample = Sample.of([Segment(prompt, False), Segment(response, True)])
         trained, written = self.folder.objective, float(self.settings.audio_mode != "diffusion")  # from left to right
-        objective = replace(trained, p_trunc=0.0, p_mix=written, audio_ar=written)
+        objective = replace(trained, p_trunc=0.0, p_draft=0.0, p_mix=written, audio_ar=written)
         batch = collate([[sample]], self.folder.layout, objective, 0, [0], len(sample))
         ends = visible_end(batch.sample_ids, batch.span_ids)[0]
         return {

@@ -91,7 +91,7 @@ def measure(model: Transformer, layout: TokenLayout, objective: Objective, sampl
     """
     plain = replace(
         objective, preset="paper", masking=args.estimator, noise_schedule="linear", audio_ar=0.0,
-        mix_unit="sample", normalisation="token", p_prefix=0.0, p_trunc=0.0, ar_weight=1.0, nar_weight=1.0,
+        mix_unit="sample", normalisation="token", p_prefix=0.0, p_trunc=0.0, p_draft=0.0, ar_weight=1.0, nar_weight=1.0,
     )  # fmt: skip
 
     def losses(num_draws: int, **changed: Any) -> TargetLosses:
