@@ -42,7 +42,7 @@ def ways(objective: Objective, settings: DecodeSettings) -> list[tuple[str, Deco
 
     Whatever way the recipe decodes it in.
     """
-    settings = replace(settings, audio_mode="diffusion")
+    settings = replace(settings, audio_mode="diffusion", accept_ratio=1.0)
     if objective.kind == "ar":
         return [(CAUSAL, settings)]
     found = [(DENOISED, replace(settings, steps=steps)) for steps in sorted({*STEPS, settings.steps})]
