@@ -18,6 +18,8 @@ from ttt_dist.inference.cuda_graphs import ForwardRunner
 from ttt_dist.inference.decoder import Decoder
 
 STEPS = 2  # forwards of a block
+DENOISED = DecodeSettings(block=BLOCK, steps=STEPS)
+TIDAR = DecodeSettings(audio_mode="tidar", block=13)
 
 
 def measurements(setting: Setting) -> Iterator[Measurement]:
@@ -30,6 +32,10 @@ def measurements(setting: Setting) -> Iterator[Measurement]:
         yield f"ours, batch {batch}", partial(ours.measure, batch)
     for batch in (one, many):
         yield f"AR, batch {batch}", partial(ar.measure, batch)
+    # Drafts of random weights are refused, so that a forward writes one code: what tells is its time beside one of AR.
+    tidar = Replies(setting, ours.decoder, TIDAR)
+    for batch in (one, few):
+        yield f"tidar, batch {batch}", partial(tidar.measure, batch)
     for batch in (one, many):
         yield f"without CUDA graphs, batch {batch}", partial(without_graphs, setting, ours, batch)
         yield f"with cuDNN attention, batch {batch}", partial(with_cudnn, setting, ours, batch)
@@ -38,9 +44,10 @@ def measurements(setting: Setting) -> Iterator[Measurement]:
 class Replies:
     """Of one decoder, to the same prompts."""
 
-    def __init__(self, setting: Setting, decoder: Decoder) -> None:
+    def __init__(self, setting: Setting, decoder: Decoder, settings: DecodeSettings = DENOISED) -> None:
         num_text, self.num_codes = (NUM_TEXT, NUM_CODES) if setting.on_cuda else (26, 60)
         self.course = Course.of(setting.layout, num_text, self.num_codes)
+        self.settings = settings
         self.decoder, self.prompts = decoder, draw_prompts(setting.layout, max(BATCHES))
         self.first: np.ndarray | None = None
 
@@ -48,9 +55,8 @@ class Replies:
         """Seconds of a reply, and what follows. `cold_s` is the first one's, which loads kernels; `agrees` the share of tokens
         that the first prompt got at the first measurement too: in bf16 other shapes may round otherwise.
         """
-        settings = DecodeSettings(block=BLOCK, steps=STEPS)
-        cold_s = decode(self.decoder, self.prompts[:batch], settings, self.course).seconds
-        measured = decode(self.decoder, self.prompts[:batch], settings, self.course)
+        cold_s = decode(self.decoder, self.prompts[:batch], self.settings, self.course).seconds
+        measured = decode(self.decoder, self.prompts[:batch], self.settings, self.course)
         self.first = measured.replies[0] if self.first is None else self.first
         return {
             "seconds": measured.seconds,

@@ -42,7 +42,7 @@ KEYS: dict[str, dict[str, set[str]]] = {
     "train": {
         "none eager, 1 x 2048": {"step_s", "tokens_s", "useful_tflops", "memory_gb", "loss", "graphs", "warm_up_s"}
     },
-    "decode": {"ours, batch 1": DECODED, "ours, batch 2": DECODED, "AR, batch 3": DECODED},
+    "decode": {"ours, batch 1": DECODED, "ours, batch 2": DECODED, "AR, batch 3": DECODED, "tidar, batch 2": DECODED},
     "zero1": {},
     "released": {"steps": {"tokens_s", "rows", "loss"}, "parts": {"attention_ms", "loss_ms", "attention_error"}},
     "parity": {"cpu": {"loss"}, "selective eager": {"loss_difference"}, "inference": {"loss_difference"}},
