@@ -28,7 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from benchmarks.result_file import head
+from benchmarks.result_file import head, result_path
 from ttt_dist.util.console import main_guard, print_json, print_rank0
 from ttt_dist.util.errors import UserError
 
@@ -259,7 +259,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("revision", help="commit, branch or tag to compare with")
     parser.add_argument("--only", nargs="+", choices=WORKLOADS, metavar="NAME", help=f"some of: {', '.join(WORKLOADS)}")
     parser.add_argument("--runs", type=int, help="pairs of runs (default: each workload's own number)")
-    parser.add_argument("--out", type=Path, help="Markdown file to write the result to")
+    parser.add_argument("--out", type=result_path, help="Markdown file to write the result to")
     arguments = parser.parse_args()
     if arguments.runs is not None and arguments.runs < 1:
         parser.error("--runs must be at least 1")

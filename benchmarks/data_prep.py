@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.released_way import ReleasedWay
-from benchmarks.result_file import head
+from benchmarks.result_file import head, result_path
 from data_prep.__main__ import main as data_prep
 from data_prep.jobs.codes_writer import PartWriter
 from data_prep.packing.sample_parts import SampleWriter
@@ -229,7 +229,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="audio that each codec encodes (default 60 s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where codecs run (default cpu)")
     parser.add_argument("--scratch", help="folder for 8 GB of temporary files (default: the system's)")
-    parser.add_argument("--out", type=Path, help="Markdown file for the figures")
+    parser.add_argument("--out", type=result_path, help="Markdown file for the figures")
     parser.add_argument("--pack-here", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.pack_here:

@@ -23,13 +23,12 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.decode_sides import SHAPES, Course, Measured, decode, draw_prompts, random_folder, released_way
-from benchmarks.result_file import head
+from benchmarks.result_file import head, result_path
 from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.config.objective import Objective
 from ttt_dist.inference.decoder import Decoder
@@ -52,7 +51,7 @@ def main() -> None:
     """Measure every shape of the device, and say how the sides compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--out", type=Path, help="write a dated result file")
+    parser.add_argument("--out", type=result_path, help="write a dated result file")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no CUDA device; take --device cpu")

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.result_file import head
+from benchmarks.result_file import head, result_path
 from tests.distributed.agents import Agents
 from tests.distributed.small_run import Ranks, copy_of, make_run, records, timeless
 from ttt_dist.telemetry.events import read_events
@@ -431,7 +431,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", help="of the faults, those with this in their name (default all)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
     parser.add_argument("--keep", type=Path, help="new folder for the runs (default: a temporary one)")
-    parser.add_argument("--out", type=Path, help="Markdown file to write the result to")
+    parser.add_argument("--out", type=result_path, help="Markdown file to write the result to")
     return parser.parse_args()
 
 

@@ -17,8 +17,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.result_file import head
-from ttt_dist.util.console import print_json, print_rank0
+from benchmarks.result_file import head, result_path
+from ttt_dist.util.console import main_guard, print_json, print_rank0
 
 WORDS = "the of and a to in he was that it his her with as had for she not at but be on they have him which said from all this one you were"
 PLAIN = """import json, sys
@@ -152,7 +152,7 @@ def main() -> None:
     """Measure, write the result file, and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for inputs and outputs; must not exist")
-    parser.add_argument("--out", type=Path, help="result file to write")
+    parser.add_argument("--out", type=result_path, help="result file to write")
     parser.add_argument("--lines", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
@@ -215,4 +215,4 @@ def report(lines: int, rounds: int, figures: Sequence[dict[str, object]]) -> lis
 
 
 if __name__ == "__main__":
-    main()
+    main_guard(main)

@@ -1,10 +1,21 @@
 """The head of a dated result file: when, on what, which revision, by which command."""
 
+import argparse
 import datetime
 import sys
 from pathlib import Path
 
 from ttt_dist.telemetry.run_folder import environment
+
+
+def result_path(value: str) -> Path:
+    """Type of an argument that names a result file: refused before the measurement where it could not be written after it."""
+    path = Path(value)
+    if not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{value}: there is no folder {path.parent}; make it, or name another")
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{value}: is a folder; name a file")
+    return path
 
 
 def head(title: str, module: str) -> list[str]:

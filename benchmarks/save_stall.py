@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.result_file import head
+from benchmarks.result_file import head, result_path
 from tests.distributed.cases import Layout, new_engine, run_step
 from tests.distributed.launch import run_distributed
 from tests.distributed.random_packs import LAYOUT
@@ -163,7 +163,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=3, help="saves (default 3)")
     parser.add_argument("--dir", help="folder on the disk to measure (default: that of temporary files)")
-    parser.add_argument("--out", type=Path, help="Markdown file to write the result to")
+    parser.add_argument("--out", type=result_path, help="Markdown file to write the result to")
     return parser.parse_args()
 
 

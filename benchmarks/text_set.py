@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.result_file import head
+from benchmarks.result_file import head, result_path
 from tests.megatron_files import indexed_dataset
 from tests.structures import tiny_layout
 from ttt_dist.data.indexed import HEADER, INT32, MAGIC, VERSION
@@ -113,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=10_000_000)
     parser.add_argument("--rows", type=int, default=500)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=result_path)
     parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:

@@ -23,7 +23,6 @@ import json
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ import torch
 from benchmarks.contestants import Baseline, Ours, setting
 from benchmarks.measure import measure, peak_flops
 from benchmarks.mixture import LONGEST, draw_samples
-from benchmarks.result_file import head
+from benchmarks.result_file import head, result_path
 from ttt_dist.config.objective import Objective
 from ttt_dist.sequence.batch import collate
 from ttt_dist.sequence.sample import Sample
@@ -59,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="compile our blocks")
     parser.add_argument("--activation-checkpointing", choices=("none", "selective", "full"), default="none")
     parser.add_argument("--parts", action="store_true", help="time attention and loss apart on cpu too")
-    parser.add_argument("--out", type=Path, help="write a dated result file")
+    parser.add_argument("--out", type=result_path, help="write a dated result file")
     parser.add_argument("--side", choices=("ours", "baseline"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     on_cpu = args.device == "cpu"

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.open_vocabulary.grammar import sentences
-from benchmarks.result_file import head
+from benchmarks.result_file import head, result_path
 from ttt_dist.audio import load_codec, read_audio
 from ttt_dist.audio.io import UtteranceReader
 from ttt_dist.audio.resampling import resample
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("step", choices=("prepare", "run", "hear"))
     parser.add_argument("--work", required=True, type=Path, help="folder of data and runs")
     parser.add_argument("--judge", type=Path, help="of `hear`: folder of a Whisper (tools/make_judge.py makes one)")
-    parser.add_argument("--out", type=Path, help="of `hear`: write a dated result file")
+    parser.add_argument("--out", type=result_path, help="of `hear`: write a dated result file")
     parser.add_argument("--toy", action="store_true", help="a toy on the CPU, of the demo's words")
     parser.add_argument("overrides", nargs="*", help="section.key=value, as for train.py")
     args = parser.parse_args()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.against import ROOT, git, worktree
-from benchmarks.result_file import head
+from benchmarks.result_file import head, result_path
 from ttt_dist.util.console import main_guard, print_json, print_rank0
 from ttt_dist.util.errors import UserError
 
@@ -107,7 +107,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("revision", help="commit, branch or tag to compare with")
     parser.add_argument("--only", nargs="+", choices=FILES, metavar="FILE", help=f"some of: {', '.join(FILES)}")
-    parser.add_argument("--out", type=Path, help="Markdown file to write the result to")
+    parser.add_argument("--out", type=result_path, help="Markdown file to write the result to")
     return parser.parse_args()
 
 

@@ -136,7 +136,7 @@ def test_a_killed_process_makes_its_host_the_last_to_be_taken(monkeypatch: pytes
     assert hosts.bad.read_text() == "n1\n"
 
 
-def test_a_host_whose_device_computes_wrongly_is_the_last_to_be_taken(
+def test_a_host_whose_device_computes_wrongly_is_left_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hosts = Hosts(3, monkeypatch, tmp_path)
@@ -146,7 +146,39 @@ def test_a_host_whose_device_computes_wrongly_is_the_last_to_be_taken(
     hosts.wait()
     assert hosts.plan == elastic.Plan(1, (1, 2))
     assert hosts.bad.read_text() == "n0\n"
-    assert "a device of n0 computes wrongly" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "a device of n0 computes wrongly" in told.err
+    assert "start 2: on n1, n2; n0 left out (a device computes wrongly)" in told.out
+
+
+def test_a_host_whose_device_computes_wrongly_is_not_taken_back_for_want_of_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hosts = Hosts(4, monkeypatch, tmp_path, max_restarts=9)
+    hosts.wait()
+    for host, status in enumerate((78, 76, 76, 76)):
+        hosts.report(host, status)
+    hosts.wait()
+    assert hosts.plan == elastic.Plan(1, (1, 2))  # two of the three that are left
+    hosts.report(1, -9)
+    hosts.report(2, 76)
+    hosts.wait()
+    assert hosts.plan == elastic.Plan(2, (2, 3))
+    hosts.report(2, 76)
+    hosts.report(3, -9)
+    hosts.wait()
+    assert hosts.plan.hosts == (1, 2)  # one whose process was killed is, before that
+    hosts.beating.remove(3)
+    hosts.wait(elastic.DEAD_S + 1)
+    hosts.report(1, 76)
+    hosts.report(2, -9, 78)
+    hosts.wait()
+    assert (hosts.plan.hosts, hosts.plan.outcome) == ((), 78)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "are left" in line]
+    assert line.endswith(
+        "1 host(s) are left, over which the run cannot be divided; n0, n2 left out (a device computes wrongly): "
+        "start again on others in place of these"
+    )
 
 
 @pytest.mark.parametrize("status", [1, 2, 75, 77])

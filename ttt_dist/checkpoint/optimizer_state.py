@@ -13,6 +13,7 @@ from ttt_dist.parallel.deepspeed_adapter import fragments, inner_adam, masters
 from ttt_dist.parallel.gather import own_parameters
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.parallel.partition import partition_of, rows_of_rank, shard_shape
+from ttt_dist.util.memory import return_free_memory
 
 
 @torch.no_grad()
@@ -34,6 +35,7 @@ def load_optimizer_state(
             target.view(-1).narrow(0, part.offset, part.size).copy_(
                 read_run(source, name, found.get(kind, WEIGHTS), mesh, part.first, part.size)
             )
+        return_free_memory()
 
 
 def read_run(source: SavedState, name: str, kind: str, mesh: Mesh, first: int, size: int) -> Tensor:

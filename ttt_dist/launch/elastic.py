@@ -3,7 +3,8 @@
 Agents talk through a store that the first one keeps. Each gives a sign of life; the first one also decides, in rounds: which
 hosts take part, when a round is over, and what follows. A round ends where a process fails or a host is silent: the others'
 processes are ended, and the next round begins on as many hosts as the run can be divided over, those that failed last being
-taken last. Its processes go on from the newest checkpoint, as any start does; the loss of a step is the same in any layout.
+taken last, those whose device computes wrongly not at all. Its processes go on from the newest checkpoint, as any start does;
+the loss of a step is the same in any layout.
 
 torch's elastic agent is not used: it leaves the processes of a killed agent running, always takes all hosts, and does not
 hear of a host that falls silent while the others' processes wait for it (docs/log.md).
@@ -18,7 +19,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -91,6 +92,8 @@ class Coordinator:
         self.max_restarts, self.bad_hosts = max_restarts, bad_hosts
         self.plan: Plan | None = None
         self.failures: dict[int, int] = {}
+        self.broken: set[int] = set()
+        """Hosts with a device that computes wrongly: what it makes of the weights is worse than no host."""
         self._join_until = time.monotonic() + join_s
         self._seen: dict[int, tuple[bytes, float]] = {}
 
@@ -115,15 +118,16 @@ class Coordinator:
         if status in (0, *FINAL) or (status == STOPPED and not dead):
             self._put(replace(self.plan, outcome=status))
             return
-        killed = [host for host, report in reports.items() if any(s < 0 or s >= 128 for s in report)]
-        broken = [host for host, report in reports.items() if BAD_DEVICE in report and host not in killed]
-        guilty = [*dead, *killed, *broken]
-        for host in guilty:
+        broken = [host for host, report in reports.items() if BAD_DEVICE in report]
+        killed = [
+            host for host, report in reports.items() if any(s < 0 or s >= 128 for s in report) and host not in broken
+        ]
+        for host in (*dead, *killed, *broken):
             self.failures[host] = self.failures.get(host, 0) + 1
-        names = ", ".join(map(self._name, guilty))
-        note_bad(self.bad_hosts, [self._name(host) for host in guilty])
-        what = f"a device of {names} computes wrongly" if broken else "lost a process"
-        what = f"lost {names}" if dead else f"a process on {names} was killed" if killed else what
+        self.broken.update(broken)
+        note_bad(self.bad_hosts, [self._name(host) for host in (*dead, *killed, *broken)])
+        told = {"lost {}": dead, "a process on {} was killed": killed, "a device of {} computes wrongly": broken}
+        what = "; ".join(text.format(self._names(hosts)) for text, hosts in told.items() if hosts) or "lost a process"
         if self.plan.round == self.max_restarts:
             warn(f"{what}; the processes were started again {self.max_restarts} times, which is enough")
             self._put(replace(self.plan, outcome=status))
@@ -132,14 +136,17 @@ class Coordinator:
             self._begin(alive, self.plan.round + 1)
 
     def _begin(self, alive: list[int], number: int) -> None:
-        hosts = choose_hosts(alive, self.failures, self.most, self.usable)
+        sound = [host for host in alive if host not in self.broken]
+        hosts = choose_hosts(sound, self.failures, self.most, self.usable)
+        left_out = f"{self._names(sorted(self.broken))} left out (a device computes wrongly)" if self.broken else ""
         if not hosts:
-            warn(f"{len(alive)} host(s) are left, over which the run cannot be divided")
-            self._put(Plan(number, (), outcome=LOST))
+            remedy = f"; {left_out}: start again on others in place of these" if left_out else ""
+            warn(f"{len(sound)} host(s) are left, over which the run cannot be divided{remedy}")
+            self._put(Plan(number, (), outcome=BAD_DEVICE if left_out else LOST))
             return
-        spare = [self._name(host) for host in alive if host not in hosts]
-        more = f"; {', '.join(spare)} stand(s) by" if spare else ""
-        print_rank0(f"start {number + 1}: on {', '.join(map(self._name, hosts))}{more}")
+        spare = [host for host in sound if host not in hosts]
+        stand_by = f"{self._names(spare)} stand(s) by" if spare else ""
+        print_rank0("; ".join(filter(None, (f"start {number + 1}: on {self._names(hosts)}", stand_by, left_out))))
         self._put(Plan(number, hosts))
 
     def _put(self, plan: Plan) -> None:
@@ -162,6 +169,9 @@ class Coordinator:
         assert self.plan is not None
         key = f"report/{self.plan.round}/{host}"
         return list(json.loads(self.store.get(key))) if self.store.check([key]) else None
+
+    def _names(self, hosts: Iterable[int]) -> str:
+        return ", ".join(map(self._name, hosts))
 
     def _name(self, host: int) -> str:
         return str(json.loads(self.store.get(f"host/{host}"))[0])

@@ -13,6 +13,7 @@ from ttt_dist.parallel.compile import apply_compile
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.parallel.zero import apply_zero, born_partitioned
 from ttt_dist.sequence.tokens import TokenLayout
+from ttt_dist.util.memory import return_free_memory
 
 
 def parallelize(config: Config, layout: TokenLayout, mesh: Mesh, weights: WeightSource) -> deepspeed.DeepSpeedEngine:
@@ -29,7 +30,9 @@ def parallelize(config: Config, layout: TokenLayout, mesh: Mesh, weights: Weight
     )
     if config.train.compile:
         apply_compile(blocks)  # after checkpointing: a block with what it computes again is one graph
-    return apply_zero(model, config, layout, mesh, mpu)  # last: it takes hold of the parameters and their gradients
+    engine = apply_zero(model, config, layout, mesh, mpu)  # last: it takes hold of the parameters and their gradients
+    return_free_memory()  # of weights as they were before they were rounded and flattened
+    return engine
 
 
 def build_model(

@@ -26,6 +26,8 @@ BAR_WIDTH = 24
 REMEDIES = {
     errno.ENAMETOOLONG: "give a shorter one",
     errno.ENOTDIR: "a part of this path is a file: correct it",
+    errno.EEXIST: "remove it, or name another",
+    errno.EISDIR: "name a file",
     errno.ELOOP: "its links lead in a circle: correct them",
     errno.EACCES: "change its permissions",
     errno.EPERM: "change its permissions",
