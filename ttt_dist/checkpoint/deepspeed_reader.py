@@ -66,6 +66,8 @@ class DeepSpeedCheckpoint(SavedState):
                 if first < last:
                     moved = of_slice - of_whole
                     own = self._slice_rows(name, kind, rank, first + moved, last + moved)
+                    if (first, last) == (start, stop):
+                        return own
                     rows[first - start : last - start].copy_(own)
         return rows
 

@@ -53,7 +53,7 @@ def read_run(source: SavedState, name: str, kind: str, mesh: Mesh, first: int, s
         rows = source.read_rows(name, kind, start, stop).chunk(mesh.tensor, 1)[mesh.tensor_rank]
     else:
         runs = rows_of_rank(mesh.tensor * shape[0], partition, mesh.tensor_rank, mesh.tensor)
-        rows = torch.cat([_overlap(source, name, kind, run, start, stop) for run in runs])
+        rows = _joined([_overlap(source, name, kind, run, start, stop) for run in runs])
     return rows.flatten().narrow(0, first - start * width, size)
 
 
@@ -64,4 +64,10 @@ def _overlap(source: SavedState, name: str, kind: str, run: tuple[int, int, int]
     (num_rows, *width), moved = source.shapes[name], of_whole - of_slice
     there = min(stop + moved, num_rows)
     rows = [source.read_rows(name, kind, start + moved, there)] if start + moved < there else []
-    return torch.cat([*rows, torch.zeros(max(stop - start, 0) - sum(map(len, rows)), *width)])
+    return _joined([*rows, torch.zeros(max(stop - start, 0) - sum(map(len, rows)), *width)])
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """End to end; what is whole already, and may be mapped from a file, is not copied."""
+    some = [part for part in parts if len(part)]
+    return some[0] if len(some) == 1 else torch.cat(parts)

@@ -31,6 +31,8 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
+RUN = 1 << 24  # numbers that are sent at once
+
 # The process group
 
 
@@ -204,13 +206,20 @@ def masters(engine: deepspeed.DeepSpeedEngine) -> list[Tensor]:
     optimizer = engine.optimizer
     if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
         return list(optimizer.fp32_partitioned_groups_flat)
-    if isinstance(optimizer, DeepSpeedZeroOptimizer):
-        return list(optimizer.single_partition_of_fp32_groups)
-    if isinstance(optimizer, BF16_Optimizer):
-        return list(optimizer.fp32_groups_flat_partition)
+    if isinstance(optimizer, (DeepSpeedZeroOptimizer, BF16_Optimizer)):
+        return list(_flat_masters(optimizer))
     if isinstance(optimizer, FP16_UnfusedOptimizer):
         return [master for group in optimizer.fp32_groups for master in group]
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _flat_masters(optimizer: DeepSpeedZeroOptimizer | BF16_Optimizer) -> list[Tensor]:
+    found: list[Tensor] = (
+        optimizer.single_partition_of_fp32_groups
+        if isinstance(optimizer, DeepSpeedZeroOptimizer)
+        else optimizer.fp32_groups_flat_partition
+    )
+    return found
 
 
 def fragments(
@@ -258,6 +267,15 @@ def _flattened(parameter: Any, kept: list[Tensor]) -> ParamFragment:
     return ParamFragment(kept[mapping.param_group_index], here.start, there.start, there.numel)
 
 
+def _refresh_flat(optimizer: DeepSpeedZeroOptimizer | BF16_Optimizer, groups: list[list[Tensor]]) -> None:
+    """What `update_lp_params` does, some numbers at a time: under gloo its all-gather holds all weights once more."""
+    for parts, master, group in zip(groups, _flat_masters(optimizer), optimizer.real_dp_process_group, strict=True):
+        parts[dist.get_rank(group)].copy_(master)
+        for rank, part in enumerate(parts if len(parts) > 1 else []):
+            for run in part.split(RUN):
+                dist.broadcast(run, dist.get_global_rank(group, rank), group)
+
+
 @torch.no_grad()
 def refresh_model_weights(engine: deepspeed.DeepSpeedEngine) -> None:
     """Make the weights of the forward pass anew from the masters, which were set from outside; collective."""
@@ -267,8 +285,10 @@ def refresh_model_weights(engine: deepspeed.DeepSpeedEngine) -> None:
         for index in range(len(optimizer.fp16_groups)):
             optimizer._reassign_or_swap_out_partitioned_parameters(index)
         optimizer.checkpoint_event_epilogue()  # gather what stays gathered
-    elif isinstance(optimizer, (DeepSpeedZeroOptimizer, BF16_Optimizer)):
-        optimizer.update_lp_params()
+    elif isinstance(optimizer, DeepSpeedZeroOptimizer):
+        _refresh_flat(optimizer, optimizer.parallel_partitioned_bit16_groups)
+    elif isinstance(optimizer, BF16_Optimizer):
+        _refresh_flat(optimizer, optimizer.bf16_partitioned_groups)
     elif isinstance(optimizer, FP16_UnfusedOptimizer):
         for rounded, whole in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
             for weight, master in zip(rounded, whole, strict=True):
