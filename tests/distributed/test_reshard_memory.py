@@ -75,9 +75,10 @@ def test_memory_is_that_of_a_weight_or_two(split: Layout, tmp_path: Path) -> Non
 def test_going_on_takes_a_share_and_a_weight(split: Layout, tmp_path: Path) -> None:
     run_distributed([(save, (SPLITS[0], {tmp_path / "large": LARGE, tmp_path / "small": SMALL}))], 2)
     (told,) = run_distributed([(go_on, (split, LARGE, tmp_path / "large", tmp_path / "small"))], 2)
-    own = share(LARGE, split) + gradients(LARGE, split)
+    least = share(LARGE, split)
+    own = least + gradients(LARGE, split)  # zeros, not all of which are touched
     for memory in told:
-        assert own + SLACK >= memory.kept >= 0.98 * own > 100e6, (own, memory)
+        assert own + SLACK >= memory.kept >= 0.98 * least > 100e6, (own, memory)
         assert memory.peak <= own + 2 * LARGE.largest_weight + SLACK, (own, memory)
     shutil.rmtree(tmp_path)
 
@@ -99,7 +100,7 @@ def test_the_benchmark_measures_it(
     ]
     for row in figures["processes"]:
         own = row["share"] + row["gradients"]
-        assert own + SLACK / 1e6 >= row["kept"] >= 0.98 * own > 100, row
+        assert own + SLACK / 1e6 >= row["kept"] >= 0.98 * row["share"] > 100, row
         assert row["building"] <= row["peak"] <= own + 2 * row["largest_weight"] + SLACK / 1e6, row
         assert row["is_within"] == (row["peak"] <= own + row["largest_weight"])
     assert (tmp_path / "result.md").read_text().count(f"| {source} | {target} |") == 2

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ttt_dist.checkpoint.saved_state import EMA, WEIGHTS, SavedState
 from ttt_dist.config.model import ModelConfig
-from ttt_dist.parallel.deepspeed_adapter import fragments, inner_adam, masters
+from ttt_dist.parallel.deepspeed_adapter import RUN, fragments, inner_adam, masters
 from ttt_dist.parallel.gather import own_parameters
 from ttt_dist.parallel.mesh import Mesh
 from ttt_dist.parallel.partition import partition_of, rows_of_rank, shard_shape
@@ -31,10 +31,10 @@ def load_optimizer_state(
         # What was frozen there has no moments, and is its own average.
         found = {kind: kind if learnt else WEIGHTS for kind in kinds if kind in state and (learnt or kind == EMA)}
         for kind, target in ((WEIGHTS, part.master), *((kind, state[kind]) for kind in found)):
-            # Without a name for what is read: it would stay until the next has been read too.
-            target.view(-1).narrow(0, part.offset, part.size).copy_(
-                read_run(source, name, found.get(kind, WEIGHTS), mesh, part.first, part.size)
-            )
+            whole = target.view(-1).narrow(0, part.offset, part.size)
+            for number, run in enumerate(whole.split(RUN)):
+                # Without a name for what is read: it would stay until the next has been read too.
+                run.copy_(read_run(source, name, found.get(kind, WEIGHTS), mesh, part.first + RUN * number, len(run)))
         return_free_memory()
 
 
