@@ -14,7 +14,7 @@ ones make an engine of another layout and load it, as `train.py` does (`load_uni
 
 `is_within`: peak <= share + gradients + largest weight. `--shape 1b` (a billion parameters) takes 20 GB of memory and 16 GB of disk at
 DIR, one checkpoint at a time, and status 1 says that a process took more. `toy` (38 million, a GB) shows that the command works:
-there DeepSpeed's own buckets of 50 million numbers are larger than any weight. The last line is one JSON object.
+there a run of 16 M numbers is larger than any weight. The last line is one JSON object.
 """
 
 import argparse
