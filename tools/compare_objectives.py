@@ -78,7 +78,7 @@ VARIANTS = {
         ),
         (212.27, 160.58),
     ),
-    "no_banom": Variant("TtT without BANOM", ("objective.p_mix=0",), (18.58, 21.35)),
+    "no_banom": Variant("TtT without BANOM", ("objective.p_mix=0", ONE_WAY), (18.58, 21.35)),
     "no_ppm": Variant("TtT without PPM", ("objective.p_prefix=0",), (15.63, 18.83)),
     "no_sst": Variant("TtT without SST", ("objective.p_trunc=0",), (25.43, 31.03)),
 }

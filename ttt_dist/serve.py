@@ -1,6 +1,6 @@
 """Open a page to try an exported model: type or record, read and hear the answer while it is made.
 
-python ttt_dist/serve.py --model runs/demo/export --block 6 --steps 6
+python ttt_dist/serve.py --model runs/demo/export
 python ttt_dist/serve.py --model runs/demo/export --port 8000
 python ttt_dist/serve.py --model runs/glm/export --decoder-command "python glm_decode.py {codes} {wav}"
 """

@@ -320,11 +320,11 @@ def test_training_reads_one_shard_or_one_blend(blend: Path, path: Path) -> None:
 def test_a_way_of_decoding_that_will_not_be_learnt_is_refused_before_training(path: Path) -> None:
     verified = "evaluation.decode.audio_mode=verified"
     check_steps(load_config(path, [verified]))
-    with pytest.raises(UserError, match="--audio-mode.*objective.audio_ar or p_mix is 0"):
+    with pytest.raises(UserError, match="--audio-mode.*objective.audio_ar is 0, or both p_mix and p_draft"):
         check_steps(load_config(path, [verified, "objective.preset=paper"]))
     last = "objective.stages=[{from_step: 0, p_mix: 0}, {from_step: 1, audio_ar: %s}]"
     check_steps(load_config(path, [verified, "objective.preset=paper", last % 0.5]))
-    with pytest.raises(UserError, match="--audio-mode.*objective.audio_ar or p_mix is 0"):
+    with pytest.raises(UserError, match="--audio-mode.*objective.audio_ar is 0, or both p_mix and p_draft"):
         check_steps(load_config(path, [verified, last % 0]))
 
 

@@ -212,13 +212,13 @@ def test_numbers_of_what_is_written_depend_on_its_place() -> None:
 @pytest.mark.parametrize(
     ("kind", "audio_ar", "mode", "remedy"),
     [
-        ("ttt", 0.0, "ar", "train with both above 0"),
-        ("ttt", 0.0, "verified", "train with both above 0"),
+        ("ttt", 0.0, "ar", "train with them above 0"),
+        ("ttt", 0.0, "verified", "train with them above 0"),
         ("ar", 0.5, "verified", "--audio-mode diffusion"),
         ("nar", 0.5, "ar", "--audio-mode diffusion"),
         ("nar", 0.5, "verified", "--audio-mode diffusion"),
         ("ar", 0.5, "tidar", "--audio-mode diffusion"),
-        ("ttt", 0.0, "tidar", "train with both above 0"),
+        ("ttt", 0.0, "tidar", "train with them above 0"),
     ],
 )
 def test_a_mode_that_a_model_did_not_learn_is_refused(kind: str, audio_ar: float, mode: str, remedy: str) -> None:
@@ -227,6 +227,11 @@ def test_a_mode_that_a_model_did_not_learn_is_refused(kind: str, audio_ar: float
         Decoder(model).generate(random_prompts(1), DecodeSettings(audio_mode=mode))
     with pytest.raises(UserError, match="--audio-mode"):
         Decoder(model).session().add(random_prompts(1)[0], DecodeSettings(audio_mode=mode))
+
+
+def test_a_block_whose_square_is_read_at_once_has_a_limit() -> None:
+    with pytest.raises(UserError, match="block .--block. is 65.*take up to 64"):
+        decoder().session().add(random_prompts(1)[0], DecodeSettings(audio_mode="tidar", block=65))
 
 
 def test_guidance_is_refused_where_no_forward_can_be_guided() -> None:

@@ -181,6 +181,20 @@ def test_a_host_whose_device_computes_wrongly_is_not_taken_back_for_want_of_anot
     )
 
 
+def test_a_sound_machine_in_the_place_of_a_bad_one_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hosts = Hosts(3, monkeypatch, tmp_path)
+    hosts.wait()
+    hosts.report(0, 78)
+    hosts.report(1, 76)
+    hosts.wait()
+    assert hosts.plan == elastic.Plan(1, (1, 2))
+    hosts.store.set("host/0", json.dumps(["another", *json.loads(hosts.store.get("host/0"))[1:]]))
+    hosts.report(1, -9)
+    hosts.report(2, 76)
+    hosts.wait()
+    assert hosts.plan == elastic.Plan(2, (0, 2))
+
+
 @pytest.mark.parametrize("status", [1, 2, 75, 77])
 def test_what_would_end_alike_again_or_was_asked_for_is_the_end(
     status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -14,6 +14,8 @@ from ttt_dist.util.errors import UserError
 GENERATION = "generation_config.json"
 KEY = "ttt_decoding"
 """Of generation_config.json, whose other keys are those of transformers."""
+MOST_AHEAD = 64
+"""The largest block of audio_mode tidar: 4,160 rows a forward."""
 BY_TASK = ("stop_at_last_span",)
 """What a task decides, and neither a model folder nor a flag."""
 
@@ -79,19 +81,24 @@ class DecodeSettings(Section):
     def require_mode(self, kind: str, learns_audio_ar: bool) -> None:
         """Raise UserError where a model of objective.kind and Objective.learns_audio_ar was not trained for this audio_mode."""
         mode = f"audio_mode (--audio-mode) is {self.audio_mode}, but this model"
+        untaught = "(objective.audio_ar is 0, or both p_mix and p_draft)"
+        denoise = "take --audio-mode diffusion (in a recipe evaluation.decode.audio_mode=diffusion)"
         if kind != "ttt" and self.audio_mode not in ("diffusion", kind):
-            raise UserError(f"{mode} is of kind {kind}, which has one way to write audio; take --audio-mode diffusion")
+            raise UserError(f"{mode} is of kind {kind}, which has one way to write audio; {denoise}")
+        if self.audio_mode == "tidar" and self.block > MOST_AHEAD:
+            raise UserError(
+                f"block (--block) is {self.block}, but audio_mode tidar reads its square of masks in a forward; take up to {MOST_AHEAD}"
+            )
         if self.audio_mode == "tidar" and self.cfg:
             raise UserError(f"cfg (--cfg) is {self.cfg:g}, but audio_mode tidar has no forward to guide; take --cfg 0")
         if kind == "ttt" and self.audio_mode == "diffusion" and self.ends == "causal" and not learns_audio_ar:
             raise UserError(
-                "ends (--ends) is causal, but this model never learnt to read audio left to right (objective.audio_ar or p_mix "
-                "is 0); take --ends leftmost, or train with both above 0"
+                f"ends (--ends) is causal, but this model never learnt to read audio left to right {untaught}; take --ends "
+                "leftmost, or train with them above 0"
             )
         if kind == "ttt" and self.audio_mode != "diffusion" and not learns_audio_ar:
             raise UserError(
-                f"{mode} never learnt to write audio left to right (objective.audio_ar or p_mix is 0); take --audio-mode "
-                "diffusion, or train with both above 0"
+                f"{mode} never learnt to write audio left to right {untaught}; {denoise}, or train with them above 0"
             )
 
 

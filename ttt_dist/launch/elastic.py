@@ -92,8 +92,8 @@ class Coordinator:
         self.max_restarts, self.bad_hosts = max_restarts, bad_hosts
         self.plan: Plan | None = None
         self.failures: dict[int, int] = {}
-        self.broken: set[int] = set()
-        """Hosts with a device that computes wrongly: what it makes of the weights is worse than no host."""
+        self.broken: dict[int, str] = {}
+        """Names of hosts with a device that computes wrongly: what it makes of the weights is worse than no host."""
         self._join_until = time.monotonic() + join_s
         self._seen: dict[int, tuple[bytes, float]] = {}
 
@@ -124,7 +124,7 @@ class Coordinator:
         ]
         for host in (*dead, *killed, *broken):
             self.failures[host] = self.failures.get(host, 0) + 1
-        self.broken.update(broken)
+        self.broken |= {host: self._name(host) for host in broken}
         note_bad(self.bad_hosts, [self._name(host) for host in (*dead, *killed, *broken)])
         told = {"lost {}": dead, "a process on {} was killed": killed, "a device of {} computes wrongly": broken}
         what = "; ".join(text.format(self._names(hosts)) for text, hosts in told.items() if hosts) or "lost a process"
@@ -136,13 +136,16 @@ class Coordinator:
             self._begin(alive, self.plan.round + 1)
 
     def _begin(self, alive: list[int], number: int) -> None:
-        sound = [host for host in alive if host not in self.broken]
+        # Another machine may have taken the number of one that was left out.
+        sound = [host for host in alive if self.broken.get(host) != self._name(host)]
+        bad = ", ".join(name for host, name in sorted(self.broken.items()) if host not in sound)
         hosts = choose_hosts(sound, self.failures, self.most, self.usable)
-        left_out = f"{self._names(sorted(self.broken))} left out (a device computes wrongly)" if self.broken else ""
+        left_out = f"{bad} left out (a device computes wrongly)" if bad else ""
         if not hosts:
             remedy = f"; {left_out}: start again on others in place of these" if left_out else ""
             warn(f"{len(sound)} host(s) are left, over which the run cannot be divided{remedy}")
-            self._put(Plan(number, (), outcome=BAD_DEVICE if left_out else LOST))
+            would_do = left_out and choose_hosts(alive, self.failures, self.most, self.usable)
+            self._put(Plan(number, (), outcome=BAD_DEVICE if would_do else LOST))
             return
         spare = [host for host in sound if host not in hosts]
         stand_by = f"{self._names(spare)} stand(s) by" if spare else ""

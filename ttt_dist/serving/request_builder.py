@@ -106,6 +106,7 @@ class RequestBuilder:
             raise UserError(f"task is {task!r}; choose one of {', '.join(TASKS)}")
         changed = {name: _number(form, name, getattr(self.settings, name)) for name in CHOICES}
         settings = self.settings.changed(**changed, stop_at_last_span=task == "transcribe")
+        settings.require_mode(self.folder.objective.kind, self.folder.objective.learns_audio_ar)
         seed = _number(form, "seed", 0)
         if not 0 <= seed <= MAX_SEED:
             raise UserError(f"seed is {seed}; give a whole number from 0 to {MAX_SEED}")
