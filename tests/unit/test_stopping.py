@@ -101,7 +101,7 @@ def test_saves_by_the_clock(checkpoint: CheckpointConfig, saved: list[int], monk
     """Steps of 4 minutes, saves of 15."""
     minute, found, stop = 0.0, [], SignalHandler()
     monkeypatch.setattr(time, "monotonic", lambda: 60 * minute)
-    trainer: Any = MagicMock(start_step=0, is_last=False, stop=stop)
+    trainer: Any = MagicMock(start_step=0, is_last=False, stop=stop, **{"guard.in_a_row": 0})
     trainer.config.checkpoint, trainer.is_due = checkpoint, lambda step, every: every > 0 and step % every == 0
 
     def save(_: Any, step: int) -> None:
