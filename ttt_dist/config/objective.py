@@ -99,7 +99,7 @@ class Objective(Section):
     p_trunc: Probability = 0.5
     """SST: probability that the last span of the response is cut."""
     p_draft: Probability = 0.0
-    """Probability that a sample that is noised has its response spans as drafts meet them (audio_mode verified and tidar): codes
+    """Probability that a sample that is noised has its response spans as drafts of audio_mode tidar meet them: codes
     before a place of each span stay, causal, and all from there on are masked."""
     mix_unit: MixUnit = "sample"
     """sample | micro_batch: what draws BANOM's choice together."""

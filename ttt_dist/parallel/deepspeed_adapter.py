@@ -31,7 +31,7 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
-RUN = 1 << 24  # numbers that are sent at once
+RUN = 1 << 24  # numbers that are read or sent at once, so that memory does not grow with the weights
 
 # The process group
 
