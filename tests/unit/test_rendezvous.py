@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch.distributed as dist
 
 from ttt_dist.launch import rendezvous as module
 from ttt_dist.launch.launchers import DistInfo
-from ttt_dist.launch.rendezvous import IncompleteError, free_port, ranges, rendezvous
+from ttt_dist.launch.rendezvous import IncompleteError, free_port, ranges, rendezvous, run_store
 from ttt_dist.util.errors import LostProcessError, UserError
 
 HOSTS = ("alpha", "beta")
@@ -55,6 +56,26 @@ def test_a_late_first_rank_is_waited_for() -> None:
     late = meeting([0], port, 20, world_size=2)  # kept: the store lives here
     first.join()
     assert all(isinstance(store, dist.Store) for store in early + late), early + late
+
+
+def test_a_further_connection_is_waited_for_longer_than_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    port, servers = free_port(), list[dist.TCPStore]()
+
+    def open_late() -> None:
+        time.sleep(2.0)
+        servers.append(dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False))
+
+    monkeypatch.setattr(module, "STORE_TIMEOUT", timedelta(seconds=0.3))
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    opening = threading.Thread(target=open_late)
+    opening.start()
+    store = run_store()
+    opening.join()
+    assert store is not None
+    with pytest.raises(dist.DistStoreError):  # an answer is not waited for so long
+        store.get("never set")
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ VERDICT, HEARD = "verdict", "heard"
 COMPLETE = "complete"
 RETRY_S, POLL_S = 0.5, 0.1
 STORE_TIMEOUT = timedelta(seconds=5)
+CONNECT_TIMEOUT = timedelta(seconds=30)  # a busy machine may stand still for longer than an answer may take
 LAST_WORD_S = 10.0  # rank 0's verdict may take so long to arrive, and it stays so long for the others to hear it
 
 
@@ -165,7 +166,9 @@ def run_store() -> dist.TCPStore | None:
     if dist.get_world_size() == 1:
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.TCPStore(address, port, is_master=False, timeout=STORE_TIMEOUT, wait_for_workers=False)
+    store = dist.TCPStore(address, port, is_master=False, timeout=CONNECT_TIMEOUT, wait_for_workers=False)
+    store.set_timeout(STORE_TIMEOUT)
+    return store
 
 
 def ranges(numbers: list[int]) -> str:
