@@ -108,7 +108,8 @@ def set_up(plan: "TrainPlan", dist_info: "DistInfo") -> "Trainer":
     watchdog = Watchdog(logs, limit_s, lambda step, reason: events.log("fault", step, reason=reason))
     with watchdog.faults_told(plan):
         if complete_local_saves(config, plan.start):
-            plan = prepare(plan.asked, dist_info, plan.resume)  # there is a newer checkpoint to go on from
+            # There is a newer checkpoint to go on from.
+            plan = prepare(plan.asked, dist_info, plan.resume, trusts_files=dist_info.world_size > 1)
         if dist_info.world_size > 1:
             plan = agree(plan, dist_info)
         config, layout = plan.config, plan.metadata.layout
