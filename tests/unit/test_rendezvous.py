@@ -89,13 +89,12 @@ def test_a_further_connection_is_waited_for_longer_than_an_answer(monkeypatch: p
         time.sleep(2.0)
         servers.append(dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False))
 
-    monkeypatch.setattr(module, "STORE_TIMEOUT", timedelta(seconds=0.3))
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(port))
     opening = threading.Thread(target=open_late)
     opening.start()
-    store = run_store()
+    store = run_store(timedelta(seconds=0.3))
     opening.join()
     assert store is not None
     with pytest.raises(dist.DistStoreError):  # an answer is not waited for so long

@@ -20,7 +20,7 @@ VERDICT, HEARD = "verdict", "heard"
 COMPLETE = "complete"
 RETRY_S, POLL_S = 0.5, 0.1
 STORE_TIMEOUT = timedelta(seconds=5)
-CONNECT_TIMEOUT = timedelta(seconds=30)  # a busy machine may stand still for longer than an answer may take
+PATIENT_TIMEOUT = timedelta(seconds=30)  # a busy machine may stand still for longer than an answer may take
 MOST_HANDLES = 2**16
 HANDLES, HANDLES_OF_RANK = 256, 3  # of rank 0: its own, and each rank's connections to meet, watch and save
 LAST_WORD_S = 10.0  # rank 0's verdict may take so long to arrive, and it stays so long for the others to hear it
@@ -193,20 +193,21 @@ def _wait_for_count(store: dist.Store, key: str, count: int) -> None:
         time.sleep(POLL_S)
 
 
-def run_store() -> dist.Store | None:
+def run_store(timeout: timedelta = STORE_TIMEOUT) -> dist.Store | None:
     """A connection of its own, for one thread, to the store in which the run's processes have met; None for one that is alone.
 
-    What is set there outlives the process that did, as long as rank 0's lives. Raises LostProcessError where that has gone.
+    What is set there outlives the process that did, as long as rank 0's lives. A value may take `timeout` to come. Raises
+    LostProcessError where rank 0 has gone.
     """
     world_size = dist.get_world_size()
     if world_size == 1:
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
-        store = dist.TCPStore(address, port, is_master=False, timeout=CONNECT_TIMEOUT, wait_for_workers=False)
+        store = dist.TCPStore(address, port, is_master=False, timeout=PATIENT_TIMEOUT, wait_for_workers=False)
     except dist.DistError as error:
         raise LostProcessError(_gone(f"{address}:{port}", error)) from None
-    store.set_timeout(STORE_TIMEOUT)
+    store.set_timeout(timeout)
     return _of_this_start(store, world_size)
 
 
