@@ -61,7 +61,8 @@ class LocalSaves:
     def save(self, saver: AsyncSaver, step: int, run: CheckpointMetadata, counters: dict[str, Any]) -> None:
         """Begin to write a set; none may be in flight."""
         for path in self.folder.glob("step-*"):
-            if manager.number(path) != self.complete:  # older, or of a save that has failed on another host
+            # Older ones, and those of saves that have failed on another host; this step's may be under way.
+            if manager.number(path) not in (self.complete, step):
                 shutil.rmtree(path, ignore_errors=True)
         place = self.folder / f"step-{step:08d}"
         target = _LocalTarget(self, place, manager.metadata_of(step, run, counters))
