@@ -165,8 +165,10 @@ def _swap(folder: Path, files: Files | None, to: int, source: int, group: Any) -
         if received is not None and not failures:
             with _kept(failures), (folder / place[0]).open("ab") as file:
                 file.write(received.numpy())
-    if failures:
+    if failures and files is not None:
         raise failures[0]
+    if failures:  # of a disk that did not take this process's own part either, and why is about to be told
+        return None
     for name in theirs or {}:
         fsync_file(folder / name)
     return theirs
