@@ -137,6 +137,20 @@ def test_a_killed_process_makes_its_host_the_last_to_be_taken(monkeypatch: pytes
     assert hosts.bad.read_text() == "n1\n"
 
 
+def test_processes_that_abort_as_a_neighbour_was_killed_are_not_to_blame(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As NCCL's own watchdog lets them do, on every host."""
+    hosts = Hosts(3, monkeypatch, tmp_path)
+    hosts.wait()
+    hosts.report(0, -6, -9)
+    hosts.report(1, -6, 134)
+    hosts.wait()
+    assert hosts.plan == elastic.Plan(1, (1, 2))
+    assert hosts.bad.read_text() == "n0\n"
+    assert "a process on n0 was killed" in capsys.readouterr().err
+
+
 def test_a_host_whose_device_computes_wrongly_is_left_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

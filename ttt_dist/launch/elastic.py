@@ -72,6 +72,11 @@ def worst(statuses: Sequence[int]) -> int:
     return next((status for status in statuses if status), 0)
 
 
+def is_killed(status: int) -> bool:
+    """Whether a process was ended by a signal, but for an abort: NCCL lets every process abort whose neighbour has gone."""
+    return status not in (-signal.SIGABRT, 128 + signal.SIGABRT) and (status < 0 or status >= 128)
+
+
 def note_bad(path: Path | None, names: list[str]) -> None:
     """Add hosts to the file of those that had better not be used again."""
     if path is not None and names:
@@ -120,9 +125,7 @@ class Coordinator:
             self._put(replace(self.plan, outcome=status))
             return
         broken = [host for host, report in reports.items() if BAD_DEVICE in report]
-        killed = [
-            host for host, report in reports.items() if any(s < 0 or s >= 128 for s in report) and host not in broken
-        ]
+        killed = [host for host, report in reports.items() if any(map(is_killed, report)) and host not in broken]
         for host in (*dead, *killed, *broken):
             self.failures[host] = self.failures.get(host, 0) + 1
         self.broken |= {host: self._name(host) for host in broken}
