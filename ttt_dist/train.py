@@ -104,19 +104,21 @@ def set_up(plan: "TrainPlan", dist_info: "DistInfo") -> "Trainer":
         tried=Path(config.run_dir) if config.guard.check_nodes else None,
     )
     log_to_files(logs, dist_info.rank)
-    if complete_local_saves(config, plan.start):
-        plan = prepare(plan.asked, dist_info, plan.resume)  # there is a newer checkpoint to go on from
-    if dist_info.world_size > 1:
-        plan = agree(plan, dist_info)
-    config, layout = plan.config, plan.metadata.layout
     events = Events(config.run_dir)
     watchdog = Watchdog(logs, limit_s, lambda step, reason: events.log("fault", step, reason=reason))
-    checkpoint, weights = choose_start(config, layout, plan.candidates)
     with watchdog.faults_told(plan):
+        if complete_local_saves(config, plan.start):
+            # There is a newer checkpoint to go on from.
+            plan = prepare(plan.asked, dist_info, plan.resume, trusts_files=dist_info.world_size > 1)
+        if dist_info.world_size > 1:
+            plan = agree(plan, dist_info)
+        config, layout = plan.config, plan.metadata.layout
+        watchdog.mark(0, "building the model", limit_s)
+        checkpoint, weights = choose_start(config, layout, plan.candidates)
         engine = parallelize(config, layout, mesh, weights)
-    start_step, counters = restore(engine, mesh, config, plan.metadata, checkpoint)
-    trainer = Trainer.of_plan(plan, engine, start_step, counters, stop=stop, events=events, watchdog=watchdog)
-    trainer.announce(checkpoint)
+        start_step, counters = restore(engine, mesh, config, plan.metadata, checkpoint)
+        trainer = Trainer.of_plan(plan, engine, start_step, counters, stop=stop, events=events, watchdog=watchdog)
+        trainer.announce(checkpoint)
     return trainer
 
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from tests.distributed.cases import Layout, new_engine, run_step
 from tests.distributed.random_packs import LAYOUT
-from ttt_dist.checkpoint import async_save, manager
+from ttt_dist.checkpoint import async_save, local_saves, manager
 from ttt_dist.checkpoint.async_save import AsyncSaver
 from ttt_dist.checkpoint.local_saves import LocalSaves, restore_newest_set
 from ttt_dist.checkpoint.torch_io import read_state
@@ -146,6 +146,28 @@ def saved_locally(layout: Layout, folder: str, ranks_per_host: int, save_at: tup
                 assert saved is not None and saved.is_local and saved.failure is None, saved
                 local.complete = saved.step
     return figures[max(save_at) :]
+
+
+def saved_locally_beside_a_bad_disk(layout: Layout, folder: str) -> list[tuple[str | None, list[str]]]:
+    """Why each of three saves has failed, and which sets are on this rank's disk then; the first two copies of rank 0's part
+    find no place on that of rank 1."""
+    config, metadata, target = local_config(layout, Path(folder), 1), metadata_of(layout), local_saves._LocalTarget
+    sound, local_saves.CHUNK, found = target.prepare, 1 << 12, []
+
+    def in_the_way(self: Any) -> None:
+        sound(self)
+        (self.folder / "mp_rank_00_model_states.pt").mkdir()
+
+    with new_engine(layout) as engine:
+        saver, local = AsyncSaver(engine), LocalSaves(config)
+        for step in (1, 2, 3):
+            run_step(engine, layout, step - 1)
+            target.prepare = in_the_way if step < 3 and dist.get_rank() == 1 else sound  # type: ignore[method-assign]
+            local.save(saver, step, metadata, {})
+            saved = saver.wait()
+            assert saved is not None
+            found.append((saved.failure, sorted(path.name for path in local.folder.glob("step-*"))))
+    return found
 
 
 def gone_on_locally(layout: Layout, folder: str, ranks_per_host: int, steps: range) -> tuple[str | None, list[Any]]:

@@ -1,9 +1,10 @@
 """train.py with a fault put into it: FAULT=hang:1:7 (rank 1 stops reading data at step 7) or nan:1:7-8 (its gradients of
 steps 7 and 8 are not finite, while its loss is) or data:1:7 (the packs of step 7 that are dealt to rank 1 have weights that
-are not, whoever reads them). Everything else is the real program.
+are not, whoever reads them) or gone:1:0 (it is killed before the first step). Everything else is the real program.
 """
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -50,11 +51,23 @@ def spoil(read: Any, loader: PackLoader, step: int, number: int, dp_rank: int) -
     return batch
 
 
+def be_killed(restore: Any, *arguments: Any) -> Any:
+    """Restore the run, or end without a word."""
+    if is_here(0):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return restore(*arguments)
+
+
 def main() -> None:
     """Put the fault in, and train."""
     if KIND == "data":
         micro_batch = PackLoader._micro_batch
         PackLoader._micro_batch = lambda *arguments: spoil(micro_batch, *arguments)  # type: ignore[method-assign]
+    elif KIND == "gone":
+        from ttt_dist.checkpoint import restore
+
+        right = restore.restore
+        restore.restore = lambda *arguments: be_killed(right, *arguments)
     elif KIND == "hang":
         read = PackLoader.step
         PackLoader.step = lambda loader, step: hang(read, loader, step)  # type: ignore[method-assign]

@@ -65,7 +65,9 @@ def _collect(
             continue
         if failure is not None:
             # What one rank meets may come of another one's end.
-            ended = {i: worker.exitcode for i, worker in enumerate(workers) if worker.exitcode is not None and i != rank}
+            ended = {
+                i: worker.exitcode for i, worker in enumerate(workers) if worker.exitcode is not None and i != rank
+            }
             _kill(workers)
             raise AssertionError(f"rank {rank}, case {case}{f' (ended: {ended})' if ended else ''}:\n{failure}")
         table[case][rank], last_news = value, time.monotonic()

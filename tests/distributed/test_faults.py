@@ -103,6 +103,15 @@ def test_a_killed_process_is_named_and_costs_the_steps_since_the_last_checkpoint
     assert_goes_on(work, run, undisturbed)
 
 
+def test_a_process_that_is_lost_before_the_first_step_is_lost_like_any_other(work: Path, tmp_path: Path) -> None:
+    """With 1 for a status, nobody would start the run again."""
+    run = tmp_path / "run"
+    ranks = start(work, run, program=FAULTY, FAULT="gone:1:0")
+    assert ranks.wait() == [76, -signal.SIGKILL], ranks.output()
+    assert "lost a connection; no sign of life from rank(s) 1" in ranks.output()
+    assert "no sign of life" in read_events(run)[-1]["reason"]
+
+
 def test_a_stuck_process_is_named_and_all_stacks_are_dumped(work: Path, undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     ranks = start(work, run, program=FAULTY, FAULT="hang:1:6")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.async_cases import gone_on_locally, saved_locally
+from tests.distributed.async_cases import gone_on_locally, saved_locally, saved_locally_beside_a_bad_disk
 from tests.distributed.cases import Layout, deviation
 from tests.distributed.launch import run_distributed
 from tests.distributed.small_run import Ranks, make_run, timeless
@@ -93,6 +93,16 @@ def test_a_damaged_file_is_read_from_the_other_host_and_an_incomplete_set_is_pas
     (part_files(disks, 1)[0].parent / damaged.name).unlink()
     names = [row[0] for row in run_distributed([(gone_on_locally, (FOUR, str(disks), 2, range(2, 3)))], 4)[0]]
     assert names == ["step-00000002"] * 4
+
+
+@pytest.mark.slow
+def test_a_disk_that_takes_no_copy_keeps_nobody_waiting_and_failed_sets_do_not_pile_up(tmp_path: Path) -> None:
+    first, second = run_distributed([(saved_locally_beside_a_bad_disk, (Layout(1, 2, dp=2), str(tmp_path)))], 2)[0]
+    for failures in ([failure for failure, _ in first], [failure for failure, _ in second]):
+        assert all(failure.startswith("rank 1 on ") and "Is a directory" in failure for failure in failures[:2])
+        assert failures[2] is None
+    assert [sets for _, sets in first] == [[], [], ["step-00000003"]]
+    assert [sets for _, sets in second] == [["step-00000001"], ["step-00000002"], ["step-00000003"]]
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tests.structures import tiny_layout
 from ttt_dist.checkpoint import manager
 from ttt_dist.checkpoint.manifest import MANIFEST, write_manifest_of_folder
+from ttt_dist.config.loader import to_dict
 from ttt_dist.config.objective import Objective, ObjectiveStage
 from ttt_dist.config.run import CheckpointConfig, Config
 from ttt_dist.launch.rendezvous import free_port
@@ -257,6 +258,14 @@ def test_another_objective_is_told_where_it_decided_steps_that_are_done(
     if told:
         assert re.search(f"{told}.*: the run goes on, but not as it would have", warnings)
     assert len(warnings.splitlines()) == bool(told)
+
+
+def test_what_zero_3_has_cut_otherwise_is_dealt_out_anew(tmp_path: Path) -> None:
+    """DeepSpeed would load it piece by piece, and fails."""
+    run = manager.CheckpointMetadata(tiny_layout(), to_dict(Config()), 2, zero_stage=3, sub_group_size=10**9)
+    (tmp_path / manager.METADATA).write_text(json.dumps(manager.metadata_of(1, run, {})))
+    assert manager.has_layout_of(tmp_path, run)
+    assert not manager.has_layout_of(tmp_path, replace(run, sub_group_size=10**6))
 
 
 def test_what_unfinished_saves_left_goes_and_broken_checkpoints_count_for_nothing(folder: Path) -> None:

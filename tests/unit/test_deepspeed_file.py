@@ -56,6 +56,7 @@ def read(tmp_path: Path, content: object) -> dict[str, Any]:
         ({"zero_optimization": {"offload_param": {"device": "nvme"}}}, "offload_param.device=nvme: .*NVMe; write cpu"),
         ({"zero_optimization": {"offload_optimizer": {"ratio": 0.5}}}, "offload_optimizer.ratio`.*partial offload"),
         ({"zero_optimization": 3}, "zero_optimization is a section"),
+        ({"zero_optimization": {"stage": 2, "round_robin_gradients": True}}, "round_robin_gradients: .*write false"),
         (
             {"zero_optimization": {"stage": 2, "cpu_offload": True}},
             'cpu_offload`.*write offload_optimizer: {"device": "cpu"}',

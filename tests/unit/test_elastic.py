@@ -1,6 +1,7 @@
 """What follows when hosts and processes are lost: who takes part in the next start, when it is over, what is told."""
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,6 +137,20 @@ def test_a_killed_process_makes_its_host_the_last_to_be_taken(monkeypatch: pytes
     assert hosts.bad.read_text() == "n1\n"
 
 
+def test_processes_that_abort_as_a_neighbour_was_killed_are_not_to_blame(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As NCCL's own watchdog lets them do, on every host."""
+    hosts = Hosts(3, monkeypatch, tmp_path)
+    hosts.wait()
+    hosts.report(0, -6, -9)
+    hosts.report(1, -6, 134)
+    hosts.wait()
+    assert hosts.plan == elastic.Plan(1, (1, 2))
+    assert hosts.bad.read_text() == "n0\n"
+    assert "a process on n0 was killed" in capsys.readouterr().err
+
+
 def test_a_host_whose_device_computes_wrongly_is_left_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -243,6 +258,34 @@ def test_a_host_that_is_lost_while_data_is_given_up_on_does_not_end_the_run(
         hosts.report(host, 75)
     hosts.wait(elastic.DEAD_S + 1)
     assert hosts.plan == elastic.Plan(1, (0, 1))
+
+
+def test_a_process_that_a_signal_to_stop_kills_is_no_reason_to_blame_its_host() -> None:
+    """As all are that have not come so far as to hear it."""
+    store = dist.HashStore()
+    store.set("host/0", json.dumps(["n0", "127.0.0.1"]))
+    agent = elastic.Agent(number=0, store=store, address="127.0.0.1", command=["sleep", "60"], num_processes=2)
+    agent._follow(elastic.Plan(0, (0,)))
+    agent._hand_on(signal.SIGUSR1)
+    for process in agent._processes:
+        process.wait(10)
+    agent._follow(elastic.Plan(0, (0,)))
+    assert json.loads(store.get("report/0/0")) == [76, 76]
+    agent._follow(elastic.Plan(1, (0,)))  # another host is lost at the same time
+    assert json.loads(store.get("report/1/0")) == [76] and all(process.poll() for process in agent._processes)
+
+
+def test_what_is_lost_after_a_signal_to_stop_is_not_started_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hosts = Hosts(4, monkeypatch, tmp_path)
+    hosts.wait()
+    hosts.store.set(elastic.ASKED, "1")
+    for host in range(4):
+        hosts.report(host, 76)
+    hosts.wait()
+    assert hosts.plan.outcome == 76 and not hosts.bad.exists()
+    assert "lost a process; asked to stop, so the processes are not started again" in capsys.readouterr().err
 
 
 def test_data_that_is_passed_over_stays_so_on_the_hosts_that_are_left(tmp_path: Path) -> None:

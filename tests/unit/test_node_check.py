@@ -71,6 +71,15 @@ def test_the_product_is_exact(alone: None, tmp_path: Path, monkeypatch: pytest.M
     assert max(node_check.SIZES.values()) * 7 * 7 < 2**24
 
 
+def test_the_disk_is_tried_where_the_run_has_made_no_folder_yet(
+    alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forced: list[int] = []
+    monkeypatch.setattr(node_check.os, "fsync", forced.append)
+    check_nodes(tmp_path / "runs" / "new", torch.device("cpu"), is_first_of_host=True)
+    assert len(forced) == node_check.TRIES
+
+
 def test_a_wrong_product_ends_the_run(alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_check, "wrong_ranks", lambda reports: [0])
     monkeypatch.setenv("BAD_HOSTS", str(tmp_path / "bad"))

@@ -1,5 +1,6 @@
 """How processes meet: who is missing is named, and what cannot be the run's own meeting point is told apart from it."""
 
+import resource
 import socket
 import threading
 import time
@@ -58,6 +59,29 @@ def test_a_late_first_rank_is_waited_for() -> None:
     assert all(isinstance(store, dist.Store) for store in early + late), early + late
 
 
+@pytest.fixture
+def handles() -> Iterator[int]:
+    """The hard limit of open files, which all of this process's limits are put back to."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield before[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_as_many_files_may_be_open_as_the_host_allows(handles: int) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, handles))
+    stores = meeting([1, 0, 2, 3], free_port(), 20)
+    assert all(isinstance(store, dist.Store) for store in stores), stores
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 512
+
+
+def test_a_host_that_allows_too_few_open_files_for_all_connections_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (2048, 2048))
+    (failure,) = meeting([0], free_port(), 1.0, world_size=1024)
+    assert isinstance(failure, UserError)
+    assert f"{socket.gethostname()}: a process may open 2,048 files, and rank 0 needs 3,328" in str(failure)
+    assert "LimitNOFILE" in str(failure)
+
+
 def test_a_further_connection_is_waited_for_longer_than_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     port, servers = free_port(), list[dist.TCPStore]()
 
@@ -65,17 +89,34 @@ def test_a_further_connection_is_waited_for_longer_than_an_answer(monkeypatch: p
         time.sleep(2.0)
         servers.append(dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False))
 
-    monkeypatch.setattr(module, "STORE_TIMEOUT", timedelta(seconds=0.3))
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(port))
     opening = threading.Thread(target=open_late)
     opening.start()
-    store = run_store()
+    store = run_store(timedelta(seconds=0.3))
     opening.join()
     assert store is not None
     with pytest.raises(dist.DistStoreError):  # an answer is not waited for so long
         store.get("never set")
+
+
+def test_what_was_said_before_torchrun_has_started_the_processes_again_is_not_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = dist.TCPStore("127.0.0.1", free_port(), is_master=True, wait_for_workers=False)  # torchrun keeps it
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(server.port))
+    stores = []
+    for restart in ("0", "1", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restart)
+        stores.append(run_store())
+    before, *now = (store for store in stores if store is not None)
+    before.set("explained", "no sign of life from rank(s) 1")
+    assert not now[0].check(["explained"])
+    now[0].set("explained", "all ranks are as far as each other")
+    assert now[1].multi_get(["explained"]) == [b"all ranks are as far as each other"]
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from ttt_dist.checkpoint import manager
 from ttt_dist.config.run import CheckpointConfig
 from ttt_dist.launch.rendezvous import free_port
 from ttt_dist.training.checkpointing import Checkpointing
@@ -118,3 +120,14 @@ def test_saves_by_the_clock(checkpoint: CheckpointConfig, saved: list[int], monk
         callback.post_step(trainer, step, MagicMock())
     stop.close()
     assert found == saved
+
+
+def test_what_a_local_save_has_waited_is_not_told_of_the_checkpoint_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer: Any = MagicMock(**{"stop.longest_save_s": 0.0})
+    trainer.config.checkpoint = CheckpointConfig(save_every=4, local_every=1, local_dir="local")
+    monkeypatch.setattr(manager, "save", lambda *_: Path("step-00000004"))
+    callback = Checkpointing()
+    callback.saver = MagicMock(waited_s=1000.0, **{"wait.return_value": None})
+    callback._save(trainer, 4)
+    ((kind, step), values) = trainer.tell.call_args
+    assert (kind, step) == ("checkpoint", 4) and values["seconds"] < 1000

@@ -25,7 +25,7 @@ from ttt_dist.checkpoint.manifest import FileChecksum
 from ttt_dist.checkpoint.snapshot import HostBuffers, Snapshot
 from ttt_dist.checkpoint.torch_io import write_state
 from ttt_dist.config.run import CheckpointConfig
-from ttt_dist.launch.rendezvous import ranges, run_store
+from ttt_dist.launch.rendezvous import PATIENT_TIMEOUT, ranges, run_store
 from ttt_dist.parallel.deepspeed_adapter import before_adam, write_through
 from ttt_dist.util.errors import UserError, first_line
 
@@ -92,7 +92,7 @@ class AsyncSaver:
         self._copied.set()
         # torchrun keeps the store over restarts: what a process of before has said must not count.
         prefix = manager.gather(secrets.token_hex(4))[0]
-        self._store = dist.PrefixStore(f"save/{prefix}", run_store() or dist.HashStore())
+        self._store = dist.PrefixStore(f"save/{prefix}", run_store(PATIENT_TIMEOUT) or dist.HashStore())
         self._thread: threading.Thread | None = None
         self._result: Saved
         before_adam(engine, lambda: self._wait_for_copies())

@@ -61,7 +61,8 @@ class LocalSaves:
     def save(self, saver: AsyncSaver, step: int, run: CheckpointMetadata, counters: dict[str, Any]) -> None:
         """Begin to write a set; none may be in flight."""
         for path in self.folder.glob("step-*"):
-            if self.complete is not None and manager.number(path) < self.complete:
+            # Older ones, and those of saves that have failed on another host; this step's may be under way.
+            if manager.number(path) not in (self.complete, step):
                 shutil.rmtree(path, ignore_errors=True)
         place = self.folder / f"step-{step:08d}"
         target = _LocalTarget(self, place, manager.metadata_of(step, run, counters))
@@ -78,13 +79,15 @@ class _LocalTarget:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def part_written(self, files: Files | None) -> None:
-        if files is not None:
-            self._seal(dist.get_rank(), files)
-        if self.saves.partners is not None:
-            to, source = self.saves.partners
-            theirs = _swap(self.folder, files, to, source, self.saves._group)
-            if theirs is not None:
-                self._seal(source, theirs)
+        try:
+            if files is not None:
+                self._seal(dist.get_rank(), files)
+        finally:  # in any case: the other host's process waits for it
+            if self.saves.partners is not None:
+                to, source = self.saves.partners
+                theirs = _swap(self.folder, files, to, source, self.saves._group)
+                if theirs is not None:
+                    self._seal(source, theirs)
 
     def all_written(self, files: Files) -> None: ...
 
@@ -132,7 +135,10 @@ def _partners(disks: list[list[int]]) -> tuple[int, int] | None:
 
 
 def _swap(folder: Path, files: Files | None, to: int, source: int, group: Any) -> Files | None:
-    """Send this process's files to rank `to` and write down those of `source`, if it has any, while it does the same."""
+    """Send this process's files to rank `to` and write down those of `source`, if it has any, while it does the same.
+
+    A disk that fails is told of at the end: what others wait for is sent and taken first.
+    """
 
     def swap(sent: Tensor | None, size: int | None) -> Tensor | None:
         received = None if size is None else torch.empty(size, dtype=torch.uint8)
@@ -150,28 +156,48 @@ def _swap(folder: Path, files: Files | None, to: int, source: int, group: Any) -
 
     theirs = swap_json(files)
     theirs = None if theirs is None else {name: FileChecksum(*values) for name, values in theirs.items()}
-    expected = [
-        (name, min(CHUNK, file.bytes - first))
-        for name, file in (theirs or {}).items()
-        for first in range(0, file.bytes, CHUNK)
-    ]
-    for name in theirs or {}:
-        (folder / name).unlink(missing_ok=True)
-    for sent, place in zip_longest(_chunks(folder, files or {}), expected):
-        received = swap(sent, None if place is None else place[1])
-        if received is not None:
-            with (folder / place[0]).open("ab") as file:
+    failures: list[OSError] = []
+    with _kept(failures):
+        for name in theirs or {}:
+            (folder / name).unlink(missing_ok=True)
+    for sent, place in zip_longest(_chunks(folder, files or {}, failures), _places(theirs or {})):
+        received = swap(sent, None if place is None else place[2])
+        if received is not None and not failures:
+            with _kept(failures), (folder / place[0]).open("ab") as file:
                 file.write(received.numpy())
+    if failures and files is not None:
+        raise failures[0]
+    if failures:  # of a disk that did not take this process's own part either, and why is about to be told
+        return None
     for name in theirs or {}:
         fsync_file(folder / name)
     return theirs
 
 
-def _chunks(folder: Path, files: Files) -> Iterator[Tensor]:
-    for name in files:
-        with (folder / name).open("rb") as file:
-            while data := file.read(CHUNK):
-                yield torch.frombuffer(bytearray(data), dtype=torch.uint8)
+def _chunks(folder: Path, files: Files, failures: list[OSError]) -> Iterator[Tensor]:
+    """The files' bytes in the order of `_places`; zeros, which no checksum will take for them, where they cannot be read."""
+    for name, first, size in _places(files):
+        data = bytearray(size)
+        with _kept(failures), (folder / name).open("rb") as file:
+            file.seek(first)
+            file.readinto(data)
+        yield torch.frombuffer(data, dtype=torch.uint8)
+
+
+def _places(files: Files) -> Iterator[tuple[str, int, int]]:
+    """Name, first byte and number of bytes of the pieces in which files are sent."""
+    for name, file in files.items():
+        for first in range(0, file.bytes, CHUNK):
+            yield name, first, min(CHUNK, file.bytes - first)
+
+
+@contextlib.contextmanager
+def _kept(failures: list[OSError]) -> Iterator[None]:
+    """What the disk refuses inside is kept for later."""
+    try:
+        yield
+    except OSError as error:
+        failures.append(error)
 
 
 # At the start of a run
@@ -193,7 +219,8 @@ def restore_newest_set(config: Config, newest: Path | None) -> Path | None:
 
 def _restore(config: Config, newest: Path | None, folder: Path) -> Path | None:
     is_own = newest is not None and newest.parent == _checkpoints(config)
-    first = 1 + manager.number(newest) if newest is not None and is_own else 0
+    # A file system may show others a new folder later than it does rank 0: all go by the same step.
+    first = manager.from_first_rank(1 + manager.number(newest) if newest is not None and is_own else 0)
     seen = gather({manager.number(path): sorted(_parts_in(path)) for path in folder.glob("step-*")})
     for step in sorted({step for steps in seen for step in steps if step >= first}, reverse=True):
         holders: dict[int, list[int]] = {}

@@ -28,7 +28,7 @@ from ttt_dist.checkpoint.manifest import (
     write_manifest,
 )
 from ttt_dist.checkpoint.trajectory import warn_of_another_trajectory
-from ttt_dist.config.deepspeed import zero_stage
+from ttt_dist.config.deepspeed import sub_group_size, zero_stage
 from ttt_dist.config.loader import complete_record, to_dict
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.run import CheckpointConfig, Config
@@ -65,10 +65,12 @@ class CheckpointMetadata:
     """The run's whole resolved configuration as plain values."""
     world_size: int
     zero_stage: int
+    sub_group_size: int
+    """By which ZeRO 3 cuts what it keeps."""
 
     @classmethod
     def of_run(cls, config: Config, layout: TokenLayout, world_size: int) -> "CheckpointMetadata":
-        return cls(layout, to_dict(config), world_size, zero_stage(config.deepspeed))
+        return cls(layout, to_dict(config), world_size, zero_stage(config.deepspeed), sub_group_size(config.deepspeed))
 
 
 def list_checkpoints(folder: Path, trusts_files: bool = False) -> list[Path]:
@@ -212,7 +214,8 @@ def has_layout_of(checkpoint: Path, run: CheckpointMetadata) -> bool:
     mine = (run.config["parallel"], *_grouped(run.config["train"]), run.world_size, run.zero_stage)
     theirs = (saved.get("parallel"), *_grouped(saved["train"]), metadata["world_size"], metadata["zero_stage"])
     is_unreadable = run.config["parallel"]["pipeline"] > 1 and run.zero_stage == 0 and mine[1] == "bf16"
-    return metadata.get("form") != UNIVERSAL and mine == theirs and not is_unreadable
+    is_cut_anew = run.zero_stage == 3 and metadata.get("sub_group_size", run.sub_group_size) != run.sub_group_size
+    return metadata.get("form") != UNIVERSAL and mine == theirs and not (is_unreadable or is_cut_anew)
 
 
 def _grouped(train: dict[str, Any]) -> tuple[Any, ...]:
@@ -356,6 +359,7 @@ def metadata_of(step: int, run: CheckpointMetadata, counters: dict[str, Any]) ->
         "layout": run.layout.to_dict(),
         "world_size": run.world_size,
         "zero_stage": run.zero_stage,
+        "sub_group_size": run.sub_group_size,
         "config": run.config,
         "counters": counters,
     }

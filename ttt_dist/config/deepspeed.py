@@ -190,7 +190,16 @@ def read_deepspeed(path: str | Path) -> dict[str, Any]:
 
 def zero_stage(path: str | Path) -> int:
     """The ZeRO stage that a DeepSpeed JSON asks for."""
-    return int(read_deepspeed(path).get("zero_optimization", {}).get("stage", 0))
+    return int(_zero_setting(path, "stage"))
+
+
+def sub_group_size(path: str | Path) -> int:
+    """In pieces of how many elements ZeRO 3 is to keep what a process updates."""
+    return int(_zero_setting(path, "sub_group_size"))
+
+
+def _zero_setting(path: str | Path, name: str) -> Any:
+    return read_deepspeed(path).get("zero_optimization", {}).get(name, getattr(ZeroConfig, name))
 
 
 def require_accepted(path: str | Path) -> None:
@@ -239,7 +248,12 @@ def _follows_config(name: str, value: Any) -> bool:
 
 
 def _require_used(zero: ZeroConfig, where: str) -> None:
-    """Raise UserError where DeepSpeed would pass over an offload."""
+    """Raise UserError where DeepSpeed would pass over an offload, or mistake one weight for another."""
+    require(
+        not zero.round_robin_gradients or zero.stage not in (1, 2),
+        f"{where}: zero_optimization.round_robin_gradients: with it DeepSpeed puts the optimizer's weights into another order than "
+        "it says, and checkpoints could neither be exported nor go on in another layout; write false",
+    )
     for name, least in _LEAST_STAGE.items():
         offload = getattr(zero, name)
         require(

@@ -36,6 +36,7 @@ CUT_OFF_S = 30.0  # without an answer from the store
 GRACE_S = 5.0  # for processes to end by themselves once their round is over
 STORE_TIMEOUT = timedelta(seconds=10)
 LOST, STOPPED, BAD_DEVICE = LostProcessError.status, StopRequestedError.status, OwnDeviceError.status
+ASKED = "asked to stop"  # the agents' store has it once one of them has been
 FINAL = (77, 1, 2)  # of a process that would end alike again
 PR_SET_PDEATHSIG = 1
 
@@ -69,6 +70,11 @@ def worst(statuses: Sequence[int]) -> int:
         if status in statuses:
             return 128 - status if status < 0 else status
     return next((status for status in statuses if status), 0)
+
+
+def is_killed(status: int) -> bool:
+    """Whether a process was ended by a signal, but for an abort: NCCL lets every process abort whose neighbour has gone."""
+    return status not in (-signal.SIGABRT, 128 + signal.SIGABRT) and (status < 0 or status >= 128)
 
 
 def note_bad(path: Path | None, names: list[str]) -> None:
@@ -119,16 +125,17 @@ class Coordinator:
             self._put(replace(self.plan, outcome=status))
             return
         broken = [host for host, report in reports.items() if BAD_DEVICE in report]
-        killed = [
-            host for host, report in reports.items() if any(s < 0 or s >= 128 for s in report) and host not in broken
-        ]
+        killed = [host for host, report in reports.items() if any(map(is_killed, report)) and host not in broken]
         for host in (*dead, *killed, *broken):
             self.failures[host] = self.failures.get(host, 0) + 1
         self.broken |= {host: self._name(host) for host in broken}
         note_bad(self.bad_hosts, [self._name(host) for host in (*dead, *killed, *broken)])
         told = {"lost {}": dead, "a process on {} was killed": killed, "a device of {} computes wrongly": broken}
         what = "; ".join(text.format(self._names(hosts)) for text, hosts in told.items() if hosts) or "lost a process"
-        if self.plan.round == self.max_restarts:
+        if self.store.check([ASKED]):
+            warn(f"{what}; asked to stop, so the processes are not started again")
+            self._put(replace(self.plan, outcome=status))
+        elif self.plan.round == self.max_restarts:
             warn(f"{what}; the processes were started again {self.max_restarts} times, which is enough")
             self._put(replace(self.plan, outcome=status))
         else:
@@ -198,6 +205,8 @@ class Agent:
     _end: float | None = None
     """When processes that are to end are killed."""
     _ended_here: set[int] = field(default_factory=set)
+    _asked: set[int] = field(default_factory=set)
+    """Signals to stop that have come."""
     _has_reported: bool = False
     _beats: int = 0
     _last_contact: float = field(default_factory=time.monotonic)
@@ -217,6 +226,8 @@ class Agent:
                 if time.monotonic() > last_beat + BEAT_S:
                     last_beat, self._beats = time.monotonic(), self._beats + 1
                     self.store.set(f"beat/{self.number}", str(self._beats))
+                if self._asked:
+                    self.store.set(ASKED, str(self.number))
                 if self.coordinator is not None:
                     self.coordinator.tend()
                 plan = self._plan()
@@ -260,10 +271,16 @@ class Agent:
             return
         if plan.round != self._round:
             self._kill()
-            self._start(plan)
+            if self._asked:  # between two rounds
+                self._miss(plan)
+            else:
+                self._start(plan)
             return
-        # Whom this agent has killed is not to blame for it.
-        statuses = [LOST if one.pid in self._ended_here else one.poll() for one in self._processes]
+        # Whom this agent has killed is not to blame for it, nor who was not far enough to hear a signal to stop.
+        ended_by = {-number for number in self._asked}
+        statuses = [
+            LOST if one.pid in self._ended_here or one.poll() in ended_by else one.poll() for one in self._processes
+        ]
         if any(statuses) or plan.is_over:
             if any(statuses):
                 self.store.set(f"failing/{plan.round}", str(self.number))
@@ -297,6 +314,7 @@ class Agent:
             self._processes.append(subprocess.Popen(self.command, env=given | variables, preexec_fn=_die_with_parent))
 
     def _hand_on(self, number: int) -> None:
+        self._asked.add(number)
         for process in self._processes:
             if process.poll() is None:
                 process.send_signal(number)

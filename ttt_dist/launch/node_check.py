@@ -154,11 +154,14 @@ def _link(device: torch.device) -> dict[str, float]:
 
 
 def _write(folder: Path) -> None:
+    """Force some bytes to the disk of `folder`, which the first start of a run has to make."""
     # A disk that cannot be written is told of where it is needed. The file has no name that a killed process would leave.
-    with suppress(OSError), TemporaryFile(dir=folder) as file:
-        file.write(bytes(DISK_BYTES))
-        file.flush()
-        os.fsync(file.fileno())
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder) as file:
+            file.write(bytes(DISK_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _fastest(action: Callable[[], None]) -> float:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ttt_dist.launch.launchers import DistInfo, detect_launcher
 from ttt_dist.util.console import warn
-from ttt_dist.util.errors import LostProcessError, UserError
+from ttt_dist.util.errors import LostProcessError, UserError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -131,8 +131,17 @@ def init_process_group(
         ) from error
     if tried is not None:
         from ttt_dist.launch.node_check import check_nodes
+        from ttt_dist.launch.rendezvous import is_lost_connection
 
-        check_nodes(tried, device, is_first_of_host=dist_info.local_rank == 0)
+        try:
+            check_nodes(tried, device, is_first_of_host=dist_info.local_rank == 0)
+        except RuntimeError as error:
+            if not is_lost_connection(error):
+                raise
+            raise LostProcessError(
+                f"{socket.gethostname()} has lost a connection while nodes were tried ({first_line(error)}); "
+                "the message of the process that has gone says why"
+            ) from error
     return device
 
 

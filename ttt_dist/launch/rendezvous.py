@@ -5,6 +5,7 @@ torch would wait for the others and, in the end, say only that it did. Here rank
 
 import os
 import random
+import resource
 import socket
 import threading
 import time
@@ -19,7 +20,9 @@ VERDICT, HEARD = "verdict", "heard"
 COMPLETE = "complete"
 RETRY_S, POLL_S = 0.5, 0.1
 STORE_TIMEOUT = timedelta(seconds=5)
-CONNECT_TIMEOUT = timedelta(seconds=30)  # a busy machine may stand still for longer than an answer may take
+PATIENT_TIMEOUT = timedelta(seconds=30)  # a busy machine may stand still for longer than an answer may take
+MOST_HANDLES = 2**16
+HANDLES, HANDLES_OF_RANK = 256, 3  # of rank 0: its own, and each rank's connections to meet, watch and save
 LAST_WORD_S = 10.0  # rank 0's verdict may take so long to arrive, and it stays so long for the others to hear it
 
 
@@ -40,17 +43,49 @@ def rendezvous(dist_info: DistInfo, address: str, port: int, timeout_s: float) -
     try:
         # torchrun keeps the store itself, over all its restarts.
         is_host = dist_info.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        _allow_handles(HANDLES + HANDLES_OF_RANK * dist_info.world_size if is_host else 0)
         server = _open(port, timeout_s) if is_host else _reach(address, port, deadline)
-        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.PrefixStore(f"{dist_info.world_size} processes, restart {restart}", server)
+        store = _of_this_start(server, dist_info.world_size)
         _register(store, dist_info, where)
         if dist_info.is_first:
             _await_all(store, dist_info, deadline, timeout_s)
         else:
             _await_verdict(store, deadline)
     except dist.DistError as error:
-        raise LostProcessError(f"rank 0 at {where} has gone ({first_line(error)}); its own message says why") from None
+        raise LostProcessError(_gone(where, error)) from None
     return store
+
+
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Whether a collective has failed because another process has gone."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def _gone(where: str, error: dist.DistError) -> str:
+    return f"rank 0 at {where} has gone ({first_line(error)}); its own message says why"
+
+
+def _of_this_start(server: dist.TCPStore, world_size: int) -> dist.Store:
+    """Without what processes have said before torchrun has started them again."""
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"{world_size} processes, restart {restart}", server)
+
+
+def _allow_handles(needed: int) -> None:
+    """Raise this process's limit of open files as far as the host allows; most begin with 1,024.
+
+    A store that has none left resets every further connection: to those that come last it looks like no store at all.
+    Raises UserError where the host allows fewer than `needed`.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = MOST_HANDLES if hard == resource.RLIM_INFINITY else min(hard, MOST_HANDLES)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < needed:
+        raise UserError(
+            f"{socket.gethostname()}: a process may open {allowed:,} files, and rank 0 needs {needed:,} for so many processes; "
+            "raise the hard limit there (`ulimit -Hn`; of SLURM's jobs LimitNOFILE of slurmd)"
+        )
 
 
 def _open(port: int, timeout_s: float) -> dist.TCPStore:
@@ -158,17 +193,22 @@ def _wait_for_count(store: dist.Store, key: str, count: int) -> None:
         time.sleep(POLL_S)
 
 
-def run_store() -> dist.TCPStore | None:
+def run_store(timeout: timedelta = STORE_TIMEOUT) -> dist.Store | None:
     """A connection of its own, for one thread, to the store in which the run's processes have met; None for one that is alone.
 
-    What is set there outlives the process that did, as long as rank 0's lives.
+    What is set there outlives the process that did, as long as rank 0's lives. A value may take `timeout` to come. Raises
+    LostProcessError where rank 0 has gone.
     """
-    if dist.get_world_size() == 1:
+    world_size = dist.get_world_size()
+    if world_size == 1:
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(address, port, is_master=False, timeout=CONNECT_TIMEOUT, wait_for_workers=False)
-    store.set_timeout(STORE_TIMEOUT)
-    return store
+    try:
+        store = dist.TCPStore(address, port, is_master=False, timeout=PATIENT_TIMEOUT, wait_for_workers=False)
+    except dist.DistError as error:
+        raise LostProcessError(_gone(f"{address}:{port}", error)) from None
+    store.set_timeout(timeout)
+    return _of_this_start(store, world_size)
 
 
 def ranges(numbers: list[int]) -> str:

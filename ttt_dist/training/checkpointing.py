@@ -84,6 +84,7 @@ class Checkpointing(Callback):
         begin = time.perf_counter()
         if self.saver is not None:
             self._end(trainer, self.saver.wait())
+            self.saver.waited_s = 0.0
         what: tuple[Any, ...] = (
             trainer.folder / "checkpoints", step, trainer.metadata, trainer.counters, trainer.config.checkpoint
         )  # fmt: skip
@@ -92,7 +93,7 @@ class Checkpointing(Callback):
             self._stall_s = time.perf_counter() - begin
             self._end(trainer, Saved(step, folder, self._stall_s))
             return
-        saved, self.saver.waited_s = self.saver.save(*what), 0.0
+        saved = self.saver.save(*what)
         if is_last := trainer.is_last or step == trainer.config.train.steps:
             saved = saved or self.saver.wait()
         self._stall_s = time.perf_counter() - begin

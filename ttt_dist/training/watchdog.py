@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
-from ttt_dist.launch.rendezvous import STORE_TIMEOUT, ranges, run_store
+from ttt_dist.launch.rendezvous import STORE_TIMEOUT, is_lost_connection, ranges, run_store
 from ttt_dist.training.out_of_memory import out_of_memory_told
 from ttt_dist.util.console import print_error
 from ttt_dist.util.errors import LostProcessError, StopRequestedError
@@ -89,7 +89,7 @@ class Watchdog:
         except StopRequestedError:
             raise
         except RuntimeError as error:
-            if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            if not is_lost_connection(error):
                 self._tell(repr(error))
                 raise
             logger.exception("a collective failed")
@@ -125,7 +125,7 @@ class Watchdog:
                 self._store.set(f"life/{self.rank}", str(time.monotonic()))
 
     def _ask(self, answer: list[str]) -> None:
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(RuntimeError, LostProcessError):
             store = run_store()
             assert store is not None
             answer.append(explained_once(store, self.world_size, self._wait_s()))
