@@ -15,7 +15,7 @@ GENERATION = "generation_config.json"
 KEY = "ttt_decoding"
 """Of generation_config.json, whose other keys are those of transformers."""
 MOST_AHEAD = 64
-"""The largest block of audio_mode tidar: 4,160 rows a forward."""
+"""The largest block of audio_mode tidar: up to 4,223 rows a forward."""
 BY_TASK = ("stop_at_last_span",)
 """What a task decides, and neither a model folder nor a flag."""
 DENOISING = ("steps", "threshold", "remasking", "position_decay", "block_cache", "commit_power", "ends")
