@@ -19,7 +19,7 @@ MOST_AHEAD = 64
 BY_TASK = ("stop_at_last_span",)
 """What a task decides, and neither a model folder nor a flag."""
 DENOISING = ("steps", "threshold", "remasking", "position_decay", "block_cache", "commit_power", "ends")
-IDLE = {
+IDLE: dict[str, tuple[str, ...]] = {
     "diffusion": ("accept_ratio",),
     "ar": ("block", *DENOISING, "cfg", "accept_ratio"),
     "verified": (),
