@@ -107,6 +107,7 @@ def main() -> None:
     base, data = load_config(args.config, args.overrides), args.out / "data"
     if not args.source.is_dir():
         raise UserError(f"--source {args.source}: no such folder; name the folder that holds the recordings")
+    require_modes(args)
     once(data / "prepared.json", prep_settings(base, args.source), lambda: prepare(base, args.source, data))
     judged = {"judges": args.judge} if args.judge else {}
     found: dict[str, dict[int, Figures]] = {name: {} for name in args.only}
@@ -146,6 +147,21 @@ def parse_arguments() -> argparse.Namespace:
     args.processes = args.processes or pipeline.default_processes()
     pipeline.judges_of(args)
     return args
+
+
+def require_modes(args: argparse.Namespace) -> None:
+    """Raise UserError where a variant will not learn to write audio as the recipe decodes it: before hours of others."""
+    for name in args.only:
+        config = load_config(args.config, [*args.overrides, *VARIANTS[name].overrides])
+        if config.train.tokens:
+            raise UserError(
+                f"train.tokens={config.train.tokens}: variants are compared after as many steps; set train.steps, and train.tokens=0"
+            )
+        last = config.objective.at(config.train.steps - 1)
+        try:
+            config.evaluation.decode.require_mode(last.kind, last.learns_audio_ar)
+        except UserError as error:
+            raise UserError(f"variant {name}: {error}; or leave it out of --only") from None
 
 
 def run_folder(out: Path, name: str, seed: int) -> Path:

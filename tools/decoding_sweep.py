@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from ttt_dist.config.decode import DecodeSettings
+from ttt_dist.config.decode import MOST_AHEAD, DecodeSettings
 from ttt_dist.config.objective import Objective
 from ttt_dist.config.pipeline import Recipe
 from ttt_dist.evaluation.judge_registry import OWN
@@ -49,7 +49,8 @@ def ways(objective: Objective, settings: DecodeSettings) -> list[tuple[str, Deco
     if objective.learns_audio_ar:
         found.append((CAUSAL, replace(settings, audio_mode="ar")))
         verified = replace(settings, audio_mode="verified", steps=1)
-        drafting = {VERIFIED: verified, TIDAR: replace(verified, audio_mode="tidar", cfg=0.0)}
+        tidar = replace(verified, audio_mode="tidar", block=min(settings.block, MOST_AHEAD), cfg=0.0)
+        drafting = {VERIFIED: verified, TIDAR: tidar}
         found += [(way, replace(how, accept_ratio=ratio)) for way, how in drafting.items() for ratio in RATIOS]
     return found
 

@@ -188,6 +188,11 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
     if arguments.decoder_command is not None and not task.speaks:
         speaking = [name for name, task in TASKS.items() if task.speaks]
         parser.error(f"--decoder-command makes speech: it goes with --task {joined(speaking)}")
+    if arguments.judge and (not task.is_judged or arguments.text_only):
+        judged = [name for name, task in TASKS.items() if task.is_judged]
+        parser.error(
+            f"{judge_registry.FLAG} transcribes speech: it goes with --task {joined(judged)}, without --text-only"
+        )
     for name, flag in TASK_FLAGS.items():
         if getattr(arguments, name) != parser.get_default(name) and name not in task.takes:
             parser.error(f"{flag} goes with --task {joined(tasks_with(name))}")

@@ -174,6 +174,8 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.chats is not None and (arguments.chat or arguments.speaker or arguments.lang):
         parser.error("--chats: languages stand in its lines; leave --chat, --speaker and --lang out")
+    if arguments.speaker and (arguments.chat or arguments.audio is not None):
+        parser.error("--speaker names the voice of a text that is spoken (--prompt without --chat); leave it out")
     if arguments.decoder_command is not None and arguments.audio is not None and not arguments.chat:
         parser.error("--decoder-command makes speech, and --audio alone makes text: add --chat, or leave it out")
     if arguments.prompt is not None and not arguments.prompt.strip():

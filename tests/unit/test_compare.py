@@ -9,6 +9,7 @@ import pytest
 
 from ttt_dist.config.checks import check_run
 from ttt_dist.config.loader import load_config
+from ttt_dist.config.objective import Objective
 from ttt_dist.tools import compare_objectives as tool
 from ttt_dist.tools import pipeline
 from ttt_dist.tools.decoding_sweep import ways
@@ -56,6 +57,25 @@ def test_a_recipe_may_decode_in_any_way(mode: str, more: list[str]) -> None:
     assert found["no_banom"] == (denoised if more else found["ttt"])  # left to right is learnt before drafts
     assert found["paper"] == denoised
     assert found["ar"] == {("left to right", "diffusion")}
+
+
+def test_a_variant_that_cannot_be_decoded_as_the_recipe_says_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands, asked = Commands(), ("evaluation.decode.ends=causal", "evaluation.decode.audio_mode=diffusion")
+    with pytest.raises(UserError, match=r"^variant paper: ends \(--ends\) is causal.*or leave it out of --only$"):
+        start(monkeypatch, tmp_path / "out", commands, *asked)
+    with pytest.raises(UserError, match=r"^train.tokens=9: .*set train.steps"):
+        start(monkeypatch, tmp_path / "out", commands, "train.tokens=9")
+    assert not commands.prepared and not (tmp_path / "out").exists()
+
+
+def test_long_blocks_are_swept_as_far_as_each_way_takes_them() -> None:
+    decode = load_config(
+        RECIPE, ["evaluation.decode.block=200", "evaluation.decode.audio_mode=diffusion"]
+    ).evaluation.decode
+    for _, settings in ways(Objective(), decode):
+        settings.require_mode("ttt", learns_audio_ar=True)
 
 
 def test_figures_by_hand() -> None:

@@ -126,7 +126,10 @@ def test_a_wrong_setting_is_named(path: Path, override: str, message: str) -> No
         ("prep.gap=0.3", "prep.gap='0.3' is no pair of seconds"),
         ("prep.pattern={text}.wav", "prep.pattern='{text}.wav' lacks {speaker}"),
         ("prep.min_words=9", "prep.min_words=9 is above prep.max_words=5"),
-        ("evaluation.asr_utterances=-1", "evaluation.asr_utterances must not be negative, but is -1"),
+        ("evaluation.asr_utterances=0", "evaluation.asr_utterances must be positive, not 0"),
+        ("evaluation.tts_utterances=0", "evaluation.tts_utterances must be positive, not 0"),
+        ("prep.test_utterances=0", "prep.test_utterances must be positive, not 0"),
+        ("evaluation.decode.stop_at_last_span=true", "speaking does not; take it away"),
         ("evaluation.decode.top_p=0", "evaluation.decode.top_p must lie in (0, 1], not 0"),
         ("train.steps=1:30", "train.steps must be a whole number, not '1:30'"),
         ("train.steps=1_000", "train.steps must be a whole number, not '1_000'"),
@@ -342,6 +345,37 @@ def test_a_run_that_says_little_of_itself_is_warned_of(path: Path, capsys: pytes
     assert "warning: data.valid=shards/train is trained on too" in capsys.readouterr().err
     check_steps(load_config(path, ["train.eval_every=9"]))
     assert "warning: train.eval_every=9: data.valid names no shard" in capsys.readouterr().err
+
+
+def test_recipes_that_denoise_speech_take_blocks_of_a_whole_span() -> None:
+    """Others end spans in the wrong place (docs/decoding.md#settings), and exports remember them."""
+    recipes = [load_config(path) for path in (Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml")]
+    denoising = [recipe for recipe in recipes if recipe.evaluation.decode.audio_mode == "diffusion"]
+    assert len(denoising) == 8
+    assert all(recipe.evaluation.decode.block == recipe.prep.audio_ratio + 1 for recipe in denoising)
+
+
+@pytest.mark.parametrize("told", ["objective.preset=paper", "objective.audio_ar=0"])
+def test_drafts_that_nothing_will_make_use_of_are_told(
+    path: Path, capsys: pytest.CaptureFixture[str], told: str
+) -> None:
+    check_steps(load_config(path, ["data.valid=shards/valid", "objective.p_draft=0.5"]))
+    check_steps(load_config(path, ["data.valid=shards/valid", "objective.p_draft=0.5", "objective.kind=ar"]))
+    assert not capsys.readouterr().err
+    check_steps(load_config(path, ["objective.p_draft=0.5", told]))
+    assert "warning: objective.p_draft=0.5 from step 0 on" in capsys.readouterr().err
+    stages = f"objective.stages=[{{from_step: 0}}, {{from_step: 9, p_draft: 0.5, {told[len('objective.') :].replace('=', ': ')}}}]"
+    check_steps(load_config(path, [stages]))
+    assert "warning: objective.p_draft=0.5 from step 9 on" in capsys.readouterr().err
+
+
+def test_speech_that_is_not_learnt_as_it_will_be_written_is_told(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_steps(load_config(path, ["objective.p_mix=1"]))
+    assert "warning: objective.p_mix=1 at the last step: nothing is noised" in capsys.readouterr().err
+    check_steps(load_config(path, ["objective.p_mix=1", "evaluation.decode.audio_mode=ar"]))
+    assert not capsys.readouterr().err
 
 
 def test_a_run_folder_that_is_a_file_is_refused(path: Path) -> None:

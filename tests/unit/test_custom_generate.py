@@ -172,6 +172,8 @@ def test_what_is_not_taken_is_named(folder: Path) -> None:
     refused("takes no do_sample.*code_temperature", ids, do_sample=True)
     refused(r"steps \(--steps\)", ids, steps=0)
     refused("no prompt; give input_ids")
+    refused("max_new_tokens is 0; give a whole number from 1 on", ids, max_new_tokens=0)
+    refused("seed is -1; give a whole number from 0 on", ids, seed=-1)
     refused("a streamer takes one prompt, not 2", ids.expand(2, -1), streamer=Told())
     refused("ids outside the vocabulary", ids + 100_000)
     model.model.norm.weight = torch.nn.Parameter(model.model.norm.weight.to("meta"))

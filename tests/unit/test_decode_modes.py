@@ -31,7 +31,7 @@ from ttt_dist.config.objective import Objective
 from ttt_dist.inference import model_runner as forward_module
 from ttt_dist.inference.decoder import Decoder, Request
 from ttt_dist.inference.detokenizer import Result
-from ttt_dist.inference.flags import add_decoding_flags, settings_from_flags
+from ttt_dist.inference.flags import add_decoding_flags, as_flags, settings_from_flags
 from ttt_dist.inference.model_runner import Wanted, choices
 from ttt_dist.inference.sampling import choose_codes
 from ttt_dist.inference.sequence_state import Phase, SequenceState, allowed_ids, share, uniforms
@@ -234,6 +234,11 @@ def test_a_block_whose_square_is_read_at_once_has_a_limit() -> None:
         decoder().session().add(random_prompts(1)[0], DecodeSettings(audio_mode="tidar", block=65))
 
 
+def test_a_model_that_reads_nothing_left_to_right_is_not_asked_for_its_ends_so() -> None:
+    with pytest.raises(UserError, match="ends .--ends. is causal.*kind nar.*take --ends leftmost"):
+        Decoder(folder(kind="nar")).generate(random_prompts(1), DecodeSettings(ends="causal"))
+
+
 def test_guidance_is_refused_where_no_forward_can_be_guided() -> None:
     with pytest.raises(UserError, match="cfg .--cfg. is 0.5.*take --cfg 0"):
         decoder().generate(random_prompts(1), DecodeSettings(audio_mode="tidar", cfg=0.5))
@@ -365,6 +370,34 @@ def test_a_folder_remembers_its_decoding_and_flags_win(tmp_path: Path) -> None:
     read = GenerationConfig.from_pretrained(tmp_path)
     assert (read.bos_token_id, read.eos_token_id, read.pad_token_id) == (None, 3, 4)
     assert getattr(read, KEY)["block"] == 13
+
+
+def test_a_flag_that_changes_nothing_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written(tmp_path, generation_json(TOKENS, DecodeSettings(audio_mode="tidar", block=8, steps=5, accept_ratio=0.1)))
+    parsed(tmp_path, "--steps", "2", "--block", "4", "--ends", "leftmost", "--top-k", "3", "--code-temperature", "1")
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(" changes nothing with --audio-mode tidar")[0] for line in told] == [
+        "note: --steps 2", "note: --top-k 3"
+    ]  # fmt: skip
+    parsed(tmp_path, "--steps", "2", "--audio-mode", "verified", "--top-k", "3", "--temperature", "0.5")
+    parsed(tmp_path, *as_flags(folder_settings(tmp_path)))
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("ttt", "diffusion"), ("ttt", "ar"), ("ttt", "tidar"), ("ar", "diffusion"), ("nar", "diffusion")]
+)
+def test_what_is_idle_changes_nothing(kind: str, mode: str) -> None:
+    drawn = DecodeSettings(
+        block=9, steps=3, threshold=0.4, remasking="entropy", position_decay=0.3, block_cache="block_causal", cfg=0.7,
+        commit_power=2.0, ends="any", accept_ratio=0.2, temperature=1.0, top_k=3, top_p=0.7, max_text=7,
+    )  # fmt: skip
+    plain = replace(SHORT, audio_mode=mode, code_temperature=1.0, block=5, steps=2)
+    requests = random_prompts(6)
+    idle = plain.idle(kind)
+    assert idle
+    other = replace(plain, **{name: getattr(drawn, name) for name in idle})
+    assert same(*(Decoder(folder(kind=kind)).generate(requests, one) for one in (plain, other)))
 
 
 def test_a_folder_that_says_nothing_is_decoded_as_before(tmp_path: Path) -> None:

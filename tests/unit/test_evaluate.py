@@ -422,6 +422,9 @@ def test_bad_folders_and_usage(run: Evaluate, workplace: Path, tmp_path: Path) -
         run("tts", None, "--judge", "robot")
     with pytest.raises(UserError, match="no template 'none'"):
         run("asr", None, "--template", "none")
+    for words in (["asr", None, "--judge", "model"], ["audio_qa", None, "--text-only", "--judge", "model"]):
+        with pytest.raises(SystemExit):
+            run(*words)
     for words in (["asr", None, "--text-only"], ["asr", None, "--decoder-command", "x {codes} {wav}"], ["likelihood"]):
         with pytest.raises(SystemExit):
             run(*words)

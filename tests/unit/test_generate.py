@@ -91,6 +91,8 @@ def test_chats_are_answered_turn_by_turn(run: Generate, work: Path, tmp_path: Pa
         (["--prompt", " "], "--prompt is empty"),
         (["--prompt", "a", "--audio", "b"], "not allowed with"),
         (["--prompt", "a", "--seed", "-1"], "--seed"),
+        (["--prompt", "a", "--chat", "--speaker", "ann"], "--speaker names the voice of a text that is spoken"),
+        (["--audio", "a", "--speaker", "ann"], "--speaker names the voice of a text that is spoken"),
         (["--chats", "a", "--chat"], "--chats: languages stand in its lines"),
         (["--audio", "a", "--decoder-command", "x {codes} {wav}"], "--audio alone makes text"),
         ([], "one of the arguments"),

@@ -84,13 +84,14 @@ def _check_run_dir(run_dir: Path) -> None:
 
 
 def check_steps(config: Recipe) -> None:
-    """What hangs on the number of steps: warn of a warm-up without end, and of evaluations that say nothing.
+    """What hangs on the number of steps: warn of a warm-up without end, of evaluations that say nothing, and of learning for nothing.
 
     Raises UserError where the model that comes of the last step could not be evaluated as asked.
     """
     train, data = config.train, config.data
     last = config.objective.at(train.steps - 1)  # which the export is a model of
     config.evaluation.decode.require_mode(last.kind, last.learns_audio_ar)
+    _warn_of_objective(config)
     if train.warmup > train.steps:
         warn(
             f"train.warmup={train.warmup} is beyond train.steps={train.steps}, so train.lr={train.lr:g} is never reached; set "
@@ -103,6 +104,24 @@ def check_steps(config: Recipe) -> None:
         if os.path.realpath(prefix) in trained_on:
             key = f"data.valid.{name}" if name else "data.valid"
             warn(f"{key}={prefix} is trained on too: its loss tells what is learnt by heart; hold some data out")
+
+
+def _warn_of_objective(config: Recipe) -> None:
+    """Tell of drafts that nothing will make, and of speech that is written in a way that the last step does not teach."""
+    objective, mode = config.objective, config.evaluation.decode.audio_mode
+    last = objective.at(config.train.steps - 1)
+    for start in sorted({0, *(stage.from_step for stage in objective.stages)}):
+        now = objective.at(start)
+        if now.kind == "ttt" and now.p_draft and not now.p_audio_ar:
+            warn(
+                f"objective.p_draft={now.p_draft:g} from step {start} on is for the audio modes verified and tidar, which need "
+                "audio_ar above 0 as well; set it there, or p_draft=0"
+            )
+    if last.kind == "ttt" and last.p_mix == 1 and mode == "diffusion":
+        warn(
+            "objective.p_mix=1 at the last step: nothing is noised, but speech will be denoised; set "
+            "evaluation.decode.audio_mode=ar, or p_mix below 1"
+        )
 
 
 def _check_parallel(config: Config, stage: int) -> None:

@@ -15,9 +15,17 @@ GENERATION = "generation_config.json"
 KEY = "ttt_decoding"
 """Of generation_config.json, whose other keys are those of transformers."""
 MOST_AHEAD = 64
-"""The largest block of audio_mode tidar: 4,160 rows a forward."""
+"""The largest block of audio_mode tidar: up to 4,223 rows a forward."""
 BY_TASK = ("stop_at_last_span",)
 """What a task decides, and neither a model folder nor a flag."""
+DENOISING = ("steps", "threshold", "remasking", "position_decay", "block_cache", "commit_power", "ends")
+IDLE: dict[str, tuple[str, ...]] = {
+    "diffusion": ("accept_ratio",),
+    "ar": ("block", *DENOISING, "cfg", "accept_ratio"),
+    "verified": (),
+    "tidar": DENOISING,
+}
+"""Settings that mean nothing to an audio_mode."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +86,13 @@ class DecodeSettings(Section):
         other.require_valid(named=lambda name: f"{name} (--{flag(name)})")
         return other
 
+    def idle(self, kind: str = "ttt") -> set[str]:
+        """Settings that change nothing of how a model of objective.kind writes by the others."""
+        names = set(IDLE["ar" if kind == "ar" else self.audio_mode])
+        if kind == "nar":
+            return names | {"max_text", "temperature", "top_k", "top_p"}
+        return names | ({"top_k", "top_p"} if self.temperature == 0 else set())
+
     def require_mode(self, kind: str, learns_audio_ar: bool) -> None:
         """Raise UserError where a model of objective.kind and Objective.learns_audio_ar was not trained for this audio_mode."""
         mode = f"audio_mode (--audio-mode) is {self.audio_mode}, but this model"
@@ -91,6 +106,10 @@ class DecodeSettings(Section):
             )
         if self.audio_mode == "tidar" and self.cfg:
             raise UserError(f"cfg (--cfg) is {self.cfg:g}, but audio_mode tidar has no forward to guide; take --cfg 0")
+        if kind == "nar" and self.ends == "causal":
+            raise UserError(
+                "ends (--ends) is causal, but this model is of kind nar, which reads nothing left to right; take --ends leftmost"
+            )
         if kind == "ttt" and self.audio_mode == "diffusion" and self.ends == "causal" and not learns_audio_ar:
             raise UserError(
                 f"ends (--ends) is causal, but this model never learnt to read audio left to right {untaught}; take --ends "

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ttt_dist.config.corpora import CorporaConfig
 from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.config.run import Config
-from ttt_dist.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Section, brief, require
+from ttt_dist.config.section import PositiveFloat, PositiveInt, Section, brief, require
 
 
 @dataclass(kw_only=True)
@@ -21,9 +21,9 @@ class PrepConfig(Section):
     """Every n-th recording index is kept for held-out utterances."""
     train_utterances: PositiveInt = 20000
     """Random strings of words built for training."""
-    valid_utterances: NonNegativeInt = 400
+    valid_utterances: PositiveInt = 400
     """... from held-out recordings, for the evaluation loss."""
-    test_utterances: NonNegativeInt = 400
+    test_utterances: PositiveInt = 400
     """... from held-out recordings, for the scores."""
     min_words: PositiveInt = 1
     """Fewest words of an utterance."""
@@ -75,15 +75,22 @@ class PrepConfig(Section):
 class EvaluationConfig(Section):
     """Scores that tools/pipeline.py takes after training. train.py reads none of it."""
 
-    asr_utterances: NonNegativeInt = 300
+    asr_utterances: PositiveInt = 300
     """Held-out utterances transcribed."""
-    tts_utterances: NonNegativeInt = 100
+    tts_utterances: PositiveInt = 100
     """Held-out texts spoken."""
     normaliser: str | None = None
     """Of texts before they are compared (docs/evaluation.md), spelt-en where they are English without digits; by default each
     text's language decides."""
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     """How: as the flags of evaluate.py."""
+
+    def check(self, key: str) -> None:
+        """Raise UserError for what tasks decide."""
+        require(
+            not self.decode.stop_at_last_span,
+            f"{key}.decode.stop_at_last_span=true: transcribing stops there, speaking does not; take it away",
+        )
 
 
 @dataclass

@@ -53,8 +53,11 @@ class Decoder:
             tile_vocabulary(folder.model)
 
     def require(self, request: Request) -> None:
-        """Raise UserError for a prompt that is empty, longer than the model's limit, or not of its vocabulary."""
+        """Raise UserError for a prompt that is empty, longer than the model's limit, or not of its vocabulary, and for no response."""
         size, limit = self.folder.layout.vocab_size, self.folder.max_length
+        for name, value, least in (("max_new_tokens", request.max_new_tokens, 1), ("seed", request.seed, 0)):
+            if value is not None and value < least:
+                raise UserError(f"{name} is {value}; give a whole number from {least} on")
         if not len(request.ids):
             raise UserError("the prompt is empty; render it by the model's template")
         if not 0 <= request.ids.min() <= request.ids.max() < size:
@@ -145,10 +148,9 @@ class Running(Asked):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a response is, its open span included."""
+    """How far a response is, its open span left out: what that holds may yet change, or be cut."""
 
     num_tokens: int
-    """Tokens that have been chosen; a denoised one may still change its mind in the `verified` mode."""
     num_codes: int
     num_forwards: int
 

@@ -3,8 +3,9 @@
 import argparse
 from dataclasses import fields
 
-from ttt_dist.config.decode import BY_TASK, DecodeSettings, flag, folder_settings
+from ttt_dist.config.decode import BY_TASK, DEFAULTS, DecodeSettings, flag, folder_settings
 from ttt_dist.config.reading import choices
+from ttt_dist.util.console import note
 from ttt_dist.util.field_docs import field_docs, first_sentence
 
 NAMES = tuple(field.name for field in fields(DecodeSettings) if field.name not in BY_TASK)
@@ -26,12 +27,18 @@ def add_decoding_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def settings_from_flags(arguments: argparse.Namespace) -> DecodeSettings:
-    """What the model folder `arguments.model` says, but where a flag of `add_decoding_flags` is given.
+    """What the model folder `arguments.model` says, but where a flag of `add_decoding_flags` is given; a word on those that change nothing.
 
     Raises UserError naming a flag out of its range, or the folder's file and what is wrong in it.
     """
     given = {name: getattr(arguments, name) for name in NAMES if getattr(arguments, name) is not None}
-    return folder_settings(arguments.model).changed(**given)
+    stated = folder_settings(arguments.model)
+    settings = stated.changed(**given)
+    how = f"--audio-mode {settings.audio_mode} and --temperature {settings.temperature:g}"
+    for name in sorted(settings.idle() & given.keys()):
+        if given[name] not in (getattr(stated, name), getattr(DEFAULTS, name)):
+            note(f"--{flag(name)} {given[name]} changes nothing with {how} (docs/decoding.md#settings)")
+    return settings
 
 
 def as_flags(settings: DecodeSettings) -> list[str]:

@@ -27,7 +27,7 @@ from ttt_dist.util.field_docs import field_docs
 TASKS = {"speak": ("tts",), "transcribe": ("asr",), "chat": ("audio_chat", "text_chat")}
 """What the page offers, and the templates that it takes."""
 CHOICES = ("block", "steps", "temperature", "code_temperature")
-"""Settings of decoding that a question may change."""
+"""Settings of decoding that a question may change, as far as they change anything."""
 MAX_SECONDS = 600.0  # of a recording
 MAX_SEED = 2**31 - 1
 MAX_DRAWN = 4000  # tokens of a sequence whose attention is told
@@ -88,9 +88,13 @@ class RequestBuilder:
             "formats": ["WAV", "FLAC", "OGG", "MP3", *(["M4A", "WebM"] if is_installed() else [])],
             "languages": self._languages(),
             "tasks": {task: [name for name in names if name in known] for task, names in TASKS.items()},
-            "settings": {name: getattr(self.settings, name) for name in CHOICES},
-            "fields": {name: _form_field(name, getattr(self.settings, name)) for name in CHOICES},
+            "settings": {name: getattr(self.settings, name) for name in self._choices},
+            "fields": {name: _form_field(name, getattr(self.settings, name)) for name in self._choices},
         }
+
+    @property
+    def _choices(self) -> list[str]:
+        return [name for name in CHOICES if name not in self.settings.idle(self.folder.objective.kind)]
 
     def _languages(self) -> list[str]:
         """Languages among which the templates choose; none where they all have one text."""
