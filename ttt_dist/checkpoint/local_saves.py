@@ -164,7 +164,7 @@ def _swap(folder: Path, files: Files | None, to: int, source: int, group: Any) -
         received = swap(sent, None if place is None else place[2])
         if received is not None and not failures:
             with _kept(failures), (folder / place[0]).open("ab") as file:
-                file.write(received.numpy())
+                file.write(received.numpy().tobytes())
     if failures and files is not None:
         raise failures[0]
     if failures:  # of a disk that did not take this process's own part either, and why is about to be told
