@@ -30,7 +30,7 @@ class Callback:
     user's in the order of the config; the save of a step comes last. But in `close` they may use collectives, all ranks
     alike. What a hook raises ends the run. The time of what is done counts: in `pre_step` and `post_step` it belongs to the
     step's `guard.step_timeout`. Steps are counted from 1, as in metrics.jsonl: a hook after step n sees n updates done.
-    Setting `trainer.stop_reason` on all ranks alike ends the training after the step at hand, as its last step would.
+    Setting `trainer.stop_reason` on all ranks alike ends the training after the step at hand, with a checkpoint and the export.
 
     A constructor is called before any process group exists, in a dry run too: it keeps its settings and no more.
     """
