@@ -16,7 +16,11 @@ from torch.autograd.function import once_differentiable
 ONEDNN: Any = None
 if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
     ONEDNN = torch.ops.mkldnn._linear_pointwise.default
-ROW_STEPS = ((32, 2), (256, 8), (2048, 32), (2049, 256))  # up to so many rows: multiples of; never a single row
+IS_WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"
+# Up to so many rows: multiples of; never a single row. Without AVX-512 oneDNN takes six rows at a time, one or two that are left
+# by another kernel, and all by yet another where 1 / rows + 1 / N is below 0.0038: each with other last bits.
+ROW_STEPS = ((32, 2), (256, 8), (2048, 32), (2049, 256)) if IS_WIDE else ((36, 6), (240, 12))
+MOST_ROWS = 2**31 if IS_WIDE else 240  # of one product
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -34,9 +38,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _few_shapes(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`linear` without a gradient, where every call may have another number of rows.
 
-    They are filled up with zeros to a number out of few: oneDNN keeps a kernel for each, half a megabyte of code. One row
-    becomes two, as a single one would take another kernel and other last bits.
+    They are filled up with zeros to a number out of few: oneDNN keeps a kernel for each, half a megabyte of code. What a row
+    gives depends on itself alone, to the last bit, where the weight is transposed.
     """
+    if len(x) > MOST_ROWS:
+        return torch.cat([_few_shapes(rows, weight, bias) for rows in x.split(MOST_ROWS)])
     num_rows = len(x)
     step = next((step for most, step in ROW_STEPS if num_rows <= most), ROW_STEPS[-1][1])
     padded = F.pad(x, (0, 0, 0, -num_rows % step)) if num_rows % step else x.contiguous()
