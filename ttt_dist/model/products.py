@@ -17,7 +17,7 @@ ONEDNN: Any = None
 if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
     ONEDNN = torch.ops.mkldnn._linear_pointwise.default
 IS_WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"
-# Up to so many rows: multiples of; never a single row. Without AVX-512 oneDNN takes six rows at a time, one or two that are left
+# Up to so many rows: multiples of; never a single row. Without AVX-512 oneDNN takes six rows at a time, up to three that are left
 # by another kernel, and all by yet another where 1 / rows + 1 / N is below 0.0038: each with other last bits.
 ROW_STEPS = ((32, 2), (256, 8), (2048, 32), (2049, 256)) if IS_WIDE else ((36, 6), (240, 12))
 MOST_ROWS = 2**31 if IS_WIDE else 240  # of one product
