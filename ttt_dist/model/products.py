@@ -19,8 +19,8 @@ if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_p
 IS_WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"
 # Up to so many rows: multiples of; never a single row. Without AVX-512 oneDNN takes six rows at a time, up to three that are left
 # by another kernel, and all by yet another where 1 / rows + 1 / N is below 0.0038: each with other last bits.
-ROW_STEPS = ((32, 2), (256, 8), (2048, 32), (2049, 256)) if IS_WIDE else ((36, 6), (240, 12))
-MOST_ROWS = 2**31 if IS_WIDE else 240  # of one product
+ROW_STEPS = ((32, 2), (256, 8), (2048, 32), (2049, 256)) if IS_WIDE else ((36, 6), (48, 12))
+MOST_ROWS = 2**31 if IS_WIDE else 48  # of one product: threads share what has more, and leave remainders of their own
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
