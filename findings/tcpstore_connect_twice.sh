@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # torch 2.13.0 (2.11.0 does the same), a TCPStore client and a port at which nobody listens.
 # Expected: `TCPStore(..., timeout=t)` raises after t, as its message says ("has timed out after 4000ms").
-# Seen: it tries once more, after a pause of seconds: it raises after 1.3 to 2.5 times its timeout, and the message names one.
+# Seen: it tries once more, after a pause of seconds: it raises after 1.2 to 2.5 times its timeout, and the message names one.
 # Why it matters: a process that asks the store of a rank that may be dead, to say which one is lost, waits longer than it was told to; and who reads
 #   the message takes a rank for slow that was away for twice as long. Limits around such a call (a watchdog's, a launcher's) must allow for it.
 set -euo pipefail
