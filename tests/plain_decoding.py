@@ -242,10 +242,11 @@ class PlainLoop:
         return ids[after - 1] in self.ends
 
 
-def draw_settings(rng: np.random.Generator, **limits: Any) -> DecodeSettings:
-    """Greedy settings: blocks of 1 to 64, steps of 1 to the block, every rule; with and without guidance, threshold,
-    approximation.
+def draw_settings(rng: np.random.Generator, kind: str = "ttt", **limits: Any) -> DecodeSettings:
+    """Greedy settings for a model of objective.kind: blocks of 1 to 64, steps of 1 to the block, every rule; with and without
+    guidance, threshold, approximation.
     """
+    rules = ["leftmost", "any", "leftmost" if kind == "nar" else "causal"]
     block = int(rng.integers(1, 65))
     return DecodeSettings(
         block=block,
@@ -253,7 +254,7 @@ def draw_settings(rng: np.random.Generator, **limits: Any) -> DecodeSettings:
         commit_power=float(rng.choice([1.0, 1.0, 0.5, 2.0])),
         remasking=str(rng.choice(["low_confidence", "margin", "entropy", "random"])),  # type: ignore[arg-type]
         position_decay=float(rng.choice([0.0, 0.0, 0.3, 100.0])),
-        ends=str(rng.choice(["leftmost", "any", "causal"])),  # type: ignore[arg-type]
+        ends=str(rng.choice(rules)),  # type: ignore[arg-type]
         threshold=float(rng.choice([0.0, 0.0, 0.3, 0.9])),
         block_cache=str(rng.choice(["exact", "exact", "block_causal"])),  # type: ignore[arg-type]
         cfg=float(rng.choice([0.0, 0.0, 0.1, 1.0])) * (limits.get("audio_mode") != "tidar"),
@@ -297,7 +298,7 @@ def main() -> None:
         entry = json.loads(line)
         prompts.append(template.tts_prompt(entry["text"], entry.get("speaker")))
         prompts.append(template.asr_prompt(codec.encode([reader.read(entry)])[0]))
-    chosen = [replace(draw_settings(rng), span_limit=120, max_text=40, max_codes=120) for _ in prompts]
+    chosen = [replace(draw_settings(rng, folder.objective.kind), span_limit=120, max_text=40, max_codes=120) for _ in prompts]
     torch.set_num_threads(1)  # products of one short sequence
     wrong: Ids = []
     for start in range(0, len(prompts), 20):

@@ -104,7 +104,7 @@ def test_cached_batches_give_the_tokens_of_the_plain_loop(case: int) -> None:
     model = folder(case % 5, kind, str(rng.choice(["bidirectional", "causal"])))
     prompts = drawn_prompts(rng, 12)
     limits = {"span_limit": 70, "max_text": int(rng.integers(1, 7)), "max_codes": int(rng.integers(20, 150))}
-    chosen = [draw_settings(rng, audio_mode=rng.choice(modes_of(kind)), **limits) for _ in prompts]
+    chosen = [draw_settings(rng, kind, audio_mode=rng.choice(modes_of(kind)), **limits) for _ in prompts]
     assert differing(model, prompts, chosen, 1 + case % 8) == []
 
 

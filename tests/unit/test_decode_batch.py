@@ -38,8 +38,9 @@ def test_fixed_shapes_give_the_tokens_of_the_plain_loop(case: int, monkeypatch: 
     rng = np.random.default_rng(100 + case)
     model = folder(case % 5, ("ttt", "ttt", "ar", "nar")[case % 4], str(rng.choice(["bidirectional", "causal"])))
     prompts = drawn_prompts(rng, 10)
-    modes = rng.choice(modes_of(model.objective.kind), len(prompts))
-    chosen = [draw_settings(rng, audio_mode=mode, span_limit=60, max_text=5, max_codes=100) for mode in modes]
+    kind = model.objective.kind
+    modes = rng.choice(modes_of(kind), len(prompts))
+    chosen = [draw_settings(rng, kind, audio_mode=mode, span_limit=60, max_text=5, max_codes=100) for mode in modes]
     assert differing(model, prompts, chosen, 1 + case % 8) == []
     recorded = [shape for runner in runners for shape, graph in runner._recorded.items() if graph is not None]
     assert recorded
