@@ -298,7 +298,9 @@ def main() -> None:
         entry = json.loads(line)
         prompts.append(template.tts_prompt(entry["text"], entry.get("speaker")))
         prompts.append(template.asr_prompt(codec.encode([reader.read(entry)])[0]))
-    chosen = [replace(draw_settings(rng, folder.objective.kind), span_limit=120, max_text=40, max_codes=120) for _ in prompts]
+    chosen = [
+        replace(draw_settings(rng, folder.objective.kind), span_limit=120, max_text=40, max_codes=120) for _ in prompts
+    ]
     torch.set_num_threads(1)  # products of one short sequence
     wrong: Ids = []
     for start in range(0, len(prompts), 20):

@@ -1,5 +1,6 @@
 """What the adapter's tests look at in real engines, one process each: what DeepSpeed would do, and what we make of it."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,11 @@ import torch
 
 from tests.distributed.cases import Layout, new_engine, run_step
 from ttt_dist.parallel import deepspeed_adapter as adapter
+
+
+def inductor_imported() -> bool:
+    """Whether the engines that this process has made brought in what compiles."""
+    return "torch._inductor.compile_fx" in sys.modules
 
 
 def weights_and_fragments(layout: Layout) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""`run_distributed`: run functions in spawned processes that form a gloo group, and bring home what they return or raise.
+"""`run_distributed`: run functions in processes that form a gloo group, and bring home what they return or raise.
 
-Importing torch and deepspeed takes a process about ten seconds, so one set of processes runs all cases. Each must leave its
-groups again (`groups.leave`): the threads of a gloo group take time for as long as it is there.
+One set of processes runs all cases. Each must leave its groups again (`groups.leave`): the threads of a gloo group take
+time for as long as it is there.
 """
 
 import os
@@ -12,8 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch.multiprocessing as multiprocessing
-
+from tests.distributed import warm
 from ttt_dist.launch.rendezvous import free_port
 
 Case = Callable[..., Any]
@@ -28,11 +27,13 @@ def run_distributed(
     Functions and results must be picklable. The first exception of any rank ends them all and is raised here as
     AssertionError with the rank, the case and its traceback.
     """
-    context = multiprocessing.get_context("spawn")
+    context = warm.context()
     results = context.Queue()
     port = free_port()
     workers = [
-        context.Process(target=_worker, args=(rank, world_size, port, list(cases), results), daemon=True)
+        context.Process(
+            target=_worker, args=(rank, world_size, port, list(cases), results, dict(os.environ)), daemon=True
+        )
         for rank in range(world_size)
     ]
     for worker in workers:
@@ -80,8 +81,16 @@ def _kill(workers: Sequence[Any]) -> None:
         worker.kill()
 
 
-def _worker(rank: int, world_size: int, port: int, cases: list[tuple[Case, tuple[Any, ...]]], results: Any) -> None:
-    os.environ |= {
+def _worker(
+    rank: int,
+    world_size: int,
+    port: int,
+    cases: list[tuple[Case, tuple[Any, ...]]],
+    results: Any,
+    environment: dict[str, str],
+) -> None:
+    os.environ.clear()
+    os.environ |= environment | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(world_size),

@@ -1,5 +1,6 @@
 """A small run of the real command: random shards with everything beside them, a config, and ways to start it."""
 
+import atexit
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from tests.distributed import warm
 from tests.distributed.random_packs import SEQ_LEN, random_pack
 from ttt_dist.data.shards import ShardWriter
 from ttt_dist.launch.rendezvous import free_port
@@ -84,37 +86,38 @@ class Ranks:
         self.processes = []
         for rank, path in enumerate(self.logs):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_SIZE": str(world_size), "OMP_NUM_THREADS": "1"}
-            with path.open("w") as file:
-                self.processes.append(
-                    subprocess.Popen(
-                        [sys.executable, program, *arguments], cwd=ROOT,
-                        env=environment(**rendezvous, **own, **more), stdout=file, stderr=subprocess.STDOUT,
-                    )
-                )  # fmt: skip
+            path.write_text("")
+            given = (program, arguments, environment(**rendezvous, **own, **more), path)
+            self.processes.append(warm.context().Process(target=warm.run_program, args=given))
+        atexit.register(self.kill)  # multiprocessing would wait for them
+        for process in self.processes:
+            process.start()
 
     @property
     def running(self) -> bool:
-        return all(process.poll() is None for process in self.processes)
+        return all(process.is_alive() for process in self.processes)
 
     def signal(self, number: int, rank: int | None = None) -> None:
         """Send a signal to all ranks, or to one."""
         for process in self.processes if rank is None else [self.processes[rank]]:
-            process.send_signal(number)
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, number)
 
     def wait(self, timeout_s: float = 300) -> list[int]:
         """Exit statuses. As launchers do, kills what still runs GRACE_S after a rank has failed, or at the end."""
         end = time.monotonic() + timeout_s
-        while any(process.poll() is None for process in self.processes) and time.monotonic() < end:
-            if any(process.poll() for process in self.processes):
+        while any(process.is_alive() for process in self.processes) and time.monotonic() < end:
+            if any(process.exitcode for process in self.processes):
                 end = min(end, time.monotonic() + GRACE_S)
             time.sleep(0.1)
         self.kill()
-        return [process.returncode for process in self.processes]
+        return [process.exitcode or 0 for process in self.processes]  # all have one by now
 
     def kill(self) -> None:
         for process in self.processes:
-            process.kill()
-            process.wait()
+            if process.pid is not None:
+                process.kill()
+                process.join()
 
     def output(self) -> str:
         return "".join(path.read_text() for path in self.logs)

@@ -44,9 +44,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[Any, ...], Any
         for case in (cases.weights_and_fragments, cases.refreshed, cases.norms_asked)
     ]
     wanted += [(cases.files_written, (Layout(zero=1), folder)), (cases.allocating_step, (UNFUSED,))]
-    wanted += [(cases.norm_of_deepspeeds_clipping, (Layout(),))]
+    wanted += [(cases.norm_of_deepspeeds_clipping, (Layout(),)), (cases.inductor_imported, ())]
     results = run_distributed(wanted, 1)
-    return {(case.__name__, arguments[0]): found for (case, arguments), (found,) in zip(wanted, results, strict=True)}
+    return {(case.__name__, *arguments[:1]): found for (case, arguments), (found,) in zip(wanted, results, strict=True)}
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,14 @@ def test_the_norm_is_known_before_the_update(layout: Layout, alone: dict) -> Non
     heard, reported, moved = alone["norms_asked", layout]
     assert heard and all(norm == pytest.approx(reported, rel=1e-6) for norm in heard)
     assert reported > 0 and moved == 0.0
+
+
+def test_no_engine_compiles_muon(alone: dict) -> None:
+    """`import_muon_uncompiled`."""
+    from deepspeed.runtime.zero.muon import original_muon
+
+    assert alone["inductor_imported",] is False
+    assert "@compiler.compile()\n" in inspect.getsource(original_muon)
 
 
 def test_deepspeeds_own_clipping_still_drops_the_norm(alone: dict) -> None:

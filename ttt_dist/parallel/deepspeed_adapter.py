@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime import compiler
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
@@ -43,6 +44,18 @@ def take_over_process_group() -> None:
     """
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+
+
+def import_muon_uncompiled() -> None:
+    """Import DeepSpeed's optimizer Muon, about which its ZeRO asks of every other one, without compiling its kernels.
+
+    Nothing here uses Muon, and its `torch.compile` brings in all of Inductor: 2 s of CPU and 40 MB for each process.
+    """
+    compiler.compile, kept = lambda: lambda function: function, compiler.compile
+    try:
+        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+    finally:
+        compiler.compile = kept
 
 
 def forget_groups() -> None:

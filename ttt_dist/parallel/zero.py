@@ -61,6 +61,7 @@ def apply_zero(
     model: nn.Module, config: Config, layout: TokenLayout, mesh: Mesh, mpu: Mpu | None
 ) -> deepspeed.DeepSpeedEngine:
     """The engine that trains `model`: optimizer state, gradients and weights divided as the ZeRO stage asks; collective."""
+    deepspeed_adapter.import_muon_uncompiled()
     printed = io.StringIO()
     with redirect_stdout(printed):  # DeepSpeed prints its memory figures; they belong into the rank's log file
         engine, *_ = deepspeed.initialize(

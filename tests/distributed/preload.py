@@ -1,0 +1,15 @@
+"""Imported by the fork server of `warm.context`: what training and the cases of `run_distributed` take, on the CPU."""
+
+import os
+
+os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+
+import torch._dynamo  # noqa: F401  # which every optimizer imports
+
+import tests.distributed.cases  # noqa: F401
+import ttt_dist.checkpoint.export
+import ttt_dist.checkpoint.restore
+import ttt_dist.model.hf.folder
+import ttt_dist.parallel.parallelize
+import ttt_dist.training.loop
+import ttt_dist.training.plan  # noqa: F401
