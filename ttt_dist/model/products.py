@@ -17,10 +17,11 @@ ONEDNN: Any = None
 if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
     ONEDNN = torch.ops.mkldnn._linear_pointwise.default
 IS_WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"
-# Up to so many rows: multiples of; never a single row. Without AVX-512 oneDNN takes six rows at a time, up to three that are left
-# by another kernel, and all by yet another where 1 / rows + 1 / N is below 0.0038: each with other last bits.
-ROW_STEPS = ((32, 2), (256, 8), (2048, 32), (2049, 256)) if IS_WIDE else ((36, 6), (48, 12))
-MOST_ROWS = 2**31 if IS_WIDE else 48  # of one product: threads share what has more, and leave remainders of their own
+# Up to so many rows: multiples of; never a single row.
+ROW_STEPS = ((32, 2), (256, 8), (2048, 32), (2049, 256))
+# Of a transposed weight without AVX-512: oneDNN takes six rows at a time, up to three that are left by another kernel, and all by
+# yet another where 1 / rows + 1 / N is below 0.0038, each with other last bits; and threads share many, with remainders of their own.
+NARROW_ROW_STEPS = ((36, 6), (48, 12))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -41,10 +42,12 @@ def _few_shapes(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     They are filled up with zeros to a number out of few: oneDNN keeps a kernel for each, half a megabyte of code. What a row
     gives depends on itself alone, to the last bit, where the weight is transposed.
     """
-    if len(x) > MOST_ROWS:
-        return torch.cat([_few_shapes(rows, weight, bias) for rows in x.split(MOST_ROWS)])
-    num_rows = len(x)
-    step = next((step for most, step in ROW_STEPS if num_rows <= most), ROW_STEPS[-1][1])
+    num_rows, steps = len(x), ROW_STEPS
+    if not IS_WIDE and weight.stride(0) == 1:
+        steps, most_rows = NARROW_ROW_STEPS, NARROW_ROW_STEPS[-1][0]
+        if num_rows > most_rows:
+            return torch.cat([_few_shapes(rows, weight, bias) for rows in x.split(most_rows)])
+    step = next((step for most, step in steps if num_rows <= most), steps[-1][1])
     padded = F.pad(x, (0, 0, 0, -num_rows % step)) if num_rows % step else x.contiguous()
     out: Tensor = ONEDNN(padded, weight, bias, "none", [], "")
     return out[:num_rows]
