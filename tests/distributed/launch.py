@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing import get_context
 from typing import Any
 
 from tests.distributed import warm
@@ -20,14 +21,16 @@ WAITING = object()
 
 
 def run_distributed(
-    cases: Sequence[tuple[Case, tuple[Any, ...]]], world_size: int, timeout_s: float = 300
+    cases: Sequence[tuple[Case, tuple[Any, ...]]], world_size: int, timeout_s: float = 300, is_fresh: bool = False
 ) -> list[list[Any]]:
     """Run `function(*arguments)` of every case on `world_size` processes; returns [case][rank].
+
+    `is_fresh`: they are no forks, as what a C library reads of the environment when it is loaded matters.
 
     Functions and results must be picklable. The first exception of any rank ends them all and is raised here as
     AssertionError with the rank, the case and its traceback.
     """
-    context = warm.context()
+    context: Any = get_context("spawn") if is_fresh else warm.context()
     results = context.Queue()
     port = free_port()
     workers = [

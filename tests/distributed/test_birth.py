@@ -68,7 +68,7 @@ def test_no_process_holds_the_whole_model(whole: tuple[Path, Transformer], monke
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # freed tensors are given back at once
     num_bytes = sum(parameter.numel() * 4 for parameter in model.parameters())
     layouts = [(1, 3), (2, 3), (1, 1)]
-    results = run_distributed([(peak_of_birth, (str(folder), *layout)) for layout in layouts], 2)
+    results = run_distributed([(peak_of_birth, (str(folder), *layout)) for layout in layouts], 2, is_fresh=True)
     expected = float(model.get_parameter("blocks.7.mlp.down.weight").detach().double().sum())
     data_parallel, tensor_parallel, plain = results
     for by_rank in (data_parallel, tensor_parallel):
