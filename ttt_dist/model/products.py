@@ -18,10 +18,10 @@ if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_p
     ONEDNN = torch.ops.mkldnn._linear_pointwise.default
 IS_WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"
 # Up to so many rows: multiples of; never a single row.
-ROW_STEPS = ((32, 2), (256, 8), (2048, 32), (2049, 256))
+ROW_STEPS: tuple[tuple[int, int], ...] = ((32, 2), (256, 8), (2048, 32), (2049, 256))
 # Of a transposed weight without AVX-512: oneDNN takes six rows at a time, up to three that are left by another kernel, and all by
 # yet another where 1 / rows + 1 / N is below 0.0038, each with other last bits; and threads share many, with remainders of their own.
-NARROW_ROW_STEPS = ((36, 6), (48, 12))
+NARROW_ROW_STEPS: tuple[tuple[int, int], ...] = ((36, 6), (48, 12))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -44,7 +44,7 @@ def _few_shapes(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     num_rows, steps = len(x), ROW_STEPS
     if not IS_WIDE and weight.stride(0) == 1:
-        steps, most_rows = NARROW_ROW_STEPS, NARROW_ROW_STEPS[-1][0]
+        steps, (most_rows, _) = NARROW_ROW_STEPS, NARROW_ROW_STEPS[-1]
         if num_rows > most_rows:
             return torch.cat([_few_shapes(rows, weight, bias) for rows in x.split(most_rows)])
     step = next((step for most, step in steps if num_rows <= most), steps[-1][1])
