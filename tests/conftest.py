@@ -1,6 +1,8 @@
 """Every test process uses one thread and the CPU: tests run side by side with others, and must not depend on a GPU."""
 
 import os
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +13,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["WANDB_MODE"] = "offline"
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_that_ends_the_process() -> Iterator[None]:
+    """A watchdog that a test forgets would end its worker a minute later, in the middle of another test."""
+    yield
+    assert "watchdog" not in {thread.name for thread in threading.enumerate()}
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -15,6 +15,7 @@ from ttt_dist.launch.launchers import DistInfo
 from ttt_dist.launch.rendezvous import free_port
 from ttt_dist.telemetry.events import read_events
 from ttt_dist.training import plan as plans
+from ttt_dist.training import watchdog
 from ttt_dist.util.errors import LostProcessError
 
 
@@ -27,13 +28,23 @@ def alone() -> Iterator[None]:
 
 
 @pytest.fixture
-def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    watching: list[watchdog.Watchdog] = []
+
+    def watch(*arguments: Any) -> watchdog.Watchdog:
+        watching.append(real(*arguments))
+        return watching[-1]
+
+    real = watchdog.Watchdog
+    monkeypatch.setattr(watchdog, "Watchdog", watch)
     for name in ("init_process_group", "log_to_files"):
         monkeypatch.setattr(process_group, name, MagicMock())
     found = MagicMock(**{"mesh.tensor": 1, "mesh.rank": 0})
     found.config.run_dir, found.config.telemetry.memory_history = str(tmp_path), False
     found.config.guard.start_timeout, found.config.guard.stop_after = 60.0, 0.0
-    return found
+    yield found
+    for one in watching:
+        one.close()  # or it ends this process in a minute
 
 
 def test_a_process_that_is_lost_before_the_model_is_built_is_lost_like_any_other(
