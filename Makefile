@@ -17,8 +17,9 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# Two workers each, which take whole files. Tests of many processes wait for each other a good deal: units and lint fill the gaps.
-PYTEST := $(BIN)/python -m pytest -n 2 --no-loadscope-reorder
+# Two workers each, which take whole files. Where one dies the run ends: with a new one in its place pytest-xdist 3.8 waits for ever.
+# Tests of many processes wait for each other a good deal: units and lint fill the gaps.
+PYTEST := $(BIN)/python -m pytest -n 2 --no-loadscope-reorder --max-worker-restart 0
 
 test: setup
 	@$(MAKE) --no-print-directory -j3 --output-sync=target test-processes test-units lint
