@@ -1,5 +1,6 @@
 """Imported by the fork server of `warm.context`: what training and the cases of `run_distributed` take, on the CPU."""
 
+import gc
 import os
 
 os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -13,3 +14,6 @@ import ttt_dist.model.hf.folder
 import ttt_dist.parallel.parallelize
 import ttt_dist.training.loop
 import ttt_dist.training.plan  # noqa: F401
+
+gc.collect()
+gc.freeze()  # what is imported is no garbage: forks neither look through it nor copy its pages
