@@ -1,6 +1,8 @@
 """What tests of work that is shared out, killed and gone on with have in common."""
 
 import argparse
+import gc
+import importlib
 import json
 import os
 import random
@@ -8,9 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,9 +92,15 @@ def campaign(
     Raises AssertionError where `work` cannot go on, or what is `seen` of `out` differs from that of an undisturbed run.
     """
     torch.set_num_threads(1)  # threads do not survive a fork
-    start = time.monotonic()
-    assert os.waitpid(in_child(work), 0)[1] == 0
-    whole = time.monotonic() - start
+    with tempfile.NamedTemporaryFile("r") as file:
+        start = time.monotonic()
+        assert os.waitpid(in_child(partial(_tell_modules, work, file.name)), 0)[1] == 0
+        whole = time.monotonic() - start
+        for name in file.read().split():
+            with suppress(Exception):  # some are imported by others alone
+                importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # forks look through their own alone
     wanted = seen(out)
     assert not [name for name in contents(out) if name.endswith((".tmp", ".lock"))]
     shutil.rmtree(out)
@@ -105,6 +115,12 @@ def campaign(
     else:
         figures = _kill_at_moments(work, compare, whole, args)
     sys.stdout.write(json.dumps(figures | {"seconds_undisturbed": round(whole, 2), "lost": 0}) + "\n")
+
+
+def _tell_modules(work: Callable[[], None], file: str) -> None:
+    """Do the work, then write down what has been imported for it: each fork would import it anew."""
+    work()
+    Path(file).write_text("\n".join(sys.modules))
 
 
 def _kill_at_moments(
