@@ -9,13 +9,22 @@ from pathlib import Path
 
 import pytest
 
+from tools.simulate import __main__ as simulate
 from tools.simulate.counting import COUNTER
 from tools.simulate.synthetic import make_set
 from ttt_dist.data.shards import ShardReader
 from ttt_dist.data.verify import verify
 from ttt_dist.sequence.tokens import released
+from ttt_dist.util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("words", [("--ranks", "1"), ("--shards", "0"), ("--samples", "3", "--shards", "4")])
+def test_what_cannot_be_simulated_is_one_line(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["simulate", *words])
+    with pytest.raises(UserError, match=f"{words[0]} is {words[1]}; take at least"):
+        simulate.main()
 
 
 def test_every_way_of_asking_the_file_system_is_counted(tmp_path: Path) -> None:

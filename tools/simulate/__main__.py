@@ -25,6 +25,7 @@ from ttt_dist.config.pipeline import Recipe
 from ttt_dist.data.set_index import open_index
 from ttt_dist.sequence.tokens import TokenLayout, released
 from ttt_dist.util.console import Progress, main_guard, print_json, print_rank0
+from ttt_dist.util.errors import UserError
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SIZES = {path.stem.rpartition("-")[2]: path for path in RECIPES.glob("qwen*b.yaml")}
@@ -34,6 +35,11 @@ SEQ_LEN = 2048
 def main() -> None:
     """Make the set, start the ranks, save, start them again from the checkpoints, let things fail."""
     args = parse_arguments()
+    for name, least in (("ranks", 2), ("shards", 1), ("samples", args.shards)):
+        if (value := getattr(args, name)) < least:
+            raise UserError(
+                f"--{name} is {value:,}; take at least {least:,}, as a rank is lost and each shard has a sample"
+            )
     with tempfile.TemporaryDirectory(prefix="simulate-", dir=args.folder) as name:
         print_json(simulate(args, Path(name).resolve()))
 
