@@ -111,7 +111,9 @@ class Ranks:
                 end = min(end, time.monotonic() + GRACE_S)
             time.sleep(0.1)
         self.kill()
-        return [process.exitcode or 0 for process in self.processes]  # all have one by now
+        statuses = [process.exitcode for process in self.processes]
+        assert None not in statuses, statuses
+        return [status for status in statuses if status is not None]
 
     def kill(self) -> None:
         for process in self.processes:

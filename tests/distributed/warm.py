@@ -23,8 +23,8 @@ def context() -> ForkServerContext:
 
 
 def run_program(program: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
-    """What a process of `context` does to be `python program arguments` in the project's folder, with all output in `log`."""
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    """What a process of `context` does to be `python program arguments` in the project's folder, its output in `log`, which is there."""
+    file = os.open(log, os.O_WRONLY)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.chdir(ROOT)
