@@ -88,10 +88,10 @@ class CodesPart:
 
     def _recordings(self, to_ids: Callable[[np.ndarray], bytes]) -> tuple[Sequence[Codes], list[int]]:
         """Every clip, and the first clip of every utterance; a part is a few MB."""
-        dataset = open_indexed(self.prefix, multimodal=False)
-        ends = np.cumsum(dataset.sequence_lengths)
+        index = open_indexed(self.prefix, multimodal=False).index
+        ends = np.cumsum(index.sequence_lengths)
         everything = np.fromfile(with_suffix(self.prefix, ".bin"), "<i4")
-        borders = dataset.document_indices.tolist()
+        borders = index.document_indices.tolist()
         try:
             ids = to_ids(everything)
         except UserError:

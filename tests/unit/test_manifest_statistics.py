@@ -78,7 +78,7 @@ def test_how_full_packs_will_be(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert matplotlib.image.imread(tmp_path / "train.png").shape[0] > 1200  # with a third row
 
 
-@given(st.lists(st.integers(1, 3000), min_size=1, max_size=200))
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=60))
 def test_predicted_fill_is_a_share(lengths: list[int]) -> None:
     for seq_len, fill, too_long in predicted_fill(lengths):
         assert 0 < fill <= 1 and too_long == sum(length > seq_len for length in lengths) / len(lengths)

@@ -350,17 +350,23 @@ def test_our_reader_and_megatrons_agree(multimodal: bool, tmp_path: Path) -> Non
     builder.finalize(str(tmp_path / "any.idx"))
     theirs = megatron.IndexedDataset(str(tmp_path / "any"), multimodal=multimodal)
     ours = open_indexed(tmp_path / "any", multimodal)
+    index = ours.index
     for name in ("sequence_lengths", "sequence_pointers", "document_indices"):
-        mine, other = getattr(ours, name), getattr(theirs.index, name)
+        mine, other = getattr(index, name), getattr(theirs.index, name)
         assert mine.dtype == other.dtype and mine.tolist() == other.tolist(), name
-    assert ours.sequence_modes.tolist() == (theirs.index.sequence_modes.tolist() if multimodal else [])
-    for pointer, length in zip(ours.sequence_pointers.tolist(), ours.sequence_lengths.tolist(), strict=True):
+    assert index.sequence_modes.tolist() == (theirs.index.sequence_modes.tolist() if multimodal else [])
+    for pointer, length in zip(index.sequence_pointers.tolist(), index.sequence_lengths.tolist(), strict=True):
         wanted = theirs.bin_reader.read(dtype=np.int32, count=length, offset=pointer)
         assert ours.read(pointer, length).tolist() == wanted.tolist()
+    if multimodal:
+        pointers, *parts = zip(*map(ours.document, range(ours.num_documents)), strict=True)
+        assert list(pointers) == index.sequence_pointers[index.document_indices[:-1]].tolist()
+        for part, column in zip(parts, (index.sequence_lengths, index.sequence_modes), strict=True):
+            assert np.concatenate(part).dtype == column.dtype and np.concatenate(part).tolist() == column.tolist()
 
 
 def test_a_negative_length_is_no_read_to_the_end(prefix: Path) -> None:
-    with pytest.raises(ValueError, match="a sequence of -1 tokens"):
+    with pytest.raises(ValueError, match="bytes 0 to -4"):
         open_indexed(prefix, multimodal=True).read(0, -1)
 
 

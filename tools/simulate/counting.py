@@ -50,6 +50,8 @@ class Counter:
 
     def concerns(self, path: Any) -> bool:
         """Whether a path lies in the folder that is watched; a descriptor is none."""
+        if type(path) is str and path.startswith(self.folder) and ".." not in path:
+            return True  # as most are: a rank's CPU is to be its own, not that of being counted
         try:
             return os.path.abspath(os.fsdecode(path)).startswith(self.folder)
         except TypeError:

@@ -7,11 +7,13 @@ sequences. The `.idx` is a header of 34 bytes and three or four arrays; tests co
 import mmap
 import os
 import struct
-import weakref
 from array import array
 from collections.abc import Collection, Iterable
-from hashlib import sha256
+from functools import cached_property
+from hashlib import file_digest
+from itertools import accumulate
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -75,70 +77,119 @@ def new_builder(bin_path: Path, multimodal: bool) -> IndexedBuilder:
     return IndexedBuilder(bin_path, multimodal)
 
 
-class Indexed:
-    """A .bin and its .idx: sequences of tokens of one `dtype`, and documents of several sequences each. Two handles, freed with
-    the object.
+class _File:
+    """A file open for reading, closed with the object."""
 
-    `sequence_lengths` int32 [n] in tokens, `sequence_pointers` int64 [n] in bytes, `document_indices` int64 [documents + 1]
-    (first sequence of each, and the end), `sequence_modes` int8 [n] where `multimodal`, else empty; all of them mapped.
+    fd = -1
+
+    def __init__(self, path: str) -> None:
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.size = os.fstat(self.fd).st_size
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+    def read(self, dtype: np.dtype[Any], count: int, place: int) -> np.ndarray:
+        """`count` numbers from byte `place`. Raises ValueError where they lie outside."""
+        stop = place + dtype.itemsize * count
+        if not 0 <= place <= stop <= self.size:  # before as much memory is asked for
+            raise ValueError(f"bytes {place} to {stop} of {self.size}")
+        found = np.empty(count, dtype)
+        left = found.view(np.uint8).data
+        while len(left) != (got := os.preadv(self.fd, [left], place)):
+            if not got:
+                raise ValueError("the file has become shorter")
+            left, place = left[got:], place + got  # a call gives 2 GiB at most, and some file systems less
+        return found
+
+
+class Index(NamedTuple):
+    """The arrays of an .idx."""
+
+    sequence_lengths: np.ndarray
+    """int32 [n], in tokens."""
+    sequence_pointers: np.ndarray
+    """int64 [n], in bytes of the .bin."""
+    document_indices: np.ndarray
+    """int64 [documents + 1]: the first sequence of each, and the end."""
+    sequence_modes: np.ndarray
+    """int8 [n] where multimodal, else empty."""
+
+
+DTYPES_OF_INDEX = tuple(map(np.dtype, (np.int32, np.int64, np.int64, np.int8)))
+
+
+class Indexed:
+    """A .bin and its .idx: sequences of tokens of one `dtype`, and `num_documents` of several sequences each.
+
+    Two handles, freed with the object; a third once `index` was asked for.
     """
 
-    def __init__(self, prefix: Path, multimodal: bool, dtypes: Collection[str]) -> None:
+    def __init__(self, prefix: str | Path, multimodal: bool, dtypes: Collection[str]) -> None:
         """Raises ValueError where the .idx is not what Megatron writes, or of a type that is none of `dtypes`."""
-        with open(f"{prefix}.idx", "rb", buffering=0) as file:
-            self._index = index = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if len(index) < HEADER.size:
-            raise ValueError(f"{len(index)} bytes, less than its header")
-        magic, version, code, num_sequences, num_borders = HEADER.unpack_from(index)
+        self._idx = _File(f"{prefix}.idx")
+        if self.idx_bytes < HEADER.size:
+            raise ValueError(f"{self.idx_bytes} bytes, less than its header")
+        magic, version, code, num_sequences, num_borders = HEADER.unpack(os.pread(self._idx.fd, HEADER.size, 0))
         if (magic, version) != (MAGIC, VERSION) or code not in DTYPES or not num_borders:
             raise ValueError("bad header")
         if DTYPES[code] not in dtypes:
             raise ValueError(f"holds {DTYPES[code]}, not {' or '.join(dtypes)}")
         self.dtype = np.dtype(DTYPES[code])
-        num_modes = num_sequences if multimodal else 0
-        needed = HEADER.size + 12 * num_sequences + 8 * num_borders + num_modes
-        if len(index) < needed:
-            raise ValueError(f"{len(index)} bytes, and its header asks for {needed}")
-        place = HEADER.size
-        arrays = []
-        counts = (num_sequences, num_sequences, num_borders, num_modes)
-        for dtype, count in zip((np.int32, np.int64, np.int64, np.int8), counts, strict=True):
-            arrays.append(np.frombuffer(index, dtype, count, place))
-            place += arrays[-1].nbytes
-        self.sequence_lengths, self.sequence_pointers, self.document_indices, self.sequence_modes = arrays
-        self._bin = os.open(f"{prefix}.bin", os.O_RDONLY | os.O_CLOEXEC)
-        self._close = weakref.finalize(self, os.close, self._bin)
-        self.bin_bytes = os.fstat(self._bin).st_size
+        self.num_documents = num_borders - 1
+        self._counts = (num_sequences, num_sequences, num_borders, num_sequences if multimodal else 0)
+        sizes = (dtype.itemsize * count for dtype, count in zip(DTYPES_OF_INDEX, self._counts, strict=True))
+        *self._places, needed = accumulate(sizes, initial=HEADER.size)
+        if self.idx_bytes < needed:
+            raise ValueError(f"{self.idx_bytes} bytes, and its header asks for {needed}")
+        self._bin = _File(f"{prefix}.bin")
+
+    @cached_property
+    def index(self) -> Index:
+        """All of the .idx, mapped."""
+        content = mmap.mmap(self._idx.fd, 0, access=mmap.ACCESS_READ)
+        columns = zip(DTYPES_OF_INDEX, self._counts, self._places, strict=True)
+        return Index(*(np.frombuffer(content, *column) for column in columns))
+
+    @property
+    def bin_bytes(self) -> int:
+        """Size of the .bin."""
+        return self._bin.size
 
     @property
     def idx_bytes(self) -> int:
         """Size of the .idx."""
-        return len(self._index)
+        return self._idx.size
 
     def idx_sha256(self) -> bytes:
-        """SHA-256 of the .idx, whose pages are then given back: few of them are read again."""
-        digest = sha256(self._index).digest()
-        self._index.madvise(mmap.MADV_DONTNEED)
-        return digest
+        """SHA-256 of the .idx."""
+        with open(self._idx.fd, "rb", buffering=0, closefd=False) as file:
+            return file_digest(file, "sha256").digest()
+
+    def document(self, number: int) -> tuple[int, np.ndarray, np.ndarray]:
+        """Where a document of a multimodal set begins in the .bin, in bytes, and lengths and modes of its sequences. Raises
+        ValueError where the .idx is broken.
+
+        Read, not mapped: the page faults of a new map take longer than these four reads.
+        """
+        first, last = self._part(2, number, 2).tolist()
+        [pointer] = self._part(1, first, 1).tolist()
+        return pointer, self._part(0, first, last - first), self._part(3, first, last - first)
+
+    def _part(self, column: int, first: int, count: int) -> np.ndarray:
+        dtype = DTYPES_OF_INDEX[column]
+        if not 0 <= first <= first + count <= self._counts[column]:
+            raise ValueError(f"{count} entries from {first} of {self._counts[column]}")
+        return self._idx.read(dtype, count, self._places[column] + dtype.itemsize * first)
 
     def read(self, offset: int, count: int) -> np.ndarray:
         """`count` tokens from byte `offset` of the .bin, of `dtype`. Raises ValueError where they lie outside."""
-        if count < 0 or offset < 0:
-            raise ValueError(f"a sequence of {count} tokens from {offset}")
-        stop = offset + self.dtype.itemsize * count
-        if stop > self.bin_bytes:  # before as much memory is asked for
-            raise ValueError(f"bytes {offset} to {stop} of {self.bin_bytes}")
-        ids = np.empty(count, self.dtype)
-        left = ids.view(np.uint8).data
-        while len(left) != (got := os.preadv(self._bin, [left], offset)):
-            if not got:
-                raise ValueError("the .bin has become shorter")
-            left, offset = left[got:], offset + got  # a call gives 2 GiB at most, and some file systems less
-        return ids
+        return self._bin.read(self.dtype, count, offset)
 
 
 def open_indexed(
-    prefix: Path, multimodal: bool, dtypes: Collection[str] = ("int32",), remedy: str = "write the shard again"
+    prefix: str | Path, multimodal: bool, dtypes: Collection[str] = ("int32",), remedy: str = "write the shard again"
 ) -> Indexed:
     """The data set at prefix. Raises UserError where its files are missing or do not fit each other."""
     try:

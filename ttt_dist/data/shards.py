@@ -8,7 +8,7 @@ on, PREFIX.json that lists them, and PREFIX.shards (`set_index`) with what a rea
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -22,8 +22,8 @@ from ttt_dist.data.document import IS_TARGET, STARTS_SAMPLE, Document, check_str
 from ttt_dist.data.indexed import new_builder, open_indexed
 from ttt_dist.data.metadata import with_suffix
 from ttt_dist.data.set_index import Check, SetIndex, open_index, require_size
-from ttt_dist.sequence.id_bytes import to_array
-from ttt_dist.sequence.sample import Sample, Segment
+from ttt_dist.sequence.id_bytes import WIDTH, to_array
+from ttt_dist.sequence.sample import Sample
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.util.atomic_files import fsync_folder, open_new, sha256_file, temporary_name, writing
 from ttt_dist.util.errors import UserError
@@ -56,13 +56,16 @@ def _list_segments(sample: Sample, lengths: list[int], modes: list[int]) -> None
 
 def to_samples(document: Document) -> list[Sample]:
     """The samples of a document."""
-    parts = np.split(document.ids, np.cumsum(document.lengths)[:-1])
-    samples: list[list[Segment]] = []
-    for ids, mode in zip(parts, document.modes.tolist(), strict=True):
-        if mode & STARTS_SAMPLE or not samples:
-            samples.append([])
-        samples[-1].append(Segment(ids, bool(mode & IS_TARGET)))
-    return [Sample.of(segments) for segments in samples]
+    content, samples = document.ids.tobytes(), list[Sample]()
+    start = stop = 0
+    ends: list[tuple[int, bool]] = []
+    for length, mode in zip(document.lengths.tolist(), document.modes.tolist(), strict=True):
+        if mode & STARTS_SAMPLE and ends:
+            samples.append(Sample(content[WIDTH * start : WIDTH * stop], ends))
+            start, ends = stop, []
+        stop += length
+        ends.append((stop - start, bool(mode & IS_TARGET)))
+    return [*samples, Sample(content[WIDTH * start :], ends)]
 
 
 class ShardWriter:
@@ -215,6 +218,7 @@ class ShardReader:
     def __init__(self, prefix: str | Path, check: Check = "sizes", index: SetIndex | None = None) -> None:
         """`index`: of shards beside `prefix` that are no set on disk."""
         self.prefix = Path(prefix)
+        self._folder = str(self.prefix.parent)
         self._index = open_index(self.prefix) if index is None else index
         self.meta = self._index.meta
         self.layout = TokenLayout.from_dict(self.meta["layout"], f"{self.prefix}.json")
@@ -303,21 +307,19 @@ class ShardReader:
     def _start(self, number: int) -> int:
         return int(self._ends[number - 1]) if number else 0
 
-    def _prefix(self, number: int) -> Path:
-        return self.prefix.with_name(self._index.name(number))
+    def _prefix(self, number: int) -> str:
+        return os.path.join(self._folder, self._index.name(number))
 
     def _open(self, number: int) -> "_Shard":
         """Open a shard that fits what the index says of it. Raises UserError naming the file that does not."""
         prefix = self._prefix(number)
         shard = _Shard(prefix)
-        sizes = (shard.data.bin_bytes, shard.data.idx_bytes)
-        for suffix, found, expected in zip(
-            (".bin", ".idx"), sizes, self._index.num_bytes[number].tolist(), strict=True
-        ):
-            require_size(f"{prefix}{suffix}", found, expected)
-        packs = int(self._ends[number]) - self._start(number)
-        if len(shard) != packs:
-            raise UserError(f"{prefix}.idx: {len(shard)} documents, its JSON says {packs}; write the shard again")
+        bin_bytes, idx_bytes = self._index.num_bytes[number].tolist()
+        require_size(f"{prefix}.bin", shard.data.bin_bytes, bin_bytes)
+        require_size(f"{prefix}.idx", shard.data.idx_bytes, idx_bytes)
+        found, packs = shard.data.num_documents, int(self._ends[number]) - self._start(number)
+        if found != packs:
+            raise UserError(f"{prefix}.idx: {found} documents, its JSON says {packs}; write the shard again")
         if not self._is_whole[number]:
             stated = self._index.idx_sha256[number].tobytes()
             if any(stated) and shard.data.idx_sha256() != stated:
@@ -335,34 +337,38 @@ def _open_shard(reader: ShardReader, number: int) -> "_Shard":
 class _Shard:
     """The .bin and .idx of one shard."""
 
-    def __init__(self, prefix: Path) -> None:
+    def __init__(self, prefix: str) -> None:
         self.prefix = prefix
         self.data = open_indexed(prefix, multimodal=True)
-        self._borders = self.data.document_indices
-
-    def __len__(self) -> int:
-        return len(self._borders) - 1
 
     def document(self, number: int) -> Document:
         """One document's arrays."""
-        return self._document(number, slice(*self._borders[number : number + 2].tolist()))
+        with self._naming(number):
+            return self._document(*self.data.document(number))
 
     def documents(self, numbers: np.ndarray) -> list[Document]:
         """Those of several."""
-        firsts, lasts = self._borders[numbers], self._borders[numbers + 1]
-        places = zip(numbers.tolist(), firsts.tolist(), lasts.tolist(), strict=True)
-        return [self._document(number, slice(first, last)) for number, first, last in places]
+        all_lengths, pointers, borders, all_modes = self.data.index
+        firsts, lasts, found = borders[numbers], borders[numbers + 1], []
+        for number, first, last in zip(numbers.tolist(), firsts.tolist(), lasts.tolist(), strict=True):
+            with self._naming(number):
+                # Copies: the files may be closed meanwhile.
+                lengths, modes = all_lengths[first:last].copy(), all_modes[first:last].copy()
+                found.append(self._document(int(pointers[first]), lengths, modes))
+        return found
 
-    def _document(self, number: int, where: slice) -> Document:
-        """Arrays of their own: the files may be closed meanwhile."""
-        lengths = self.data.sequence_lengths[where].copy()
+    def _document(self, pointer: int, lengths: np.ndarray, modes: np.ndarray) -> Document:
+        return Document(self.data.read(pointer, int(lengths.sum())), lengths, modes)
+
+    @contextmanager
+    def _naming(self, number: int) -> Iterator[None]:
         try:
-            ids = self.data.read(int(self.data.sequence_pointers[where.start]), int(lengths.sum()))
+            yield
         except (ValueError, IndexError) as error:
             raise UserError(f"{self.prefix}.idx: pack {number} lies outside the .bin; run data_prep verify") from error
-        return Document(ids, lengths, self.data.sequence_modes[where].copy())
 
     def lengths(self) -> np.ndarray:
         """Tokens per document, int64 [documents]."""
-        ends = np.concatenate([[0], np.cumsum(self.data.sequence_lengths, dtype=np.int64)])
-        return np.diff(ends[self._borders])
+        index = self.data.index
+        ends = np.concatenate([[0], np.cumsum(index.sequence_lengths, dtype=np.int64)])
+        return np.diff(ends[index.document_indices])

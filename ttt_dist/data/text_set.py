@@ -93,7 +93,7 @@ class TextSet:
 
     def _read(self, document: int, first: int, stop: int) -> np.ndarray:
         """A piece of a document, int32. Raises UserError on an id that is no text."""
-        begin = self._data.sequence_pointers[self._data.document_indices[document]]
+        begin = self._data.index.sequence_pointers[self._data.index.document_indices[document]]
         ids = self._data.read(int(begin) + first * self._data.dtype.itemsize, stop - first)
         is_text = (ids >= 0) & (ids < self.layout.num_text_tokens)
         is_text &= ~self.layout.is_audio[np.where(is_text, ids, 0)]
@@ -123,9 +123,8 @@ class TextSet:
 
         Refuses modes (of packs without their JSON), and an index whose sequences do not lie one after the other.
         """
-        data = self._data
-        lengths, pointers, borders = data.sequence_lengths, data.sequence_pointers, data.document_indices
-        path, width = with_suffix(self.prefix, ".idx"), data.dtype.itemsize
+        lengths, pointers, borders, _ = self._data.index
+        path, width = with_suffix(self.prefix, ".idx"), self._data.dtype.itemsize
         if path.stat().st_size != HEADER.size + lengths.nbytes + pointers.nbytes + borders.nbytes:
             raise UserError(
                 f"{path}: says more than a text set does (a multimodal one?); of packs the JSON is missing, pack again"
