@@ -21,7 +21,9 @@ class Child:
 
     def __init__(self, source: str, seeds: Path, scratch: Path, seed: int) -> None:
         context = mp.get_context("forkserver")
-        context.set_forkserver_preload([work.__module__, source.partition(":")[0]])  # imports are half of a process's life
+        context.set_forkserver_preload(
+            [work.__module__, source.partition(":")[0]]
+        )  # imports are half of a process's life
         self.scratch = Path(tempfile.mkdtemp(dir=scratch))
         self.connection, theirs = context.Pipe()
         self.current: Any = context.Value("q", -1, lock=False)
