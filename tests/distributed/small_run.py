@@ -63,7 +63,9 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def execute(command: list[str], **more: str) -> "subprocess.CompletedProcess[str]":
-    """Run a command in the project's folder to its end."""
+    """Run a command in the project's folder to its end; Python itself as `warm.python`."""
+    if command[0] == sys.executable:
+        return warm.python(command[1:], environment(**more), timeout_s=300)
     return subprocess.run(
         command, cwd=ROOT, env=environment(**more), capture_output=True, text=True, timeout=300, check=False
     )
@@ -87,8 +89,8 @@ class Ranks:
         for rank, path in enumerate(self.logs):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_SIZE": str(world_size), "OMP_NUM_THREADS": "1"}
             path.write_text("")
-            given = (program, arguments, environment(**rendezvous, **own, **more), path)
-            self.processes.append(warm.context().Process(target=warm.run_program, args=given))
+            given = ([program, *arguments], environment(**rendezvous, **own, **more), path, path)
+            self.processes.append(warm.context().Process(target=warm.run_python, args=given))
         atexit.register(self.kill)  # multiprocessing would wait for them
         for process in self.processes:
             process.start()

@@ -17,7 +17,7 @@ from ttt_dist.checkpoint.deepspeed_reader import DeepSpeedCheckpoint
 from ttt_dist.checkpoint.saved_state import EMA, KINDS, MOMENTS, WEIGHTS
 from ttt_dist.checkpoint.universal import UniversalCheckpoint, write_universal
 
-SAVED, AFTER = 3, 6
+SAVED, AFTER = 3, 3
 STEP = f"step-{SAVED:08d}"
 # Of the norm of a weight's moments, against one process. Misplaced numbers make it 1; in bf16, sums that tensor
 # parallelism rounds once more are 5e-2 apart when squared.

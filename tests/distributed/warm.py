@@ -7,10 +7,12 @@ tests start such ones.
 import multiprocessing
 import os
 import runpy
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,14 +24,34 @@ def context() -> ForkServerContext:
     return context
 
 
-def run_program(program: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
-    """What a process of `context` does to be `python program arguments` in the project's folder, its output in `log`, which is there."""
-    file = os.open(log, os.O_WRONLY)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+def python(
+    words: Sequence[str], environment: Mapping[str, str], timeout_s: float
+) -> "subprocess.CompletedProcess[str]":
+    """What `python words` does in the project's folder, to its end, in a process of `context`."""
+    with TemporaryDirectory() as folder:
+        out, error = (Path(folder, name) for name in ("out", "error"))
+        process = context().Process(target=run_python, args=(words, environment, out, error))
+        process.start()
+        process.join(timeout_s)
+        status = process.exitcode
+        if status is None:
+            process.kill()
+            raise subprocess.TimeoutExpired(list(words), timeout_s)
+        return subprocess.CompletedProcess(list(words), status, out.read_text(), error.read_text())
+
+
+def run_python(words: Sequence[str], environment: Mapping[str, str], out: Path, error: Path) -> None:
+    """What a process of `context` does to be `python words`, a program or `-m` a module."""
+    for number, path in enumerate((out, error), start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), number)
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = [program, *arguments]
-    sys.path.insert(0, "")  # a program puts its own folder, or the project's, into the first place
-    runpy.run_path(str(ROOT / program), run_name="__main__")
+    # In the first place a program puts its own folder, or the project's.
+    sys.path[:0] = ["", *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    if words[0] == "-m":
+        sys.argv = list(words[1:])
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = list(words)
+        runpy.run_path(str(ROOT / words[0]), run_name="__main__")

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 
 import ttt_dist.tools.convert_checkpoint as convert
 from tests.distributed.cases import ROOT
+from tests.distributed.small_run import execute
 from tests.structures import SHARED, needs_shared
 from ttt_dist.config.decode import DecodeSettings, folder_settings
 from ttt_dist.config.model import ModelConfig
@@ -318,8 +319,8 @@ def test_what_fails_midway_leaves_nothing(
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "tools/convert_checkpoint.py", *map(str, arguments)]
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    """tools/convert_checkpoint.py."""
+    return execute([sys.executable, "tools/convert_checkpoint.py", *map(str, arguments)])
 
 
 @pytest.mark.slow

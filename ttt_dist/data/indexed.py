@@ -12,8 +12,9 @@ from collections.abc import Collection, Iterable
 from functools import cached_property
 from hashlib import file_digest
 from itertools import accumulate
+from operator import mul
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from ttt_dist.util.errors import UserError
 
 # Magic bytes, version, code of the tokens' type, sequences, entries of document_indices (one more than documents).
 HEADER = struct.Struct("<9sQBQQ")
+BORDERS, POINTER = struct.Struct("<qq"), struct.Struct("<q")
 MAGIC, VERSION, INT32 = b"MMIDIDX\0\0", 1, 4
 DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float64", 7: "float32", 8: "uint16"}
 
@@ -90,18 +92,17 @@ class _File:
         if self.fd >= 0:
             os.close(self.fd)
 
-    def read(self, dtype: np.dtype[Any], count: int, place: int) -> np.ndarray:
-        """`count` numbers from byte `place`. Raises ValueError where they lie outside."""
-        stop = place + dtype.itemsize * count
-        if not 0 <= place <= stop <= self.size:  # before as much memory is asked for
-            raise ValueError(f"bytes {place} to {stop} of {self.size}")
-        found = np.empty(count, dtype)
-        left = found.view(np.uint8).data
-        while len(left) != (got := os.preadv(self.fd, [left], place)):
-            if not got:
+    def read(self, size: int, place: int) -> bytes:
+        """`size` bytes from byte `place`. Raises ValueError where they lie outside."""
+        if not 0 <= place <= place + size <= self.size:  # before as much memory is asked for
+            raise ValueError(f"bytes {place} to {place + size} of {self.size}")
+        content = os.pread(self.fd, size, place)
+        while len(content) != size:  # a call gives 2 GiB at most, and some file systems less
+            more = os.pread(self.fd, size - len(content), place + len(content))
+            if not more:
                 raise ValueError("the file has become shorter")
-            left, place = left[got:], place + got  # a call gives 2 GiB at most, and some file systems less
-        return found
+            content += more
+        return content
 
 
 class Index(NamedTuple):
@@ -117,7 +118,7 @@ class Index(NamedTuple):
     """int8 [n] where multimodal, else empty."""
 
 
-DTYPES_OF_INDEX = tuple(map(np.dtype, (np.int32, np.int64, np.int64, np.int8)))
+TYPES, WIDTHS = (np.int32, np.int64, np.int64, np.int8), (4, 8, 8, 1)
 
 
 class Indexed:
@@ -139,8 +140,7 @@ class Indexed:
         self.dtype = np.dtype(DTYPES[code])
         self.num_documents = num_borders - 1
         self._counts = (num_sequences, num_sequences, num_borders, num_sequences if multimodal else 0)
-        sizes = (dtype.itemsize * count for dtype, count in zip(DTYPES_OF_INDEX, self._counts, strict=True))
-        *self._places, needed = accumulate(sizes, initial=HEADER.size)
+        *self._places, needed = accumulate(map(mul, WIDTHS, self._counts), initial=HEADER.size)
         if self.idx_bytes < needed:
             raise ValueError(f"{self.idx_bytes} bytes, and its header asks for {needed}")
         self._bin = _File(f"{prefix}.bin")
@@ -149,7 +149,7 @@ class Indexed:
     def index(self) -> Index:
         """All of the .idx, mapped."""
         content = mmap.mmap(self._idx.fd, 0, access=mmap.ACCESS_READ)
-        columns = zip(DTYPES_OF_INDEX, self._counts, self._places, strict=True)
+        columns = zip(TYPES, self._counts, self._places, strict=True)
         return Index(*(np.frombuffer(content, *column) for column in columns))
 
     @property
@@ -173,19 +173,20 @@ class Indexed:
 
         Read, not mapped: the page faults of a new map take longer than these four reads.
         """
-        first, last = self._part(2, number, 2).tolist()
-        [pointer] = self._part(1, first, 1).tolist()
-        return pointer, self._part(0, first, last - first), self._part(3, first, last - first)
+        first, last = BORDERS.unpack(self._part(2, number, 2))
+        [pointer] = POINTER.unpack(self._part(1, first, 1))
+        lengths, modes = self._part(0, first, last - first), self._part(3, first, last - first)
+        return pointer, np.frombuffer(lengths, np.int32), np.frombuffer(modes, np.int8)
 
-    def _part(self, column: int, first: int, count: int) -> np.ndarray:
-        dtype = DTYPES_OF_INDEX[column]
+    def _part(self, column: int, first: int, count: int) -> bytes:
         if not 0 <= first <= first + count <= self._counts[column]:
             raise ValueError(f"{count} entries from {first} of {self._counts[column]}")
-        return self._idx.read(dtype, count, self._places[column] + dtype.itemsize * first)
+        width = WIDTHS[column]
+        return self._idx.read(width * count, self._places[column] + width * first)
 
     def read(self, offset: int, count: int) -> np.ndarray:
-        """`count` tokens from byte `offset` of the .bin, of `dtype`. Raises ValueError where they lie outside."""
-        return self._bin.read(self.dtype, count, offset)
+        """`count` tokens from byte `offset` of the .bin, of `dtype`, read-only. Raises ValueError where they lie outside."""
+        return np.frombuffer(self._bin.read(self.dtype.itemsize * count, offset), self.dtype)
 
 
 def open_indexed(
