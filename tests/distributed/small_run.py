@@ -78,6 +78,12 @@ def launch(config: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def train_on_two(config: Path, *arguments: str) -> None:
+    """Train on two processes, without a fault; a third of the CPU of `launch`, whose processes import for themselves."""
+    ranks = Ranks(2, "--config", str(config), *arguments, log=config.with_name("output"))
+    assert ranks.wait() == [0, 0], ranks.output()
+
+
 class Ranks:
     """Processes of one run started as `srun` starts them, one by one, by any program that takes train.py's arguments."""
 

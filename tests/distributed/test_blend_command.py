@@ -10,7 +10,7 @@ import yaml
 
 from tests.distributed.cases import ROOT
 from tests.distributed.random_packs import SEQ_LEN, random_pack
-from tests.distributed.small_run import launch, records
+from tests.distributed.small_run import records, train_on_two
 from tests.distributed.test_train_command import alone
 from tests.megatron_files import indexed_dataset
 from ttt_dist.data.shards import ShardWriter
@@ -91,7 +91,7 @@ def test_the_losses_of_the_sources_weighted_by_their_shares_are_the_loss(run: Pa
 
 
 def test_two_processes_read_the_same_blend(run: Path, work: Path) -> None:
-    launch(work / "config.yaml", f"run_dir={work / 'two'}", "train.micro_batch=2", "checkpoint.save_every=0")
+    train_on_two(work / "config.yaml", f"run_dir={work / 'two'}", "train.micro_batch=2", "checkpoint.save_every=0")
     one, two = figures(run), figures(work / "two")
     assert [record["step"] for record in one] == list(range(1, STEPS + 1))
     for mine, other in zip(one, two, strict=True):
@@ -137,7 +137,7 @@ def test_a_text_set_is_read_alike_by_one_and_two_processes_and_a_resumed_run(wor
     shutil.copytree(work / "text-one", work / "text-two")
     for newer in sorted((work / "text-two" / "checkpoints").glob("step-*"))[1:]:
         shutil.rmtree(newer)
-    launch(work / "config.yaml", *settings, f"run_dir={work}/text-two", "data.stages=[]", "train.micro_batch=2")
+    train_on_two(work / "config.yaml", *settings, f"run_dir={work}/text-two", "data.stages=[]", "train.micro_batch=2")
     two = figures(work / "text-two")
     assert [record["step"] for record in two] == list(range(1, STEPS + 1))
     for mine, other in zip(one, two, strict=True):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.small_run import SAVED, STEPS, TRAIN, execute, launch, make_run, records
+from tests.distributed.small_run import SAVED, STEPS, TRAIN, execute, launch, make_run, records, train_on_two
 from ttt_dist.telemetry.events import read_events
 
 NAME = "tests.distributed.told_hooks:Told"
@@ -28,7 +28,7 @@ def told(run: Path, rank: int) -> list[dict[str, Any]]:
 
 
 def test_hooks_are_called_on_all_ranks_in_order(config: Path) -> None:
-    launch(config, f"callbacks=[{NAME}]")
+    train_on_two(config, f"callbacks=[{NAME}]")
     run = config.parent / "run"
     lines = told(run, 0)
     assert lines == told(run, 1)
@@ -61,13 +61,13 @@ def test_what_a_hook_raises_ends_the_run_and_everything_is_closed(config: Path, 
 
 def test_a_hook_ends_the_training_and_its_state_goes_on(config: Path, tmp_path: Path) -> None:
     run, settings = tmp_path / "run", [f"run_dir={tmp_path}/run", "data.valid=null"]
-    launch(config, *settings, f"callbacks=[{{{NAME}: {{stop_at: 2, keep: [1, x]}}}}]")  # status 0
+    train_on_two(config, *settings, f"callbacks=[{{{NAME}: {{stop_at: 2, keep: [1, x]}}}}]")  # status 0
     assert [event["event"] for event in read_events(run)] == ["start", "checkpoint", "finish"]
     assert (read_events(run)[-1]["step"], read_events(run)[-1]["reason"]) == (2, "a hook has seen enough")
     assert (run / "export" / "model.safetensors").is_file()
     kept = json.loads((run / "checkpoints" / "step-00000002" / "run.json").read_text())["counters"]["callbacks"]
     assert kept == [{"name": NAME, "state": {"steps": 2, "keep": [1, "x"]}}]
-    launch(config, *settings, f"callbacks=[{NAME}]")
+    train_on_two(config, *settings, f"callbacks=[{NAME}]")
     for rank in range(2):
         steps = [(line["step"], line["steps"]) for line in told(run, rank) if line["hook"] == "post_step"]
         assert steps == [(step, step) for step in range(1, STEPS + 1)]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.small_run import SAVED, STEPS, launch, make_run, records
+from tests.distributed.small_run import SAVED, STEPS, make_run, records, train_on_two
 from tests.unit.test_convert import command
 from ttt_dist.checkpoint.saved_state import KINDS
 
@@ -16,7 +16,7 @@ CLOSE = ("loss", "ar_loss", "nar_loss", "grad_norm", "eval_loss")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on two processes, ZeRO-3."""
     folder = tmp_path_factory.mktemp("reshard_command")
-    launch(make_run(folder))
+    train_on_two(make_run(folder))
     return folder
 
 
@@ -33,7 +33,7 @@ def test_a_resharded_run_goes_on(work: Path) -> None:
     assert {path.name for path in (work / "portable").iterdir()} == {*KINDS, "run.json", "manifest.json"}
     for name, start in (("portable", work / "portable"), ("direct", source)):
         other = work / name / "run"
-        launch(work / "config.yaml", f"run_dir={other}", "parallel.tensor=2", "--resume", str(start))
+        train_on_two(work / "config.yaml", f"run_dir={other}", "parallel.tensor=2", "--resume", str(start))
         expected = [record for record in records(work / "run") if record["step"] > SAVED]
         found = records(other)
         assert len(found) == len(expected) > 0

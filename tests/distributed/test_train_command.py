@@ -22,6 +22,7 @@ from tests.distributed.small_run import (
     make_run,
     records,
     timeless,
+    train_on_two,
 )
 from ttt_dist.checkpoint import manager
 from ttt_dist.checkpoint.export import model_folder
@@ -174,7 +175,7 @@ def test_an_export_is_a_model_of_the_stage_that_its_last_step_was_of(run: Path, 
 def test_exports_while_it_trains(run: Path, work: Path) -> None:
     """They cost the training nothing, and are the checkpoint of the same step, and at the last step the run's own export."""
     watched = work / "watched"
-    launch(work / "config.yaml", f"run_dir={watched}", f"export.every={SAVED}")
+    train_on_two(work / "config.yaml", f"run_dir={watched}", f"export.every={SAVED}")
     assert timeless(watched) == timeless(run)
     exports = sorted((watched / "exports").iterdir())
     assert [path.name for path in exports] == [f"step-{step:08d}" for step in (SAVED, STEPS)]
@@ -194,7 +195,7 @@ def test_exports_while_it_trains(run: Path, work: Path) -> None:
 def test_resume_goes_on_as_if_never_stopped(run: Path, work: Path) -> None:
     resumed = copy_of(run, work / "resumed")
     shutil.rmtree(resumed / "checkpoints" / f"step-{STEPS:08d}")
-    launch(work / "config.yaml", f"run_dir={resumed}")
+    train_on_two(work / "config.yaml", f"run_dir={resumed}")
     assert timeless(resumed) == timeless(run)
     assert json.loads((resumed / "environment.json").read_text())["start_step"] == SAVED
     weights = "export/model.safetensors"
@@ -209,7 +210,7 @@ def test_layouts_train_alike_from_a_model_folder(run: Path, work: Path) -> None:
         "stages": ("parallel.pipeline=2", f"deepspeed={ROOT / 'ds_configs/zero1.json'}"),
     }
     for name, overrides in split.items():
-        launch(work / "config.yaml", f"run_dir={work / name}", *start, *overrides)
+        train_on_two(work / "config.yaml", f"run_dir={work / name}", *start, *overrides)
     tensor, stages = (records(work / name) for name in split)
     assert tensor[0]["loss"] < records(run)[0]["loss"] - 0.1  # it did start from what was learnt
     for mine, other in zip(tensor, stages, strict=True):

@@ -42,7 +42,7 @@ def check_structure(document: Document, layout: TokenLayout, seq_len: int | None
     if not len(modes) or not modes[0] & STARTS_SAMPLE:
         yield "its first segment does not start a sample"
         return
-    if modes.view(np.uint8).max() > STARTS_SAMPLE | IS_TARGET:
+    if max(modes.tobytes()) > STARTS_SAMPLE | IS_TARGET:
         yield "a mode byte has unknown bits"
     if len(ids) and ids.view(np.uint32).max() >= layout.vocab_size:  # a negative one becomes a large one
         outside = np.flatnonzero((ids < 0) | (ids >= layout.vocab_size))[0]

@@ -116,9 +116,10 @@ class SetIndex:
             list(threads.map(lambda numbers: self._require_sizes(folder, numbers), shares))
 
     def _require_sizes(self, folder: Path, numbers: range) -> None:
-        for number in numbers:
-            start = os.path.join(folder, self.name(number))
-            for suffix, expected in zip((".bin", ".idx"), self.num_bytes[number].tolist(), strict=True):
+        of = slice(numbers.start, numbers.stop)
+        for name, sizes in zip(self.names[of].tolist(), self.num_bytes[of].tolist(), strict=True):
+            start = os.path.join(folder, name.decode())
+            for suffix, expected in zip((".bin", ".idx"), sizes, strict=True):
                 try:
                     found = os.stat(start + suffix).st_size
                 except OSError:

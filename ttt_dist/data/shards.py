@@ -8,7 +8,7 @@ on, PREFIX.json that lists them, and PREFIX.shards (`set_index`) with what a rea
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -314,15 +314,16 @@ class ShardReader:
         """Open a shard that fits what the index says of it. Raises UserError naming the file that does not."""
         prefix = self._prefix(number)
         shard = _Shard(prefix)
-        bin_bytes, idx_bytes = self._index.num_bytes[number].tolist()
-        require_size(f"{prefix}.bin", shard.data.bin_bytes, bin_bytes)
-        require_size(f"{prefix}.idx", shard.data.idx_bytes, idx_bytes)
-        found, packs = shard.data.num_documents, int(self._ends[number]) - self._start(number)
-        if found != packs:
-            raise UserError(f"{prefix}.idx: {found} documents, its JSON says {packs}; write the shard again")
+        sizes, stated = [shard.data.bin_bytes, shard.data.idx_bytes], self._index.num_bytes[number].tolist()
+        if sizes != stated:
+            for suffix, found, expected in zip((".bin", ".idx"), sizes, stated, strict=True):
+                require_size(f"{prefix}{suffix}", found, expected)
+        documents, packs = shard.data.num_documents, int(self._ends[number]) - self._start(number)
+        if documents != packs:
+            raise UserError(f"{prefix}.idx: {documents} documents, its JSON says {packs}; write the shard again")
         if not self._is_whole[number]:
-            stated = self._index.idx_sha256[number].tobytes()
-            if any(stated) and shard.data.idx_sha256() != stated:
+            checksum = self._index.idx_sha256[number].tobytes()
+            if any(checksum) and shard.data.idx_sha256() != checksum:
                 raise UserError(f"{prefix}.idx: checksum differs, its contents have changed; write the shard again")
             self._is_whole[number] = True
         return shard
@@ -343,29 +344,29 @@ class _Shard:
 
     def document(self, number: int) -> Document:
         """One document's arrays."""
-        with self._naming(number):
+        try:
             return self._document(*self.data.document(number))
+        except ValueError as error:
+            raise self._outside(number) from error
 
     def documents(self, numbers: np.ndarray) -> list[Document]:
         """Those of several."""
         all_lengths, pointers, borders, all_modes = self.data.index
         firsts, lasts, found = borders[numbers], borders[numbers + 1], []
         for number, first, last in zip(numbers.tolist(), firsts.tolist(), lasts.tolist(), strict=True):
-            with self._naming(number):
+            try:
                 # Copies: the files may be closed meanwhile.
                 lengths, modes = all_lengths[first:last].copy(), all_modes[first:last].copy()
                 found.append(self._document(int(pointers[first]), lengths, modes))
+            except (ValueError, IndexError) as error:
+                raise self._outside(number) from error
         return found
 
     def _document(self, pointer: int, lengths: np.ndarray, modes: np.ndarray) -> Document:
-        return Document(self.data.read(pointer, int(lengths.sum())), lengths, modes)
+        return Document(self.data.read(pointer, sum(lengths.tolist())), lengths, modes)
 
-    @contextmanager
-    def _naming(self, number: int) -> Iterator[None]:
-        try:
-            yield
-        except (ValueError, IndexError) as error:
-            raise UserError(f"{self.prefix}.idx: pack {number} lies outside the .bin; run data_prep verify") from error
+    def _outside(self, number: int) -> UserError:
+        return UserError(f"{self.prefix}.idx: pack {number} lies outside the .bin; run data_prep verify")
 
     def lengths(self) -> np.ndarray:
         """Tokens per document, int64 [documents]."""
