@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,33 @@ def test_what_is_asked_of_the_files(prefix: Path, check: Check, stats: int, list
     COUNTER.watch(prefix.parent)
     ShardReader(prefix, check)
     assert (COUNTER.calls.stats, COUNTER.calls.listings) == (stats, listings)
+
+
+@pytest.mark.parametrize("is_far", [False, True])
+def test_threads_ask_for_sizes_where_the_file_system_is_far_away(
+    is_far: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(set_index, "PROBED", 10)
+    monkeypatch.setattr(set_index, "NEAR_S", 0.0 if is_far else 100.0)
+    prefix = make_set(tmp_path)
+    asked, real = [], os.stat
+
+    def stat(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if str(path).endswith((".bin", ".idx")):
+            asked.append((str(path), threading.current_thread() is threading.main_thread()))
+        return real(path, *arguments, **options)
+
+    index = open_index(prefix)
+    monkeypatch.setattr(os, "stat", stat)
+    index.require_files(tmp_path, "sizes")
+    assert len({path for path, _ in asked}) == len(asked) == 2 * SHARDS
+    assert sum(is_main for _, is_main in asked) == (2 * 10 if is_far else 2 * SHARDS)
+    for number in (0, 10, SHARDS - 1):
+        name = f"train-{number:05d}-of-{SHARDS:05d}.idx"
+        os.rename(tmp_path / name, tmp_path / "away")
+        with pytest.raises(UserError, match=name):
+            index.require_files(tmp_path, "sizes")
+        os.rename(tmp_path / "away", tmp_path / name)
 
 
 def test_few_files_are_open_however_many_are_read(prefix: Path) -> None:

@@ -16,6 +16,7 @@ import json
 import mmap
 import os
 import struct
+import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -38,6 +39,10 @@ MAGIC = b"TTTSHRD1"
 START = len(MAGIC) + 32
 HEADER = struct.Struct("<32sQQQ")  # checksum of PREFIX.json, bytes of its JSON, shards, bytes of a name
 NUM_THREADS = 16  # that ask a file system for sizes: one that is far away answers many as fast as one
+PROBED, NEAR_S = (
+    100,
+    1e-4,
+)  # shards asked for first, and the seconds of one where the file system is near: a network takes more
 MANY = 100  # shards whose JSONs nobody would like each process to read
 
 Check = Literal["sizes", "names", "nothing"]
@@ -108,15 +113,17 @@ class SetIndex:
                     if file not in there:
                         raise UserError(f"{folder / file}: missing; {metadata.REMEDY}")
             return
-        share, *others = shares = _shares(len(self))
-        if not others:
-            self._require_sizes(folder, share)
+        first, rest = range(len(self))[:PROBED], range(len(self))[PROBED:]
+        start = time.monotonic()
+        self._require_sizes(folder, first)
+        if time.monotonic() - start < NEAR_S * PROBED:  # threads would wait for each other, at three times the CPU
+            self._require_sizes(folder, rest)
             return
-        with ThreadPoolExecutor(len(shares)) as threads:
-            list(threads.map(lambda numbers: self._require_sizes(folder, numbers), shares))
+        with ThreadPoolExecutor(NUM_THREADS) as threads:
+            list(threads.map(lambda start: self._require_sizes(folder, rest[start::NUM_THREADS]), range(NUM_THREADS)))
 
     def _require_sizes(self, folder: Path, numbers: range) -> None:
-        of = slice(numbers.start, numbers.stop)
+        of = slice(numbers.start, numbers.stop, numbers.step)
         for name, sizes in zip(self.names[of].tolist(), self.num_bytes[of].tolist(), strict=True):
             start = os.path.join(folder, name.decode())
             for suffix, expected in zip((".bin", ".idx"), sizes, strict=True):
@@ -132,11 +139,6 @@ def require_size(path: str | Path, found: int, expected: int) -> None:
     if found != expected:
         said = None if expected < 0 else expected
         raise UserError(f"{path}: {found} bytes, but its JSON says {said}; {metadata.REMEDY}")
-
-
-def _shares(count: int) -> list[range]:
-    size = max(-(-count // NUM_THREADS), 100)
-    return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
 
 def _digest(stated: object) -> bytes:
