@@ -22,6 +22,18 @@ def nothing_left_that_ends_the_process() -> Iterator[None]:
     assert "watchdog" not in {thread.name for thread in threading.enumerate()}
 
 
+@pytest.fixture(scope="module")
+def alone() -> Iterator[None]:
+    """A process group of one."""
+    import torch.distributed as dist
+
+    from ttt_dist.launch.rendezvous import free_port
+
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{free_port()}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """A worker takes whole files, whose tests share what they made; those of tests/cluster together: their daemons and

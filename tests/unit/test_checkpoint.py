@@ -5,12 +5,11 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,18 +19,12 @@ from ttt_dist.checkpoint.manifest import MANIFEST, write_manifest_of_folder
 from ttt_dist.config.loader import to_dict
 from ttt_dist.config.objective import Objective, ObjectiveStage
 from ttt_dist.config.run import CheckpointConfig, Config
-from ttt_dist.launch.rendezvous import free_port
 from ttt_dist.util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def alone() -> Iterator[None]:
-    """A process group of one."""
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{free_port()}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 @pytest.fixture

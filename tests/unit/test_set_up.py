@@ -6,25 +6,17 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
-import torch.distributed as dist
 
 from ttt_dist import train
 from ttt_dist.checkpoint import restore
 from ttt_dist.launch import process_group
 from ttt_dist.launch.launchers import DistInfo
-from ttt_dist.launch.rendezvous import free_port
 from ttt_dist.telemetry.events import read_events
 from ttt_dist.training import plan as plans
 from ttt_dist.training import watchdog
 from ttt_dist.util.errors import LostProcessError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def alone() -> Iterator[None]:
-    """A process group of one."""
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{free_port()}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 @pytest.fixture
