@@ -6,6 +6,7 @@ import resource
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -363,6 +364,11 @@ def test_our_reader_and_megatrons_agree(multimodal: bool, tmp_path: Path) -> Non
         assert list(pointers) == index.sequence_pointers[index.document_indices[:-1]].tolist()
         for part, column in zip(parts, (index.sequence_lengths, index.sequence_modes), strict=True):
             assert np.concatenate(part).dtype == column.dtype and np.concatenate(part).tolist() == column.tolist()
+
+
+def test_an_index_may_be_summed_twice(prefix: Path) -> None:
+    data = open_indexed(prefix, multimodal=True)
+    assert data.idx_sha256() == data.idx_sha256() == sha256(with_suffix(prefix, ".idx").read_bytes()).digest()
 
 
 def test_a_negative_length_is_no_read_to_the_end(prefix: Path) -> None:

@@ -165,6 +165,7 @@ class Indexed:
     def idx_sha256(self) -> bytes:
         """SHA-256 of the .idx."""
         with open(self._idx.fd, "rb", buffering=0, closefd=False) as file:
+            file.seek(0)
             return file_digest(file, "sha256").digest()
 
     def document(self, number: int) -> tuple[int, np.ndarray, np.ndarray]:
