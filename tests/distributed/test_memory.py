@@ -38,7 +38,7 @@ PAIRS = [
 
 
 def memory_config(layout: Layout, folder: Path, **zero: int) -> Config:
-    """8 million parameters, of which ZeRO-3 keeps the smaller matrices whole."""
+    """6 million parameters, of which ZeRO-3 keeps the smaller matrices whole."""
     settings = {
         "stage": layout.zero,
         "overlap_comm": layout.zero == 3,  # as in ds_configs
@@ -51,7 +51,7 @@ def memory_config(layout: Layout, folder: Path, **zero: int) -> Config:
     path = folder / f"zero{layout.zero}-{len(zero)}.json"
     path.write_text(json.dumps({"zero_optimization": settings}))
     config = layout.config()
-    model = replace(config.model, hidden_size=256, num_layers=8, num_heads=8, ffn_hidden_size=768)
+    model = replace(config.model, hidden_size=256, num_layers=6, num_heads=8, ffn_hidden_size=768)
     return replace(config, deepspeed=str(path), model=model)
 
 
