@@ -21,9 +21,8 @@ class Child:
 
     def __init__(self, source: str, seeds: Path, scratch: Path, seed: int) -> None:
         context = mp.get_context("forkserver")
-        context.set_forkserver_preload(
-            [work.__module__, source.partition(":")[0]]
-        )  # imports are half of a process's life
+        # Imports are half of the life of a process that dies of its tenth input.
+        context.set_forkserver_preload([work.__module__, source.partition(":")[0]])
         self.scratch = Path(tempfile.mkdtemp(dir=scratch))
         self.connection, theirs = context.Pipe()
         self.current: Any = context.Value("q", -1, lock=False)

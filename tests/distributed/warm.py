@@ -36,6 +36,7 @@ def python(
         status = process.exitcode
         if status is None:
             process.kill()
+            process.join()
             raise subprocess.TimeoutExpired(list(words), timeout_s)
         return subprocess.CompletedProcess(list(words), status, out.read_text(), error.read_text())
 

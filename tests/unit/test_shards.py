@@ -286,6 +286,8 @@ def test_an_index_that_points_outside_is_named_when_read(prefix: Path) -> None:
     prefix.with_suffix(".json").write_text(metadata.render(meta))
     with pytest.raises(UserError, match=r"train\.idx: pack 1 lies outside"):
         ShardReader(prefix)[1]
+    with pytest.raises(UserError, match=r"train\.idx: pack 1 lies outside"):
+        ShardReader(prefix).documents(np.array([0, 1]))
 
 
 @given(

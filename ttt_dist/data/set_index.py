@@ -39,10 +39,8 @@ MAGIC = b"TTTSHRD1"
 START = len(MAGIC) + 32
 HEADER = struct.Struct("<32sQQQ")  # checksum of PREFIX.json, bytes of its JSON, shards, bytes of a name
 NUM_THREADS = 16  # that ask a file system for sizes: one that is far away answers many as fast as one
-PROBED, NEAR_S = (
-    100,
-    1e-4,
-)  # shards asked for first, and the seconds of one where the file system is near: a network takes more
+PROBED = 100  # shards that are asked for first, by one thread: they tell whether the file system is near
+NEAR_S = 1e-4  # of a shard on a disk; over a network it takes more
 MANY = 100  # shards whose JSONs nobody would like each process to read
 
 Check = Literal["sizes", "names", "nothing"]
@@ -120,7 +118,7 @@ class SetIndex:
             self._require_sizes(folder, rest)
             return
         with ThreadPoolExecutor(NUM_THREADS) as threads:
-            list(threads.map(lambda start: self._require_sizes(folder, rest[start::NUM_THREADS]), range(NUM_THREADS)))
+            list(threads.map(lambda share: self._require_sizes(folder, rest[share::NUM_THREADS]), range(NUM_THREADS)))
 
     def _require_sizes(self, folder: Path, numbers: range) -> None:
         of = slice(numbers.start, numbers.stop, numbers.step)

@@ -30,7 +30,7 @@ from ttt_dist.util.errors import UserError
 
 SUFFIXES = (".bin", ".idx", ".json")
 DOCUMENTS_AT_ONCE = 128
-OPEN_SHARDS = 20  # of all readers of a process; two handles each
+OPEN_SHARDS = 20  # of all readers of a process; two handles each, three where many documents are read at once
 
 
 def to_document(samples: Sequence[Sample]) -> Document:

@@ -171,6 +171,7 @@ class _ByChunks(torch.autograd.Function):
         vocabulary: VocabularySlice,
         needs_grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss and gradients of CHUNK_ROWS rows after the other: the logits of one chunk are there at a time."""
         exact = torch.promote_types(hidden.dtype, torch.float32)
         log_sums, nats = torch.empty(2, len(hidden), dtype=exact, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_grad else None

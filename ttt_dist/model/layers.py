@@ -116,6 +116,7 @@ class LocalLayerFactory:
     def lora(
         self, name: str, num_in: int, parts: Mapping[str, int], num_groups: int, lora: LoraConfig, splits_inputs: bool
     ) -> nn.Module:
+        """Adapters of a linear map of which a process has its share of the outputs, or of the inputs where `splits_inputs`."""
         adapters: dict[str, Adapter] = {
             part: self._adapter(
                 self._slice(f"{name}.{part}.lora_A", (lora.r, num_in), first_std(num_in)),

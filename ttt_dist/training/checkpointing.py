@@ -41,6 +41,7 @@ class Checkpointing(Callback):
             self._count_from_now(trainer)
 
     def post_step(self, trainer: Trainer, step: int, result: StepResult) -> None:
+        """Save where that is due; a save that falls on a skipped step waits for one that is not."""
         checkpoint = trainer.config.checkpoint
         if self.saver is None and (checkpoint.async_save or checkpoint.local_every):
             self.saver = AsyncSaver(trainer.engine)

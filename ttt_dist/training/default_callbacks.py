@@ -90,6 +90,7 @@ class SkippedSteps(Callback):
     """Counts steps that were not applied and tells whose data they were of; ends the run after too many in a row."""
 
     def post_step(self, trainer: Trainer, step: int, result: StepResult) -> None:
+        """Tell of a skipped step. Raises BadDeviceError where computing it again blames a device, DivergedError after too many in a row."""
         guard = trainer.guard
         if not guard.end_step(result.grad_norm):
             return
