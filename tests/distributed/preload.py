@@ -14,6 +14,8 @@ import ttt_dist.model.hf.folder
 import ttt_dist.parallel.parallelize
 import ttt_dist.training.loop
 import ttt_dist.training.plan  # noqa: F401
+from ttt_dist.parallel.megatron_adapter import import_core_uncompiled
 
+import_core_uncompiled()
 gc.collect()
 gc.freeze()  # what is imported is no garbage: forks neither look through it nor copy its pages

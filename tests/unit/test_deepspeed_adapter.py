@@ -52,7 +52,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[Any, ...], Any
 @pytest.fixture(scope="module")
 def two() -> list[list[Any]]:
     """What two processes give: the groups that are left, and a pipeline's step."""
-    return run_distributed([(cases.remembered_groups, ()), (cases.order_of_update, (PIPELINE,))], 2)
+    wanted: list[tuple[Any, tuple[Any, ...]]] = [(cases.remembered_groups, ()), (cases.order_of_update, (PIPELINE,))]
+    return run_distributed([*wanted, (cases.inductor_imported, ())], 2)
 
 
 @pytest.mark.parametrize("layout", WRAPPERS, ids=str)
@@ -84,6 +85,15 @@ def test_no_engine_compiles_muon(alone: dict) -> None:
 
     assert alone["inductor_imported",] is False
     assert "@compiler.compile()\n" in inspect.getsource(original_muon)
+
+
+def test_megatron_compiles_no_fused_function(two: list[list[Any]]) -> None:
+    """`import_core_uncompiled`."""
+    from megatron.core import jit
+
+    assert two[2] == [False, False]
+    assert "jit_fuser = torch.compile" in inspect.getsource(jit)
+    assert jit.jit_fuser is torch.compile
 
 
 def test_deepspeeds_own_clipping_still_drops_the_norm(alone: dict) -> None:

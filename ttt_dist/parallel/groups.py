@@ -3,7 +3,6 @@
 Megatron-Core takes seconds to import: a run that is data-parallel alone does without it, and its mpu is None.
 """
 
-import warnings
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -44,11 +43,10 @@ def join(mesh: Mesh) -> Mpu | None:
     take_over_process_group()
     if mesh.data == mesh.world_size:
         return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of kernels that it would use if they were installed
-        from megatron.core import parallel_state
-
+    megatron_adapter.import_core_uncompiled()
     megatron_adapter.allocate_on_cpu()
+    from megatron.core import parallel_state
+
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=mesh.tensor,
         pipeline_model_parallel_size=mesh.pipeline,
