@@ -150,7 +150,7 @@ def wait_until(condition: Callable[[], bool], job: Job, timeout_s: float = 300) 
         assert time.monotonic() < deadline, (
             f"job {job.number} is {job.states} after {timeout_s:g} s:\n{job.log[-6000:]}"
         )
-        time.sleep(0.1)
+        time.sleep(0.3)
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """Small random packs that hold every kind of sample, and the layout they are written in."""
 
+from functools import cache
+
 import numpy as np
 
 from ttt_dist.sequence.sample import Sample
@@ -57,6 +59,7 @@ def random_sample(kind: str, random: np.random.Generator, layout: TokenLayout = 
     return Sample.from_arrays(ids, np.arange(len(ids)) >= len(prompt))
 
 
+@cache
 def global_batches(num_steps: int, global_batch: int) -> list[list[list[Sample]]]:
     """Packs [step][slot]; one slot of each step is an empty pack, so that a process may meet nothing but padding."""
     random = np.random.default_rng(0)

@@ -119,14 +119,14 @@ def judged(judge: Judge, waves: Sequence[Tensor], langs: Sequence[str | None]) -
     return texts
 
 
-def whisper_alone(folder: Path, wave: Tensor, lang: str) -> str:
-    """The likeliest tokens one after the other, each from a forward over all before it."""
+def whisper_alone(folder: Path, wave: Tensor, lang: str, most: int = 12) -> str:
+    """The likeliest tokens one after the other, at most `most`, each from a forward over all before it."""
     model = WhisperForConditionalGeneration.from_pretrained(folder).eval()
     tokenizer = WhisperTokenizer.from_pretrained(folder)
     inputs = WhisperFeatureExtractor.from_pretrained(folder)(wave.numpy(), sampling_rate=RATE, return_tensors="pt")
     prompt = ["<|startoftranscript|>", f"<|{lang}|>", "<|transcribe|>", "<|notimestamps|>"]
     ids = tokenizer.convert_tokens_to_ids(prompt)
-    while len(ids) < 12 + len(prompt) and ids[-1] != model.config.eos_token_id:
+    while len(ids) < most + len(prompt) and ids[-1] != model.config.eos_token_id:
         with torch.no_grad():
             logits = model(inputs.input_features, decoder_input_ids=torch.tensor([ids])).logits
         ids.append(int(logits[0, -1].argmax()))
@@ -141,6 +141,18 @@ def test_whisper_writes_what_the_network_says_in_the_language_of_the_item(whispe
     assert judged(judge, waves, langs) == alone
     assert len(set(alone)) == 4 and all(alone)
     assert alone[0] != whisper_alone(whisper, waves[0], "zh")
+
+
+def test_whisper_stops_where_a_text_is_longer_than_anybody_says(
+    whisper: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loop is cut by the sound's own length, whatever is heard beside it."""
+    monkeypatch.setattr(recognisers, "TOKENS", 1)
+    monkeypatch.setattr(recognisers, "TOKENS_PER_S", 4)
+    judge, waves = Whisper(whisper), noise(0.25, 0.5, 1.0)
+    cut = [whisper_alone(whisper, wave, "en", most) for wave, most in zip(waves, (2, 3, 5), strict=True)]
+    assert judged(judge, waves, ["en"] * 3) == cut
+    assert cut != [whisper_alone(whisper, wave, "en") for wave in waves]
 
 
 def test_whisper_hears_the_language_where_none_is_told(whisper: Path) -> None:

@@ -28,6 +28,7 @@ WINDOW_S = 0.1  # over which loudness is measured
 SHORTEST_S = 0.1  # shorter speech is filled up: convolutions want some samples
 KNOWN = 0.9  # of the network's tokens; older tokenizers of Whisper lack those of time
 BATCH = {"cpu": 4, "cuda": 32}  # pieces that Whisper hears side by side
+TOKENS, TOKENS_PER_S = 32, 24  # of text that Whisper writes at most: more than anybody says
 
 
 def pieces(wave: Tensor, longest: int, window: int) -> list[Tensor]:
@@ -123,6 +124,7 @@ class Whisper(Recogniser):
         self.batch_size = BATCH[self.device.type]
         self.longest = self.extractor.n_samples
         settings = self.model.generation_config
+        self.most_tokens = settings.max_length or self.model.config.max_target_positions
         is_english = not getattr(settings, "is_multilingual", True)
         self.languages = None if is_english else getattr(settings, "lang_to_id", None)
 
@@ -130,9 +132,12 @@ class Whisper(Recogniser):
         """As `Recogniser`; every piece is filled up to the same length, so none depends on another."""
         inputs = self.extractor([part.numpy() for part in batch], sampling_rate=self.sample_rate, return_tensors="pt")
         features = inputs.input_features.to(self.device, self.model.dtype)
+        most = [TOKENS + TOKENS_PER_S * len(part) // self.sample_rate for part in batch]
+        # A text that repeats itself goes on up to the model's last position, and its batch waits for it.
+        limit = {"max_new_tokens": max(most)} if max(most) < self.most_tokens // 2 else {}
         with inference():
-            ids = self.model.generate(features, do_sample=False, num_beams=1, **self._task(lang))
-        return list(self.tokenizer.batch_decode(ids, skip_special_tokens=True))
+            ids = self.model.generate(features, do_sample=False, num_beams=1, **limit, **self._task(lang))
+        return [self.tokenizer.decode(row[:end], skip_special_tokens=True) for row, end in zip(ids, most, strict=True)]
 
     def _task(self, lang: str | None) -> dict[str, Any]:
         if self.languages is None:
