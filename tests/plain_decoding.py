@@ -73,8 +73,18 @@ class PlainLoop:
         """A span that is written code by code."""
         start = len(ids)
         while len(ids) - start < limit and not (len(ids) > start and ids[-1] in self.ends):
-            ids = [*ids, self._best(self._forward(ids)[-1], self.audio)[0]]
+            ids = [*ids, self._written(self._forward(ids)[-1], ids, start)]
         return ids
+
+    def _written(self, logits: torch.Tensor, ids: Ids, start: int) -> int:
+        """What follows in a span that begins at `start`: the likeliest; under `repeats: drawn` not always the code before once more."""
+        best, probability, _ = self._best(logits, self.audio)
+        number = np.random.default_rng([0, 0, 1]).random(len(ids) + 1)[-1]
+        if self.chosen.repeats == "likeliest" or len(ids) == start or best != ids[-1] or number < probability:
+            return best
+        logits = logits.clone()
+        logits[best] = float("-inf")
+        return self._best(logits, self.audio)[0]
 
     def _verified(self, ids: Ids, limit: int) -> Ids:
         """The same span, by drafts: each is denoised, then read causally as far as it is what would have been written."""
@@ -83,25 +93,25 @@ class PlainLoop:
             self.draft_from = len(ids) if self.chosen.block_cache == "block_causal" else start
             draft = self._denoise(ids, min(self.chosen.block, end - len(ids)), self.audio, self.ends, start)
             self.draft_from = None
-            ids = self._read(draft, len(ids), end)
+            ids = self._read(draft, len(ids), start, end)
             if ids[-1] in self.ends:
                 break
         return ids
 
-    def _read(self, draft: Ids, place: int, end: int) -> Ids:
+    def _read(self, draft: Ids, place: int, start: int, end: int) -> Ids:
         """What is before `place`, the draft behind it as far as it is written so, and one token more."""
         logits, ids = self._forward(draft), draft[:place]
         while len(ids) < end:
-            ids = [*ids, self._kept(logits[len(ids) - 1], draft[len(ids) : len(ids) + 1])]
+            ids = [*ids, self._kept(logits[len(ids) - 1], draft[len(ids) : len(ids) + 1], ids, start)]
             if ids[-1] in self.ends or ids != draft[: len(ids)]:
                 break
         return ids
 
     def _tidar(self, ids: Ids, limit: int) -> Ids:
         """The same span; a draft comes from the forward that verified the one before, which did not know the last token yet."""
-        draft, end = ids, len(ids) + limit
+        draft, start, end = ids, len(ids), len(ids) + limit
         while len(ids) < end:
-            ids = self._read(draft, len(ids), end)
+            ids = self._read(draft, len(ids), start, end)
             if ids[-1] in self.ends:
                 break
             masks = [self.layout.mask] * min(self.chosen.block, end - len(ids) + 1)
@@ -112,13 +122,15 @@ class PlainLoop:
                 draft = [*draft, self._best(logits[len(draft)], self.audio)[0]]
         return ids
 
-    def _kept(self, logits: torch.Tensor, drafted: Ids) -> int:
-        """A code of the draft that is likely enough, or the likeliest token."""
-        best, probability, _ = self._best(logits, self.audio)
-        if not drafted or self.ends & {best, *drafted}:
-            return best
+    def _kept(self, logits: torch.Tensor, drafted: Ids, ids: Ids, start: int) -> int:
+        """A code of the draft that is likely enough and no repetition that is to be drawn, or what would be written without a draft."""
+        written, (_, probability, _) = self._written(logits, ids, start), self._best(logits, self.audio)
+        if not drafted or self.ends & {written, *drafted}:
+            return written
         share = float(logits[self.audio].softmax(-1)[self.audio.index(drafted[0])]) / probability
-        return drafted[0] if self.chosen.accept_ratio < 1 and share >= self.chosen.accept_ratio else best
+        is_drawn = self.chosen.repeats == "drawn" and len(ids) > start and drafted[0] == ids[-1]
+        is_near = self.chosen.accept_ratio < 1 and share >= self.chosen.accept_ratio
+        return drafted[0] if is_near and not is_drawn else written
 
     def _span(self, ids: Ids, limit: int | None = None) -> Ids:
         """A span of masks, denoised block by block and cut after its first end."""
@@ -265,6 +277,7 @@ def draw_settings(rng: np.random.Generator, kind: str = "ttt", **limits: Any) ->
         cfg=float(rng.choice([0.0, 0.0, 0.1, 1.0])) * (limits.get("audio_mode") != "tidar"),
         stop_at_last_span=bool(rng.random() < 0.2),
         accept_ratio=float(rng.choice([1.0, 0.9, 0.3])),
+        repeats=str(rng.choice(["likeliest", "drawn"])),  # type: ignore[arg-type]
         **limits,
     )
 

@@ -261,6 +261,21 @@ def test_sampling_follows_the_probabilities() -> None:
     assert confidence is probability
 
 
+def test_a_code_comes_again_with_its_probability_and_else_the_likeliest_other() -> None:
+    logits = torch.tensor([0.1, 0.6, 0.3]).log().repeat(4003, 1)
+    before = np.array([1] * 4000 + [0, 2, -1])  # the likeliest, and codes that are not the likeliest anyway
+    numbers = torch.rand(4003, generator=torch.manual_seed(0), dtype=torch.float64)
+    ids, probability, _ = choose_codes(logits, torch.zeros(4003), numbers, before=before)
+    assert abs((ids[:4000] == 1).float().mean() - 0.6) < 0.03
+    assert set(ids[:4000].tolist()) == {1, 2} and ids[4000:].tolist() == [1, 1, 1]
+    torch.testing.assert_close(probability, torch.tensor([0.1, 0.6, 0.3])[ids])
+    sure = torch.tensor([[0.0, -200.0, -200.0]])
+    found, _, _ = choose_codes(
+        sure, torch.zeros(1), torch.tensor([1 - 2**-53], dtype=torch.float64), before=np.array([0])
+    )
+    assert found.tolist() == [0]
+
+
 @pytest.mark.parametrize("temperature", [1e-320, 1e-45, 1e-39, 1e-30, 9e-6, 1e-4, 1e300])
 def test_no_temperature_draws_what_is_not_there(temperature: float) -> None:
     logits = torch.tensor([[-60.0, 80.0, -1e4, 79.0]])

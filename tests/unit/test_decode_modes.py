@@ -69,7 +69,9 @@ def test_drafts_change_nothing_of_what_is_written(case: int, temperature: float)
     assert all(same(written, other) for other in others)
 
 
-def agreeing(phase: Phase, logits: torch.Tensor, wanted: Wanted) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def agreeing(
+    phase: Phase, logits: torch.Tensor, wanted: Wanted, first: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`choices` of a model that all but knows most codes by their place, in whatever way it writes them."""
     if phase == "span":
         codes = np.flatnonzero(~np.isin(allowed_ids(LAYOUT, phase), list(ENDS)))
@@ -78,7 +80,7 @@ def agreeing(phase: Phase, logits: torch.Tensor, wanted: Wanted) -> tuple[torch.
         known = np.flatnonzero(places % 13 != 0)
         columns = allowed_ids(LAYOUT, phase)[codes[places[known] * 31 % len(codes)]] - allowed_ids(LAYOUT, phase)[0]
         logits[known, columns] += 9.0
-    return choices(phase, logits, wanted)
+    return choices(phase, logits, wanted, first)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -153,6 +155,33 @@ def test_a_block_of_a_token_that_is_known_anyway_is_not_read() -> None:
     assert chosen.needed(state).tolist() == [2]
     state = step(state, logits_of(LAYOUT.first_code), chosen)
     assert (state.ids[3:].tolist(), chosen.needed(state).tolist()) == ([LAYOUT.first_code], [3])
+
+
+def test_repetitions_are_drawn_alike_in_all_modes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model that holds each code for five places."""
+
+    def holding(
+        phase: Phase, logits: torch.Tensor, wanted: Wanted, first: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if phase == "span":
+            codes = np.flatnonzero(~np.isin(allowed_ids(LAYOUT, phase), list(ENDS)))
+            places = wanted.places + wanted.of_owners([not one.state.is_denoised for one in wanted.asked])
+            logits[np.arange(len(places)), codes[places // 5 * 31 % len(codes)]] += 5.0
+        return choices(phase, logits, wanted, first)
+
+    def repetitions(results: list[Result]) -> int:
+        return sum(
+            is_audio(one) and one == other
+            for result in results
+            for one, other in zip(result.ids, result.ids[1:], strict=False)
+        )
+
+    monkeypatch.setattr(forward_module, "choices", holding)
+    requests = requests_of(np.random.default_rng(5), 30)
+    held, *_ = by_mode(requests, replace(SHORT, block=16, steps=1))
+    drawn, verified, tidar = by_mode(requests, replace(SHORT, block=16, steps=1, repeats="drawn"))
+    assert same(drawn, verified) and same(drawn, tidar)
+    assert 0 < repetitions(drawn) < 0.8 * repetitions(held)
 
 
 @pytest.mark.parametrize("mode", ["verified", "tidar"])

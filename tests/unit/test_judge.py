@@ -143,9 +143,7 @@ def test_whisper_writes_what_the_network_says_in_the_language_of_the_item(whispe
     assert alone[0] != whisper_alone(whisper, waves[0], "zh")
 
 
-def test_whisper_stops_where_a_text_is_longer_than_anybody_says(
-    whisper: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whisper_stops_where_a_text_is_longer_than_anybody_says(whisper: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loop is cut by the sound's own length, whatever is heard beside it."""
     monkeypatch.setattr(recognisers, "TOKENS", 1)
     monkeypatch.setattr(recognisers, "TOKENS_PER_S", 4)

@@ -20,7 +20,7 @@ BY_TASK = ("stop_at_last_span",)
 """What a task decides, and neither a model folder nor a flag."""
 DENOISING = ("steps", "threshold", "remasking", "position_decay", "block_cache", "commit_power", "ends")
 IDLE: dict[str, tuple[str, ...]] = {
-    "diffusion": ("accept_ratio",),
+    "diffusion": ("accept_ratio", "repeats"),
     "ar": ("block", *DENOISING, "cfg", "accept_ratio"),
     "verified": (),
     "tidar": DENOISING,
@@ -74,6 +74,10 @@ class DecodeSettings(Section):
     accept_ratio: Annotated[float, Interval(gt=0, le=1)] = 1.0
     """verified, tidar: a code of the draft is kept where its probability is at least this share of the likeliest one's; 1: where it is
     what `ar` writes. Below 1 fewer forwards do, as speech does not hang on the one likeliest code."""
+    repeats: Literal["likeliest", "drawn"] = "likeliest"
+    """ar, verified, tidar, with codes that are not sampled: whether the code before comes again where that is likeliest.
+    likeliest: it does, and so what lasts for a time, a pause, may never end. drawn: with its probability, by the seed and the
+    place, and else the likeliest other."""
     commit_power: Annotated[float, Interval(ge=0.1, le=10)] = 1.0
     """Shares of a block: (s / steps) ** commit_power of it is committed after s forwards. 1: even; above 1: few at first."""
     ends: Literal["leftmost", "any", "causal"] = "leftmost"
@@ -91,6 +95,7 @@ class DecodeSettings(Section):
         names = set(IDLE["ar" if kind == "ar" else self.audio_mode])
         if kind == "nar":
             return names | {"max_text", "temperature", "top_k", "top_p"}
+        names |= {"repeats"} if self.code_temperature else set()
         return names | ({"top_k", "top_p"} if self.temperature == 0 else set())
 
     def require_mode(self, kind: str, learns_audio_ar: bool) -> None:

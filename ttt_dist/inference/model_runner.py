@@ -44,7 +44,9 @@ class Asked:
     def is_sampled(self) -> bool:
         """Whether the next forward draws tokens."""
         settings = self.context.settings
-        return (settings.temperature if self.context.phase(self.state) == "text" else settings.code_temperature) > 0
+        if self.context.phase(self.state) == "text":
+            return settings.temperature > 0
+        return settings.code_temperature > 0 or settings.repeats == "drawn"
 
 
 @dataclass
@@ -60,6 +62,8 @@ class Wanted:
     """A random number for each whose owner samples."""
     drafts: np.ndarray
     """The token that was drafted for what is written there; -1 where none was."""
+    before: np.ndarray
+    """The code that what is written there repeats with its probability only; -1 where none."""
 
     @classmethod
     def of(cls, asked: Ordered[Asked]) -> "Wanted":
@@ -70,12 +74,14 @@ class Wanted:
             uniforms(one.state, part, one.context) if one.is_sampled else np.zeros(len(part))
             for one, part in zip(asked, places, strict=True)
         ]
-        drafts = [one.context.draft(one.state) for one in asked]
-        return cls(asked, owners, np.concatenate(places), np.concatenate(numbers), np.concatenate(drafts))
+        drafts = np.concatenate([one.context.draft(one.state) for one in asked])
+        before = np.concatenate([one.context.may_repeat(one.state) for one in asked])
+        return cls(asked, owners, np.concatenate(places), np.concatenate(numbers), drafts, before)
 
     def part(self, which: slice) -> "Wanted":
         """Some of the places."""
-        return Wanted(self.asked, self.owners[which], self.places[which], self.uniforms[which], self.drafts[which])
+        arrays = (self.owners, self.places, self.uniforms, self.drafts, self.before)
+        return Wanted(self.asked, *(array[which] for array in arrays))
 
     def of_owners(self, values: Ordered[float] | np.ndarray) -> np.ndarray:
         """A value for each place, from one for each of `asked`."""
@@ -138,15 +144,15 @@ class ModelRunner:
                 targets, scale = self.runner.tensor(is_guided), self.runner.tensor(scales).unsqueeze(-1)
                 logits[targets] = guided(logits[targets], self._logits(phase, hidden[sources]), scale)
             logits[:, others] = float("-inf")
-            ids, *sureness = choices(phase, logits, part)
+            ids, *sureness = choices(phase, logits, part, columns.start)
             ids = self._with_drafts(ids, logits, part, columns.start)
             found.append(torch.stack([(ids + columns.start).double(), *(one.double() for one in sureness)]))
         return found
 
-    def _with_drafts(self, ids: Tensor, weights: Tensor, wanted: Wanted, first: int) -> Tensor:
+    def _with_drafts(self, ids: Tensor, weights: Tensor, wanted: Wanted, first: int = 0) -> Tensor:
         """Choices [n], or what was drafted where its weight of [n, V] comes near enough to the greatest, which is 1."""
         ratios = wanted.of_owners([one.context.settings.accept_ratio for one in wanted.asked])
-        rows = np.flatnonzero((wanted.drafts >= 0) & (ratios < 1))
+        rows = np.flatnonzero((wanted.drafts >= 0) & (ratios < 1) & (wanted.drafts != wanted.before))
         if not len(rows):
             return ids
         where, drafts = self.runner.tensor(rows), self.runner.tensor(wanted.drafts[rows] - first)
@@ -177,8 +183,10 @@ class ModelRunner:
         return _row(state, context, guide, masked, state.num_committed)
 
 
-def choices(phase: Phase, logits: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor]:
+def choices(phase: Phase, logits: Tensor, wanted: Wanted, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Chosen columns of logits [n, V], the model's probability of them and its confidence by the rule of their owners.
+
+    Column 0 is the token `first`.
 
     The last two are zeros in text. The logits are used up.
     """
@@ -187,7 +195,8 @@ def choices(phase: Phase, logits: Tensor, wanted: Wanted) -> tuple[Tensor, Tenso
         heats = wanted.of_owners([one.context.settings.code_temperature for one in wanted.asked])
         rules = np.array([one.context.settings.remasking for one in wanted.asked])
         others = {rule: np.flatnonzero(wanted.of_owners(rules == rule)) for rule in MEASURES if rule in rules}
-        return choose_codes(logits, torch.from_numpy(heats), numbers, others)
+        before = np.where(wanted.before < 0, -1, wanted.before - first) if (wanted.before >= 0).any() else None
+        return choose_codes(logits, torch.from_numpy(heats), numbers, others, before)
     ids = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     for settings, rows in _by_settings(wanted).items():
         where = torch.tensor(rows, device=logits.device)

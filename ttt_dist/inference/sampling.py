@@ -64,11 +64,16 @@ MEASURES = {"margin": margin, "entropy": negative_entropy}
 
 
 def choose_codes(
-    logits: Tensor, temperatures: Tensor, uniforms: Tensor, measured: Mapping[str, np.ndarray] | None = None
+    logits: Tensor,
+    temperatures: Tensor,
+    uniforms: Tensor,
+    measured: Mapping[str, np.ndarray] | None = None,
+    before: np.ndarray | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A column of each row of logits [n, V], the model's probability of it, and its confidence; all [n].
 
-    Rows of a temperature below COLD are greedy. Confidence is the probability but in the rows that `measured` names for a rule of
+    Rows of a temperature below COLD are greedy, but that the column `before` [n] (-1: none), where it is the likeliest, is taken with its
+    probability only. Confidence is the probability but in the rows that `measured` names for a rule of
     MEASURES. Temperatures and uniforms [n] are on the CPU. The logits are used up: what they become is not copied.
     """
     best, ids = logits.max(-1, keepdim=True)
@@ -80,6 +85,12 @@ def choose_codes(
         ids[sampled] = sample((logits[sampled] / heat.unsqueeze(-1)).softmax(-1), numbers)
     weights = logits.sub_(best).exp_()
     sums = weights.sum(-1)
+    if before is not None:
+        likeliest = weights.gather(-1, ids.unsqueeze(-1)).squeeze(-1) / sums
+        # In fp64, in which a number stays below 1: what is sure is repeated.
+        again = (ids == torch.from_numpy(before).to(ids)) & (uniforms.to(logits.device) >= likeliest.double())
+        other = again.nonzero().squeeze(-1)
+        ids[other] = weights[other].scatter(-1, ids[other].unsqueeze(-1), -1.0).argmax(-1)
     probability = confidence = weights.gather(-1, ids.unsqueeze(-1)).squeeze(-1) / sums
     for rule, rows in (measured or {}).items():
         where = torch.from_numpy(rows).to(logits.device)

@@ -148,6 +148,17 @@ class DecodeContext:
         chosen[: len(drafted)] = np.where(np.isin(drafted, self.ends), -1, drafted)
         return chosen
 
+    def may_repeat(self, state: SequenceState) -> np.ndarray:
+        """The code that stands before what is written, one for each of `needed`, under `repeats: drawn`; -1 where there is none."""
+        needed, settings = self.needed(state), self.settings
+        is_written = (self.is_causal or self.is_verified) and not state.is_denoised and state.span_start is not None
+        if settings.repeats == "likeliest" or settings.code_temperature > 0 or not is_written:
+            return np.full(len(needed), -1)
+        before = np.full(len(needed), -1)
+        own = len(needed) if state.block_start is None else len(state.ids) - state.block_start + 1  # then come drafts
+        before[:own] = np.where(needed[:own] >= state.span_start, state.ids[needed[:own]], -1)
+        return before
+
     def blocks_ahead(self, state: SequenceState) -> list[range]:
         """Places of the masks beside a draft, a block for each number of its tokens that may be accepted; empty but under `tidar`.
 

@@ -15,7 +15,7 @@ def import_core_uncompiled() -> None:
 
     Nothing here uses them, and `torch.compile` brings in all of Inductor: 3.5 s of CPU and 70 MB for each process.
     """
-    torch.compile, kept = lambda function: function, torch.compile  # type: ignore[assignment, misc]
+    torch.compile, kept = lambda function: function, torch.compile  # type: ignore[assignment]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of kernels that it would use if they were installed
