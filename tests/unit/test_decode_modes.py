@@ -69,9 +69,7 @@ def test_drafts_change_nothing_of_what_is_written(case: int, temperature: float)
     assert all(same(written, other) for other in others)
 
 
-def agreeing(
-    phase: Phase, logits: torch.Tensor, wanted: Wanted, first: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def agreeing(phase: Phase, logits: torch.Tensor, wanted: Wanted) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`choices` of a model that all but knows most codes by their place, in whatever way it writes them."""
     if phase == "span":
         codes = np.flatnonzero(~np.isin(allowed_ids(LAYOUT, phase), list(ENDS)))
@@ -80,7 +78,7 @@ def agreeing(
         known = np.flatnonzero(places % 13 != 0)
         columns = allowed_ids(LAYOUT, phase)[codes[places[known] * 31 % len(codes)]] - allowed_ids(LAYOUT, phase)[0]
         logits[known, columns] += 9.0
-    return choices(phase, logits, wanted, first)
+    return choices(phase, logits, wanted)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -160,14 +158,12 @@ def test_a_block_of_a_token_that_is_known_anyway_is_not_read() -> None:
 def test_repetitions_are_drawn_alike_in_all_modes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a model that holds each code for five places."""
 
-    def holding(
-        phase: Phase, logits: torch.Tensor, wanted: Wanted, first: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def holding(phase: Phase, logits: torch.Tensor, wanted: Wanted) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         if phase == "span":
             codes = np.flatnonzero(~np.isin(allowed_ids(LAYOUT, phase), list(ENDS)))
             places = wanted.places + wanted.of_owners([not one.state.is_denoised for one in wanted.asked])
             logits[np.arange(len(places)), codes[places // 5 * 31 % len(codes)]] += 5.0
-        return choices(phase, logits, wanted, first)
+        return choices(phase, logits, wanted)
 
     def repetitions(results: list[Result]) -> int:
         return sum(

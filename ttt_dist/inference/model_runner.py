@@ -4,7 +4,7 @@ Choices are made on the device, for all requests of a phase at once, and copied 
 """
 
 from collections.abc import Sequence as Ordered
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ class Wanted:
     drafts: np.ndarray
     """The token that was drafted for what is written there; -1 where none was."""
     before: np.ndarray
-    """The code that what is written there repeats with its probability only; -1 where none."""
+    """The code, then its column, that what is written there repeats with its probability only; -1 where none."""
 
     @classmethod
     def of(cls, asked: Ordered[Asked]) -> "Wanted":
@@ -132,6 +132,7 @@ class ModelRunner:
         `shifts` leads from the rows of each owner to those of its guide; 0 where it has none.
         """
         columns, others = self._stretch(phase)
+        wanted = replace(wanted, before=np.where(wanted.before < 0, -1, wanted.before - columns.start))
         size = max(AT_ONCE[hidden.device.type] // (columns.stop - columns.start), FEWEST_ROWS)
         found = []
         for start in range(0, len(own), size):
@@ -144,7 +145,7 @@ class ModelRunner:
                 targets, scale = self.runner.tensor(is_guided), self.runner.tensor(scales).unsqueeze(-1)
                 logits[targets] = guided(logits[targets], self._logits(phase, hidden[sources]), scale)
             logits[:, others] = float("-inf")
-            ids, *sureness = choices(phase, logits, part, columns.start)
+            ids, *sureness = choices(phase, logits, part)
             ids = self._with_drafts(ids, logits, part, columns.start)
             found.append(torch.stack([(ids + columns.start).double(), *(one.double() for one in sureness)]))
         return found
@@ -152,7 +153,7 @@ class ModelRunner:
     def _with_drafts(self, ids: Tensor, weights: Tensor, wanted: Wanted, first: int = 0) -> Tensor:
         """Choices [n], or what was drafted where its weight of [n, V] comes near enough to the greatest, which is 1."""
         ratios = wanted.of_owners([one.context.settings.accept_ratio for one in wanted.asked])
-        rows = np.flatnonzero((wanted.drafts >= 0) & (ratios < 1) & (wanted.drafts != wanted.before))
+        rows = np.flatnonzero((wanted.drafts >= 0) & (ratios < 1) & (wanted.drafts - first != wanted.before))
         if not len(rows):
             return ids
         where, drafts = self.runner.tensor(rows), self.runner.tensor(wanted.drafts[rows] - first)
@@ -183,10 +184,8 @@ class ModelRunner:
         return _row(state, context, guide, masked, state.num_committed)
 
 
-def choices(phase: Phase, logits: Tensor, wanted: Wanted, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def choices(phase: Phase, logits: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor]:
     """Chosen columns of logits [n, V], the model's probability of them and its confidence by the rule of their owners.
-
-    Column 0 is the token `first`.
 
     The last two are zeros in text. The logits are used up.
     """
@@ -195,7 +194,7 @@ def choices(phase: Phase, logits: Tensor, wanted: Wanted, first: int = 0) -> tup
         heats = wanted.of_owners([one.context.settings.code_temperature for one in wanted.asked])
         rules = np.array([one.context.settings.remasking for one in wanted.asked])
         others = {rule: np.flatnonzero(wanted.of_owners(rules == rule)) for rule in MEASURES if rule in rules}
-        before = np.where(wanted.before < 0, -1, wanted.before - first) if (wanted.before >= 0).any() else None
+        before = wanted.before if (wanted.before >= 0).any() else None
         return choose_codes(logits, torch.from_numpy(heats), numbers, others, before)
     ids = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     for settings, rows in _by_settings(wanted).items():
