@@ -75,7 +75,9 @@ class Wanted:
             for one, part in zip(asked, places, strict=True)
         ]
         drafts = np.concatenate([one.context.draft(one.state) for one in asked])
-        before = np.concatenate([one.context.may_repeat(one.state) for one in asked])
+        before = np.concatenate(
+            [one.context.may_repeat(one.state, part) for one, part in zip(asked, places, strict=True)]
+        )
         return cls(asked, owners, np.concatenate(places), np.concatenate(numbers), drafts, before)
 
     def part(self, which: slice) -> "Wanted":

@@ -148,9 +148,9 @@ class DecodeContext:
         chosen[: len(drafted)] = np.where(np.isin(drafted, self.ends), -1, drafted)
         return chosen
 
-    def may_repeat(self, state: SequenceState) -> np.ndarray:
+    def may_repeat(self, state: SequenceState, needed: np.ndarray) -> np.ndarray:
         """The code that stands before what is written, one for each of `needed`, under `repeats: drawn`; -1 where there is none."""
-        needed, settings = self.needed(state), self.settings
+        settings = self.settings
         is_written = (self.is_causal or self.is_verified) and not state.is_denoised and state.span_start is not None
         if settings.repeats == "likeliest" or settings.code_temperature > 0 or not is_written:
             return np.full(len(needed), -1)
