@@ -152,7 +152,7 @@ class ModelRunner:
             found.append(torch.stack([(ids + columns.start).double(), *(one.double() for one in sureness)]))
         return found
 
-    def _with_drafts(self, ids: Tensor, weights: Tensor, wanted: Wanted, first: int = 0) -> Tensor:
+    def _with_drafts(self, ids: Tensor, weights: Tensor, wanted: Wanted, first: int) -> Tensor:
         """Choices [n], or what was drafted where its weight of [n, V] comes near enough to the greatest, which is 1."""
         ratios = wanted.of_owners([one.context.settings.accept_ratio for one in wanted.asked])
         rows = np.flatnonzero((wanted.drafts >= 0) & (ratios < 1) & (wanted.drafts - first != wanted.before))
