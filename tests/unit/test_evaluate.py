@@ -14,6 +14,7 @@ import soundfile
 
 from tests.evaluated import FEW, line, make_model, make_mute_model, make_workplace, read_lines, write_lines
 from ttt_dist import evaluate
+from ttt_dist.evaluation.summary import finishes
 from ttt_dist.evaluation.tasks.registry import TASKS
 from ttt_dist.inference.decoder import Decoder
 from ttt_dist.sequence.templates import ChatTemplate
@@ -165,6 +166,23 @@ def test_each_judge_is_shown_beside_its_ceiling(run: Evaluate, workplace: Path, 
     shutil.rmtree(tmp_path / "out")
     with pytest.raises(UserError, match="is named twice"):
         run("tts", None, "--judge", "model", "--judge", "model")
+
+
+def test_responses_that_a_limit_cut_off_are_counted_and_told(
+    run: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("ttt_dist.evaluation.results.warn", told.append)
+    summary = run("tts", None, "--max-codes", "3")
+    reasons = [record["finish"] for record in records(tmp_path, "tts")]
+    cut = reasons.count("max_codes")
+    assert cut and summary["finishes"] == {reason: reasons.count(reason) for reason in sorted(set(reasons))}
+    wanted = f"of 4 responses did not end, a limit cut them off (max_codes {cut}"
+    assert any(wanted in line and "--repeats drawn" in line for line in told), told
+    assert f"cut off by a limit: max_codes {cut}" in (tmp_path / "out" / "tts_summary.md").read_text()
+    chat = {"answers": [{"finish": "end_of_turn"}, {"finish": "max_length"}]}
+    assert finishes([chat, {"answers": ["a text that is right"]}]) == {"finishes": {"end_of_turn": 1, "max_length": 1}}
+    assert finishes([{"nar_loss": 1.0}]) == {}
 
 
 def test_a_recording_that_is_gone_costs_its_ceiling_alone(

@@ -1,5 +1,6 @@
 """The summary of an evaluation: a function of its records and settings alone, as JSON and as Markdown."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,8 @@ from ttt_dist.evaluation.error_tables import error_tables
 from ttt_dist.evaluation.job import Collection
 from ttt_dist.evaluation.judge_registry import OWN
 from ttt_dist.evaluation.metrics.quality import as_table
-from ttt_dist.evaluation.metrics.scores import Scored
+from ttt_dist.evaluation.metrics.scores import Record, Scored
+from ttt_dist.inference.sequence_state import OWN_ENDS
 
 TOLD = 20  # problems named in a summary; the parts name all
 
@@ -20,6 +22,7 @@ def summarise(args: EvalArgs, made_from: dict[str, Any], collected: Collection, 
         "task": args.row.name,
         **{name: figure.to_dict()["value"] for name, figure in scored.figures.items()},
         **scored.details,
+        **finishes(scored.records),
         "items": len(scored.records),
         "errors": len(collected.problems),
         "scores": {name: figure.to_dict() for name, figure in scored.figures.items()},
@@ -41,6 +44,18 @@ def summarise(args: EvalArgs, made_from: dict[str, Any], collected: Collection, 
     return about | {"problems": collected.problems[:TOLD]}
 
 
+def finishes(records: Sequence[Record]) -> dict[str, dict[str, int]]:
+    """Why responses ended, and how many for each reason; nothing of a task that writes none."""
+    said = [answer for record in records for answer in (record, *record.get("answers", ())) if isinstance(answer, dict)]
+    found = Counter(answer["finish"] for answer in said if "finish" in answer)
+    return {"finishes": dict(sorted(found.items()))} if found else {}
+
+
+def at_limits(summary: dict[str, Any]) -> dict[str, int]:
+    """Of its responses those that some limit ended, not the model: by limit."""
+    return {reason: count for reason, count in summary.get("finishes", {}).items() if reason not in OWN_ENDS}
+
+
 def as_markdown(summary: dict[str, Any]) -> str:
     """The same for people."""
     rows = [
@@ -55,6 +70,7 @@ def as_markdown(summary: dict[str, Any]) -> str:
         "judges": ", ".join(called(label, judge["judge"]) for label, judge in summary.get("judges", {}).items()),
         "cut": summary.get("cut"),
         "forwards per second of sound": summary.get("forwards_per_second"),
+        "cut off by a limit": _listed(at_limits(summary)),
         "decoder command": summary.get("decoder_command"),
         "decoding": _listed(summary.get("decoding", {})),
         "noise": _listed(summary.get("noise", {})),
