@@ -16,7 +16,8 @@ from ttt_dist.tools.decoding_sweep import ways
 from ttt_dist.util.errors import UserError
 
 ONE_WAY: dict = {"evaluation.decode.audio_mode": "diffusion"}
-ONE_STAGE: dict = {"objective.stages": [], **ONE_WAY}
+OF_THE_PAPER: dict = {"objective.stages": [], "objective.p_mix": 0.3, "objective.p_trunc": 0.5, **ONE_WAY}
+OF_THE_PAPER |= {"objective.p_prefix": 0.3, "objective.normalisation": "sample", "objective.ar_weight": 1.0}
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "compare.yaml"
 
 
@@ -26,20 +27,20 @@ RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "compare.yaml"
         ("ttt", {}),
         (
             "paper",
-            {"objective.preset": "paper", "objective.masking": "bernoulli", "objective.audio_ar": 0.0, **ONE_STAGE},
+            {"objective.preset": "paper", "objective.masking": "bernoulli", "objective.audio_ar": 0.0, **OF_THE_PAPER},
         ),
-        ("ar", {"objective.kind": "ar", **ONE_STAGE}),
-        ("nar", {"objective.kind": "nar", "evaluation.decode.block": 40, "evaluation.decode.steps": 40, **ONE_STAGE}),
+        ("ar", {"objective.kind": "ar", **OF_THE_PAPER}),
+        ("nar", {"objective.kind": "nar", "evaluation.decode.block": 40, "evaluation.decode.steps": 40, **OF_THE_PAPER}),
         ("no_banom", {"objective.p_mix": 0, **ONE_WAY}),
-        ("no_ppm", {"objective.p_prefix": 0}),
-        ("no_sst", {"objective.p_trunc": 0}),
+        ("ppm", {"objective.p_prefix": 0.3}),
+        ("sst", {"objective.p_trunc": 0.5}),
     ],
 )
 def test_a_variant_changes_its_own_settings_alone(name: str, changed: dict) -> None:
     plain = tool.run_settings(load_config(RECIPE))
     theirs = tool.run_settings(load_config(RECIPE, tool.VARIANTS[name].overrides))
     assert {key: theirs[key] for key in plain if theirs[key] != plain[key]} == changed
-    assert plain["objective.p_mix"] * plain["objective.p_prefix"] * plain["objective.p_trunc"] > 0
+    assert plain["objective.p_mix"] > 0 == plain["objective.p_prefix"] == plain["objective.p_trunc"]
 
 
 @pytest.mark.parametrize(("mode", "more"), [("diffusion", []), ("verified", []), ("tidar", ["objective.stages=[]"])])
@@ -151,21 +152,21 @@ def start(monkeypatch: pytest.MonkeyPatch, out: Path, commands: Commands, *more:
 def test_a_comparison_goes_on_where_it_was_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, wanted = tmp_path / "out", ("--seeds", "2", "--only", "ttt,no_sst")
+    out, wanted = tmp_path / "out", ("--seeds", "2", "--only", "ttt,sst")
     first, second, third = Commands(fails_at=3), Commands(), Commands()
     with pytest.raises(UserError, match="stopped"):
         start(monkeypatch, out, first, *wanted)
-    assert (first.prepared, first.trained) == (1, ["ttt-1234", "no_sst-1234", "ttt-1235"])
-    assert first.settings[:2] == [["seed=1234"], ["objective.p_trunc=0", "seed=1234"]]
+    assert (first.prepared, first.trained) == (1, ["ttt-1234", "sst-1234", "ttt-1235"])
+    assert first.settings[:2] == [["seed=1234"], ["objective.p_trunc=0.5", "seed=1234"]]
     start(monkeypatch, out, second, *wanted)
-    assert (second.prepared, second.trained) == (0, ["no_sst-1235"])
+    assert (second.prepared, second.trained) == (0, ["sst-1235"])
     capsys.readouterr()
     start(monkeypatch, out, third, *wanted)
     assert third.trained == []
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (last["ttt"]["wer"], last["no_sst"]["tts_wer"]) == (0.08, 0.11)
-    assert json.loads((out / "comparison.json").read_text())["no_sst"]["seeds"] == [1234, 1235]
-    assert "| TtT without SST | 2 | 11.0 ± 0.0 | 11.0 ± 0.0 (3.0) |" in (out / "comparison.md").read_text()
+    assert (last["ttt"]["wer"], last["sst"]["tts_wer"]) == (0.08, 0.08)
+    assert json.loads((out / "comparison.json").read_text())["sst"]["seeds"] == [1234, 1235]
+    assert "| TtT with SST | 2 | 8.0 ± 0.0 | 8.0 ± 0.0 (3.0) |  |  |" in (out / "comparison.md").read_text()
     page = (out / "comparison.html").read_text()
     assert page.count("<svg") == 1 and "Learning curves" in page
 
