@@ -30,7 +30,10 @@ RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "compare.yaml"
             {"objective.preset": "paper", "objective.masking": "bernoulli", "objective.audio_ar": 0.0, **OF_THE_PAPER},
         ),
         ("ar", {"objective.kind": "ar", **OF_THE_PAPER}),
-        ("nar", {"objective.kind": "nar", "evaluation.decode.block": 40, "evaluation.decode.steps": 40, **OF_THE_PAPER}),
+        (
+            "nar",
+            {"objective.kind": "nar", "evaluation.decode.block": 40, "evaluation.decode.steps": 40, **OF_THE_PAPER},
+        ),
         ("no_banom", {"objective.p_mix": 0, **ONE_WAY}),
         ("ppm", {"objective.p_prefix": 0.3}),
         ("sst", {"objective.p_trunc": 0.5}),

@@ -69,9 +69,11 @@ def _tell_limits(summary: dict[str, Any]) -> None:
     cut = at_limits(summary)
     if cut:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in cut.items())
+        is_drawn = summary.get("decoding", {}).get("repeats") == "drawn"
+        more = "" if is_drawn else "; --repeats drawn ends long pauses of what is written left to right"
         warn(
             f"{sum(cut.values()):,} of {sum(summary['finishes'].values()):,} responses did not end, a limit cut them off "
-            f"({reasons}); raise it, or, where they are long pauses or repetitions, decode with --repeats drawn"
+            f"({reasons}): raise it{more}"
         )
 
 

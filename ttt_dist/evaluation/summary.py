@@ -11,7 +11,7 @@ from ttt_dist.evaluation.job import Collection
 from ttt_dist.evaluation.judge_registry import OWN
 from ttt_dist.evaluation.metrics.quality import as_table
 from ttt_dist.evaluation.metrics.scores import Record, Scored
-from ttt_dist.inference.sequence_state import OWN_ENDS
+from ttt_dist.inference.sequence_state import LIMITS, OWN_ENDS
 
 TOLD = 20  # problems named in a summary; the parts name all
 
@@ -47,13 +47,13 @@ def summarise(args: EvalArgs, made_from: dict[str, Any], collected: Collection, 
 def finishes(records: Sequence[Record]) -> dict[str, dict[str, int]]:
     """Why responses ended, and how many for each reason; nothing of a task that writes none."""
     said = [answer for record in records for answer in (record, *record.get("answers", ())) if isinstance(answer, dict)]
-    found = Counter(answer["finish"] for answer in said if "finish" in answer)
+    found = Counter(answer["finish"] for answer in said if answer.get("finish") in (*OWN_ENDS, *LIMITS))
     return {"finishes": dict(sorted(found.items()))} if found else {}
 
 
 def at_limits(summary: dict[str, Any]) -> dict[str, int]:
     """Of its responses those that some limit ended, not the model: by limit."""
-    return {reason: count for reason, count in summary.get("finishes", {}).items() if reason not in OWN_ENDS}
+    return {reason: count for reason, count in summary.get("finishes", {}).items() if reason in LIMITS}
 
 
 def as_markdown(summary: dict[str, Any]) -> str:

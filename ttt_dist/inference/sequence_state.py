@@ -24,7 +24,9 @@ from ttt_dist.sequence.tokens import TokenLayout
 
 Finish = Literal["end_of_turn", "last_span", "max_text", "max_codes", "span_limit", "max_length"]
 OWN_ENDS: tuple[Finish, ...] = ("end_of_turn", "last_span")
-"""Where the model has said all that it was asked for; at the others a limit cut it off."""
+"""Where the model has said all that it was asked for."""
+LIMITS: tuple[Finish, ...] = ("max_text", "max_codes", "span_limit", "max_length")
+"""What cut it off before."""
 Phase = Literal["text", "span", "codes", "response"]
 
 
