@@ -1,4 +1,4 @@
-"""Compare objectives: TtT, the paper's, its two baselines, and TtT with and without strategies; same data, same steps, same size, over seeds.
+"""Compare objectives: TtT, the paper's, its two baselines, TtT with and without strategies; same data, steps and size, over seeds.
 
     python tools/compare_objectives.py --config recipes/compare.yaml --source RECORDINGS --out runs/compare --seeds 3
     python tools/compare_objectives.py --config recipes/compare.yaml --source RECORDINGS --out runs/ar --only ttt,ar train.steps=300
