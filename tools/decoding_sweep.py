@@ -122,7 +122,7 @@ def table(found: Mapping[str, Sequence[Point]]) -> tuple[list[str], list[list[st
 def figure(found: Mapping[str, Sequence[Point]]) -> "Figure":
     """Words wrong by the last judge against forwards per second of sound, and the codec's ceiling."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     picture = Figure(figsize=(7.5, 4.2), layout="constrained")
     axis = picture.subplots()
@@ -136,6 +136,7 @@ def figure(found: Mapping[str, Sequence[Point]]) -> "Figure":
     if ceilings:
         axis.axhline(100 * mean(ceilings), color=GREY, linestyle="--", linewidth=1, label="codec and back (ceiling)")
     axis.set_xscale("log", base=2)  # its ticks are then the numbers of forwards that one tries
+    axis.xaxis.set_major_locator(LogLocator(base=2, subs=(1, 1.5)))  # and between them: a sweep may span two octaves
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("forwards per second of sound")
