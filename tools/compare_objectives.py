@@ -58,8 +58,12 @@ OF_THE_PAPER = (
     "objective.p_mix=0.3",
     "objective.p_prefix=0.3",
     "objective.p_trunc=0.5",
+    "objective.p_draft=0",
     "objective.normalisation=sample",
     "objective.ar_weight=1",
+    "objective.nar_weight=1",
+    "objective.noise_schedule=linear",
+    "objective.z_loss=0",
     ONE_WAY,
 )
 VARIANTS = {

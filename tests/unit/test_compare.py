@@ -46,6 +46,20 @@ def test_a_variant_changes_its_own_settings_alone(name: str, changed: dict) -> N
     assert plain["objective.p_mix"] > 0 == plain["objective.p_prefix"] == plain["objective.p_trunc"]
 
 
+def test_the_paper_s_objective_is_so_whatever_the_recipe_s_is() -> None:
+    own = ["p_mix=0.1", "p_prefix=0.1", "p_trunc=0.1", "p_draft=0.1", "normalisation=token", "ar_weight=2"]
+    own += ["nar_weight=2", "noise_schedule=cosine", "z_loss=0.1", "masking=exact_count", "audio_ar=0.5"]
+    own = [f"objective.{setting}" for setting in own]
+    found = load_config(RECIPE, [*own, *tool.VARIANTS["paper"].overrides]).objective
+    assert found == Objective(preset="paper", masking="bernoulli", audio_ar=0.0)
+
+
+def test_the_docs_name_every_variant() -> None:
+    page = (RECIPE.parents[1] / "docs" / "comparison.md").read_text()
+    named = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `") and "OUT/" not in line]
+    assert named == list(tool.VARIANTS)
+
+
 @pytest.mark.parametrize(("mode", "more"), [("diffusion", []), ("verified", []), ("tidar", ["objective.stages=[]"])])
 def test_a_recipe_may_decode_in_any_way(mode: str, more: list[str]) -> None:
     """Variants that would not learn it are decoded as they can be, and the sweep takes each in all of its ways."""
