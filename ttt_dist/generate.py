@@ -46,6 +46,7 @@ def main() -> None:
         return
     from ttt_dist.audio import load_codec
     from ttt_dist.inference.decoder import Decoder, Request
+    from ttt_dist.inference.limits import warn_of_limits
     from ttt_dist.model.hf.folder import load_folder
 
     folder = load_folder(arguments.model)
@@ -55,6 +56,7 @@ def main() -> None:
         codec.require_decoder()
     request = Request(prompt(arguments, folder, codec), arguments.seed)
     response = tell(Decoder(folder), request, settings if speaks else replace(settings, stop_at_last_span=True))
+    warn_of_limits([response.finish], settings)
     if speaks:
         write(response, codec, arguments.out, text_will_do=arguments.chat)
 
@@ -129,6 +131,7 @@ def answer_chats(arguments: argparse.Namespace, settings: DecodeSettings) -> Non
     from ttt_dist.evaluation.job import write_jsonl
     from ttt_dist.evaluation.tasks.chats import speech_chat
     from ttt_dist.evaluation.tasks.item_adapters import chat
+    from ttt_dist.inference.limits import warn_of_limits
 
     args = EvalArgs(
         task="speech_chat", model=arguments.model, data=arguments.chats, out=arguments.out, template="audio_chat",
@@ -142,6 +145,7 @@ def answer_chats(arguments: argparse.Namespace, settings: DecodeSettings) -> Non
     problems = [line for line in lines if isinstance(line, str)] + item_errors.problems
     for problem in problems:
         warn(problem)
+    warn_of_limits([answer["finish"] for record in records for answer in record["answers"]], settings)
     print_rank0(f"{args.out / 'answers.jsonl'}: {len(records)} chats answered, {len(problems)} not")
     if problems or not records:
         raise UserError(f"{args.data}: {len(problems)} chat(s) could not be answered; correct them (named above)")

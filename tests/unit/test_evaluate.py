@@ -172,12 +172,12 @@ def test_responses_that_a_limit_cut_off_are_counted_and_told(
     run: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    monkeypatch.setattr("ttt_dist.evaluation.results.warn", told.append)
+    monkeypatch.setattr("ttt_dist.inference.limits.warn", told.append)
     summary = run("tts", None, "--max-codes", "3")
     reasons = [record["finish"] for record in records(tmp_path, "tts")]
     cut = reasons.count("max_codes")
     assert cut and summary["finishes"] == {reason: reasons.count(reason) for reason in sorted(set(reasons))}
-    wanted = f"of 4 responses did not end, a limit cut them off (max_codes {cut}"
+    wanted = f"of 4 responses did not end, a limit cut them off (max-codes {cut}"
     assert any(wanted in line and "--repeats drawn" in line for line in told), told
     assert f"cut off by a limit: max_codes {cut}" in (tmp_path / "out" / "tts_summary.md").read_text()
     told.clear()

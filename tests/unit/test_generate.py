@@ -85,6 +85,21 @@ def test_chats_are_answered_turn_by_turn(run: Generate, work: Path, tmp_path: Pa
     assert json.dumps(again) == json.dumps(answered)
 
 
+def test_an_answer_that_a_limit_cut_off_is_told(
+    run: Generate, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("ttt_dist.inference.limits.warn", told.append)
+    run("--prompt", "one two", "--max-codes", "3", "--repeats", "drawn", "--out", tmp_path / "a.wav")
+    assert told == ["1 of 1 responses did not end, a limit cut them off (max-codes 1): raise it"]
+    told.clear()
+    chats = [{"id": "a", "turns": [{"role": "user", "text": "two"}, {"role": "user", "text": "one"}]}]
+    run("--chats", write_lines(work / "two.jsonl", chats), "--max-codes", "3", "--out", tmp_path / "answers")
+    finishes = [answer["finish"] for answer in read_lines(tmp_path / "answers" / "answers.jsonl")[0]["answers"]]
+    cut = len(finishes) - finishes.count("end_of_turn")
+    assert cut and told[0].startswith(f"{cut} of {len(finishes)} responses did not end, "), told
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

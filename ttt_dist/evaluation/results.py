@@ -4,6 +4,7 @@ They are made of the parts alone, so whoever writes them, and however often, wri
 """
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from ttt_dist.evaluation.judge_registry import find_judge, parse
 from ttt_dist.evaluation.metrics.normalise import FLAG as NORMALISER_FLAG
 from ttt_dist.evaluation.metrics.normalise import SPELLING, WHISPER
 from ttt_dist.evaluation.metrics.scores import BY_WRITING, Figure, Normalisers, Record, Scored
-from ttt_dist.evaluation.summary import as_markdown, at_limits, summarise
+from ttt_dist.evaluation.summary import as_markdown, summarise
 from ttt_dist.evaluation.tasks import registry
+from ttt_dist.inference.limits import warn_of_limits
 from ttt_dist.util.atomic_files import atomic_write, remove_leftovers
 from ttt_dist.util.console import warn
 from ttt_dist.util.errors import UserError
@@ -38,7 +40,7 @@ def write_results(job: EvaluationJob) -> dict[str, Any] | None:
     scored = _scored(task, collected.records, normalisers)
     _tell_normalisers(" + ".join(sorted({figure.by for figure in scored.figures.values()})))
     summary = summarise(args, job.made_from, collected, scored)
-    _tell_limits(summary)
+    warn_of_limits(Counter(summary.get("finishes", {})).elements(), args.decoding)
     worst = sorted(scored.records, key=task.worst, reverse=True)
     items = {line.id: line for line in job.lines if isinstance(line, Item)}
     paths = [args.out / f"{task.name}{end}" for end in (".jsonl", "_summary.json", "_summary.md", ".html")]
@@ -62,18 +64,6 @@ def _tell_normalisers(names: str) -> None:
         warn(
             f"Whisper's spelling table is not here, so 'colour' and 'color' differ: install whisper-normalizer, "
             f"or {NORMALISER_FLAG} {WHISPER}:DIR with a folder of Whisper that has {SPELLING}"
-        )
-
-
-def _tell_limits(summary: dict[str, Any]) -> None:
-    cut = at_limits(summary)
-    if cut:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in cut.items())
-        is_drawn = summary.get("decoding", {}).get("repeats") == "drawn"
-        more = "" if is_drawn else "; --repeats drawn ends long pauses of what is written left to right"
-        warn(
-            f"{sum(cut.values()):,} of {sum(summary['finishes'].values()):,} responses did not end, a limit cut them off "
-            f"({reasons}): raise it{more}"
         )
 
 

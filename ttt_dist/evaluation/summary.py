@@ -11,6 +11,7 @@ from ttt_dist.evaluation.job import Collection
 from ttt_dist.evaluation.judge_registry import OWN
 from ttt_dist.evaluation.metrics.quality import as_table
 from ttt_dist.evaluation.metrics.scores import Record, Scored
+from ttt_dist.inference.limits import at_limits
 from ttt_dist.inference.sequence_state import LIMITS, OWN_ENDS
 
 TOLD = 20  # problems named in a summary; the parts name all
@@ -51,11 +52,6 @@ def finishes(records: Sequence[Record]) -> dict[str, dict[str, int]]:
     return {"finishes": dict(sorted(found.items()))} if found else {}
 
 
-def at_limits(summary: dict[str, Any]) -> dict[str, int]:
-    """Of its responses those that some limit ended, not the model: by limit."""
-    return {reason: count for reason, count in summary.get("finishes", {}).items() if reason in LIMITS}
-
-
 def as_markdown(summary: dict[str, Any]) -> str:
     """The same for people."""
     rows = [
@@ -70,7 +66,7 @@ def as_markdown(summary: dict[str, Any]) -> str:
         "judges": ", ".join(called(label, judge["judge"]) for label, judge in summary.get("judges", {}).items()),
         "cut": summary.get("cut"),
         "forwards per second of sound": summary.get("forwards_per_second"),
-        "cut off by a limit": _listed(at_limits(summary)),
+        "cut off by a limit": _listed(at_limits(summary.get("finishes", {}))),
         "decoder command": summary.get("decoder_command"),
         "decoding": _listed(summary.get("decoding", {})),
         "noise": _listed(summary.get("noise", {})),
