@@ -173,7 +173,7 @@ def released_way(folder: ModelFolder, request: Request, settings: DecodeSettings
         logits[:, np.setdiff1d(np.arange(logits.shape[1]), allowed - allowed[0])] = float("-inf")
         wanted = Wanted.of([Asked(state, context, CacheSequence(0), None)])
         ids, *sureness = (values.cpu().numpy() for values in course.choices(context.phase(state), logits, wanted))
-        state = decode_step(state, Choice(ids + allowed[0], *sureness), context)
+        state = decode_step(state, [Choice(ids + allowed[0], *sureness)], context)
         first = first or (time.perf_counter() - start if state.num_audio else 0.0)
     return Measured(time.perf_counter() - start, first, state.num_forwards, [state.ids[state.num_prompt :]])
 

@@ -108,8 +108,11 @@ class PlainLoop:
         return ids
 
     def _tidar(self, ids: Ids, limit: int) -> Ids:
-        """The same span; a draft comes from the forward that verified the one before, which did not know the last token yet."""
+        """The same span; a draft comes from the forward that verified the one before, which did not know the last token yet; the
+        first one from the forward that wrote the opener.
+        """
         draft, start, end = ids, len(ids), len(ids) + limit
+        self.num_forwards -= limit > 0
         while len(ids) < end:
             ids = self._read(draft, len(ids), start, end)
             if ids[-1] in self.ends:

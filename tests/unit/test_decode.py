@@ -167,11 +167,19 @@ def logits_of(*tokens: int) -> torch.Tensor:
     return rows
 
 
-def step(state: SequenceState, row: torch.Tensor, chosen: DecodeContext) -> SequenceState:
+def step(
+    state: SequenceState, row: torch.Tensor, chosen: DecodeContext, *behind_openers: torch.Tensor
+) -> SequenceState:
+    """One forward that gives these logits, and under `tidar` those behind each opener that may come."""
+    parts = zip([state, *chosen.openings(state)], [row, *behind_openers], strict=True)
+    return decode_step(state, [choice_of(part, logits, chosen) for part, logits in parts], chosen)
+
+
+def choice_of(state: SequenceState, row: torch.Tensor, chosen: DecodeContext) -> Choice:
     allowed = np.isin(np.arange(row.shape[1]), allowed_ids(LAYOUT, chosen.phase(state)))
     logits = row.masked_fill(~torch.from_numpy(allowed), float("-inf"))
     found = choices(chosen.phase(state), logits, Wanted.of([Asked(state, chosen, SequenceCache(0), None)]))
-    return decode_step(state, Choice(*(values.numpy() for values in found)), chosen)
+    return Choice(*(values.numpy() for values in found))
 
 
 def run(rows: list[torch.Tensor], chosen: DecodeContext) -> SequenceState:

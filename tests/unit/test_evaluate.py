@@ -93,6 +93,8 @@ def test_tts_writes_speech_that_follows_from_the_seed(run: Evaluate, tmp_path: P
         seconds = sum(record["codes"] for record in spoken) / 25
         forwards = sum(record["audio_forwards"] for record in records(tmp_path, "tts"))
         assert summary["forwards_per_second"] == pytest.approx(forwards / seconds, abs=1e-4) and forwards
+        total = sum(record["forwards"] for record in records(tmp_path, "tts"))
+        assert summary["all_forwards_per_second"] == pytest.approx(total / seconds, abs=1e-4) and total > forwards
         for record in spoken:
             info = soundfile.info(tmp_path / "out" / record["wav"])
             assert (info.samplerate, info.frames) == (8000, record["codes"] * 320)

@@ -67,10 +67,19 @@ def score_speech(records: Sequence[Record], normalisers: Normalisers) -> Scored:
     judges = list(dict.fromkeys(label for record in records for label in record["heard"]["speech"]))
     by_judge = {label: _by_source(records, normalisers, label) for label in judges}
     quality = score_quality(records)
-    seconds = sum(record["seconds"] for record in records)
-    forwards = round(sum(record["audio_forwards"] for record in records) / seconds, 4) if seconds else None
-    more = {"forwards_per_second": forwards, "cut": CUT, "judges": by_judge} | ({"quality": quality} if quality else {})
+    forwards = {
+        "forwards_per_second": _per_second(records, "audio_forwards"),
+        "all_forwards_per_second": _per_second(records, "forwards"),
+    }
+    more = forwards | {"cut": CUT, "judges": by_judge} | ({"quality": quality} if quality else {})
     return Scored(own.records, own.figures, own.details | more)
+
+
+def _per_second(records: Sequence[Record], forwards: str) -> float | None:
+    """Forwards of that name over the seconds of sound; None without sound, and of records that an older build wrote."""
+    seconds = sum(record["seconds"] for record in records)
+    is_known = seconds and all(forwards in record for record in records)
+    return round(sum(record[forwards] for record in records) / seconds, 4) if is_known else None
 
 
 def _by_source(records: Sequence[Record], normalisers: Normalisers, label: str) -> dict[str, Any]:

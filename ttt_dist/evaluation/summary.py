@@ -66,6 +66,7 @@ def as_markdown(summary: dict[str, Any]) -> str:
         "judges": ", ".join(called(label, judge["judge"]) for label, judge in summary.get("judges", {}).items()),
         "cut": summary.get("cut"),
         "forwards per second of sound": summary.get("forwards_per_second"),
+        "with those of text": summary.get("all_forwards_per_second"),
         "cut off by a limit": _listed(at_limits(summary.get("finishes", {}))),
         "decoder command": summary.get("decoder_command"),
         "decoding": _listed(summary.get("decoding", {})),

@@ -134,12 +134,12 @@ class Running(Asked):
     num_forwards: int = 0
     num_audio_forwards: int = 0
 
-    def take(self, choice: Choice) -> list[Event]:
+    def take(self, choices: Sequence[Choice]) -> list[Event]:
         """Go on by what a forward has chosen, and tell what came of it."""
         before = self.state
         self.num_forwards += 1 + self.is_guided
         self.num_audio_forwards += 0 if before.span_start is None else 1 + self.is_guided
-        self.state = after = decode_step(before, choice, self.context)
+        self.state = after = decode_step(before, choices, self.context)
         events = self.reader.read(after.ids[max(before.num_committed, after.num_prompt) : after.num_committed])
         if after.finish is None:
             return events
@@ -210,8 +210,8 @@ class Session:
             self._join(*item)
         events: list[tuple[int, Event]] = []
         found = self._forwards(list(self._active.values()))
-        for (key, running), choice in zip(list(self._active.items()), found, strict=True):
-            events += [(key, event) for event in running.take(choice)]
+        for (key, running), choices in zip(list(self._active.items()), found, strict=True):
+            events += [(key, event) for event in running.take(choices)]
             if running.state.finish is not None:
                 self._leave(key)
         return events

@@ -5,6 +5,7 @@ Choices are made on the device, for all requests of a phase at once, and copied 
 
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -100,31 +101,35 @@ class ModelRunner:
         self._stretches: dict[Phase, tuple[slice, Tensor]] = {}
 
     @torch.inference_mode()
-    def __call__(self, asked: Ordered[Asked]) -> list[Choice]:
-        """What the model would write where each needs it; the cache takes in what has become final."""
+    def __call__(self, asked: Ordered[Asked]) -> list[list[Choice]]:
+        """What the model would write where each needs it, then where its `openings` do; the cache takes in what has become final."""
         if not asked:
             return []
-        rows = [
-            _row(one.state, one.context, one.own, one.state.ids, one.context.num_cacheable(one.state)) for one in asked
-        ]
-        guides = {}
-        for index, one in enumerate(asked):
+        openings = [one.context.openings(one.state) for one in asked]
+        rows = [_row(one, opened, self.layout.mask) for one, opened in zip(asked, openings, strict=True)]
+        parts: list[Asked] = []
+        for one, opened in zip(asked, openings, strict=True):
+            parts += [one, *(Asked(state, one.context, one.own, None) for state in opened)]
+        guides: dict[int, int] = {}
+        for index, one in enumerate(parts):
             if one.is_guided and one.guide is not None:
-                guides[index] = len(rows)
-                rows.append(self._guide_row(one.state, one.context, one.guide))
+                guides[index] = len(parts) + len(guides)
+                rows.append(self._guide_row(one, one.guide))
         hidden = self.runner(rows)
-        starts = np.cumsum([0, *(len(row.needed) for row in rows)])
+        counts = [len(one.context.needed(one.state)) for one in parts] + [len(row.needed) for row in rows[len(asked) :]]
+        starts = np.cumsum([0, *counts])
         places: list[np.ndarray] = []
         found: list[Tensor] = []
-        for phase in dict.fromkeys(one.context.phase(one.state) for one in asked):
-            members = [index for index, one in enumerate(asked) if one.context.phase(one.state) == phase]
+        for phase in dict.fromkeys(one.context.phase(one.state) for one in parts):
+            members = [index for index, one in enumerate(parts) if one.context.phase(one.state) == phase]
             places.append(np.concatenate([np.arange(*starts[index : index + 2]) for index in members]))
             shifts = np.array([starts[guides[index]] - starts[index] if index in guides else 0 for index in members])
-            found += self._choose(phase, hidden, places[-1], shifts, Wanted.of([asked[index] for index in members]))
-        table = np.empty((3, starts[len(asked)]))
+            found += self._choose(phase, hidden, places[-1], shifts, Wanted.of([parts[index] for index in members]))
+        table = np.empty((3, starts[len(parts)]))
         table[:, np.concatenate(places)] = torch.cat(found, dim=1).cpu().numpy()  # the one copy of a forward
-        parts = np.split(table, starts[1 : len(asked)], axis=1)
-        return [Choice(ids.astype(np.int64), *sureness) for ids, *sureness in parts]
+        columns = iter(np.split(table, starts[1 : len(parts)], axis=1))
+        chosen = (Choice(ids.astype(np.int64), *sureness) for ids, *sureness in columns)
+        return [list(islice(chosen, 1 + len(opened))) for opened in openings]
 
     def _choose(
         self, phase: Phase, hidden: Tensor, own: np.ndarray, shifts: np.ndarray, wanted: Wanted
@@ -181,9 +186,10 @@ class ModelRunner:
             self._stretches[phase] = columns, self.runner.tensor(np.flatnonzero(is_other))
         return self._stretches[phase]
 
-    def _guide_row(self, state: SequenceState, context: DecodeContext, guide: SequenceCache) -> Row:
+    def _guide_row(self, one: Asked, guide: SequenceCache) -> Row:
+        state = one.state
         masked = np.where(np.arange(len(state.ids)) < state.num_committed, self.layout.mask, state.ids)
-        return _row(state, context, guide, masked, state.num_committed)
+        return _own_row(state, one.context, guide, masked, state.num_committed)
 
 
 def choices(phase: Phase, logits: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor]:
@@ -214,15 +220,40 @@ def _by_settings(wanted: Wanted) -> dict[DecodeSettings, list[int]]:
     return found
 
 
-def _row(state: SequenceState, context: DecodeContext, sequence: SequenceCache, ids: np.ndarray, final: int) -> Row:
+def _row(one: Asked, openings: Ordered[SequenceState], mask: int) -> Row:
+    """The new tokens of a request, and behind them what is read ahead: drafts, and the openers that may come, with a draft each."""
+    state, context = one.state, one.context
+    row = _own_row(state, context, one.own, state.ids, context.num_cacheable(state))
+    row = _with_drafts(row, context.blocks_ahead(state), mask)
+    for opened in openings:
+        (draft,) = context.blocks_ahead(opened)
+        row = _with_opening(row, opened, draft, mask)
+    return row
+
+
+def _own_row(state: SequenceState, context: DecodeContext, sequence: SequenceCache, ids: np.ndarray, final: int) -> Row:
     start = sequence.length
     sees = np.zeros((3, len(ids) - start), dtype=np.int64)
     sees[0] = start + visible_end_of_spans(state.span_ids[start:])
-    row = Row(ids[start:], np.arange(start, len(ids)), sees, sequence, context.needed(state) - start, final)
-    return _with_blocks(row, context.blocks_ahead(state), context.layout.mask)
+    return Row(ids[start:], np.arange(start, len(ids)), sees, sequence, context.needed(state) - start, final)
 
 
-def _with_blocks(row: Row, blocks: Ordered[range], mask: int) -> Row:
+def _with_opening(row: Row, opened: SequenceState, draft: range, mask: int) -> Row:
+    """A row and, behind it, an opener and the masks of its draft, which see all before the opener, it and each other."""
+    place, size = len(opened.ids) - 1, 1 + len(draft)
+    ends = np.full(size, row.end + size)
+    ends[0] = row.end + 1
+    is_read = np.ones(size, dtype=bool)
+    is_read[1:2] = False  # what stands at the first mask the opener tells
+    return row._replace(
+        ids=np.concatenate([row.ids, opened.ids[-1:], np.full(len(draft), mask, row.ids.dtype)]),
+        positions=np.append(row.positions, np.arange(place, place + size)),
+        sees=np.append(row.sees, np.stack([np.full(size, place), np.full(size, row.end), ends]), axis=1),
+        needed=np.append(row.needed, len(row.ids) + np.flatnonzero(is_read)),
+    )
+
+
+def _with_drafts(row: Row, blocks: Ordered[range], mask: int) -> Row:
     """A row and blocks of masks behind it, each of which sees the sequence up to its own place, and itself."""
     sizes = np.array([len(block) for block in blocks], dtype=np.int64)
     if not sizes.sum():

@@ -8,10 +8,12 @@ choices are made and what else is in the batch is no concern of this file.
 Two ways lead from a choice to a token. What is written (text, and codes one by one) follows the position that it is chosen at;
 what is denoised is chosen at its own. A block that is verified has been denoised, as a draft, and is then written: one causal
 forward says what would follow the opener and each token of the draft. Under `tidar` that forward makes the next draft as well: beside
-the draft that it reads stand blocks of masks, one for each token with which what is written may end.
+the draft that it reads stand blocks of masks, one for each token with which what is written may end. Likewise the first draft of a
+span comes from the forward that writes its opener: behind text stand the openers that may come, with a block of masks each.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, NamedTuple
@@ -177,6 +179,16 @@ class DecodeContext:
         blocks = [range(place, min(place + self.settings.block, end)) for place in places]
         return [block if len(block) > 1 else range(0) for block in blocks]
 
+    def openings(self, state: SequenceState) -> list[SequenceState]:
+        """The states behind each opener that may be written next, whose choices the same forward makes; empty but in text under `tidar`."""
+        if not (self.drafts_ahead and self.phase(state) == "text"):
+            return []
+        last = [] if self.settings.stop_at_last_span else [self.layout.begin_of_quad]
+        opened = [
+            _open_span(_append(state, np.array([opener]), 0), self) for opener in (self.layout.begin_of_audio, *last)
+        ]
+        return [one for one in opened if one.span_start is not None]
+
     def num_cacheable(self, state: SequenceState) -> int:
         """Tokens whose keys and values the next forward settles: nothing that they see changes any more.
 
@@ -223,14 +235,20 @@ def _of_forward(state: SequenceState, count: int) -> np.ndarray:
     return np.random.default_rng([state.seed, state.num_forwards]).random((2, count))
 
 
-def decode_step(state: SequenceState, choice: Choice, context: DecodeContext) -> SequenceState:
-    """The state after one forward, whose choices are those at `context.needed`."""
+def decode_step(state: SequenceState, choices: Sequence[Choice], context: DecodeContext) -> SequenceState:
+    """The state after one forward, whose choices are those at `context.needed`, then those of each of `context.openings`."""
+    choice, *first = choices
     if state.block_start is not None:
         read = _verify if context.is_verified else _read_end
-        return (read if state.is_drafted else _denoise)(state, choice, context)
-    state = replace(state, num_forwards=state.num_forwards + 1)
-    write = _write_text if state.span_start is None else _write_code
-    return write(state, int(choice.ids[0]), context)
+        after = (read if state.is_drafted else _denoise)(state, choice, context)
+    elif state.span_start is not None:
+        after = _write_code(state, int(choice.ids[0]), context)
+    else:
+        after = _write_text(state, int(choice.ids[0]), context)
+        opened = [one.ids[-1] for one in context.openings(state)]
+        if after.span_start is not None and opened:
+            after = _verify(after, first[opened.index(after.ids[-1])], context)
+    return replace(after, num_forwards=state.num_forwards + 1)
 
 
 def _write_text(state: SequenceState, token: int, context: DecodeContext) -> SequenceState:
@@ -284,8 +302,7 @@ def _denoise(state: SequenceState, choice: Choice, context: DecodeContext) -> Se
     committed = state.ids.copy()
     committed[masked[chosen]] = choice.ids[chosen]
     # Where ends wait (`ends: leftmost`) masks may be left after the last of the steps: then there is always one more.
-    num_forwards, steps_left = state.num_forwards + 1, max(state.steps_left - 1, 1)
-    state = replace(state, ids=committed, num_forwards=num_forwards, steps_left=steps_left)
+    state = replace(state, ids=committed, steps_left=max(state.steps_left - 1, 1))
 
     span = committed[start:]
     ends = np.flatnonzero(np.isin(span, context.ends))
@@ -349,7 +366,7 @@ def _verify(state: SequenceState, choice: Choice, context: DecodeContext) -> Seq
     assert start is not None
     drafted = state.ids[start:]
     written = choice.ids[: len(drafted) + 1]
-    before = replace(_cut(state, start), is_drafted=False, num_forwards=state.num_forwards + 1)
+    before = replace(_cut(state, start), is_drafted=False)
     differs = np.append(written[:-1] != drafted, True) | np.isin(written, context.ends)
     count = min(int(differs.argmax()) + 1, _room(before, context))
     after = _append(before, written[:count], 0)
@@ -372,7 +389,7 @@ def _read_end(state: SequenceState, choice: Choice, context: DecodeContext) -> S
     """
     start, number = state.block_start, int(state.span_ids.max(initial=0)) + 1
     assert start is not None
-    state = replace(state, is_drafted=False, num_forwards=state.num_forwards + 1)
+    state = replace(state, is_drafted=False)
     ends = np.flatnonzero(np.isin(choice.ids, context.ends))
     if len(ends):
         state = _cut(state, start + int(ends[0]))

@@ -45,7 +45,8 @@ def tts(context: EvalContext, items: Sequence[Item], item_errors: ItemErrors) ->
         | {"reference": item.entry["text"], "hypothesis": speech.first}
         | {"heard": {source: heard[source][item.id] for source in SOURCES if item.id in heard.get(source, {})}}
         | ({"quality": measured[item.id]} if item.id in measured else {})
-        | {"seconds": context.seconds(speech.result), "audio_forwards": speech.result.num_audio_forwards}
+        | {"seconds": context.seconds(speech.result), "forwards": speech.result.num_forwards}
+        | {"audio_forwards": speech.result.num_audio_forwards}
         | speech.record()
         for item, speech in said
     ]
