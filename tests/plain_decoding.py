@@ -109,10 +109,10 @@ class PlainLoop:
 
     def _tidar(self, ids: Ids, limit: int) -> Ids:
         """The same span; a draft comes from the forward that verified the one before, which did not know the last token yet; the
-        first one from the forward that wrote the opener.
+        first one from the forward that wrote the opener, but in transcripts.
         """
         draft, start, end = ids, len(ids), len(ids) + limit
-        self.num_forwards -= limit > 0
+        self.num_forwards -= not self.chosen.stop_at_last_span
         while len(ids) < end:
             ids = self._read(draft, len(ids), start, end)
             if ids[-1] in self.ends:

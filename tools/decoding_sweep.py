@@ -63,8 +63,10 @@ def sweep(config: Recipe, source: Path, data: Path, run: Path, judges: Sequence[
     for way, settings in ways(trained, config.evaluation.decode):
         out = run / "sweep" / f"{way.replace(' ', '_')}-{settings.steps}-{settings.accept_ratio:g}"
         summary = pipeline.evaluate_task(config, "tts", source, data, run, judges, out, settings, "--no-ceiling")
-        if summary["forwards_per_second"] is None:
-            warn(f"{out}: {way}, {settings.steps} forwards a block: no speech came of it, so it is left out")
+        if not summary["forwards_per_second"]:
+            warn(
+                f"{out}: {way}, {settings.steps} forwards a block: no forward within a span came of it, so it is left out"
+            )
             continue
         own = pipeline.own_speech(summary)
         labels = {OWN: "tts_wer"} | {key.removeprefix("tts_wer_"): key for key in own if key.startswith("tts_wer_")}

@@ -457,9 +457,19 @@ def test_a_damaged_file_is_named_with_its_key(content: object, told: str, tmp_pa
     assert "\n" not in str(caught.value)
 
 
-def test_no_opener_is_read_where_no_span_can_open() -> None:
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 9, None])
+def test_short_limits_cut_drafts_as_they_cut_what_is_written(most: int | None) -> None:
+    """Tokens of the response, of a span and of all spans, by which a draft with its opener has no room, or some."""
+    requests = [replace(one, max_new_tokens=most) for one in requests_of(np.random.default_rng(11), 20)]
+    for limits in ({"span_limit": 1}, {"span_limit": 3, "max_codes": 4}, {"max_text": 1}):
+        written, _, tidar = by_mode(requests, replace(SHORT, block=5, **limits))
+        assert same(written, tidar)
+        for one in tidar:
+            assert one.num_forwards - one.num_audio_forwards == sum(not is_audio(token) for token in one.ids)
+
+
+def test_no_opener_is_read_in_transcripts_and_where_no_span_has_room() -> None:
     transcribing, full = context(audio_mode="tidar", stop_at_last_span=True), context(audio_mode="tidar", max_length=3)
-    assert [opened.ids[-1] for opened in transcribing.openings(run([], transcribing))] == [LAYOUT.begin_of_audio]
-    assert full.openings(run([], full)) == []
+    assert transcribing.openings(run([], transcribing)) == full.openings(run([], full)) == []
     closed = step(run([], full), logits_of(LAYOUT.begin_of_audio), full)
     assert (closed.finish, closed.span_start) == ("max_length", None)

@@ -138,7 +138,7 @@ def test_the_attention_of_a_long_sequence_is_cut(app: App, folder: ModelFolder) 
     assert [len(told[name]) for name in ("ends", "spans", "tokens")] == [studio_module.MAX_DRAWN] * 3
 
 
-@pytest.mark.parametrize("mode", ["diffusion", "ar"])
+@pytest.mark.parametrize("mode", ["diffusion", "ar", "tidar"])
 def test_the_attention_is_of_codes_as_they_were_written(mode: str, app: App, folder: ModelFolder) -> None:
     studio = RequestBuilder(folder, app.studio.codec, replace(SETTINGS, audio_mode=mode), "tiny")
     told = studio.attention(np.array([1]), np.array([folder.layout.first_code] * 3))

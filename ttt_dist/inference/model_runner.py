@@ -224,7 +224,7 @@ def _row(one: Asked, openings: Ordered[SequenceState], mask: int) -> Row:
     """The new tokens of a request, and behind them what is read ahead: drafts, and the openers that may come, with a draft each."""
     state, context = one.state, one.context
     row = _own_row(state, context, one.own, state.ids, context.num_cacheable(state))
-    row = _with_drafts(row, context.blocks_ahead(state), mask)
+    row = _with_blocks_ahead(row, context.blocks_ahead(state), mask)
     for opened in openings:
         (draft,) = context.blocks_ahead(opened)
         row = _with_opening(row, opened, draft, mask)
@@ -253,7 +253,7 @@ def _with_opening(row: Row, opened: SequenceState, draft: range, mask: int) -> R
     )
 
 
-def _with_drafts(row: Row, blocks: Ordered[range], mask: int) -> Row:
+def _with_blocks_ahead(row: Row, blocks: Ordered[range], mask: int) -> Row:
     """A row and blocks of masks behind it, each of which sees the sequence up to its own place, and itself."""
     sizes = np.array([len(block) for block in blocks], dtype=np.int64)
     if not sizes.sum():

@@ -180,13 +180,14 @@ class DecodeContext:
         return [block if len(block) > 1 else range(0) for block in blocks]
 
     def openings(self, state: SequenceState) -> list[SequenceState]:
-        """The states behind each opener that may be written next, whose choices the same forward makes; empty but in text under `tidar`."""
-        if not (self.drafts_ahead and self.phase(state) == "text"):
+        """The states behind each opener that may be written next, whose choices the same forward makes; empty but in text under `tidar`.
+
+        A transcript seldom has a span before its last: there they would cost more than they save.
+        """
+        if not self.drafts_ahead or self.settings.stop_at_last_span or self.phase(state) != "text":
             return []
-        last = [] if self.settings.stop_at_last_span else [self.layout.begin_of_quad]
-        opened = [
-            _open_span(_append(state, np.array([opener]), 0), self) for opener in (self.layout.begin_of_audio, *last)
-        ]
+        openers = (self.layout.begin_of_audio, self.layout.begin_of_quad)
+        opened = [_open_span(_append(state, np.array([opener]), 0), self) for opener in openers]
         return [one for one in opened if one.span_start is not None]
 
     def num_cacheable(self, state: SequenceState) -> int:
@@ -245,9 +246,9 @@ def decode_step(state: SequenceState, choices: Sequence[Choice], context: Decode
         after = _write_code(state, int(choice.ids[0]), context)
     else:
         after = _write_text(state, int(choice.ids[0]), context)
-        opened = [one.ids[-1] for one in context.openings(state)]
-        if after.span_start is not None and opened:
-            after = _verify(after, first[opened.index(after.ids[-1])], context)
+        if first and after.span_start is not None:
+            openers = [opened.ids[-1] for opened in context.openings(state)]
+            after = _verify(after, first[openers.index(after.ids[-1])], context)
     return replace(after, num_forwards=state.num_forwards + 1)
 
 
