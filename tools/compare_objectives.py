@@ -48,6 +48,8 @@ class Variant:
     """What its runs change in the recipe."""
     paper: tuple[float, float] | None
     """WER in per cent of the paper's 3B model on AISHELL-2 and AISHELL-1 (arXiv 2509.20072, ablations), where it has one."""
+    untaught: tuple[str, ...] = ()
+    """What they change besides where they do not learn the recipe's way to write audio."""
 
 
 # Of models that have one way to write audio, whatever way the recipe's own decodes in.
@@ -80,7 +82,7 @@ VARIANTS = {
         (*OF_THE_PAPER, "objective.kind=nar", "evaluation.decode.block=40", "evaluation.decode.steps=40"),
         (212.27, 160.58),
     ),
-    "no_banom": Variant("TtT without BANOM", ("objective.p_mix=0", ONE_WAY), (18.58, 21.35)),
+    "no_banom": Variant("TtT without BANOM", ("objective.p_mix=0",), (18.58, 21.35), untaught=(ONE_WAY,)),
     "ppm": Variant("TtT with PPM", ("objective.p_prefix=0.3",), None),
     "sst": Variant("TtT with SST", ("objective.p_trunc=0.5",), None),
 }
@@ -115,7 +117,7 @@ def main() -> None:
     found: dict[str, dict[int, Figures]] = {name: {} for name in args.only}
     for seed in range(base.seed, base.seed + args.seeds):
         for name in args.only:
-            overrides = [*args.overrides, *VARIANTS[name].overrides, f"seed={seed}"]
+            overrides = [*overrides_of(args.config, args.overrides, name), f"seed={seed}"]
             config, folder = load_config(args.config, overrides), run_folder(args.out, name, seed)
             make = partial(train_and_score, args, overrides, config, folder)
             found[name][seed] = once(folder / "figures.json", run_settings(config) | judged, make)
@@ -154,7 +156,7 @@ def parse_arguments() -> argparse.Namespace:
 def require_modes(args: argparse.Namespace) -> None:
     """Raise UserError where a variant will not learn to write audio as the recipe decodes it: before hours of others."""
     for name in args.only:
-        config = load_config(args.config, [*args.overrides, *VARIANTS[name].overrides])
+        config = load_config(args.config, overrides_of(args.config, args.overrides, name))
         if config.train.tokens:
             raise UserError(
                 f"train.tokens={config.train.tokens}: variants are compared after as many steps; set train.steps, and train.tokens=0"
@@ -164,6 +166,18 @@ def require_modes(args: argparse.Namespace) -> None:
             config.evaluation.decode.require_mode(last.kind, last.learns_audio_ar)
         except UserError as error:
             raise UserError(f"variant {name}: {error}; or leave it out of --only") from None
+
+
+def overrides_of(recipe: str, given: Sequence[str], name: str) -> list[str]:
+    """What the runs of a variant change in a recipe, after what is given for all of them."""
+    overrides = [*given, *VARIANTS[name].overrides]
+    config = load_config(recipe, overrides)
+    is_taught = config.objective.at(config.train.steps - 1).learns_audio_ar
+    return (
+        overrides
+        if is_taught or config.evaluation.decode.audio_mode == "diffusion"
+        else [*overrides, *VARIANTS[name].untaught]
+    )
 
 
 def run_folder(out: Path, name: str, seed: int) -> Path:
