@@ -179,13 +179,15 @@ def test_responses_that_a_limit_cut_off_are_counted_and_told(
     reasons = [record["finish"] for record in records(tmp_path, "tts")]
     cut = reasons.count("max_codes")
     assert cut and summary["finishes"] == {reason: reasons.count(reason) for reason in sorted(set(reasons))}
-    wanted = f"of 4 responses did not end, a limit cut them off (max-codes {cut}"
+    wanted = f"of 4 responses did not end, a limit cut them off (max_codes {cut}"
     assert any(wanted in line and "--repeats drawn" in line for line in told), told
     assert f"cut off by a limit: max_codes {cut}" in (tmp_path / "out" / "tts_summary.md").read_text()
     told.clear()
     shutil.rmtree(tmp_path / "out")
     run("tts", None, "--max-codes", "3", "--repeats", "drawn")
-    assert any(line.endswith(": raise it") for line in told), told
+    assert any(
+        line.endswith(": raise --max-codes and --max-text") or line.endswith(": raise --max-codes") for line in told
+    ), told
     chat = {"answers": [{"finish": "end_of_turn"}, {"finish": "max_length"}]}
     assert finishes([chat, {"answers": ["a text that is right"]}]) == {"finishes": {"end_of_turn": 1, "max_length": 1}}
     assert finishes([{"nar_loss": 1.0}]) == {}

@@ -11,7 +11,9 @@ import soundfile
 
 from tests.evaluated import FEW, line, make_mute_model, make_workplace, read_lines, write_lines
 from ttt_dist import generate
+from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.inference.decoder import Session
+from ttt_dist.inference.limits import warn_of_limits
 from ttt_dist.util.errors import UserError
 
 Generate = Callable[..., str]
@@ -91,8 +93,10 @@ def test_an_answer_that_a_limit_cut_off_is_told(
     told: list[str] = []
     monkeypatch.setattr("ttt_dist.inference.limits.warn", told.append)
     run("--prompt", "one two", "--max-codes", "3", "--repeats", "drawn", "--out", tmp_path / "a.wav")
-    assert told == ["1 of 1 responses did not end, a limit cut them off (max-codes 1): raise it"]
+    assert told == ["1 of 1 responses did not end, a limit cut them off (max_codes 1): raise --max-codes"]
     told.clear()
+    warn_of_limits(["max_length", "end_of_turn"], DecodeSettings(repeats="drawn"))  # which no flag raises
+    assert told.pop().endswith("(max_length 1): the model takes no more tokens, so ask for less")
     chats = [{"id": "a", "turns": [{"role": "user", "text": "two"}, {"role": "user", "text": "one"}]}]
     run("--chats", write_lines(work / "two.jsonl", chats), "--max-codes", "3", "--out", tmp_path / "answers")
     finishes = [answer["finish"] for answer in read_lines(tmp_path / "answers" / "answers.jsonl")[0]["answers"]]

@@ -19,8 +19,10 @@ def warn_of_limits(finishes: Iterable[str], settings: DecodeSettings) -> None:
     cut = at_limits(counts)
     if not cut:
         return
-    reasons = ", ".join(f"{reason.replace('_', '-')} {count:,}" for reason, count in sorted(cut.items()))
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(cut.items()))
+    flags = [f"--{reason.replace('_', '-')}" for reason in sorted(cut) if reason != "max_length"]
+    remedy = f"raise {' and '.join(flags)}" if flags else "the model takes no more tokens, so ask for less"
     more = "" if settings.repeats == "drawn" else "; --repeats drawn ends long pauses of what is written left to right"
     warn(
-        f"{sum(cut.values()):,} of {counts.total():,} responses did not end, a limit cut them off ({reasons}): raise it{more}"
+        f"{sum(cut.values()):,} of {counts.total():,} responses did not end, a limit cut them off ({reasons}): {remedy}{more}"
     )
