@@ -83,7 +83,7 @@ VARIANTS = {
         (212.27, 160.58),
     ),
     "no_banom": Variant("TtT without BANOM", ("objective.p_mix=0",), (18.58, 21.35), untaught=(ONE_WAY,)),
-    "ppm": Variant("TtT with PPM", ("objective.p_prefix=0.3",), None),
+    "no_ppm": Variant("TtT without PPM", ("objective.p_prefix=0",), (15.63, 18.83)),
     "sst": Variant("TtT with SST", ("objective.p_trunc=0.5",), None),
 }
 SCORES_NOTE = (

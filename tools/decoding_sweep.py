@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 RECORD = "sweep.json"
 STEPS = (2, 4, 7)  # forwards a block, besides those of the recipe
-RATIOS = (1.0, 0.1, 0.05)  # of drafts of one forward: DecodeSettings.accept_ratio
+RATIOS = (1.0, 0.1, 0.03)  # of drafts of one forward: DecodeSettings.accept_ratio
 DENOISED, CAUSAL, VERIFIED, TIDAR = "denoised", "left to right", "verified", "tidar"
 MARKERS = {DENOISED: "o", CAUSAL: "s", VERIFIED: "^", TIDAR: "v"}
 

@@ -136,10 +136,11 @@ class Running(Asked):
 
     def take(self, choices: Sequence[Choice]) -> list[Event]:
         """Go on by what a forward has chosen, and tell what came of it."""
-        before = self.state
-        self.num_forwards += 1 + self.is_guided
-        self.num_audio_forwards += 0 if before.span_start is None else 1 + self.is_guided
+        before, passes = self.state, 1 + self.is_guided
         self.state = after = decode_step(before, choices, self.context)
+        has_drafted = len(choices) > 1 and after.ids[len(before.ids)] in self.context.openers
+        self.num_forwards += passes
+        self.num_audio_forwards += passes * (before.span_start is not None or has_drafted)
         events = self.reader.read(after.ids[max(before.num_committed, after.num_prompt) : after.num_committed])
         if after.finish is None:
             return events

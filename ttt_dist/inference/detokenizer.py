@@ -28,7 +28,7 @@ class Result:
     num_forwards: int
     """Forward passes that it took part in; under guidance a span's count twice."""
     num_audio_forwards: int
-    """Those of them that began within a span. Under `tidar` the one that wrote its opener, a text's, chose tokens of it, too."""
+    """Those of them that spans took: that began within one, or under `tidar` wrote its opener and the first draft behind it."""
 
     @property
     def codes(self) -> np.ndarray:

@@ -126,6 +126,11 @@ class DecodeContext:
         return self.kind == "ttt" and self.settings.audio_mode == "diffusion" and self.settings.ends == "causal"
 
     @property
+    def openers(self) -> tuple[int, int]:
+        """Tokens that open a span."""
+        return self.layout.begin_of_audio, self.layout.begin_of_quad
+
+    @property
     def ends(self) -> list[int]:
         """Tokens that close a span."""
         layout = self.layout
@@ -186,8 +191,7 @@ class DecodeContext:
         """
         if not self.drafts_ahead or self.settings.stop_at_last_span or self.phase(state) != "text":
             return []
-        openers = (self.layout.begin_of_audio, self.layout.begin_of_quad)
-        opened = [_open_span(_append(state, np.array([opener]), 0), self) for opener in openers]
+        opened = [_open_span(_append(state, np.array([opener]), 0), self) for opener in self.openers]
         return [one for one in opened if one.span_start is not None]
 
     def num_cacheable(self, state: SequenceState) -> int:
@@ -260,7 +264,7 @@ def _write_text(state: SequenceState, token: int, context: DecodeContext) -> Seq
         return replace(state, finish="end_of_turn")
     if token == layout.begin_of_quad and context.settings.stop_at_last_span:
         return replace(state, finish="last_span")
-    if token in (layout.begin_of_audio, layout.begin_of_quad):
+    if token in context.openers:
         return _open_span(state, context)
     return _unless_too_long(state, context)
 
