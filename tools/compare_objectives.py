@@ -95,7 +95,7 @@ CEILING_NOTE = (
     "A model understands its own speech better than others do."
 )
 SWEEP_NOTE = (
-    "Own speech by what it costs: forward passes within spans, per second of the sound that came of them. Denoised at so "
+    "Own speech by what it costs: forward passes that spans took, per second of the sound that came of them. Denoised at so "
     "many forwards a block, written left to right, or denoised and verified by the same model."
 )
 CURVES_NOTE = (

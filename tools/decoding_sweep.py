@@ -126,7 +126,7 @@ def figure(found: Mapping[str, Sequence[Point]]) -> "Figure":
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    picture = Figure(figsize=(7.5, 4.2), layout="constrained")
+    picture = Figure(figsize=(9.0, 4.2), layout="constrained")
     axis = picture.subplots()
     points = [point for some in found.values() for point in some]
     label = list(points[0].wer)[-1]
@@ -146,5 +146,5 @@ def figure(found: Mapping[str, Sequence[Point]]) -> "Figure":
     axis.set_ylim(bottom=0)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.2)
-    axis.legend(frameon=False, fontsize=8.5)
+    picture.legend(frameon=False, fontsize=8.5, loc="outside right upper")
     return picture
