@@ -65,7 +65,7 @@ def sweep(config: Recipe, source: Path, data: Path, run: Path, judges: Sequence[
         summary = pipeline.evaluate_task(config, "tts", source, data, run, judges, out, settings, "--no-ceiling")
         if not summary["forwards_per_second"]:
             warn(
-                f"{out}: {way}, {settings.steps} forwards a block: no forward within a span came of it, so it is left out"
+                f"{out}: {way}, {settings.steps} forwards a block: no forward of a span came of it, so it is left out"
             )
             continue
         own = pipeline.own_speech(summary)
