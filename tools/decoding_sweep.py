@@ -64,9 +64,7 @@ def sweep(config: Recipe, source: Path, data: Path, run: Path, judges: Sequence[
         out = run / "sweep" / f"{way.replace(' ', '_')}-{settings.steps}-{settings.accept_ratio:g}"
         summary = pipeline.evaluate_task(config, "tts", source, data, run, judges, out, settings, "--no-ceiling")
         if not summary["forwards_per_second"]:
-            warn(
-                f"{out}: {way}, {settings.steps} forwards a block: no forward of a span came of it, so it is left out"
-            )
+            warn(f"{out}: {way}, {settings.steps} forwards a block: no forward of a span came of it, so it is left out")
             continue
         own = pipeline.own_speech(summary)
         labels = {OWN: "tts_wer"} | {key.removeprefix("tts_wer_"): key for key in own if key.startswith("tts_wer_")}
