@@ -138,6 +138,7 @@ class Running(Asked):
         """Go on by what a forward has chosen, and tell what came of it."""
         before, passes = self.state, 1 + self.is_guided
         self.state = after = decode_step(before, choices, self.context)
+        # Under tidar a forward of text has choices of the drafts behind openers, too: a span's first, where it writes one.
         has_drafted = len(choices) > 1 and after.ids[len(before.ids)] in self.context.openers
         self.num_forwards += passes
         self.num_audio_forwards += passes * (before.span_start is not None or has_drafted)
