@@ -29,7 +29,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from benchmarks.result_file import head, result_path
-from ttt_dist.util.console import main_guard, print_json, print_rank0
+from ttt_dist.util.console import print_json, print_rank0, run_command
 from ttt_dist.util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -267,4 +267,4 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    run_command(main)

@@ -38,7 +38,7 @@ from ttt_dist.data.shards import ShardReader
 from ttt_dist.jobs.parts import part_prefix
 from ttt_dist.sequence.sample import Sample, Segment
 from ttt_dist.sequence.tokens import TokenLayout
-from ttt_dist.util.console import main_guard, print_json, print_rank0
+from ttt_dist.util.console import print_json, print_rank0, run_command
 
 NUM_CODES = 16_384
 SEQ_LEN = 4096
@@ -274,4 +274,4 @@ def summary(figures: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    run_command(main)

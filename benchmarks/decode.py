@@ -34,7 +34,7 @@ from ttt_dist.config.objective import Objective
 from ttt_dist.inference.decoder import Decoder
 from ttt_dist.model.hf.folder import ModelFolder
 from ttt_dist.sequence.tokens import released
-from ttt_dist.util.console import main_guard, print_json, print_rank0
+from ttt_dist.util.console import print_json, print_rank0, run_command
 from ttt_dist.util.errors import UserError
 
 NUM_TEXT, NUM_CODES, CODE_RATE = 125, 250, 12.5
@@ -149,4 +149,4 @@ def row(key: Key, measured: Measured) -> list[str]:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    run_command(main)

@@ -33,7 +33,7 @@ from benchmarks.result_file import head, result_path
 from tests.distributed.agents import Agents
 from tests.distributed.small_run import Ranks, copy_of, make_run, records, timeless
 from ttt_dist.telemetry.events import read_events
-from ttt_dist.util.console import Progress, main_guard, print_json, print_rank0
+from ttt_dist.util.console import Progress, print_json, print_rank0, run_command
 from ttt_dist.util.errors import UserError
 
 FAULTY = "tests/distributed/faulty_train.py"
@@ -436,4 +436,4 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    run_command(main)

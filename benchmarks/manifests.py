@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.result_file import head, result_path
-from ttt_dist.util.console import main_guard, print_json, print_rank0
+from ttt_dist.util.console import print_json, print_rank0, run_command
 
 WORDS = "the of and a to in he was that it his her with as had for she not at but be on they have him which said from all this one you were"
 PLAIN = """import json, sys
@@ -215,4 +215,4 @@ def report(lines: int, rounds: int, figures: Sequence[dict[str, object]]) -> lis
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    run_command(main)

@@ -30,7 +30,7 @@ from tests.distributed.launch import run_distributed
 from tests.distributed.reshard_memory import SMALL, Memory, Shape, go_on, gradients, save, share
 from ttt_dist.checkpoint.restore import checkpoint_bytes
 from ttt_dist.config.model import ModelConfig
-from ttt_dist.util.console import main_guard, print_json, print_rank0
+from ttt_dist.util.console import print_json, print_rank0, run_command
 from ttt_dist.util.errors import UserError
 
 SHAPES = {
@@ -141,4 +141,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    run_command(main)

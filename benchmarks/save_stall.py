@@ -26,7 +26,7 @@ from tests.distributed.launch import run_distributed
 from tests.distributed.random_packs import LAYOUT
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.run import CheckpointConfig, Config
-from ttt_dist.util.console import main_guard, print_json, print_rank0
+from ttt_dist.util.console import print_json, print_rank0, run_command
 
 SHAPE = ModelConfig(hidden_size=768, num_layers=14, num_heads=12, num_kv_heads=12, ffn_hidden_size=2048)
 CHUNK = 64 << 20
@@ -168,4 +168,4 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    run_command(main)

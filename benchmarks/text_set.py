@@ -28,7 +28,7 @@ from tests.megatron_files import indexed_dataset
 from tests.structures import tiny_layout
 from ttt_dist.data.indexed import HEADER, INT32, MAGIC, VERSION
 from ttt_dist.data.text_set import TextSet
-from ttt_dist.util.console import main_guard, print_json, print_rank0
+from ttt_dist.util.console import print_json, print_rank0, run_command
 
 SEQ_LEN = 4096
 SIDES = ("ours", "GPTDataset, no cache", "GPTDataset, cached")
@@ -148,4 +148,4 @@ def _in_process(name: str, prefix: Path, num_rows: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    run_command(main)

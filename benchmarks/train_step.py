@@ -36,7 +36,7 @@ from ttt_dist.sequence.batch import collate
 from ttt_dist.sequence.sample import Sample
 from ttt_dist.sequence.tokens import released
 from ttt_dist.training.flops import ModelFlops
-from ttt_dist.util.console import main_guard, print_json, print_rank0
+from ttt_dist.util.console import print_json, print_rank0, run_command
 from ttt_dist.util.errors import UserError
 
 LAYOUT = released()
@@ -217,4 +217,4 @@ def write_result(
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    run_command(main)

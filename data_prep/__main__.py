@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ttt_dist.util.console import main_guard
+from ttt_dist.util.console import run_command
 
 COMMANDS = {
     "readers": ("readers", "list the corpora that can be read, and what each reader wants"),
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def command() -> None:
     """The entry point `ttt-prep`."""
-    main_guard(main)
+    run_command(main)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from ttt_dist.telemetry.json_lines import read_metrics
 from ttt_dist.telemetry.run_folder import environment
 from ttt_dist.tools import decoding_sweep, pipeline
 from ttt_dist.util.atomic_files import atomic_write
-from ttt_dist.util.console import main_guard, print_json, print_rank0
+from ttt_dist.util.console import print_json, print_rank0, run_command
 from ttt_dist.util.errors import UserError
 
 Figures = dict[str, Any]
@@ -352,4 +352,4 @@ def _write_json(path: Path, values: Any) -> None:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    run_command(main)

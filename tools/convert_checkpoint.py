@@ -19,7 +19,7 @@ import re
 from pathlib import Path
 
 from ttt_dist.model.hf.families import CONFIG, MAX_SHARD_BYTES
-from ttt_dist.util.console import main_guard, print_rank0
+from ttt_dist.util.console import print_rank0, run_command
 from ttt_dist.util.errors import UserError
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -125,7 +125,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def command() -> None:
     """The entry point `ttt-convert`."""
-    main_guard(main)
+    run_command(main)
 
 
 if __name__ == "__main__":

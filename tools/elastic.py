@@ -18,7 +18,7 @@ if not __package__:
 from ttt_dist.config.loader import read_config
 from ttt_dist.config.run import Config
 from ttt_dist.launch.launchers import detect_launcher
-from ttt_dist.util.console import main_guard
+from ttt_dist.util.console import run_command
 from ttt_dist.util.errors import UserError
 
 
@@ -96,4 +96,4 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    run_command(main)

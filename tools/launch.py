@@ -28,7 +28,7 @@ from ttt_dist.config.run import Config
 from ttt_dist.config.section import brief
 from ttt_dist.data.metadata import is_text_set
 from ttt_dist.launch.process_group import choose_accelerator
-from ttt_dist.util.console import main_guard
+from ttt_dist.util.console import run_command
 from ttt_dist.util.errors import UserError
 from ttt_dist.util.shipped import find_shipped
 
@@ -264,7 +264,7 @@ def become_deepspeed() -> None:
 
 def command() -> None:
     """The entry point `ttt-launch`."""
-    main_guard(main)
+    run_command(main)
 
 
 if __name__ == "__main__":

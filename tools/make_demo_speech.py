@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from ttt_dist.util.console import Progress, main_guard, print_rank0
+from ttt_dist.util.console import Progress, print_rank0, run_command
 from ttt_dist.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -159,4 +159,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    run_command(main)

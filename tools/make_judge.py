@@ -22,7 +22,7 @@ import numpy as np
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from ttt_dist.util.console import main_guard, print_rank0
+from ttt_dist.util.console import print_rank0, run_command
 from ttt_dist.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def _norm(arrays: Arrays, source: str, name: str) -> Iterator[tuple[str, np.ndar
 
 def command() -> None:
     """The entry point `ttt-judge`."""
-    main_guard(main)
+    run_command(main)
 
 
 if __name__ == "__main__":

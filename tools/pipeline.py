@@ -27,7 +27,7 @@ from ttt_dist.evaluation.judge_registry import OWN, labels, parse
 from ttt_dist.inference.flags import as_flags
 from ttt_dist.jobs.commands import run_python as run
 from ttt_dist.launch.process_group import has_gpu
-from ttt_dist.util.console import main_guard, print_json
+from ttt_dist.util.console import print_json, run_command
 from ttt_dist.util.errors import UserError
 from ttt_dist.util.shipped import find_shipped
 
@@ -177,7 +177,7 @@ def own_speech(summary: Mapping[str, Any]) -> dict[str, float]:
 
 def command() -> None:
     """The entry point `ttt-pipeline`."""
-    main_guard(main)
+    run_command(main)
 
 
 if __name__ == "__main__":

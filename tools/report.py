@@ -19,7 +19,7 @@ from ttt_dist.telemetry import curves
 from ttt_dist.telemetry.events import read_events, with_silent_ends
 from ttt_dist.telemetry.json_lines import Record, read_lines, read_metrics, warn_of_damage
 from ttt_dist.util.atomic_files import atomic_write
-from ttt_dist.util.console import main_guard, print_rank0, warn
+from ttt_dist.util.console import print_rank0, run_command, warn
 from ttt_dist.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -319,7 +319,7 @@ def encodable(text: str) -> str:
 
 def command() -> None:
     """The entry point `ttt-report`."""
-    main_guard(main)
+    run_command(main)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ from ttt_dist.evaluation.tasks.registry import TASK_FLAGS, TASKS, find_task, is_
 from ttt_dist.inference.flags import add_decoding_flags, settings_from_flags
 from ttt_dist.jobs import runner
 from ttt_dist.manifest.problems import Problems
-from ttt_dist.util.console import main_guard, print_json, print_rank0
+from ttt_dist.util.console import print_json, print_rank0, run_command
 from ttt_dist.util.errors import UserError
 from ttt_dist.util.plugins import split_spec
 from ttt_dist.util.similar_paths import remedy_for
@@ -215,7 +215,7 @@ def joined(names: Sequence[str]) -> str:
 
 def command() -> None:
     """The entry point `ttt-evaluate`."""
-    main_guard(main)
+    run_command(main)
 
 
 if __name__ == "__main__":

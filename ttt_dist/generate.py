@@ -22,7 +22,7 @@ if not __package__:
 from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.inference.flags import add_decoding_flags, settings_from_flags
 from ttt_dist.util.atomic_files import writing
-from ttt_dist.util.console import main_guard, note, print_piece, print_rank0, warn
+from ttt_dist.util.console import note, print_piece, print_rank0, run_command, warn
 from ttt_dist.util.errors import UserError
 
 # What works with the model is imported where it is used: --help and mistakes of the command line wait for nothing.
@@ -191,7 +191,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def command() -> None:
     """The entry point `ttt-generate`."""
-    main_guard(main)
+    run_command(main)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from ttt_dist.inference.flags import add_decoding_flags, settings_from_flags
-from ttt_dist.util.console import main_guard, print_rank0, warn
+from ttt_dist.util.console import print_rank0, run_command, warn
 
 
 def main() -> None:
@@ -77,7 +77,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def command() -> None:
     """The entry point `ttt-serve`."""
-    main_guard(main)
+    run_command(main)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ttt_dist.launch.process_group import end_process
-from ttt_dist.util.console import main_guard, print_rank0
+from ttt_dist.util.console import print_rank0, run_command
 from ttt_dist.util.errors import UserError
 
 # The rest is imported where it is used: --help and mistakes of the command line wait for nothing.
@@ -168,13 +167,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def command() -> None:
     """The entry point `ttt-train`."""
-    main_guard(main_to_the_end, loses_lines="--dry-run" not in sys.argv)
-
-
-def main_to_the_end() -> None:
-    """`main`, and the end of the process, whose last lines may find their reader gone."""
-    main()
-    end_process()
+    run_command(main, loses_lines="--dry-run" not in sys.argv)
 
 
 if __name__ == "__main__":

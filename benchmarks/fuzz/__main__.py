@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here 
 from benchmarks.fuzz.entrances import ENTRANCES, SOURCE
 from benchmarks.fuzz.pool import Campaign
 from benchmarks.fuzz.worker import FAULTS, Fault, trial
-from ttt_dist.util.console import main_guard, print_json, print_rank0
+from ttt_dist.util.console import print_json, print_rank0, run_command
 from ttt_dist.util.errors import UserError
 
 KEPT = 20  # inputs of faults that look like one
@@ -108,4 +108,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    run_command(main)

@@ -26,7 +26,7 @@ import psutil
 
 from benchmarks.gpu.phases import PHASES, TOTAL_S
 from benchmarks.gpu.report import Outcome, Report
-from ttt_dist.util.console import main_guard, print_json, print_rank0
+from ttt_dist.util.console import print_json, print_rank0, run_command
 from ttt_dist.util.errors import StopRequestedError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -162,4 +162,4 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    run_command(main)

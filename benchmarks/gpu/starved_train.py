@@ -10,7 +10,7 @@ import torch
 
 from ttt_dist import train
 from ttt_dist.launch.process_group import current_dist_info, prepare_process
-from ttt_dist.util.console import main_guard
+from ttt_dist.util.console import run_command
 
 STARVED = 3  # step, from 1: the moments of Adam are there
 SPARE = 64 << 20  # bytes, which a step of two packs exceeds by far
@@ -43,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    run_command(main)

@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 from ttt_dist import train
 from ttt_dist.launch.process_group import current_dist_info, prepare_process
-from ttt_dist.util.console import main_guard
+from ttt_dist.util.console import run_command
 
 WATCHED = (4, 5)  # steps, from 1: nothing is compiled any more
 
@@ -70,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    run_command(main)

@@ -35,7 +35,7 @@ from ttt_dist.evaluation.metrics.error_rates import Score
 from ttt_dist.evaluation.metrics.normalise import normaliser
 from ttt_dist.evaluation.recognisers import Whisper
 from ttt_dist.tools import compare_objectives, pipeline
-from ttt_dist.util.console import main_guard, print_json, print_rank0
+from ttt_dist.util.console import print_json, print_rank0, run_command
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -187,4 +187,4 @@ def table(figures: Mapping[str, Figures]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    run_command(main)

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.against import ROOT, git, worktree
 from benchmarks.result_file import head, result_path
-from ttt_dist.util.console import main_guard, print_json, print_rank0
+from ttt_dist.util.console import print_json, print_rank0, run_command
 from ttt_dist.util.errors import UserError
 
 FOLDER = Path(__file__).resolve().parent
@@ -112,4 +112,4 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    run_command(main)

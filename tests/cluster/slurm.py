@@ -41,6 +41,7 @@ SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=1
 ReturnToService=2
+KillWait=120
 NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{node}-{next_node}] CPUs=4
 PartitionName=main Nodes=ALL Default=YES State=UP
 """

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ttt_dist import train
 from ttt_dist.data.loader import PackLoader
-from ttt_dist.util.console import main_guard
+from ttt_dist.util.console import run_command
 
 KIND, RANK, STEPS = os.environ["FAULT"].split(":")
 FIRST, LAST = (int(step) for step in (STEPS.split("-") * 2)[:2])
@@ -83,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    run_command(main)

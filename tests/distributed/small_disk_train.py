@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ttt_dist import train
 from ttt_dist.checkpoint import manager
-from ttt_dist.util.console import main_guard
+from ttt_dist.util.console import run_command
 
 LIMIT = 20_000  # bytes
 PLENTY = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
@@ -35,4 +35,4 @@ if __name__ == "__main__":
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     right = manager.begin
     manager.begin = lambda *arguments: on_small_disk(right, *arguments)
-    main_guard(train.main)
+    run_command(train.main)

@@ -24,7 +24,7 @@ from ttt_dist.config.loader import read_config
 from ttt_dist.config.pipeline import Recipe
 from ttt_dist.data.set_index import open_index
 from ttt_dist.sequence.tokens import TokenLayout, released
-from ttt_dist.util.console import Progress, main_guard, print_json, print_rank0
+from ttt_dist.util.console import Progress, print_json, print_rank0, run_command
 from ttt_dist.util.errors import UserError
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -214,4 +214,4 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    run_command(main)

@@ -5,17 +5,15 @@ Everything works without a launcher (one process) and under any of those that la
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import logging
 import os
 import socket
 import sys
-import threading
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from ttt_dist.launch.launchers import DistInfo, detect_launcher
 from ttt_dist.util.console import warn
@@ -230,20 +228,6 @@ def leave_process_group() -> None:
 
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def end_process() -> NoReturn:
-    """End with status 0 as the interpreter would, but leave the libraries standing.
-
-    Gloo's threads outlive `leave_process_group` where DeepSpeed still holds a group, and one that lets go of its last tensor while
-    the interpreter is taken down aborts the process ("terminate called without an active exception"): a run whose model
-    was written ended with status -6, once in some thousand (torch 2.11).
-    """
-    threading._shutdown()  # type: ignore[attr-defined]  # waits for the threads that are no daemons
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(0)
 
 
 def log_to_files(folder: Path, rank: int) -> None:
