@@ -5,7 +5,7 @@ its tokens are delimiters, and which. Everything else is the model's choice, and
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from ttt_dist.config.objective import Objective
 from ttt_dist.inference import model_runner as forward_module
 from ttt_dist.inference.decoder import Decoder, Request
 from ttt_dist.inference.detokenizer import Finished, Result, SpanDone
-from ttt_dist.inference.model_runner import Asked, Wanted, choices
+from ttt_dist.inference.model_runner import Asked, Wanted, choices, likeliest
 from ttt_dist.inference.sequence_state import (
     Choice,
     DecodeContext,
@@ -37,6 +37,7 @@ from ttt_dist.model.attention.kv_cache import SequenceCache as CacheSequence
 from ttt_dist.model.attention.plan import attention_plan
 from ttt_dist.model.hf.folder import ModelFolder
 from ttt_dist.model.layers import Head, LocalLayerFactory
+from ttt_dist.model.screen import Screen
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.templates import TemplateSettings
 from ttt_dist.sequence.text_tokenizer import TextTokenizer
@@ -87,16 +88,30 @@ class Course:
         return cls(np.concatenate([*parts, [FREE] * num_text, last]).astype(np.int64), layout)
 
     def choices(self, phase: Phase, logits: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor]:
-        """`forward.choices` with the course's delimiters made certain, and all others impossible."""
+        """`model_runner.choices` with the course's delimiters made certain, and all others impossible."""
         columns = delimiter_columns(self.layout, phase)
         logits[:, list(columns.values())] = float("-inf")
+        rows, due = self._due(wanted, columns)
+        logits[rows, due] = 1e4
+        return choices(phase, logits, wanted)
+
+    def likeliest(self, screen: Screen, hidden: Tensor, columns: slice, others: Tensor, wanted: Wanted) -> Tensor:
+        """`model_runner.likeliest` likewise."""
+        delimiters = delimiter_columns(self.layout, "text")
+        others = torch.cat([others, torch.tensor(list(delimiters.values()))])
+        ids = likeliest(screen, hidden, columns, others, wanted)
+        rows, due = self._due(wanted, delimiters)
+        ids[rows] = torch.tensor(due, dtype=ids.dtype)
+        return ids
+
+    def _due(self, wanted: Wanted, columns: Mapping[int, int]) -> tuple[np.ndarray, list[int]]:
+        """Which of the wanted places a delimiter is due at, and its column in each."""
         # Choices for masks are at their own places, an autoregressive one comes one later.
         shifts = [one.state.num_prompt - (not one.state.is_denoised) for one in wanted.asked]
         places = wanted.places - wanted.of_owners(shifts)
         due = np.where(places < len(self.required), self.required[np.minimum(places, len(self.required) - 1)], FREE)
         rows = np.flatnonzero(np.isin(due, list(columns)))
-        logits[rows, [columns[token] for token in due[rows].tolist()]] = 1e4
-        return choices(phase, logits, wanted)
+        return rows, [columns[token] for token in due[rows].tolist()]
 
 
 @cache
@@ -145,7 +160,7 @@ def decode(decoder: Decoder, requests: Sequence[Request], settings: DecodeSettin
     first: dict[int, float] = {}
     results: dict[int, Result] = {}
     num_forwards, start = 0, time.perf_counter()
-    with patch.object(forward_module, "choices", course.choices):
+    with patch.multiple(forward_module, choices=course.choices, likeliest=course.likeliest):
         for request in requests:
             session.add(request, settings)
         while not session.is_idle:

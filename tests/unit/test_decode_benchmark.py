@@ -13,6 +13,7 @@ from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.config.model import ModelConfig
 from ttt_dist.config.objective import Objective
 from ttt_dist.inference.decoder import Decoder, Request
+from ttt_dist.model import tiles
 
 LAYOUT = tiny_layout(shuffle_seed=3)
 CONFIG = ModelConfig(hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, ffn_hidden_size=24, init_std=0.4)
@@ -42,11 +43,18 @@ def test_replies_follow_the_course(kind: str, steps: int, num_forwards: int) -> 
         assert not np.isin(reply[~fixed], COURSE.required[fixed]).any()
 
 
+@pytest.mark.parametrize("is_screened", [False, True])
 @pytest.mark.parametrize("steps", [1, 2, 7])
-def test_the_released_way_writes_the_same(steps: int) -> None:
-    settings = DecodeSettings(block=7, steps=steps)
-    ours = decode(Decoder(FOLDER), REQUESTS[:1], settings, COURSE)
-    theirs = released_way(FOLDER, REQUESTS[0], settings, COURSE)
+def test_the_released_way_writes_the_same(steps: int, is_screened: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if is_screened:
+        monkeypatch.setattr(tiles, "LARGE", 0)
+    settings, decoder = (
+        DecodeSettings(block=7, steps=steps),
+        Decoder(random_folder(CONFIG, LAYOUT, torch.float32, "cpu")),
+    )
+    ours = decode(decoder, REQUESTS[:1], settings, COURSE)
+    assert (decoder.folder.model.head.screen is not None) == is_screened
+    theirs = released_way(decoder.folder, REQUESTS[0], settings, COURSE)
     assert theirs.replies[0].tolist() == ours.replies[0].tolist()
     assert theirs.num_forwards == ours.num_forwards
 

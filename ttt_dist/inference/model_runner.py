@@ -14,10 +14,12 @@ from torch import Tensor
 from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.inference.batch import Row
 from ttt_dist.inference.cuda_graphs import ForwardRunner
-from ttt_dist.inference.sampling import MEASURES, choose_codes, choose_text, guided
+from ttt_dist.inference.sampling import COLD, MEASURES, choose_codes, choose_text, guided
 from ttt_dist.inference.sequence_state import Choice, DecodeContext, Phase, SequenceState, allowed_ids, uniforms
 from ttt_dist.model.attention.kv_cache import SequenceCache
 from ttt_dist.model.layers import Head
+from ttt_dist.model.screen import Screen
+from ttt_dist.model.tiles import TiledHead
 from ttt_dist.model.transformer import Transformer
 from ttt_dist.sequence.tokens import TokenLayout
 from ttt_dist.sequence.visibility import visible_end_of_spans
@@ -81,7 +83,7 @@ class Wanted:
         )
         return cls(asked, owners, np.concatenate(places), np.concatenate(numbers), drafts, before)
 
-    def part(self, which: slice) -> "Wanted":
+    def part(self, which: slice | np.ndarray) -> "Wanted":
         """Some of the places."""
         arrays = (self.owners, self.places, self.uniforms, self.drafts, self.before)
         return Wanted(self.asked, *(array[which] for array in arrays))
@@ -138,24 +140,48 @@ class ModelRunner:
 
         `shifts` leads from the rows of each owner to those of its guide; 0 where it has none.
         """
-        columns, others = self._stretch(phase)
+        columns, _ = self._stretch(phase)
         wanted = replace(wanted, before=np.where(wanted.before < 0, -1, wanted.before - columns.start))
         size = max(AT_ONCE[hidden.device.type] // (columns.stop - columns.start), FEWEST_ROWS)
         found = []
         for start in range(0, len(own), size):
             rows, part = own[start : start + size], wanted.part(slice(start, start + size))
-            logits = self._logits(phase, hidden[self.runner.tensor(rows)])
-            is_guided = np.flatnonzero(part.of_owners(shifts))
-            if len(is_guided):
-                scales = part.of_owners([one.context.settings.cfg for one in part.asked])[is_guided].astype(np.float32)
-                sources = self.runner.tensor((rows + part.of_owners(shifts))[is_guided])
-                targets, scale = self.runner.tensor(is_guided), self.runner.tensor(scales).unsqueeze(-1)
-                logits[targets] = guided(logits[targets], self._logits(phase, hidden[sources]), scale)
-            logits[:, others] = float("-inf")
-            ids, *sureness = choices(phase, logits, part)
-            ids = self._with_drafts(ids, logits, part, columns.start)
-            found.append(torch.stack([(ids + columns.start).double(), *(one.double() for one in sureness)]))
+            head = self.runner.model.head
+            screen = head.screen if phase == "text" and isinstance(head, TiledHead) else None
+            if screen is None:
+                found.append(self._by_logits(phase, hidden, rows, shifts, part))
+            else:
+                found.append(self._by_screen(screen, hidden, rows, shifts, part))
         return found
+
+    def _by_screen(
+        self, screen: Screen, hidden: Tensor, rows: np.ndarray, shifts: np.ndarray, wanted: Wanted
+    ) -> Tensor:
+        """`_choose` of text: greedy choices by screening, and what that leaves by logits."""
+        columns, others = self._stretch("text")
+        is_greedy = wanted.of_owners([one.context.settings.temperature < COLD for one in wanted.asked])
+        found, left = torch.zeros(3, len(rows), dtype=torch.float64), ~is_greedy
+        if is_greedy.any():
+            ids = likeliest(screen, hidden[rows[is_greedy]], columns, others, wanted.part(is_greedy))
+            found[0, is_greedy] = (ids + columns.start).double()
+            left[is_greedy] = (ids < 0).numpy()
+        if left.any():
+            found[:, left] = self._by_logits("text", hidden, rows[left], shifts, wanted.part(left))
+        return found
+
+    def _by_logits(self, phase: Phase, hidden: Tensor, rows: np.ndarray, shifts: np.ndarray, wanted: Wanted) -> Tensor:
+        columns, others = self._stretch(phase)
+        logits = self._logits(phase, hidden[self.runner.tensor(rows)])
+        is_guided = np.flatnonzero(wanted.of_owners(shifts))
+        if len(is_guided):
+            scales = wanted.of_owners([one.context.settings.cfg for one in wanted.asked])[is_guided].astype(np.float32)
+            sources = self.runner.tensor((rows + wanted.of_owners(shifts))[is_guided])
+            targets, scale = self.runner.tensor(is_guided), self.runner.tensor(scales).unsqueeze(-1)
+            logits[targets] = guided(logits[targets], self._logits(phase, hidden[sources]), scale)
+        logits[:, others] = float("-inf")
+        ids, *sureness = choices(phase, logits, wanted)
+        ids = self._with_drafts(ids, logits, wanted, columns.start)
+        return torch.stack([(ids + columns.start).double(), *(one.double() for one in sureness)])
 
     def _with_drafts(self, ids: Tensor, weights: Tensor, wanted: Wanted, first: int) -> Tensor:
         """Choices [n], or what was drafted where its weight of [n, V] comes near enough to the greatest, which is 1."""
@@ -190,6 +216,11 @@ class ModelRunner:
         state = one.state
         masked = np.where(np.arange(len(state.ids)) < state.num_committed, self.layout.mask, state.ids)
         return _own_row(state, one.context, guide, masked, state.num_committed)
+
+
+def likeliest(screen: Screen, hidden: Tensor, columns: slice, others: Tensor, wanted: Wanted) -> Tensor:
+    """Columns [n] that are likeliest at hidden states [n, H], where `wanted` are, without logits; -1 where those are needed."""
+    return screen.likeliest(hidden, columns, others)
 
 
 def choices(phase: Phase, logits: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor]:

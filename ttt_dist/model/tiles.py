@@ -5,14 +5,19 @@ one at three quarters of that. But a part of a transposed weight (the codes' row
 largest tensor of a model takes its memory twice. A tile is turned where it lies, and a part is the tiles that cover it.
 """
 
+from collections.abc import Iterator
+from functools import cached_property
+
 import torch
 from torch import Tensor, nn
 
 from ttt_dist.model.layers import Head
 from ttt_dist.model.products import linear
+from ttt_dist.model.screen import Screen
 from ttt_dist.model.transformer import Transformer
 
 TILE_ROWS = 4096
+LARGE = 1 << 24  # elements from which on the likeliest rows are screened
 
 
 def tile_vocabulary(model: Transformer) -> None:
@@ -31,12 +36,18 @@ def tile_vocabulary(model: Transformer) -> None:
 class Tiles(nn.Module):
     """A weight [V, H] as tiles [H, TILE_ROWS], the last of them narrower. What `weight` was is then no longer readable."""
 
+    height = TILE_ROWS
+
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.num_rows, self.width = weight.shape
         self.flat = nn.Parameter(weight.detach().view(-1), requires_grad=False)
         for tile in self.flat.split(TILE_ROWS * self.width):
             tile.copy_(tile.view(-1, self.width).T.flatten())
+
+    def transposed(self) -> Iterator[Tensor]:
+        """Each tile [H, TILE_ROWS]."""
+        return (tile.view(self.width, -1) for tile in self.flat.split(TILE_ROWS * self.width))
 
     def rows(self, ids: Tensor) -> Tensor:
         """Rows [T, H] of ids [T]."""
@@ -76,6 +87,11 @@ class TiledHead(Head):
     @property
     def num_rows(self) -> int:
         return self.tiles.num_rows
+
+    @cached_property
+    def screen(self) -> Screen | None:
+        """What finds the likeliest row sooner than the product, where there are so many; made when it is first asked for."""
+        return Screen(self.tiles) if self.tiles.flat.numel() >= LARGE else None
 
     def product(self, hidden: Tensor, rows: slice) -> Tensor:
         return self.tiles.product(hidden, rows)

@@ -1,0 +1,141 @@
+"""Greedy text without logits: the int8 copy loses no row that is the likeliest, whatever the numbers are."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.plain_decoding import differing, draw_settings
+from tests.unit.test_decode import drawn_prompts, folder
+from ttt_dist.inference import model_runner
+from ttt_dist.inference.decoder import Decoder
+from ttt_dist.model import screen as module
+from ttt_dist.model import tiles
+from ttt_dist.model.screen import MOST_ROWS, Screen
+from ttt_dist.model.tiles import Tiles
+
+NONE = torch.empty(0, dtype=torch.int64)
+
+
+@pytest.fixture(params=[127, 63], ids=["VNNI", "without"], autouse=True)
+def levels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights as processors with and without VNNI need them; what one can do with the first, it says itself."""
+    if request.param > module.num_levels():
+        pytest.skip("this processor overflows on int8 products of 127 levels")
+    monkeypatch.setattr(module, "num_levels", lambda: request.param)
+    monkeypatch.setattr(tiles, "TILE_ROWS", 256)
+    monkeypatch.setattr(Tiles, "height", 256)
+
+
+def heads(generator: torch.Generator) -> dict[str, Tensor]:
+    """Weights [1000, 64] of many kinds."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    plain = normal(1000, 64)
+    return {
+        "normal": plain,
+        "rows of many lengths": plain * torch.exp(2 * normal(1000, 1)),
+        "heavy tails": plain / normal(1000, 64).abs().clamp_(min=1e-3),
+        "a large column": plain * torch.where(torch.arange(64) == 7, 100.0, 1.0),
+        "whole numbers": (3 * plain).round(),
+        "alike": plain[:1] + 1e-4 * plain,
+        "alike but for the last bits": plain[:1] * (1 + 2**-22 * torch.arange(1000).unsqueeze(1)),
+        "twins": plain[:10].repeat(100, 1),
+        "tiny": 1e-12 * plain,
+        "huge": 1e15 * plain,
+        "zeros": torch.where(torch.arange(1000).unsqueeze(1) % 2 == 0, plain, 0.0),
+    }
+
+
+def states(generator: torch.Generator) -> Tensor:
+    """Hidden states [7, 64] of many kinds."""
+    x = torch.randn(7, 64, generator=generator)
+    x[1, 5] = 50
+    x[2] /= x[3].abs()
+    x[4] = x[4].round()
+    x[5] *= 1e-6
+    x[6, :4] = torch.tensor([3000.0, -2000.0, 500.0, 40.0])
+    return x
+
+
+def exact(weight: Tensor, hidden: Tensor, rows: slice, others: Tensor) -> Tensor:
+    """The first of the likeliest rows."""
+    logits = (hidden.double().unsqueeze(1) * weight[rows].double()).sum(
+        2
+    )  # of twins the same, which a product's are not
+    logits[:, others] = float("-inf")
+    return logits.argmax(1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_likeliest_row_is_found(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = states(generator)
+    for name, weight in heads(generator).items():
+        screen = Screen(Tiles(weight.clone()))
+        for rows, others in ((slice(0, 1000), NONE), (slice(130, 870), torch.tensor([0, 3, 500, 739]))):
+            found = screen.likeliest(hidden, rows, others)
+            assert found.tolist() == exact(weight, hidden, rows, others).tolist(), name
+            others = torch.cat([others, found.unique()])
+            assert screen.likeliest(hidden, rows, others).tolist() == exact(weight, hidden, rows, others).tolist(), name
+
+
+def test_a_choice_is_its_own_state_s_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, hidden = torch.randn(1000, 64, generator=generator), states(generator)
+    hidden[3] = float("nan")
+    screen = Screen(Tiles(weight.clone()))
+    together = screen.likeliest(hidden, slice(0, 1000), NONE)
+    assert together.tolist() == [int(screen.likeliest(x, slice(0, 1000), NONE)) for x in hidden.split(1)]
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_no_number_is_left_to_the_logits(wrong: float) -> None:
+    weight, hidden = torch.randn(300, 64), torch.randn(3, 64)
+    hidden[1, 2] = wrong
+    assert (Screen(Tiles(weight.clone())).likeliest(hidden, slice(0, 300), NONE) < 0).tolist() == [False, True, False]
+    weight[5, 3] = wrong
+    assert (Screen(Tiles(weight.clone())).likeliest(hidden, slice(0, 300), NONE) < 0).all()
+
+
+def test_too_many_likely_rows_are_left_to_the_logits() -> None:
+    weight = torch.randn(1, 64).repeat(MOST_ROWS + 1, 1)
+    screen, hidden = Screen(Tiles(weight)), torch.randn(2, 64)
+    hidden[1] = 0
+    assert screen.likeliest(hidden, slice(0, MOST_ROWS + 1), NONE).tolist() == [-1, -1]
+    assert screen.likeliest(hidden, slice(1, MOST_ROWS + 1), NONE).tolist() == [0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", range(6))
+def test_decoding_gives_the_tokens_of_the_plain_loop(case: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Greedy requests beside such that sample; some of whose choices are left to the logits."""
+    screened = []
+
+    def likeliest(screen: Screen, hidden: Tensor, *others: object) -> Tensor:
+        ids = real(screen, hidden, *others)
+        ids[:: 3 + case] = -1
+        screened.append(len(ids))
+        return ids
+
+    real = model_runner.likeliest
+    monkeypatch.setattr(model_runner, "likeliest", likeliest)
+    monkeypatch.setattr(tiles, "LARGE", 0)
+    rng = np.random.default_rng(case)
+    kind = ("ttt", "ar", "ttt")[case % 3]
+    model = folder(case % 5, kind, "bidirectional")
+    prompts = drawn_prompts(rng, 8)
+    chosen = [
+        draw_settings(rng, kind, temperature=temperature, span_limit=40, max_text=8, max_codes=60)
+        for temperature in (0, 0, 0.7, 0, 1e-6, 0, 0, 0)
+    ]
+    assert set(differing(model, prompts, chosen, 1 + case)) <= {2}  # the plain loop is greedy
+    assert sum(screened) > 30
+
+
+def test_a_small_head_and_one_that_others_hold_are_not_screened() -> None:
+    model = folder(0, "ttt", "bidirectional")
+    Decoder(model)
+    assert isinstance(model.model.head, tiles.TiledHead) and model.model.head.screen is None

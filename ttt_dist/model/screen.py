@@ -1,0 +1,111 @@
+"""The likeliest rows of a head, without its product: an int8 copy shows which rows may be, and only those are computed.
+
+A forward of text at temperature 0 reads the whole head to learn one number a row of hidden states. In int8 it is a quarter
+to read, and products are several times as fast. What rounding can have changed is bounded, row by row (Cauchy and Schwarz):
+with w = s q + e, x = t h + d, of whole numbers q and h,
+
+    |w.x - s t q.h| <= |e| |t h| + |w| |d|
+
+Rows whose bounds overlap the best one's are computed in fp64. So the choice is exact, and depends on its own row alone.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ttt_dist.model.tiles import Tiles
+
+MOST_ROWS = 4096
+"""That are computed: more of them, as for hidden states of zeros, cost as much as the product."""
+FEW_ROWS = 64  # whose own bounds are not worth a look
+TINY = 1e-30  # a scale of zeros
+ROUNDING = 2.0**-16
+"""Of sums in fp32, as a share of |w| |x|; the bound is some hundredth."""
+
+
+class Screen:
+    """An int8 copy of a head's tiles, with what it loses; made in a second for some 200 M elements."""
+
+    def __init__(self, tiles: Tiles) -> None:
+        self.tiles = tiles
+        self.whole = torch.empty(tiles.num_rows, tiles.width, dtype=torch.int8)
+        most, kept = num_levels(), []
+        for tile, whole in zip(tiles.transposed(), self.whole.split(tiles.height), strict=True):
+            weight = tile.T.contiguous()
+            scales = weight.abs().amax(1, keepdim=True).clamp_(min=TINY) / most
+            rounded = (weight / scales).round_()
+            whole.copy_(rounded)
+            lost = weight.addcmul(rounded, scales, value=-1)
+            kept.append(torch.stack([scales.squeeze(1), lost.norm(dim=1), weight.norm(dim=1)]))
+        self.scales, self.lost, self.norms = torch.cat(kept, dim=1)
+        self.lost += ROUNDING * self.norms
+        self.most_lost, self.most_norm = float(self.lost.max()), float(self.norms.max())
+
+    def likeliest(self, hidden: Tensor, rows: slice, others: Tensor) -> Tensor:
+        """The first of the likeliest of `rows` but `others` [n], counted from the first of rows, for hidden states [n, H];
+        -1 where hidden states are not finite, or too many rows may be the likeliest."""
+        found = torch.full((len(hidden),), -1)
+        for num_parts in (1, 2):  # one is enough but where a few of a state's numbers are far larger than the others
+            which = (found < 0).nonzero().squeeze(1)
+            if len(which):
+                states = States(hidden[which], num_parts)
+                products = torch._int_mm(states.whole, self.whole[rows].T).view(num_parts, len(which), -1)
+                found[which] = torch.tensor(
+                    [self._likeliest(states, i, products[:, i], rows, others) for i in range(len(which))]
+                )
+        return found
+
+    def _likeliest(self, states: States, i: int, products: Tensor, rows: slice, others: Tensor) -> int:
+        scales, norm, lost = states.scales[:, i], float(states.norms[i]), float(states.lost[i])
+        nearly = products[0] * self.scales[rows]
+        for scale, product in zip(scales[1:], products[1:], strict=True):
+            nearly.addcmul_(product, self.scales[rows], value=float(scale / scales[0]))
+        nearly[others] = float("-inf")
+        # First one reach for all rows, which is soon compared; then each row's own; then with the state as it is, for what is left.
+        reach = (self.most_lost * norm + self.most_norm * lost) / float(scales[0])
+        found = (nearly >= nearly.max() - 2 * reach).nonzero().squeeze(1)
+        if len(found) > FEW_ROWS:
+            own = (self.lost[rows][found] * norm + self.norms[rows][found] * lost) / scales[0]
+            found = found[_overlapping(nearly[found], own)]
+        if not 0 < len(found) <= MOST_ROWS:
+            return -1
+        x, ids = states.exact[i], found + rows.start
+        nearly = (self.whole[ids].float() @ x) * self.scales[ids]
+        found = found[_overlapping(nearly, self.lost[ids] * (norm + lost))]
+        if len(found) == 1:
+            return int(found)
+        # Row by row: a product sums some rows in another order, and twins would differ.
+        exact = (self.tiles.rows(found + rows.start).double() * x.double()).sum(1)
+        return int(found[exact.argmax()])
+
+
+class States:
+    """Hidden states [n, H] as sums of int8 parts [P, n, H], each of what the ones before it lost."""
+
+    def __init__(self, hidden: Tensor, num_parts: int) -> None:
+        self.exact, left, parts, scales = hidden, hidden, [], []
+        for _ in range(num_parts):
+            scales.append(left.abs().amax(1, keepdim=True).clamp_(min=TINY) / 127)
+            parts.append((left / scales[-1]).round_().nan_to_num_(0))
+            left = left - scales[-1] * parts[-1]
+        self.whole = torch.cat(parts).to(torch.int8)
+        self.scales = torch.stack(scales).squeeze(2)
+        self.norms, self.lost = (hidden - left).norm(dim=1), left.norm(dim=1)
+
+
+def _overlapping(values: Tensor, reach: Tensor) -> Tensor:
+    """Which of some values may be the greatest, each being known up to `reach`."""
+    return ((values + reach) >= (values - reach).max()).nonzero().squeeze(1)
+
+
+@cache
+def num_levels() -> int:
+    """The largest number of an int8 weight whose products are exact: 127, or 63 on processors without VNNI, where oneDNN
+    adds two products in 16 bits, which overflow, and torch (2.11) says nothing."""
+    ones = torch.full((2, 64), 127, dtype=torch.int8)
+    return 127 if int(torch._int_mm(ones, ones.T)[0, 0]) == 64 * 127**2 else 63
