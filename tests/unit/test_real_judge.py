@@ -16,6 +16,8 @@ from ttt_dist.audio import load_utterance
 from ttt_dist.evaluation.metrics.error_rates import Score
 from ttt_dist.evaluation.metrics.normalise import normaliser
 from ttt_dist.evaluation.recognisers import Whisper
+from ttt_dist.model.screen import Screen
+from ttt_dist.model.tiles import Tiles
 from ttt_dist.tools import make_judge
 from ttt_dist.util.errors import UserError
 
@@ -53,6 +55,17 @@ def test_it_hears_the_words_of_the_shipped_recordings(real_whisper: Path) -> Non
 def test_it_hears_the_words_of_a_person(real_whisper: Path) -> None:
     words = spoken(SHARED / "fsdd" / "recordings", "{}_jackson_17.wav", DIGITS)
     assert heard(Whisper(real_whisper), words).words.edits <= 1
+
+
+def test_the_likeliest_words_of_a_real_head_are_found_without_its_logits(real_whisper: Path) -> None:
+    judge = Whisper(real_whisper)
+    states = []
+    judge.model.proj_out.register_forward_pre_hook(lambda _, given: states.append(given[0].flatten(0, 1)))
+    judge.transcribe(list(spoken(SPEECH, "{}_clara_4.flac", {}).values()), [None] * 3)
+    hidden, weight = torch.cat(states).float(), judge.model.proj_out.weight.detach().float().clone()
+    wanted = (hidden.double() @ weight.double().T).argmax(1)
+    found = Screen(Tiles(weight)).likeliest(hidden, slice(0, len(weight)), torch.empty(0).long())
+    assert len(wanted) > 10 and found.tolist() == wanted.tolist()
 
 
 def test_weights_are_those_of_the_file(real_whisper: Path) -> None:
