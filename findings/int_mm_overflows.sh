@@ -2,7 +2,7 @@
 # torch 2.13.0 (2.11.0 does the same), CPU, x86; torch._int_mm, the product of int8 matrices in int32.
 # Expected: whole numbers are added exactly, on every processor.
 # Seen: where the processor has no VNNI (here: oneDNN is told to use AVX2 alone), products are added in pairs in 16 bits, which overflow: 768 x 127 x 127 =
-#   12,387,072 comes out as 97,920. No error, no warning. With weights of up to 63 (7 bits) the results are right.
+#   12,387,072 comes out as 97,920. No error, no warning. With weights of up to 63 (7 bits) the result is right.
 # Why it matters: a quantised model that was checked on one machine gives other numbers on an older one; keep weights to 7 bits there, or test one product first.
 set -euo pipefail
 work=$(mktemp -d)

@@ -11,7 +11,7 @@ from ttt_dist.inference import model_runner
 from ttt_dist.inference.decoder import Decoder
 from ttt_dist.model import screen as module
 from ttt_dist.model import tiles
-from ttt_dist.model.screen import MOST_ROWS, Screen
+from ttt_dist.model.screen import FEW_ROWS, Screen
 from ttt_dist.model.tiles import Tiles
 
 NONE = torch.empty(0, dtype=torch.int64)
@@ -70,7 +70,8 @@ def exact(weight: Tensor, hidden: Tensor, rows: slice, others: Tensor) -> Tensor
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_likeliest_row_is_found(seed: int) -> None:
+def test_the_likeliest_row_is_found(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_SHARE", 100)  # none is left to the logits
     generator = torch.Generator().manual_seed(seed)
     hidden = states(generator)
     for name, weight in heads(generator).items():
@@ -100,12 +101,41 @@ def test_what_is_no_number_is_left_to_the_logits(wrong: float) -> None:
     assert (Screen(Tiles(weight.clone())).likeliest(hidden, slice(0, 300), NONE) < 0).all()
 
 
-def test_too_many_likely_rows_are_left_to_the_logits() -> None:
-    weight = torch.randn(1, 64).repeat(MOST_ROWS + 1, 1)
-    screen, hidden = Screen(Tiles(weight)), torch.randn(2, 64)
+def test_too_many_likely_rows_are_left_to_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, hidden = torch.randn(1, 64).repeat(FEW_ROWS + 1, 1), torch.randn(2, 64)
     hidden[1] = 0
-    assert screen.likeliest(hidden, slice(0, MOST_ROWS + 1), NONE).tolist() == [-1, -1]
-    assert screen.likeliest(hidden, slice(1, MOST_ROWS + 1), NONE).tolist() == [0, 0]
+    screen = Screen(Tiles(weight.clone()))
+    assert screen.likeliest(hidden, slice(0, FEW_ROWS + 1), NONE).tolist() == [-1, -1]
+    assert screen.likeliest(hidden, slice(1, FEW_ROWS + 1), NONE).tolist() == [0, -1]
+    monkeypatch.setattr(module, "MOST_SHARE", 1)
+    assert screen.likeliest(hidden, slice(0, FEW_ROWS + 1), NONE).tolist() == [0, -1]
+    assert screen.likeliest(hidden, slice(0, FEW_ROWS + 1), torch.arange(FEW_ROWS + 1)).tolist() == [
+        -1,
+        -1,
+    ]  # none is left
+
+
+def test_a_head_that_leaves_most_is_not_screened_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 4)
+    weight, hidden = torch.randn(300, 64), torch.randn(4, 64)
+    screen = Screen(Tiles(weight.clone()))
+    for _ in range(2):
+        assert (screen.likeliest(0 * hidden, slice(0, 300), NONE) < 0).all()
+        assert (screen.likeliest(hidden, slice(0, 300), NONE) >= 0).all()
+    for _ in range(3):
+        screen.likeliest(0 * hidden, slice(0, 300), NONE)
+    assert (screen.likeliest(hidden, slice(0, 300), NONE) < 0).all()
+
+
+@pytest.mark.parametrize("size", [1e36, 1e25, 1e-25, 1e-36])
+def test_numbers_at_the_ends_of_fp32_are_right_or_left_to_the_logits(size: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, hidden, others = torch.randn(1000, 64, generator=generator), states(generator), torch.arange(9)
+    for rows in (slice(0, 1000), slice(0, 10)):
+        wanted = exact(weight, hidden, rows, others)
+        for head, state in ((weight, size * hidden), (size * weight, hidden)):
+            found = Screen(Tiles(head.clone())).likeliest(state, rows, others)
+            assert ((found == wanted) | (found < 0)).all()
 
 
 @pytest.mark.slow

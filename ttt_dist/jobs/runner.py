@@ -9,7 +9,6 @@ once.
 from __future__ import annotations
 
 import argparse
-import atexit
 import multiprocessing
 import os
 import sys
@@ -174,8 +173,6 @@ def _mpi_shard(place: TaskPlace, workers: int) -> TaskShard:
             f"the launcher has started process {place.rank} of {place.size or 'N'}, which MPI takes for {world.rank} of "
             f"{world.size}: mpi4py goes with another MPI; take that one's mpirun, or {remedy}"
         )
-    # mpi4py would do so when the interpreter is taken down, which commands do not wait for.
-    atexit.register(MPI.Finalize)
     os.environ["RANK"] = str(world.rank)  # the console talks on rank 0 alone
     return TaskShard(world.rank, world.size, workers, mpi=True)
 

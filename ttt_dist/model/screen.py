@@ -6,11 +6,13 @@ with w = s q + e, x = t h + d, of whole numbers q and h,
 
     |w.x - s t q.h| <= |e| |t h| + |w| |d|
 
-Rows whose bounds overlap the best one's are computed in fp64. So the choice is exact, and depends on its own row alone.
+Rows whose bounds overlap the best one's are computed in fp64. So a choice is exact, and its state's alone; where too many rows
+overlap, none is made.
 """
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -20,16 +22,19 @@ from torch import Tensor
 if TYPE_CHECKING:
     from ttt_dist.model.tiles import Tiles
 
-MOST_ROWS = 4096
-"""That are computed: more of them, as for hidden states of zeros, cost as much as the product."""
+MOST_SHARE = 1 / 512
+"""Of the rows, that are computed for a state: for 32 states more of them would cost as much as the product."""
+PATIENCE = 128
+"""States: where of more than these most are left to the logits, a head is not worth it."""
 FEW_ROWS = 64  # whose own bounds are not worth a look
 TINY = 1e-30  # a scale of zeros
+SMALLEST = 1e-12  # a norm whose square is a number of fp32
 ROUNDING = 2.0**-16
 """Of sums in fp32, as a share of |w| |x|; the bound is some hundredth."""
 
 
 class Screen:
-    """An int8 copy of a head's tiles, with what it loses; made in a second for some 200 M elements."""
+    """An int8 copy of a head's tiles, with what it loses; made in a second for some 200 M elements. They must not change."""
 
     def __init__(self, tiles: Tiles) -> None:
         self.tiles = tiles
@@ -45,11 +50,14 @@ class Screen:
         self.scales, self.lost, self.norms = torch.cat(kept, dim=1)
         self.lost += ROUNDING * self.norms
         self.most_lost, self.most_norm = float(self.lost.max()), float(self.norms.max())
+        self.num_asked = self.num_left = 0
 
     def likeliest(self, hidden: Tensor, rows: slice, others: Tensor) -> Tensor:
         """The first of the likeliest of `rows` but `others` [n], counted from the first of rows, for hidden states [n, H];
         -1 where hidden states are not finite, or too many rows may be the likeliest."""
         found = torch.full((len(hidden),), -1)
+        if self.num_left > PATIENCE + self.num_asked / 2:
+            return found
         for num_parts in (1, 2):  # one is enough but where a few of a state's numbers are far larger than the others
             which = (found < 0).nonzero().squeeze(1)
             if len(which):
@@ -58,6 +66,8 @@ class Screen:
                 found[which] = torch.tensor(
                     [self._likeliest(states, i, products[:, i], rows, others) for i in range(len(which))]
                 )
+        self.num_asked += len(found)
+        self.num_left += int((found < 0).sum())
         return found
 
     def _likeliest(self, states: States, i: int, products: Tensor, rows: slice, others: Tensor) -> int:
@@ -68,17 +78,20 @@ class Screen:
         nearly[others] = float("-inf")
         # First one reach for all rows, which is soon compared; then each row's own; then with the state as it is, for what is left.
         reach = (self.most_lost * norm + self.most_norm * lost) / float(scales[0])
-        found = (nearly >= nearly.max() - 2 * reach).nonzero().squeeze(1)
+        least = float(nearly.max()) - 2 * reach
+        if not math.isfinite(least) or min(norm, self.most_norm) < SMALLEST:
+            return -1
+        found = (nearly >= least).nonzero().squeeze(1)
         if len(found) > FEW_ROWS:
             own = (self.lost[rows][found] * norm + self.norms[rows][found] * lost) / scales[0]
             found = found[_overlapping(nearly[found], own)]
-        if not 0 < len(found) <= MOST_ROWS:
+        if len(found) > max(MOST_SHARE * len(nearly), FEW_ROWS):
             return -1
         x, ids = states.exact[i], found + rows.start
         nearly = (self.whole[ids].float() @ x) * self.scales[ids]
         found = found[_overlapping(nearly, self.lost[ids] * (norm + lost))]
-        if len(found) == 1:
-            return int(found)
+        if len(found) < 2:
+            return int(found) if len(found) else -1
         # Row by row: a product sums some rows in another order, and twins would differ.
         exact = (self.tiles.rows(found + rows.start).double() * x.double()).sum(1)
         return int(found[exact.argmax()])

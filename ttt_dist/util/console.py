@@ -8,17 +8,17 @@ because the rank that fails may be another one.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import errno
 import json
 import os
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, NoReturn, Self, TextIO
+from typing import Any, Self, TextIO
 
 from ttt_dist.util.errors import UserError, one_line, printable
 
@@ -225,29 +225,60 @@ def main_guard(main: Callable[[], None], loses_lines: bool = False) -> None:
         sys.exit(1)
 
 
-def run_command(main: Callable[[], None], loses_lines: bool = False) -> NoReturn:
-    """`main_guard`, and the end of the process with its status, as the interpreter would end it; but the libraries are left standing.
+def run_command(main: Callable[[], None], loses_lines: bool = False) -> None:
+    """`main_guard` for the entry point of a process, which ends with the status of its work.
 
-    A thread of theirs that comes back to Python while the interpreter is taken down aborts the process ("terminate called
-    without an active exception"), which did its work and says status -6: with torch 2.11 a server that was stopped once in some
-    hundred on a busy machine, a training run, by Gloo's threads, once in some thousand.
+    A thread of a library that comes back to Python while the interpreter is taken down aborts the process ("terminate called
+    without an active exception") and makes the status -6: with torch 2.11 a server that was stopped did so once in some hundred
+    times on a busy machine, a training run, by Gloo's threads, once in some thousand. So nothing is taken down: the process
+    ends behind what Python does at exit.
     """
-    status: str | int | None = 0
+    status = 1  # where an exception comes through
     try:
         main_guard(main, loses_lines)
-    except SystemExit as end:
-        status = end.code
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        status = 1
-    if isinstance(status, str):
-        print_error(status)
-    threading._shutdown()  # type: ignore[attr-defined]  # waits for the threads that are no daemons
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):
-            stream.flush()
-    os._exit(1 if isinstance(status, str) else status or 0)
+        status = 0
+    except SystemExit as raised:
+        status = 0 if raised.code is None else raised.code & 0xFF if isinstance(raised.code, int) else 1
+        raise
+    finally:
+        atexit.register(_End(status))
+
+
+class _End:
+    """Ends the process, where Python begins to call what is registered for the exit: the last that is registered comes first."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+    def __call__(self) -> None:
+        try:
+            atexit.unregister(self)
+            atexit._run_exitfuncs()
+            _finalize_mpi()
+            self._flush()
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(self.status)
+
+    def _flush(self) -> None:
+        ctypes.CDLL(None).fflush(None)  # what libraries print, such as NCCL_DEBUG
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                if stream is not None and not stream.closed:
+                    stream.flush()
+            except BrokenPipeError:
+                self.status = self.status or 141
+            except OSError as error:
+                self.status = self.status or 120  # as Python
+                print_error(f"the output cannot be written ({error.strerror}); free some space, or send it elsewhere")
+
+
+def _finalize_mpi() -> None:
+    """mpi4py would, when the interpreter is taken down; mpirun calls a process abnormal that has not."""
+    mpi4py, mpi = sys.modules.get("mpi4py"), sys.modules.get("mpi4py.MPI")
+    if mpi and mpi.Is_initialized() and not mpi.Is_finalized() and mpi4py and mpi4py.rc.finalize is not False:
+        mpi.Finalize()
 
 
 def _erase_bar() -> None:
