@@ -24,7 +24,6 @@ def levels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         pytest.skip("this processor overflows on int8 products of 127 levels")
     monkeypatch.setattr(module, "num_levels", lambda: request.param)
     monkeypatch.setattr(tiles, "TILE_ROWS", 256)
-    monkeypatch.setattr(Tiles, "height", 256)
 
 
 def heads(generator: torch.Generator) -> dict[str, Tensor]:

@@ -40,8 +40,9 @@ class Screen:
         self.tiles = tiles
         self.whole = torch.empty(tiles.num_rows, tiles.width, dtype=torch.int8)
         most, kept = num_levels(), []
-        for tile, whole in zip(tiles.transposed(), self.whole.split(tiles.height), strict=True):
-            weight = tile.T.contiguous()
+        weights = [tile.T for tile in tiles.transposed()]
+        for weight, whole in zip(weights, self.whole.split([len(weight) for weight in weights]), strict=True):
+            weight = weight.contiguous()
             scales = weight.abs().amax(1, keepdim=True).clamp_(min=TINY) / most
             rounded = (weight / scales).round_()
             whole.copy_(rounded)

@@ -36,8 +36,6 @@ def tile_vocabulary(model: Transformer) -> None:
 class Tiles(nn.Module):
     """A weight [V, H] as tiles [H, TILE_ROWS], the last of them narrower. What `weight` was is then no longer readable."""
 
-    height = TILE_ROWS
-
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.num_rows, self.width = weight.shape
