@@ -35,6 +35,17 @@ threading.Thread(target=multiply, daemon=True).start()
 time.sleep(0.1)
 """
 
+INTERRUPT = """
+import os, signal
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell has it ignored
+
+def interrupt():
+    time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.1)
+"""
+
 
 def run(script: str, **streams: Any) -> "subprocess.CompletedProcess[str]":
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
@@ -81,8 +92,7 @@ def test_a_signal_at_the_end_and_a_handler_that_fails_take_no_status() -> None:
     script = COMMAND.format(
         end="atexit.register(lambda: 1 / 0); threading.Thread(target=interrupt).start(); sys.exit(75)"
     )
-    interrupt = "import os, signal\n\ndef interrupt():\n    time.sleep(0.1)\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(0.1)\n"
-    done = run(interrupt + script)
+    done = run(INTERRUPT + script)
     assert done.returncode == 75 and done.stdout.endswith("at exit\n")
     assert "KeyboardInterrupt" in done.stderr and "ZeroDivisionError" in done.stderr
 
