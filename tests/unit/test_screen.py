@@ -1,5 +1,8 @@
 """Greedy text without logits: the int8 copy loses no row that is the likeliest, whatever the numbers are."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +10,13 @@ from torch import Tensor
 
 from tests.plain_decoding import differing, draw_settings
 from tests.unit.test_decode import drawn_prompts, folder
+from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.inference import model_runner
-from ttt_dist.inference.decoder import Decoder
+from ttt_dist.inference.decoder import Decoder, Request
+from ttt_dist.inference.detokenizer import Finished
 from ttt_dist.model import screen as module
 from ttt_dist.model import tiles
+from ttt_dist.model.hf.folder import ModelFolder
 from ttt_dist.model.screen import FEW_ROWS, Screen
 from ttt_dist.model.tiles import Tiles
 
@@ -61,9 +67,7 @@ def states(generator: torch.Generator) -> Tensor:
 
 def exact(weight: Tensor, hidden: Tensor, rows: slice, others: Tensor) -> Tensor:
     """The first of the likeliest rows."""
-    logits = (hidden.double().unsqueeze(1) * weight[rows].double()).sum(
-        2
-    )  # of twins the same, which a product's are not
+    logits = (hidden.double().unsqueeze(1) * weight[rows].double()).sum(2)  # of twins alike, as no product's are
     logits[:, others] = float("-inf")
     return logits.argmax(1)
 
@@ -108,10 +112,8 @@ def test_too_many_likely_rows_are_left_to_the_logits(monkeypatch: pytest.MonkeyP
     assert screen.likeliest(hidden, slice(1, FEW_ROWS + 1), NONE).tolist() == [0, -1]
     monkeypatch.setattr(module, "MOST_SHARE", 1)
     assert screen.likeliest(hidden, slice(0, FEW_ROWS + 1), NONE).tolist() == [0, -1]
-    assert screen.likeliest(hidden, slice(0, FEW_ROWS + 1), torch.arange(FEW_ROWS + 1)).tolist() == [
-        -1,
-        -1,
-    ]  # none is left
+    none_left = torch.arange(FEW_ROWS + 1)
+    assert screen.likeliest(hidden, slice(0, FEW_ROWS + 1), none_left).tolist() == [-1, -1]
 
 
 def test_a_head_that_leaves_most_is_not_screened_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,17 +156,41 @@ def test_decoding_gives_the_tokens_of_the_plain_loop(case: int, monkeypatch: pyt
     monkeypatch.setattr(tiles, "LARGE", 0)
     rng = np.random.default_rng(case)
     kind = ("ttt", "ar", "ttt")[case % 3]
-    model = folder(case % 5, kind, "bidirectional")
     prompts = drawn_prompts(rng, 8)
     chosen = [
         draw_settings(rng, kind, temperature=temperature, span_limit=40, max_text=8, max_codes=60)
         for temperature in (0, 0, 0.7, 0, 1e-6, 0, 0, 0)
     ]
-    assert set(differing(model, prompts, chosen, 1 + case)) <= {2}  # the plain loop is greedy
+    assert set(differing(folder(case % 5, kind), prompts, chosen, 1 + case)) <= {2}  # the plain loop is greedy
     assert sum(screened) > 30
+    # The one that samples, too, is what it is without a screen.
+    by_screen = decoded(folder(case % 5, kind), prompts, chosen)
+    monkeypatch.setattr(tiles, "LARGE", math.inf)
+    assert by_screen == decoded(folder(case % 5, kind), prompts, chosen)
 
 
-def test_a_small_head_and_one_that_others_hold_are_not_screened() -> None:
-    model = folder(0, "ttt", "bidirectional")
-    Decoder(model)
-    assert isinstance(model.model.head, tiles.TiledHead) and model.model.head.screen is None
+def decoded(model: ModelFolder, prompts: list[np.ndarray], chosen: list[DecodeSettings]) -> dict[int, list[int]]:
+    """The response to each prompt by settings of its own."""
+    session = Decoder(model).session()
+    for prompt, settings in zip(prompts, chosen, strict=True):
+        session.add(Request(prompt), settings)
+    found = {}
+    while not session.is_idle:
+        found.update({key: event.result.ids.tolist() for key, event in session.step() if isinstance(event, Finished)})
+    return found
+
+
+def test_a_screen_is_made_for_greedy_text_of_a_large_head_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(tiles, "Screen", lambda given: made.append(given) or Screen(given))
+    requests = [Request(prompt) for prompt in drawn_prompts(np.random.default_rng(0), 2)]
+    sampled = DecodeSettings(temperature=1.0, span_limit=20, max_text=6, max_codes=30)
+    greedy, model = replace(sampled, temperature=0.0), folder()
+    Decoder(folder()).generate(requests, greedy)
+    monkeypatch.setattr(tiles, "LARGE", 0)
+    Decoder(model, takes_over=False).generate(requests, greedy)
+    Decoder(model).generate(requests, sampled)
+    assert made == []
+    Decoder(model).generate(requests[:1], greedy)
+    Decoder(model).generate(requests[:1], greedy)  # another decoder of the same model finds it
+    assert len(made) == 1

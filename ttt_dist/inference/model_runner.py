@@ -143,15 +143,14 @@ class ModelRunner:
         columns, _ = self._stretch(phase)
         wanted = replace(wanted, before=np.where(wanted.before < 0, -1, wanted.before - columns.start))
         size = max(AT_ONCE[hidden.device.type] // (columns.stop - columns.start), FEWEST_ROWS)
-        found = []
+        head, found = self.runner.model.head, []
         for start in range(0, len(own), size):
             rows, part = own[start : start + size], wanted.part(slice(start, start + size))
-            head = self.runner.model.head
-            screen = head.screen if phase == "text" and isinstance(head, TiledHead) else None
-            if screen is None:
-                found.append(self._by_logits(phase, hidden, rows, shifts, part))
+            # A head makes its screen when it is asked for it: only where somebody is greedy.
+            if phase == "text" and isinstance(head, TiledHead) and is_greedy(part).any() and head.screen is not None:
+                found.append(self._by_screen(head.screen, hidden, rows, shifts, part))
             else:
-                found.append(self._by_screen(screen, hidden, rows, shifts, part))
+                found.append(self._by_logits(phase, hidden, rows, shifts, part))
         return found
 
     def _by_screen(
@@ -159,12 +158,11 @@ class ModelRunner:
     ) -> Tensor:
         """`_choose` of text: greedy choices by screening, and what that leaves by logits."""
         columns, others = self._stretch("text")
-        is_greedy = wanted.of_owners([one.context.settings.temperature < COLD for one in wanted.asked])
-        found, left = torch.zeros(3, len(rows), dtype=torch.float64), ~is_greedy
-        if is_greedy.any():
-            ids = likeliest(screen, hidden[rows[is_greedy]], columns, others, wanted.part(is_greedy))
-            found[0, is_greedy] = (ids + columns.start).double()
-            left[is_greedy] = (ids < 0).numpy()
+        screened, found = is_greedy(wanted), torch.zeros(3, len(rows), dtype=torch.float64)
+        ids = likeliest(screen, hidden[rows[screened]], columns, others, wanted.part(screened))
+        found[0, screened] = (ids + columns.start).double()
+        left = ~screened
+        left[screened] = (ids < 0).numpy()
         if left.any():
             found[:, left] = self._by_logits("text", hidden, rows[left], shifts, wanted.part(left))
         return found
@@ -216,6 +214,11 @@ class ModelRunner:
         state = one.state
         masked = np.where(np.arange(len(state.ids)) < state.num_committed, self.layout.mask, state.ids)
         return _own_row(state, one.context, guide, masked, state.num_committed)
+
+
+def is_greedy(wanted: Wanted) -> np.ndarray:
+    """Which of the wanted places [n] take the likeliest text."""
+    return wanted.of_owners([one.context.settings.temperature < COLD for one in wanted.asked])
 
 
 def likeliest(screen: Screen, hidden: Tensor, columns: slice, others: Tensor, wanted: Wanted) -> Tensor:
