@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,10 +17,10 @@ from tests.plain_decoding import differing, draw_settings
 from tests.unit.test_decode import decoder, drawn_prompts, folder, modes_of, random_prompts
 from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.inference import model_runner as forward_module
-from ttt_dist.inference.batch import FIXED_ROWS, Row, exact_batch, fixed_batch, fixed_shape
-from ttt_dist.inference.cuda_graphs import ForwardRunner
+from ttt_dist.inference.batch import FIXED_ROWS, Row, exact_batch, fixed_batch, fixed_shape, split_rows
+from ttt_dist.inference.cuda_graphs import MOST_TOKENS, ForwardRunner
 from ttt_dist.model import products
-from ttt_dist.model.attention.kv_cache import FIRST_LENGTH, Run, SequenceCache, SlotCache
+from ttt_dist.model.attention.kv_cache import FIRST_LENGTH, OPENED, Run, SequenceCache, SlotCache
 from ttt_dist.model.layers import Linear, lay_transposed
 from ttt_dist.model.products import linear
 from ttt_dist.sequence.visibility import visible_end, visible_end_of_spans
@@ -87,17 +89,46 @@ def test_a_fixed_batch_leaves_idle_tokens_to_the_spare_slot() -> None:
 def test_slots_are_reused_and_growth_keeps_what_was_written() -> None:
     cache = SlotCache(2, 3, 4, torch.float32, torch.device("cpu"))
     first, second = cache.take(), cache.take()
-    assert cache.reserve(10)
-    assert not cache.reserve(FIRST_LENGTH)
+    assert cache.reserve({first.slot: 3, second.slot: 10})
+    assert not cache.reserve({first.slot: 3, second.slot: FIRST_LENGTH})
     for layer in cache.layers:
-        layer[:, second.slot, :, :10] = 7.0
+        layer[:, second.slot, :, :FIRST_LENGTH] = 7.0
     third = cache.take()
-    assert cache.reserve(FIRST_LENGTH + 1)
+    assert cache.reserve({second.slot: 11, third.slot: FIRST_LENGTH + 1})
     assert cache.layers[0].shape == (2, 5, 3, 2 * FIRST_LENGTH, 4)
-    assert [float(layer.sum()) for layer in cache.layers] == [7.0 * 2 * 3 * 10 * 4] * 2
+    assert [float(layer.sum()) for layer in cache.layers] == [7.0 * 2 * 3 * FIRST_LENGTH * 4] * 2
     cache.free(third)
     cache.free(first)
     assert [cache.take().slot, cache.take().slot, cache.take().slot] == [first.slot, third.slot, 3]
+
+
+def test_short_sequences_take_little_memory_beside_a_long_one() -> None:
+    def resident_mb() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    cache = SlotCache(4, 4, 64, torch.float32, torch.device("cpu"))  # 8 KiB a key
+    sequences, before = [cache.take() for _ in range(32)], resident_mb()
+    ends = {sequence.slot: 10 for sequence in sequences}
+    for length in range(500, 4001, 500):
+        cache.reserve(ends | {0: length})
+    assert (4000 + 31 * OPENED) * 8 / 1024 > 40
+    assert resident_mb() - before < 80  # 514 where growth copied all that there was room for
+
+
+def test_prompts_that_are_many_are_computed_in_parts() -> None:
+    rows = [row(slot, 0, count) for slot, count in enumerate((5, 3, 2, 11, 1, 1))]
+    assert [[len(row.ids) for row in part] for part in split_rows(rows, 8)] == [[5, 3], [2], [11], [1, 1]]
+    model = decoder().folder.model
+    whole, parts = ForwardRunner(model), ForwardRunner(model)
+    ids = torch.randint(0, len(model.embed.weight), (6, 11)).numpy()
+    rows = [row._replace(ids=ids[row.sequence.slot, : len(row.ids)]) for row in rows]
+    for _ in rows:
+        whole.cache.take(), parts.cache.take()
+    with torch.inference_mode(), patch.dict(MOST_TOKENS, cpu=8):
+        found = parts(rows[::-1])
+    with torch.inference_mode():
+        rows = [row._replace(sequence=SequenceCache(row.sequence.slot)) for row in rows]
+        assert torch.equal(found, whole(rows[::-1]))
 
 
 def test_what_a_request_leaves_in_the_cache_does_not_depend_on_batch_mates() -> None:

@@ -7,6 +7,7 @@ Fixed, for CUDA graphs: all slots have as many rows and keys as the longest, eac
 few shapes exist, and each comes again and again.
 """
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Ordered
 from typing import NamedTuple
 
@@ -50,6 +51,19 @@ class Batch(NamedTuple):
     runs: tuple[Run, ...]
     needed: np.ndarray
     """Tokens that a choice is asked for, row after row, [n]."""
+
+
+def split_rows(rows: Ordered[Row], most_tokens: int) -> Iterator[list[Row]]:
+    """Parts of some rows, in their order, with so many tokens at most; a longer row is a part alone."""
+    part: list[Row] = []
+    num_tokens = 0
+    for row in rows:
+        num_tokens += len(row.ids)
+        if part and num_tokens > most_tokens:
+            yield part
+            part, num_tokens = [], len(row.ids)
+        part.append(row)
+    yield part
 
 
 def exact_batch(rows: Ordered[Row]) -> Batch:

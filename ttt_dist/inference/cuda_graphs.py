@@ -15,9 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ttt_dist.inference.batch import Batch, Row, exact_batch, fixed_batch, fixed_shape
+from ttt_dist.inference.batch import Batch, Row, exact_batch, fixed_batch, fixed_shape, split_rows
 from ttt_dist.model.attention.kv_cache import CachePlan, Run, SlotCache
 from ttt_dist.model.transformer import Transformer, head_dim
+
+MOST_TOKENS = {"cpu": 1024, "cuda": 1 << 14}
+"""Tokens at once: activations of more would be larger than what is gained by it."""
 
 
 class ForwardRunner:
@@ -37,12 +40,14 @@ class ForwardRunner:
 
     def __call__(self, rows: Ordered[Row]) -> Tensor:
         """Hidden states [n, H] at the needed tokens, row after row; the cache takes in what has become final."""
-        if self.cache.reserve(max(row.end for row in rows)):
+        if self.cache.reserve({row.sequence.slot: row.end for row in rows}):
             self._recorded.clear()
         shape = fixed_shape(rows, self.cache.length) if self.is_fixed else None
         if shape is None:
-            batch = exact_batch(rows)
-            hidden = self._forward(self.tensor(batch.table), batch.runs, self.tensor(batch.needed))
+            batches = map(exact_batch, split_rows(rows, MOST_TOKENS[self.device.type]))
+            hidden = torch.cat(
+                [self._forward(self.tensor(batch.table), batch.runs, self.tensor(batch.needed)) for batch in batches]
+            )
         else:
             batch = fixed_batch(rows, shape, self.cache.spare_slot)
             hidden = self._replay(shape, batch)[self.tensor(batch.needed)]

@@ -11,16 +11,20 @@ sequence's end are masked. They are zeros or what another sequence left, never g
 import heapq
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import groupby
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FIRST_LENGTH = 256
+T = TypeVar("T")
+
+FIRST_LENGTH = 512
+OPENED = 64  # keys of a sequence whose memory is asked of the system at once
 
 
 @dataclass
@@ -40,6 +44,8 @@ class SlotCache:
         self.num_groups, self.head_dim, self.dtype, self.device = num_groups, head_dim, dtype, device
         self.num_slots = self.length = 0
         self.layers = [torch.empty(0)] * num_layers
+        self._opened: list[int] = []
+        """Keys of each slot that memory was asked for; a multiple of OPENED."""
         self._free: list[int] = []
         self._num_given = 0
 
@@ -59,8 +65,17 @@ class SlotCache:
         """A slot that is nobody's: tokens that only fill up a fixed shape write there."""
         return self.num_slots
 
-    def reserve(self, length: int) -> bool:
-        """Make room for all given slots, `length` tokens each; whether tensors have moved for it."""
+    def reserve(self, ends: Mapping[int, int]) -> bool:
+        """Make room for tokens up to these ends, by slot, and for all slots given; whether tensors have moved for it."""
+        has_moved = self._grow(max(ends.values()))
+        before = self._opened.copy()
+        for slot, end in ends.items():
+            self._opened[slot] = max(before[slot], -(-end // OPENED) * OPENED)
+        if self.device.type == "cpu":
+            self._touch(before)
+        return has_moved
+
+    def _grow(self, length: int) -> bool:
         num_slots, capacity = max(self.num_slots, 1), max(self.length, FIRST_LENGTH)
         while num_slots < self._num_given:
             num_slots *= 2
@@ -70,11 +85,19 @@ class SlotCache:
             return False
         for index, old in enumerate(self.layers):
             new = self._zeros(2, num_slots + 1, self.num_groups, capacity, self.head_dim)
-            if self.num_slots:
-                new[:, : self.num_slots, :, : self.length] = old[:, : self.num_slots]
+            for slots, end in _stretches(self._opened):
+                new[:, slots, :, :end] = old[:, slots, :, :end]
             self.layers[index] = new
+        self._opened += [0] * (num_slots - self.num_slots)
         self.num_slots, self.length = num_slots, capacity
         return True
+
+    def _touch(self, before: Sequence[int]) -> None:
+        """Write to what has been opened since: pages that come one by one, as tokens are written here and there, take
+        longer than by one pass of all threads."""
+        for slots, (start, end) in _stretches(zip(before, self._opened, strict=True)):
+            for layer in self.layers if start < end else ():
+                layer[:, slots, :, start:end].zero_()
 
     def _zeros(self, *shape: int) -> Tensor:
         """On the CPU as pages of the system, which are zeros, and take no memory before someone writes to them."""
@@ -82,6 +105,15 @@ class SlotCache:
             return torch.zeros(shape, dtype=self.dtype, device=self.device)
         pages = mmap.mmap(-1, math.prod(shape) * self.dtype.itemsize, flags=mmap.MAP_PRIVATE)
         return torch.frombuffer(pages, dtype=self.dtype).view(shape)
+
+
+def _stretches(values: Iterable[T]) -> Iterator[tuple[slice, T]]:
+    """Adjacent slots with equal values, and these."""
+    start = 0
+    for value, same in groupby(values):
+        stop = start + len(list(same))
+        yield slice(start, stop), value
+        start = stop
 
 
 class Run(NamedTuple):
