@@ -27,6 +27,7 @@ MOST_SHARE = 1 / 512
 PATIENCE = 128
 """States: where of more than these most are left to the logits, a head is not worth it."""
 FEW_ROWS = 64  # whose own bounds are not worth a look
+MADE_ROWS = 512  # at once: what that takes beside the copy is small
 TINY = 1e-30  # a scale of zeros
 SMALLEST = 1e-12  # a norm whose square is a number of fp32
 ROUNDING = 2.0**-16
@@ -39,16 +40,17 @@ class Screen:
     def __init__(self, tiles: Tiles) -> None:
         self.tiles = tiles
         self.whole = torch.empty(tiles.num_rows, tiles.width, dtype=torch.int8)
-        most, kept = num_levels(), []
-        weights = [tile.T for tile in tiles.transposed()]
-        for weight, whole in zip(weights, self.whole.split([len(weight) for weight in weights]), strict=True):
+        kept, most = torch.empty(3, tiles.num_rows), num_levels()
+        weights = [weight for tile in tiles.transposed() for weight in tile.T.split(MADE_ROWS)]
+        sizes = [len(weight) for weight in weights]
+        for weight, whole, numbers in zip(weights, self.whole.split(sizes), kept.split(sizes, dim=1), strict=True):
             weight = weight.contiguous()
             scales = weight.abs().amax(1, keepdim=True).clamp_(min=TINY) / most
             rounded = (weight / scales).round_()
             whole.copy_(rounded)
             lost = weight.addcmul(rounded, scales, value=-1)
-            kept.append(torch.stack([scales.squeeze(1), lost.norm(dim=1), weight.norm(dim=1)]))
-        self.scales, self.lost, self.norms = torch.cat(kept, dim=1)
+            torch.stack([scales.squeeze(1), lost.norm(dim=1), weight.norm(dim=1)], out=numbers)
+        self.scales, self.lost, self.norms = kept
         self.lost += ROUNDING * self.norms
         self.most_lost, self.most_norm = float(self.lost.max()), float(self.norms.max())
         self.num_asked = self.num_left = 0
