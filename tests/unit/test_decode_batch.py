@@ -20,6 +20,7 @@ from ttt_dist.inference import model_runner as forward_module
 from ttt_dist.inference.batch import FIXED_ROWS, Row, exact_batch, fixed_batch, fixed_shape, split_rows
 from ttt_dist.inference.cuda_graphs import MOST_TOKENS, ForwardRunner
 from ttt_dist.model import products
+from ttt_dist.model.attention import kv_cache
 from ttt_dist.model.attention.kv_cache import FIRST_LENGTH, OPENED, Run, SequenceCache, SlotCache
 from ttt_dist.model.layers import Linear, lay_transposed
 from ttt_dist.model.products import linear
@@ -48,6 +49,19 @@ def test_fixed_shapes_give_the_tokens_of_the_plain_loop(case: int, monkeypatch: 
     assert recorded
     assert all(shape.rows in FIXED_ROWS and shape.num_slots in (1, 2, 4, 8, 16) for shape in recorded)
     assert len(recorded) <= 3 * len(FIXED_ROWS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", range(8))
+def test_parts_and_growth_give_the_tokens_of_the_plain_loop(case: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MOST_TOKENS, "cpu", 1 + 6 * case)
+    monkeypatch.setattr(kv_cache, "FIRST_LENGTH", 64)
+    rng = np.random.default_rng(200 + case)
+    model = folder(case % 5, ("ttt", "ar", "ttt", "nar")[case % 4], str(rng.choice(["bidirectional", "causal"])))
+    prompts, kind = drawn_prompts(rng, 10), model.objective.kind
+    modes = rng.choice(modes_of(kind), len(prompts))
+    chosen = [draw_settings(rng, kind, audio_mode=mode, span_limit=60, max_text=5, max_codes=100) for mode in modes]
+    assert differing(model, prompts, chosen, 1 + case) == []
 
 
 def row(slot: int, length: int, count: int) -> Row:
