@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.plain_decoding import differing, draw_settings
 from tests.unit.test_decode import decoder, drawn_prompts, folder, modes_of, random_prompts
 from ttt_dist.config.decode import DecodeSettings
+from ttt_dist.inference import cuda_graphs
 from ttt_dist.inference import model_runner as forward_module
 from ttt_dist.inference.batch import FIXED_ROWS, Row, exact_batch, fixed_batch, fixed_shape, split_rows
 from ttt_dist.inference.cuda_graphs import MOST_TOKENS, ForwardRunner
@@ -76,12 +77,12 @@ def row(slot: int, length: int, count: int) -> Row:
 
 
 def test_an_exact_batch_has_no_padding_and_few_runs() -> None:
-    rows = [row(3, 40, 5), row(0, 10, 1), row(1, 20, 1), row(2, 90, 1)]
+    rows = [row(0, 10, 1), row(1, 20, 1), row(2, 90, 1), row(3, 40, 5)]
     batch = exact_batch(rows)
     assert batch.table.shape == (7, 8)
     assert batch.runs == (Run(0, 2, 1, 64, True), Run(2, 1, 1, 128, True), Run(3, 1, 5, 64, True))
     assert batch.table[1].tolist() == batch.table[2].tolist() == [10, 20, 90, 40, 41, 42, 43, 44]
-    assert batch.needed.tolist() == [7, 0, 1, 2]  # in the order of the rows
+    assert batch.needed.tolist() == [0, 1, 2, 7]
 
 
 def test_a_fixed_batch_leaves_idle_tokens_to_the_spare_slot() -> None:
@@ -103,6 +104,7 @@ def test_a_fixed_batch_leaves_idle_tokens_to_the_spare_slot() -> None:
 def test_slots_are_reused_and_growth_keeps_what_was_written() -> None:
     cache = SlotCache(2, 3, 4, torch.float32, torch.device("cpu"))
     first, second = cache.take(), cache.take()
+    cache.free(cache.take())  # before there is any room
     assert cache.reserve({first.slot: 3, second.slot: 10})
     assert not cache.reserve({first.slot: 3, second.slot: FIRST_LENGTH})
     for layer in cache.layers:
@@ -127,6 +129,12 @@ def test_short_sequences_take_little_memory_beside_a_long_one() -> None:
         cache.reserve(ends | {0: length})
     assert (4000 + 31 * OPENED) * 8 / 1024 > 40
     assert resident_mb() - before < 80  # 514 where growth copied all that there was room for
+    cache.reserve({sequence.slot: 1000 for sequence in sequences})
+    assert resident_mb() - before > 250
+    for sequence in sequences[1:]:
+        cache.free(sequence)
+    cache.reserve({0: 4100})
+    assert resident_mb() - before < 120  # what is free is not copied
 
 
 def test_prompts_that_are_many_are_computed_in_parts() -> None:
@@ -138,8 +146,14 @@ def test_prompts_that_are_many_are_computed_in_parts() -> None:
     rows = [row._replace(ids=ids[row.sequence.slot, : len(row.ids)]) for row in rows]
     for _ in rows:
         whole.cache.take(), parts.cache.take()
-    with torch.inference_mode(), patch.dict(MOST_TOKENS, cpu=8):
+    with (
+        torch.inference_mode(),
+        patch.dict(MOST_TOKENS, cpu=8),
+        patch.object(cuda_graphs, "exact_batch", Mock(wraps=exact_batch)) as made,
+    ):
         found = parts(rows[::-1])
+    slots = [[row.sequence.slot for row in call.args[0]] for call in made.mock_calls]
+    assert slots == [[0, 1], [2], [3], [4, 5]]  # adjacent ones are one run
     with torch.inference_mode():
         rows = [row._replace(sequence=SequenceCache(row.sequence.slot)) for row in rows]
         assert torch.equal(found, whole(rows[::-1]))

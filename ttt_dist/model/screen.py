@@ -40,7 +40,7 @@ class Screen:
     def __init__(self, tiles: Tiles) -> None:
         self.tiles = tiles
         self.whole = torch.empty(tiles.num_rows, tiles.width, dtype=torch.int8)
-        kept, most = torch.empty(3, tiles.num_rows), num_levels()
+        kept, most = torch.empty(3, tiles.num_rows, dtype=torch.float32), num_levels()
         weights = [weight for tile in tiles.transposed() for weight in tile.T.split(MADE_ROWS)]
         sizes = [len(weight) for weight in weights]
         for weight, whole, numbers in zip(weights, self.whole.split(sizes), kept.split(sizes, dim=1), strict=True):

@@ -76,6 +76,7 @@ class SlotCache:
         return has_moved
 
     def _grow(self, length: int) -> bool:
+        """Room for all given slots, `length` tokens each; whether tensors have moved for it."""
         num_slots, capacity = max(self.num_slots, 1), max(self.length, FIRST_LENGTH)
         while num_slots < self._num_given:
             num_slots *= 2
@@ -83,6 +84,8 @@ class SlotCache:
             capacity *= 2
         if (num_slots, capacity) == (self.num_slots, self.length):
             return False
+        # What is in free slots is nobody's.
+        self._opened = [0 if slot in self._free else end for slot, end in enumerate(self._opened)]
         for index, old in enumerate(self.layers):
             new = self._zeros(2, num_slots + 1, self.num_groups, capacity, self.head_dim)
             for slots, end in _stretches(self._opened):
@@ -96,8 +99,9 @@ class SlotCache:
         """Write to what has been opened since: pages that come one by one, as tokens are written here and there, take
         longer than by one pass of all threads."""
         for slots, (start, end) in _stretches(zip(before, self._opened, strict=True)):
-            for layer in self.layers if start < end else ():
-                layer[:, slots, :, start:end].zero_()
+            if start < end:
+                for layer in self.layers:
+                    layer[:, slots, :, start:end].zero_()
 
     def _zeros(self, *shape: int) -> Tensor:
         """On the CPU as pages of the system, which are zeros, and take no memory before someone writes to them."""
