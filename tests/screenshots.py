@@ -22,7 +22,9 @@ def ask(page: Browser, task: str, number: int, text: str = "", recording: Path |
         page.until("document.querySelector('#clip-sound .length')?.textContent.endsWith('s')")
     page.run(f"document.getElementById('text').value = {json.dumps(text)}")
     page.run("document.getElementById('go').click()")
-    page.until(f"{CARDS}.length == {number} && {CARDS}.every((it) => it.dataset.state == 'done')")
+    page.until(
+        f"{CARDS}.length == {number} && {CARDS}.every((it) => it.dataset.state == 'done') && document.body.dataset.state == 'idle'"
+    )
     page.until(f"{CARDS}.every((it) => !it.querySelector('.sound a') || !it.querySelector('.sound a').hidden)")
     page.until("!document.querySelector('.sounding')")
 

@@ -173,7 +173,7 @@ def test_a_file_is_transcribed(page: Browser, tmp_path: Path) -> None:
 def record(page: Browser) -> None:
     """Half a second of what the browser takes for a microphone."""
     page.run("document.getElementById('record').click()")
-    page.until("document.getElementById('state').value == 'Recording'")
+    page.until("document.getElementById('clip-told').value == 'Recording'")
     page.run("new Promise((done) => setTimeout(done, 500))")
     page.run("document.getElementById('record').click()")
     page.until("parseFloat(document.querySelector('#clip-sound .length')?.textContent) > 0.2")
@@ -185,6 +185,20 @@ def test_the_microphone_is_heard(page: Browser) -> None:
     do(page, "chat", seed=2)
     done(page, f"{CHAT}[0]")
     assert "recording.webm" in page.run(f"{CHAT}[0].querySelector('.asked').textContent")
+
+
+def test_nothing_is_recorded_unseen(page: Browser) -> None:
+    page.run("document.querySelector('input[value=chat]').click()")
+    page.run("document.getElementById('record').click()")
+    page.until("document.getElementById('clip-told').value == 'Recording'")
+    page.run("new Promise((done) => setTimeout(done, 500))")
+    page.run("document.querySelector('input[value=speak]').click()")
+    page.until("document.getElementById('clip-name').textContent == 'recording.webm'")
+    page.run("document.querySelector('input[value=chat]').click()")
+    assert (
+        page.run("document.getElementById('record').textContent + document.getElementById('clip-told').value")
+        == "Record"
+    )
 
 
 WITHOUT_WEBM = """
@@ -261,6 +275,63 @@ def test_a_chat_remembers_until_a_new_one_begins(page: Browser) -> None:
     page.press("Enter")
     done(page, f"{CHAT}[0]")
     assert prompt(0) == first
+
+
+HELD = """
+const original = window.fetch;
+const gate = () => new Promise((done) => { window.release = () => { window.release = null; done(); }; });
+window.fetch = async (...given) => {
+  const response = await original(...given);
+  if (given[0] !== "answers") return response;
+  const [first, ...rest] = (await response.text()).split(/(?<=\\n)/);
+  const body = new ReadableStream({ async start(stream) {
+    await gate();
+    stream.enqueue(first);
+    await gate();
+    stream.enqueue(rest.join(""));
+    stream.close();
+  } });
+  return new Response(body.pipeThrough(new TextEncoderStream()));
+};
+"""
+
+
+def test_what_is_prepared_while_a_chat_answers_stays_and_the_page_tells_of_both(page: Browser, tmp_path: Path) -> None:
+    """The lines of the answer are held back twice: before the first, and after it."""
+    path = tmp_path / "next.wav"
+    soundfile.write(path, np.random.default_rng(0).standard_normal(RATE) * 0.1, RATE)
+    page.run(HELD)
+    do(page, "chat", text="three one four", seed=3)
+    page.until("!!window.release")
+    page.run("document.getElementById('text').value = 'and two'")
+    page.choose_file("#file", path)
+    for cards in (0, 1):
+        state = "[document.body.dataset.state, document.getElementById('state').value]"
+        assert page.run(state) == ["decoding", "Decoding"] and page.run(f"{CHAT}.length") == cards
+        assert page.run("document.getElementById('template').disabled")  # another one begins a new chat
+        page.run("window.release()")
+        page.until("!!window.release" if cards == 0 else "document.body.dataset.state == 'idle'")
+    assert page.run("[document.getElementById('text').value, document.getElementById('clip-name').textContent]") == [
+        "and two",
+        "next.wav",
+    ]
+    assert not page.run("document.getElementById('template').disabled")
+    assert page.run(f"{CHAT}[0].querySelector('.asked').textContent") == "Sendthree one four"
+
+
+def test_a_recording_that_is_too_large_is_told_beside_it(page: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "long.wav"
+    path.write_bytes(bytes(20 * 2**20 + 1))
+    page.run("document.querySelector('input[value=transcribe]').click()")
+    page.choose_file("#file", path)
+    told = "document.getElementById('clip-told').value"
+    page.until(told)
+    assert page.run(told) == "long.wav is larger than 20 MB; choose a shorter recording"
+    assert page.run("document.getElementById('clip').hidden") and page.run(CONTRAST) == []
+    soundfile.write(path, np.random.default_rng(0).standard_normal(RATE) * 0.1, RATE)
+    page.choose_file("#file", path)
+    page.until("document.querySelector('#clip-sound .length')?.textContent == '1.00 s'")
+    assert page.run(told) == ""
 
 
 def test_a_long_answer_shows_how_far_it_is_and_stops(model: Path) -> None:

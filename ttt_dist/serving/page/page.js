@@ -21,7 +21,7 @@ let running = null; // AbortController of the question being answered
 let player = null;
 let lastOfChat = null; // key of the answer that the chat goes on from
 let chat = []; // its answers
-const clip = new Clip(find, tell, quiet);
+const clip = new Clip(find, quiet);
 
 // What assistive technology is told, so only what changes seldom.
 function tell(message, state = "idle") {
@@ -45,6 +45,7 @@ function showTask() {
   find("text").rows = isChat ? 2 : 3;
   show("text", chosen !== "transcribe");
   show("sound", chosen === "transcribe" || (isChat && find("template").value !== "text_chat"));
+  if (find("sound").hidden) clip.stop(); // nothing is recorded unseen
   show("speaker-label", chosen === "speak" && model.speakers.length > 0);
   show("speaker-name-label", chosen === "speak" && model.names_speakers && !model.speakers.length);
   show("template-label", isChat);
@@ -96,21 +97,20 @@ function form() {
     if (isShown(name)) fields.set(name, find(name).value);
   }
   if (isShown("speaker-name")) fields.set("speaker", find("speaker-name").value);
-  if (isShown("sound") && clip.blob) fields.set("recording", clip.blob, clip.name);
+  if (isShown("sound") && clip.recording) fields.set("recording", clip.recording.blob, clip.recording.name);
   if (task() === "chat" && lastOfChat) fields.set("after", lastOfChat);
   return fields;
 }
 
 // The card of an answer, at its place: a chat grows downwards, other answers stand newest first.
-function card(fields) {
-  const asked = { task: fields.get("task"), title: LABELS[fields.get("task")], text: fields.get("text") };
-  if (fields.has("recording")) Object.assign(asked, { name: clip.name, samples: clip.samples });
+function card(fields, recording) {
+  const asked = { task: fields.get("task"), title: LABELS[fields.get("task")], text: fields.get("text"), ...recording };
   const answer = new Answer(asked, model, player, find("aloud").checked && !find("aloud-label").hidden);
   if (asked.task === "chat") {
     chat.push(answer);
     find("thread").append(answer.card);
-    find("text").value = "";
-    clip.set(null);
+    if (find("text").value === asked.text) find("text").value = ""; // else it is the next question
+    if (clip.recording === recording) clip.set(null);
     showTask();
     find("ask").scrollIntoView({ block: "nearest" });
   } else {
@@ -121,6 +121,7 @@ function card(fields) {
 
 async function send() {
   const fields = form();
+  const recording = fields.has("recording") ? clip.recording : null;
   running = new AbortController();
   player ??= new Player(model.sample_rate);
   quiet();
@@ -130,7 +131,7 @@ async function send() {
   let answer = null;
   try {
     for await (const event of ask(fields, running.signal)) {
-      answer ??= card(fields);
+      answer ??= card(fields, recording);
       if (event.error) throw new Error(event.error);
       answer.take(event);
       progress(event);
@@ -159,7 +160,7 @@ function busy(isBusy) {
   if (isBusy && focused === find("go")) find("stop").focus();
   find("go").disabled = isBusy;
   if (!isBusy && focused === find("stop")) find("go").focus();
-  find("new-chat").disabled = isBusy;
+  find("new-chat").disabled = find("template").disabled = isBusy;
   if (!isBusy) find("clock").textContent = "";
 }
 

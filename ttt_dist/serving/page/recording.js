@@ -3,9 +3,10 @@
 import { Sound, samplesOf } from "./sound.js";
 
 export class Clip {
-  constructor(find, tell, onPlay) {
-    Object.assign(this, { find, tell, onPlay, blob: null, name: "", samples: null, recorder: null });
-    find("record").addEventListener("click", () => (this.recorder ? this.recorder.stop() : this.record()));
+  // `recording` is null or its blob, name and, once the browser has read them, samples.
+  constructor(find, onPlay) {
+    Object.assign(this, { find, onPlay, recording: null, recorder: null });
+    find("record").addEventListener("click", () => (this.recorder ? this.stop() : this.record()));
     find("remove").addEventListener("click", () => {
       this.set(null);
       find("record").focus();
@@ -32,20 +33,25 @@ export class Clip {
     this.sound?.close();
     this.sound = null;
     const isLarge = blob?.size > this.maxBytes;
-    if (isLarge) this.tell(`${name} is larger than ${Math.round(this.maxBytes / 2 ** 20)} MB; choose a shorter recording`, "error");
-    else this.tell("Ready");
-    Object.assign(this, { blob: isLarge ? null : blob, name, samples: null });
+    this.tell(isLarge ? `${name} is larger than ${Math.round(this.maxBytes / 2 ** 20)} MB; choose a shorter recording` : "", isLarge);
+    const recording = blob && !isLarge ? { blob, name, samples: null } : null;
+    this.recording = recording;
     this.find("file").value = "";
-    this.find("clip").hidden = !this.blob;
-    this.find("choose").hidden = Boolean(this.blob);
+    this.find("clip").hidden = !recording;
+    this.find("choose").hidden = Boolean(recording);
     this.find("clip-name").textContent = name;
-    if (!this.blob) return;
-    const samples = await samplesOf(blob, this.sampleRate).catch(() => null); // the server may read what the browser does not
-    if (this.blob !== blob || !samples) return;
-    this.samples = samples;
+    if (!recording) return;
+    recording.samples = await samplesOf(blob, this.sampleRate).catch(() => null); // the server may read what the browser does not
+    if (this.recording !== recording || !recording.samples) return;
     this.sound = new Sound(this.find("clip-sound"), this.sampleRate, this.onPlay);
-    this.sound.setSamples(samples);
+    this.sound.setSamples(recording.samples);
     this.sound.setFile(blob);
+  }
+
+  // At a place of its own: an answer may be made meanwhile, of which the page tells.
+  tell(message, isBad = false) {
+    this.find("clip-told").value = message;
+    this.find("clip-told").classList.toggle("bad", isBad);
   }
 
   async record() {
@@ -61,13 +67,13 @@ export class Clip {
         const { mimeType } = this.recorder;
         this.recorder = null;
         this.label("Record", false);
-        await this.keep(new Blob(pieces, { type: mimeType.split(";")[0] })).catch(() => this.tell("nothing was recorded; try again", "error"));
+        await this.keep(new Blob(pieces, { type: mimeType.split(";")[0] })).catch(() => this.tell("Nothing was recorded; try again", true));
       };
       this.recorder.start();
       this.label("Stop recording", true);
       this.tell("Recording");
     } catch (error) {
-      this.tell(`the microphone cannot be used: ${error.message}`, "error");
+      this.tell(`The microphone cannot be used: ${error.message}`, true);
     }
     button.focus();
   }
@@ -76,6 +82,10 @@ export class Clip {
   async keep(blob) {
     if (this.readsWebM && blob.size) return this.set(blob, `recording.${blob.type.endsWith("mp4") ? "m4a" : "webm"}`);
     return this.set(toWav(await samplesOf(blob, this.sampleRate), this.sampleRate), "recording.wav");
+  }
+
+  stop() {
+    this.recorder?.stop();
   }
 
   label(text, isRecording) {
