@@ -100,7 +100,7 @@ class Browser:
     def until(self, condition: str) -> None:
         """Wait until a JavaScript expression is true."""
         deadline = time.monotonic() + TIMEOUT_S
-        while not self.run(condition):
+        while not self.run(f"Promise.resolve({condition}).then(Boolean)"):  # an element by value is {}
             assert time.monotonic() < deadline, f"never: {condition}; console: {self.errors}"
             time.sleep(0.05)
 

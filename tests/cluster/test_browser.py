@@ -14,64 +14,23 @@ import soundfile
 
 from tests import browser
 from tests.browser import Browser
-from tests.cluster.needs import need
-from tests.served import make_model, served
+from tests.cluster.page import (
+    ANSWER,
+    CHAT,
+    CONTRAST,
+    ENDLESS,
+    WITHOUT_WEBM,
+    do,
+    done,
+    opened,
+    record,
+    refused_was_logged,
+)
+from tests.served import served
 from tests.tiny_model import RATE
-from ttt_dist.config.decode import DecodeSettings
 from ttt_dist.data.speakers import SPEAKERS
 
-ANSWER = "document.querySelector('#answers article')"
-CHAT = "[...document.querySelectorAll('#thread article')]"
-ENDLESS = DecodeSettings(max_text=100_000, max_codes=100_000)
 SCHEMES = ["light", "dark"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    need("chromium")
-    folder = make_model(tmp_path_factory.mktemp("served"))
-    (folder / SPEAKERS).write_text(json.dumps({"speakers": ["ann", "bob"]}))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def url(model: Path) -> Iterator[str]:
-    with served(model) as (address, _):
-        yield address
-
-
-def opened(browser: Browser, url: str) -> None:
-    browser.open(url)
-    browser.until("document.getElementById('state').value == 'Ready'")
-
-
-@pytest.fixture
-def page(url: str) -> Iterator[Browser]:
-    with Browser() as browser:
-        opened(browser, url)
-        yield browser
-        assert browser.errors == []
-
-
-def do(page: Browser, task: str, **fields: str | int) -> None:
-    """Choose a task, fill in fields and press the button."""
-    page.run(f"document.querySelector('input[value={task}]').click()")
-    for name, value in fields.items():
-        page.run(f"document.getElementById('{name}').value = {json.dumps(value)}")
-    page.run("document.getElementById('go').click()")
-
-
-def done(page: Browser, card: str = ANSWER) -> str:
-    """Wait for the answer; the text of it."""
-    page.until(f"{card}?.dataset.state == 'done' && document.body.dataset.state == 'idle'")
-    return str(page.run(f"[...{card}.querySelector('.reply').childNodes].map((n) => n.data ?? '').join('')"))
-
-
-def refused_was_logged(page: Browser) -> None:
-    """Browsers log every answer of this kind, some time."""
-    while not page.errors:
-        page.run("new Promise((done) => setTimeout(done, 20))")
-    assert "400" in page.errors.pop()
 
 
 def colours(page: Browser, canvas: str) -> int:
@@ -170,46 +129,12 @@ def test_a_file_is_transcribed(page: Browser, tmp_path: Path) -> None:
     assert "said.wav" in page.run(f"{ANSWER}.querySelector('.asked').textContent")
 
 
-def record(page: Browser) -> None:
-    """Half a second of what the browser takes for a microphone."""
-    page.run("document.getElementById('record').click()")
-    page.until("document.getElementById('clip-told').value == 'Recording'")
-    page.run("new Promise((done) => setTimeout(done, 500))")
-    page.run("document.getElementById('record').click()")
-    page.until("parseFloat(document.querySelector('#clip-sound .length')?.textContent) > 0.2")
-
-
 def test_the_microphone_is_heard(page: Browser) -> None:
     page.run("document.querySelector('input[value=chat]').click()")
     record(page)
     do(page, "chat", seed=2)
     done(page, f"{CHAT}[0]")
     assert "recording.webm" in page.run(f"{CHAT}[0].querySelector('.asked').textContent")
-
-
-def test_nothing_is_recorded_unseen(page: Browser) -> None:
-    page.run("document.querySelector('input[value=chat]').click()")
-    page.run("document.getElementById('record').click()")
-    page.until("document.getElementById('clip-told').value == 'Recording'")
-    page.run("new Promise((done) => setTimeout(done, 500))")
-    page.run("document.querySelector('input[value=speak]').click()")
-    page.until("document.getElementById('clip-name').textContent == 'recording.webm'")
-    page.run("document.querySelector('input[value=chat]').click()")
-    assert (
-        page.run("document.getElementById('record').textContent + document.getElementById('clip-told').value")
-        == "Record"
-    )
-
-
-WITHOUT_WEBM = """
-const original = window.fetch;
-window.fetch = async (...given) => {
-  const response = await original(...given);
-  if (given[0] !== "model") return response;
-  const about = await response.json();
-  return new Response(JSON.stringify({ ...about, formats: about.formats.filter((name) => name !== "WebM") }));
-};
-"""
 
 
 def test_the_microphone_is_heard_as_wav_where_the_server_reads_nothing_else(page: Browser, url: str) -> None:
@@ -275,63 +200,6 @@ def test_a_chat_remembers_until_a_new_one_begins(page: Browser) -> None:
     page.press("Enter")
     done(page, f"{CHAT}[0]")
     assert prompt(0) == first
-
-
-HELD = """
-const original = window.fetch;
-const gate = () => new Promise((done) => { window.release = () => { window.release = null; done(); }; });
-window.fetch = async (...given) => {
-  const response = await original(...given);
-  if (given[0] !== "answers") return response;
-  const [first, ...rest] = (await response.text()).split(/(?<=\\n)/);
-  const body = new ReadableStream({ async start(stream) {
-    await gate();
-    stream.enqueue(first);
-    await gate();
-    stream.enqueue(rest.join(""));
-    stream.close();
-  } });
-  return new Response(body.pipeThrough(new TextEncoderStream()));
-};
-"""
-
-
-def test_what_is_prepared_while_a_chat_answers_stays_and_the_page_tells_of_both(page: Browser, tmp_path: Path) -> None:
-    """The lines of the answer are held back twice: before the first, and after it."""
-    path = tmp_path / "next.wav"
-    soundfile.write(path, np.random.default_rng(0).standard_normal(RATE) * 0.1, RATE)
-    page.run(HELD)
-    do(page, "chat", text="three one four", seed=3)
-    page.until("!!window.release")
-    page.run("document.getElementById('text').value = 'and two'")
-    page.choose_file("#file", path)
-    for cards in (0, 1):
-        state = "[document.body.dataset.state, document.getElementById('state').value]"
-        assert page.run(state) == ["decoding", "Decoding"] and page.run(f"{CHAT}.length") == cards
-        assert page.run("document.getElementById('template').disabled")  # another one begins a new chat
-        page.run("window.release()")
-        page.until("!!window.release" if cards == 0 else "document.body.dataset.state == 'idle'")
-    assert page.run("[document.getElementById('text').value, document.getElementById('clip-name').textContent]") == [
-        "and two",
-        "next.wav",
-    ]
-    assert not page.run("document.getElementById('template').disabled")
-    assert page.run(f"{CHAT}[0].querySelector('.asked').textContent") == "Sendthree one four"
-
-
-def test_a_recording_that_is_too_large_is_told_beside_it(page: Browser, tmp_path: Path) -> None:
-    path = tmp_path / "long.wav"
-    path.write_bytes(bytes(20 * 2**20 + 1))
-    page.run("document.querySelector('input[value=transcribe]').click()")
-    page.choose_file("#file", path)
-    told = "document.getElementById('clip-told').value"
-    page.until(told)
-    assert page.run(told) == "long.wav is larger than 20 MB; choose a shorter recording"
-    assert page.run("document.getElementById('clip').hidden") and page.run(CONTRAST) == []
-    soundfile.write(path, np.random.default_rng(0).standard_normal(RATE) * 0.1, RATE)
-    page.choose_file("#file", path)
-    page.until("document.querySelector('#clip-sound .length')?.textContent == '1.00 s'")
-    assert page.run(told) == ""
 
 
 def test_a_long_answer_shows_how_far_it_is_and_stops(model: Path) -> None:
@@ -415,27 +283,6 @@ def test_all_can_be_reached_by_keyboard_and_has_a_name(page: Browser, task: str)
     for node in nodes:
         if not node["ignored"] and node["role"]["value"] in needing:
             assert node["name"]["value"].strip(), node
-
-
-CONTRAST = """
-(() => {
-  const channel = (v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-  const parse = (c) => c.match(/[\\d.]+/g).map(Number);
-  const luminance = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
-  const colour = (it) => parse(getComputedStyle(it).backgroundColor);
-  const behind = (it) => (!it ? [255, 255, 255] : colour(it)[3] === 0 ? behind(it.parentElement) : colour(it));
-  const bad = [];
-  for (const it of document.querySelectorAll('body *')) {
-    const isField = it.matches('input:not([type=range]), select, textarea') && it.value;
-    const isText = isField || [...it.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-    if (!isText || !it.checkVisibility() || it.closest('[disabled], .unseen')) continue;
-    const [low, high] = [parse(getComputedStyle(it).color), behind(it)].map(luminance).sort((x, y) => x - y);
-    const ratio = (high + 0.05) / (low + 0.05);
-    if (ratio < 4.5) bad.push([it.outerHTML.slice(0, 80), ratio]);
-  }
-  return bad;
-})()
-"""
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

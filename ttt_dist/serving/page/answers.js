@@ -1,9 +1,9 @@
 // The card of one answer: what was asked, the text as it is written, speech as it is spoken, and the figures of it.
 
 import { Attention } from "./attention.js";
-import { checked, getJson } from "./asking.js";
-import { Sound, samplesOf } from "./sound.js";
+import { get, getJson, sentence } from "./asking.js";
 import { bars } from "./playing.js";
+import { Sound, pauseSound, samplesOf, toWav } from "./sound.js";
 
 const FINISH = {
   end_of_turn: "", last_span: "", max_text: "The answer was cut at the most text that is allowed.",
@@ -15,9 +15,9 @@ const plural = (count, noun) => `${count}\u00a0${noun}${count === 1 ? "" : "s"}`
 const sum = (whole, parts) => `${whole}: ${parts.filter(([count]) => count).map(([, text]) => text).join(", ")}`;
 
 export class Answer {
-  // `asked`: task, title, text, and of a recording its name and, where the browser reads it, its samples.
-  constructor(asked, model, player, isAloud) {
-    Object.assign(this, { asked, model, player, isAloud, samples: [], firstText: null, firstSound: null, gone: new AbortController() });
+  // `asked`: task, title, text, and of a recording its name and, where the browser reads it, its samples. `mayPlay`: whether sound may begin.
+  constructor(asked, model, player, mayPlay) {
+    Object.assign(this, { asked, model, player, mayPlay, samples: [], firstText: null, firstSound: null, gone: new AbortController() });
     this.card = document.getElementById("answer-form").content.firstElementChild.cloneNode(true);
     this.part = (selector) => this.card.querySelector(selector);
     this.part(".asked b").textContent = asked.title;
@@ -60,7 +60,7 @@ export class Answer {
     this.samples.push(samples);
     const chip = this.chip(samples, `stretch ${this.samples.length} of the answer`, event.length);
     this.part(".reply").append(chip);
-    if (this.isAloud) this.player.next(samples, chip);
+    if (this.card.checkVisibility() && this.mayPlay()) this.player.next(samples, chip);
     this.sound ??= new Sound(this.part(".sound-place"), this.model.sample_rate, () => this.player.stop());
     this.sound.setSamples(joined(this.samples));
   }
@@ -72,7 +72,10 @@ export class Answer {
     chip.setAttribute("aria-label", `${chip.title}, ${seconds(length)}`);
     if (samples) {
       chip.append(bars(samples));
-      chip.addEventListener("click", () => this.player.now(samples, chip));
+      chip.addEventListener("click", () => {
+        pauseSound();
+        this.player.now(samples, chip);
+      });
     }
     chip.append(seconds(length));
     return chip;
@@ -87,7 +90,7 @@ export class Answer {
     this.mark("done");
     this.card.dataset.answer = event.answer;
     this.part(".attention").hidden = false;
-    this.part(".attention").addEventListener("toggle", () => this.attention(event.answer), { once: true });
+    this.part(".attention").addEventListener("toggle", () => this.attention(event.answer));
     if (this.sound) this.keep(event.answer);
   }
 
@@ -122,23 +125,31 @@ export class Answer {
     return [`Answer: ${text || "no text"}.`, length ? `${seconds(length)} of speech.` : "", this.part(".remark").textContent].join(" ").trim();
   }
 
-  async attention(key) {
-    try {
-      new Attention(this.part(".attention"), await getJson(`answers/${key}/attention`), this.gone.signal);
-    } catch (error) {
-      this.part(".row-told").value = error.message;
-    }
+  attention(key) {
+    this.picture ??= getJson(`answers/${key}/attention`).then(
+      (told) => new Attention(this.part(".attention"), told, this.gone.signal),
+      (error) => {
+        this.picture = null; // to be asked for again
+        this.part(".row-told").value = sentence(error.message);
+      },
+    );
   }
 
   // The whole speech, decoded in one piece, to be played again and stored.
   async keep(key) {
     try {
-      const blob = await (await checked(await fetch(`answers/${key}/speech.wav`))).blob();
+      const blob = await (await get(`answers/${key}/speech.wav`)).blob();
       this.sound.setSamples(await samplesOf(blob, this.model.sample_rate));
       this.sound.setFile(blob, `${this.asked.task}-${key}.wav`);
     } catch (error) {
       this.remark(error.message, true);
+      this.keepPieces();
     }
+  }
+
+  // What was spoken before the answer was broken off.
+  keepPieces() {
+    this.sound?.setFile(toWav(joined(this.samples), this.model.sample_rate), `${this.asked.task}.wav`);
   }
 
   close() {
@@ -150,11 +161,12 @@ export class Answer {
   fail(message, isBad) {
     this.mark("stopped");
     this.remark(message, isBad);
+    this.keepPieces();
   }
 
   remark(message, isBad = false) {
     const remark = this.part(".remark");
-    remark.textContent = [remark.textContent, message].filter(Boolean).join(" ");
+    remark.textContent = [remark.textContent, sentence(message)].filter(Boolean).join(" ");
     remark.hidden = false;
     remark.classList.toggle("bad", isBad);
   }

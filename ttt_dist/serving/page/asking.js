@@ -1,21 +1,30 @@
 // Requests to the server, and what it says: JSON, a line at a time where an answer is being made.
 
-export async function getJson(path) {
-  const response = await checked(await fetch(path));
-  return response.json();
+const UNREACHED = "the server cannot be reached; is it still running?";
+
+export async function get(path) {
+  return checked(await reached(fetch(path), UNREACHED));
 }
 
-// The lines of an answer to a form, as they come. Rejects with the server's own words where it refuses.
+export async function getJson(path) {
+  return (await get(path)).json();
+}
+
+// The lines of an answer to a form, as they come; null while it waits for its turn. Rejects with the server's own words where it refuses.
 export async function* ask(form, signal) {
-  const response = await reached(fetch("answers", { method: "POST", body: form, signal }), "the server cannot be reached; is it still running?");
+  const response = await reached(fetch("answers", { method: "POST", body: form, signal }), UNREACHED);
   const reader = (await checked(response)).body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
-  for (;;) {
-    const { value, done } = await reached(reader.read(), "the connection to the server broke; ask again");
-    if (done) return;
-    const parts = (rest + value).split("\n");
-    rest = parts.pop();
-    for (const part of parts) if (part) yield JSON.parse(part);
+  try {
+    for (;;) {
+      const { value, done } = await reached(reader.read(), "the connection to the server broke; ask again");
+      if (done) return;
+      const parts = (rest + value).split("\n");
+      rest = parts.pop();
+      for (const part of parts) yield part ? JSON.parse(part) : null;
+    }
+  } finally {
+    reader.cancel().catch(() => {}); // so that the server stops where nobody reads on
   }
 }
 
@@ -28,8 +37,10 @@ async function reached(promise, message) {
   }
 }
 
-export async function checked(response) {
+async function checked(response) {
   if (response.ok) return response;
   const words = await response.json().then(({ error }) => error, () => `the server failed (${response.status}); its terminal says more`);
   throw new Error(words);
 }
+
+export const sentence = (words) => words.charAt(0).toUpperCase() + words.slice(1);

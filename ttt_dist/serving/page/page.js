@@ -1,10 +1,10 @@
 // The page: which task is chosen, the form of a question, and where its answer goes.
 
 import { Answer } from "./answers.js";
-import { ask, getJson } from "./asking.js";
+import { ask, getJson, sentence } from "./asking.js";
 import { Clip } from "./recording.js";
 import { Player } from "./playing.js";
-import { pauseSound } from "./sound.js";
+import { isSounding, pauseSound } from "./sound.js";
 
 const find = (id) => document.getElementById(id);
 const HINTS = {
@@ -13,6 +13,7 @@ const HINTS = {
   chat: "Say or type something; the model answers, and remembers. Enter sends, Shift+Enter begins a new line.",
 };
 const LABELS = { speak: "Speak", transcribe: "Transcribe", chat: "Send" };
+const TITLES = { ...LABELS, chat: "You" };
 const STOPPED = { chat: "Stopped; the chat goes on from before this question." };
 const TEMPLATES = { audio_chat: "text and speech", text_chat: "text" };
 
@@ -25,7 +26,7 @@ const clip = new Clip(find, quiet);
 
 // What assistive technology is told, so only what changes seldom.
 function tell(message, state = "idle") {
-  find("state").value = message.charAt(0).toUpperCase() + message.slice(1);
+  if (find("state").value !== sentence(message)) find("state").value = sentence(message); // else it is read out again
   document.body.dataset.state = state;
 }
 
@@ -53,7 +54,7 @@ function showTask() {
   show("aloud-label", chosen !== "transcribe" && !model.no_speech);
   show("thread", isChat && find("thread").childElementCount > 0);
   show("answers", !isChat);
-  show("new-chat", isChat && lastOfChat !== null);
+  show("new-chat", isChat && chat.length > 0);
 }
 
 async function start() {
@@ -89,6 +90,16 @@ function setting(name, value, field) {
   return label;
 }
 
+// Whether all settings are numbers in their range; the first that is not is shown.
+function areNumbers() {
+  const bad = [...find("settings").querySelectorAll("input")].find(({ validity: its }) => its.badInput || its.rangeUnderflow || its.rangeOverflow);
+  if (!bad) return true;
+  find("decoding").open = true;
+  bad.focus();
+  tell(`${bad.labels[0].textContent.trim()}: ${bad.validationMessage}`, "error");
+  return false;
+}
+
 function form() {
   const fields = new FormData();
   fields.set("task", task());
@@ -104,13 +115,13 @@ function form() {
 
 // The card of an answer, at its place: a chat grows downwards, other answers stand newest first.
 function card(fields, recording) {
-  const asked = { task: fields.get("task"), title: LABELS[fields.get("task")], text: fields.get("text"), ...recording };
-  const answer = new Answer(asked, model, player, find("aloud").checked && !find("aloud-label").hidden);
+  const asked = { task: fields.get("task"), title: TITLES[fields.get("task")], text: fields.get("text"), ...recording };
+  const answer = new Answer(asked, model, player, () => find("aloud").checked && !isSounding() && !clip.take);
   if (asked.task === "chat") {
     chat.push(answer);
     find("thread").append(answer.card);
-    if (find("text").value === asked.text) find("text").value = ""; // else it is the next question
-    if (clip.recording === recording) clip.set(null);
+    if (task() === "chat" && find("text").value === asked.text) find("text").value = ""; // else it is the next question
+    if (recording && clip.recording === recording) clip.set(null);
     showTask();
     find("ask").scrollIntoView({ block: "nearest" });
   } else {
@@ -120,21 +131,25 @@ function card(fields, recording) {
 }
 
 async function send() {
-  const fields = form();
-  const recording = fields.has("recording") ? clip.recording : null;
   running = new AbortController();
-  player ??= new Player(model.sample_rate);
   quiet();
   busy(true);
   tell("Decoding", "decoding");
   find("announcer").textContent = "";
-  let answer = null;
+  let fields = null, recording = null, answer = null;
   try {
+    player ??= new Player(model.sample_rate);
+    if (!(await clip.stop())) throw new Error("the recording failed, so nothing was sent"); // it belongs to the question
+    fields = form();
+    recording = fields.has("recording") ? clip.recording : null;
     for await (const event of ask(fields, running.signal)) {
+      tell(event ? "Decoding" : "Waiting for its turn", "decoding");
+      if (!event) continue;
       answer ??= card(fields, recording);
       if (event.error) throw new Error(event.error);
       answer.take(event);
       progress(event);
+      if (event.answer !== undefined) break;
     }
     if (answer?.card.dataset.state !== "done") throw new Error("the connection ended before the answer did; ask again");
     if (fields.get("task") === "chat") {
@@ -146,11 +161,18 @@ async function send() {
   } catch (error) {
     const isStopped = error.name === "AbortError";
     answer?.fail(isStopped ? STOPPED[fields.get("task")] ?? "Stopped." : error.message, !isStopped);
+    if (answer && fields.get("task") === "chat") again(fields.get("text"), recording);
     isStopped ? tell("Stopped") : tell(error.message, "error");
   }
   busy(false);
   showTask();
   running = null;
+}
+
+// What a chat asked in vain stands in the form again, unless something else does.
+function again(text, recording) {
+  find("text").value ||= text;
+  if (recording && !clip.recording && !clip.take) clip.set(recording.blob, recording.name);
 }
 
 // The buttons while an answer is made; the focus stays among them.
@@ -187,8 +209,15 @@ function newChat() {
 
 find("ask").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (!running) send();
+  if (!running && areNumbers()) send();
 });
+for (const kind of ["dragover", "drop"]) {
+  document.addEventListener(kind, (event) => event.dataTransfer?.types.includes("Files") && event.preventDefault()); // else the file takes the page's place
+}
+find("ask").addEventListener("input", () => {
+  if (!running && document.body.dataset.state === "error") tell("Ready"); // what was wrong may not be so any more
+});
+find("aloud").addEventListener("change", () => find("aloud").checked || player?.stop());
 find("text").addEventListener("keydown", (event) => {
   const sends = event.key === "Enter" && !event.isComposing && (event.ctrlKey || event.metaKey || (task() === "chat" && !event.shiftKey));
   if (!sends) return;
@@ -196,12 +225,15 @@ find("text").addEventListener("keydown", (event) => {
   find("ask").requestSubmit();
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "Escape") return;
+  if (event.key !== "Escape" || event.isComposing) return;
   running?.abort();
   quiet();
 });
-document.querySelector(".tasks").addEventListener("change", showTask);
-find("template").addEventListener("change", () => (lastOfChat ? newChat() : showTask()));
+document.querySelector(".tasks").addEventListener("change", () => {
+  quiet(); // nothing sounds unseen
+  showTask();
+});
+find("template").addEventListener("change", () => (chat.length ? newChat() : showTask()));
 find("new-chat").addEventListener("click", newChat);
 find("stop").addEventListener("click", () => {
   running?.abort();

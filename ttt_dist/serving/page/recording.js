@@ -1,17 +1,16 @@
 // The recording that is sent: from the microphone, a file, or dropped on the page.
 
-import { Sound, samplesOf } from "./sound.js";
+import { Take } from "./microphone.js";
+import { Sound, samplesOf, toWav } from "./sound.js";
 
 export class Clip {
-  // `recording` is null or its blob, name and, once the browser has read them, samples.
+  // `recording` is null or its blob, name and, once the browser has read them, samples; `take` what is being recorded, from the press
+  // of the button until it is kept or given up.
   constructor(find, onPlay) {
-    Object.assign(this, { find, onPlay, recording: null, recorder: null });
-    find("record").addEventListener("click", () => (this.recorder ? this.stop() : this.record()));
-    find("remove").addEventListener("click", () => {
-      this.set(null);
-      find("record").focus();
-    });
-    find("file").addEventListener("change", ({ target }) => target.files[0] && this.set(target.files[0], target.files[0].name));
+    Object.assign(this, { find, onPlay, recording: null, take: null });
+    find("record").addEventListener("click", () => (this.take ? this.stop() : (this.taking = this.record())));
+    find("remove").addEventListener("click", () => this.set(null));
+    find("file").addEventListener("change", ({ target }) => target.files[0] && this.choose(target.files[0]));
     for (const kind of ["dragover", "dragleave", "drop"]) find("sound").addEventListener(kind, (event) => this.drag(event));
   }
 
@@ -26,26 +25,49 @@ export class Clip {
     event.preventDefault();
     this.find("sound").classList.toggle("over", event.type === "dragover");
     const [file] = event.type === "drop" ? event.dataTransfer.files : [];
-    if (file) this.set(file, file.name);
+    if (file) this.choose(file);
+  }
+
+  choose(file) {
+    this.giveUp();
+    const isLarge = file.size > this.maxBytes;
+    this.set(isLarge ? null : file, file.name);
+    if (isLarge) this.tell(`${file.name} is larger than ${Math.round(this.maxBytes / 2 ** 20)} MB; choose a shorter recording`, true);
   }
 
   async set(blob, name = "") {
+    const focused = document.activeElement;
+    const recording = blob && { blob, name, samples: null };
+    this.recording = recording;
     this.sound?.close();
     this.sound = null;
-    const isLarge = blob?.size > this.maxBytes;
-    this.tell(isLarge ? `${name} is larger than ${Math.round(this.maxBytes / 2 ** 20)} MB; choose a shorter recording` : "", isLarge);
-    const recording = blob && !isLarge ? { blob, name, samples: null } : null;
-    this.recording = recording;
+    this.tell("");
     this.find("file").value = "";
     this.find("clip").hidden = !recording;
     this.find("choose").hidden = Boolean(recording);
-    this.find("clip-name").textContent = name;
-    if (!recording) return;
-    recording.samples = await samplesOf(blob, this.sampleRate).catch(() => null); // the server may read what the browser does not
-    if (this.recording !== recording || !recording.samples) return;
+    this.find("clip-name").textContent = recording ? name : "";
+    if (focused.closest("#choose[hidden], #clip[hidden]")) this.find(recording ? "clip-name" : "record").focus();
+    this.find("sound").dispatchEvent(new Event("input", { bubbles: true }));
+    if (recording) await this.read(recording);
+  }
+
+  // A file's bytes as they are now, since browsers send none that has changed on the disk, and its samples.
+  async read(recording) {
+    const { blob, name } = recording;
+    const bytes = await blob.arrayBuffer().catch(() => null);
+    if (this.recording !== recording) return;
+    if (!bytes) {
+      this.set(null);
+      this.tell(`${name} cannot be read; choose another recording`, true);
+      return;
+    }
+    recording.blob = new Blob([bytes], { type: blob.type });
+    const samples = await samplesOf(recording.blob, this.sampleRate).catch(() => null); // the server may read what the browser does not
+    if (this.recording !== recording || !samples) return;
+    recording.samples = samples;
     this.sound = new Sound(this.find("clip-sound"), this.sampleRate, this.onPlay);
-    this.sound.setSamples(recording.samples);
-    this.sound.setFile(blob);
+    this.sound.setSamples(samples);
+    this.sound.setFile(recording.blob);
   }
 
   // At a place of its own: an answer may be made meanwhile, of which the page tells.
@@ -54,62 +76,62 @@ export class Clip {
     this.find("clip-told").classList.toggle("bad", isBad);
   }
 
+  // Resolves with whether all went well; another file chosen meanwhile, or another task, gives it up.
   async record() {
-    const button = this.find("record");
+    const take = new Take();
+    this.take = take;
+    this.label("Stop recording", true);
+    this.tell("Waiting for the microphone");
+    this.find("record").focus();
+    let blob = null;
     try {
-      if (!navigator.mediaDevices) throw new Error("browsers give the microphone to pages of this machine or over https only");
-      const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
-      const pieces = [];
-      this.recorder = new MediaRecorder(stream);
-      this.recorder.ondataavailable = ({ data }) => pieces.push(data);
-      this.recorder.onstop = async () => {
-        for (const track of stream.getTracks()) track.stop();
-        const { mimeType } = this.recorder;
-        this.recorder = null;
-        this.label("Record", false);
-        await this.keep(new Blob(pieces, { type: mimeType.split(";")[0] })).catch(() => this.tell("Nothing was recorded; try again", true));
-      };
-      this.recorder.start();
-      this.label("Stop recording", true);
-      this.tell("Recording");
+      blob = await take.heard(() => {
+        this.onPlay(); // else it hears what sounds
+        this.tell("Recording");
+      });
+      if (this.take !== take) return true;
+      this.label("Record", false);
+      this.tell("Reading the recording");
+      const file = await this.readable(blob);
+      if (this.take !== take) return true;
+      this.leave();
+      await this.set(...file);
     } catch (error) {
-      this.tell(`The microphone cannot be used: ${error.message}`, true);
+      if (this.take !== take) return true;
+      this.leave();
+      this.tell(blob ? "Nothing was recorded; try again" : `The microphone cannot be used: ${error.message}`, true);
+      return false;
     }
-    button.focus();
+    return true;
   }
 
-  // What the browser recorded: as it is where the server reads it, else as WAV.
-  async keep(blob) {
-    if (this.readsWebM && blob.size) return this.set(blob, `recording.${blob.type.endsWith("mp4") ? "m4a" : "webm"}`);
-    return this.set(toWav(await samplesOf(blob, this.sampleRate), this.sampleRate), "recording.wav");
+  // What the browser recorded, and its name: as it is where the server reads it, else as WAV.
+  async readable(blob) {
+    if (this.readsWebM && blob.size) return [blob, `recording.${blob.type.endsWith("mp4") ? "m4a" : "webm"}`];
+    return [toWav(await samplesOf(blob, this.sampleRate), this.sampleRate), "recording.wav"];
   }
 
-  stop() {
-    this.recorder?.stop();
+  // End what is being recorded. Resolves once it is kept, with whether all went well.
+  async stop() {
+    if (!this.take?.hasBegun) this.giveUp();
+    this.take?.end();
+    return this.take ? this.taking : true;
+  }
+
+  giveUp() {
+    if (!this.take) return;
+    this.take.end();
+    this.leave();
+    this.tell("");
+  }
+
+  leave() {
+    this.take = null;
+    this.label("Record", false);
   }
 
   label(text, isRecording) {
     this.find("record").querySelector("span").textContent = text;
     this.find("record").classList.toggle("recording", isRecording);
   }
-}
-
-// Samples as a mono WAV of 16 bits.
-function toWav(samples, sampleRate) {
-  const view = new DataView(new ArrayBuffer(44 + samples.length * 2));
-  const text = (at, letters) => [...letters].forEach((letter, index) => view.setUint8(at + index, letter.charCodeAt(0)));
-  text(0, "RIFF");
-  view.setUint32(4, view.byteLength - 8, true);
-  text(8, "WAVEfmt ");
-  view.setUint32(16, 16, true);
-  view.setUint16(20, 1, true);
-  view.setUint16(22, 1, true);
-  view.setUint32(24, sampleRate, true);
-  view.setUint32(28, sampleRate * 2, true);
-  view.setUint16(32, 2, true);
-  view.setUint16(34, 16, true);
-  text(36, "data");
-  view.setUint32(40, samples.length * 2, true);
-  samples.forEach((sample, index) => view.setInt16(44 + index * 2, Math.max(-1, Math.min(1, sample)) * 32767, true));
-  return new Blob([view], { type: "audio/wav" });
 }
