@@ -37,7 +37,8 @@ from ttt_dist.util.errors import UserError
 MAX_KEPT = 200  # answers whose speech and picture can still be asked for
 MAX_RECORDINGS = 2  # decoded at once: one may take hundreds of megabytes
 SCRIPTS = tuple(
-    f"{name}.js" for name in ("page", "asking", "answers", "attention", "playing", "microphone", "recording", "sound", "spectrogram")
+    f"{name}.js"
+    for name in ("page", "asking", "answers", "attention", "playing", "microphone", "recording", "sound", "spectrogram")
 )
 PAGE = {"page.html": "text/html", "page.css": "text/css"} | dict.fromkeys(SCRIPTS, "text/javascript")
 ROUTES = Map(
