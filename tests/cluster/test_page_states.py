@@ -112,10 +112,20 @@ def test_a_recording_that_is_too_large_is_told_beside_it(page: Browser, tmp_path
     page.until(told)
     assert page.run(told) == "long.wav is larger than 20 MB; choose a shorter recording"
     assert page.run("document.getElementById('clip').hidden") and page.run(CONTRAST) == []
-    soundfile.write(path, np.random.default_rng(0).standard_normal(RATE) * 0.1, RATE)
-    page.choose_file("#file", path)
-    page.until("document.querySelector('#clip-sound .length')?.textContent == '1.00 s'")
+    record(page)
     assert page.run(told) == ""
+    page.choose_file("#file", path)
+    page.until(told)
+    assert (
+        page.run("document.getElementById('clip-name').textContent") == "recording.webm"
+    )  # what is refused takes nothing's place
+    click(page, "remove")
+    page.run("Blob.prototype.__defineGetter__('size', () => 2 ** 30)")
+    listening(page)
+    wait(page, 0.5)
+    click(page, "record")
+    page.until("document.getElementById('clip-told').value.startsWith('recording.webm is larger than 20 MB')")
+    assert shown(page)[2:] == ["Record", 0]
 
 
 def test_nothing_is_recorded_unseen(page: Browser) -> None:
@@ -189,7 +199,8 @@ def test_what_is_being_recorded_is_sent_with_the_question(page: Browser, url: st
     assert ("recording.wav" if is_wave else "recording.webm") in asked and page.run("live()") == 0
 
 
-def test_a_recording_that_is_being_read_says_so(page: Browser, url: str) -> None:
+def reading(page: Browser, url: str) -> None:
+    """A page that makes recordings WAV, and has made one when read() is called."""
     page.call("Page.addScriptToEvaluateOnNewDocument", source=WITHOUT_WEBM)
     opened(page, url)
     slow = (
@@ -198,6 +209,10 @@ def test_a_recording_that_is_being_read_says_so(page: Browser, url: str) -> None
     page.run(
         f"{slow} async function (it) {{ await new Promise((done) => (window.read = done)); return reads.call(this, it); }}; 0"
     )
+
+
+def test_a_recording_that_is_being_read_says_so(page: Browser, url: str) -> None:
+    reading(page, url)
     choose(page, "chat")
     listening(page)
     wait(page, 0.5)
@@ -208,6 +223,51 @@ def test_a_recording_that_is_being_read_says_so(page: Browser, url: str) -> None
     page.run("window.read()")
     page.until("document.getElementById('clip-name').textContent")
     assert shown(page) == ["recording.wav", "", "Record", 0]
+
+
+@pytest.mark.parametrize("task", ["transcribe", "chat"])
+def test_a_question_is_what_it_was_when_it_was_sent(page: Browser, url: str, task: str) -> None:
+    """Whatever is typed, and whichever task is chosen, while its recording is read."""
+    reading(page, url)
+    page.run(HELD)
+    choose(page, task)
+    listening(page)
+    wait(page, 0.5)
+    do(page, task, text="three one four", seed=3)
+    page.until("window.read")
+    choose(page, "speak")
+    page.run("document.getElementById('text').value = 'and two'")
+    page.until("(window.read(), window.held)")  # twice: as WAV, and to be shown
+    page.run("held.rest()")
+    card = ANSWER if task == "transcribe" else f"{CHAT}[0]"
+    done(page, card)
+    text = "" if task == "transcribe" else "three one four · "
+    assert page.run(f"{card}.querySelector('.asked span').textContent") == f"{text}recording.wav"
+    assert value(page, "text") == "and two"
+
+
+def test_a_question_whose_recording_is_being_read_can_be_stopped(page: Browser, url: str) -> None:
+    reading(page, url)
+    choose(page, "chat")
+    listening(page)
+    wait(page, 0.5)
+    do(page, "chat", text="three one four")
+    page.until("window.read")
+    page.press("Escape")
+    page.until("document.getElementById('state').value == 'Stopped'")
+    assert value(page, "text") == "three one four" and page.run(f"{CHAT}.length") == 0
+    page.run("window.read()")
+    page.until("document.getElementById('clip-name').textContent")
+    assert shown(page) == ["recording.wav", "", "Record", 0]
+
+
+def test_a_question_without_a_recording_waits_for_none(page: Browser, url: str) -> None:
+    reading(page, url)
+    choose(page, "chat")
+    listening(page)
+    wait(page, 0.5)
+    do(page, "speak", text="three one four", seed=4)
+    assert done(page).strip()
 
 
 def test_a_recorder_that_fails_leaves_the_microphone_and_the_button(page: Browser) -> None:
@@ -342,6 +402,33 @@ def test_a_chat_question_asked_in_vain_stands_in_the_form_again(page: Browser) -
     assert page.run("document.getElementById('clip-name').textContent") == "recording.webm"
     click(page, "new-chat")
     assert page.run(f"{CHAT}.length") == 0
+
+
+@pytest.mark.parametrize("is_typed", [True, False])
+def test_a_question_asked_in_vain_is_not_mixed_with_the_next(page: Browser, tmp_path: Path, is_typed: bool) -> None:
+    if is_typed:
+        page.choose_file("#file", wav(tmp_path / "said.wav"))
+    begin(page)
+    page.run("held.next()")
+    page.until(f"{CHAT}.length == 1 && document.getElementById('text').value == ''")
+    if is_typed:
+        page.run("document.getElementById('text').value = 'and two'")
+    else:
+        page.choose_file("#file", wav(tmp_path / "next.wav"))
+    page.press("Escape")
+    page.until("document.getElementById('state').value == 'Stopped'")
+    name = page.run("document.getElementById('clip-name').textContent")
+    assert (value(page, "text"), name) == (("and two", "") if is_typed else ("", "next.wav"))
+
+
+def test_the_focus_at_a_recording_that_was_sent_goes_to_its_button(page: Browser, tmp_path: Path) -> None:
+    page.choose_file("#file", wav(tmp_path / "said.wav"))
+    page.until("document.querySelector('#clip-sound .play')?.disabled === false")
+    begin(page)
+    page.run("document.querySelector('#clip-sound .play').focus()")
+    page.run("held.rest()")
+    done(page, f"{CHAT}[0]")
+    assert page.run("document.activeElement.id") == "record"
 
 
 def test_a_first_line_of_a_chat_leaves_what_is_typed_for_another_task(page: Browser) -> None:

@@ -60,7 +60,7 @@ export class Answer {
     this.samples.push(samples);
     const chip = this.chip(samples, `stretch ${this.samples.length} of the answer`, event.length);
     this.part(".reply").append(chip);
-    if (this.card.checkVisibility() && this.mayPlay()) this.player.next(samples, chip);
+    if (!this.card.closest("[hidden]") && this.mayPlay()) this.player.next(samples, chip);
     this.sound ??= new Sound(this.part(".sound-place"), this.model.sample_rate, () => this.player.stop());
     this.sound.setSamples(joined(this.samples));
   }

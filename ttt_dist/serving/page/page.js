@@ -100,6 +100,7 @@ function areNumbers() {
   return false;
 }
 
+// The question, without its recording.
 function form() {
   const fields = new FormData();
   fields.set("task", task());
@@ -108,7 +109,6 @@ function form() {
     if (isShown(name)) fields.set(name, find(name).value);
   }
   if (isShown("speaker-name")) fields.set("speaker", find("speaker-name").value);
-  if (isShown("sound") && clip.recording) fields.set("recording", clip.recording.blob, clip.recording.name);
   if (task() === "chat" && lastOfChat) fields.set("after", lastOfChat);
   return fields;
 }
@@ -136,12 +136,12 @@ async function send() {
   busy(true);
   tell("Decoding", "decoding");
   find("announcer").textContent = "";
-  let fields = null, recording = null, answer = null;
+  const fields = form();
+  let recording = null, answer = null;
   try {
     player ??= new Player(model.sample_rate);
-    if (!(await clip.stop())) throw new Error("the recording failed, so nothing was sent"); // it belongs to the question
-    fields = form();
-    recording = fields.has("recording") ? clip.recording : null;
+    if (!find("sound").hidden) recording = await unlessAborted(recorded(), running.signal);
+    if (recording) fields.set("recording", recording.blob, recording.name);
     for await (const event of ask(fields, running.signal)) {
       tell(event ? "Decoding" : "Waiting for its turn", "decoding");
       if (!event) continue;
@@ -169,10 +169,21 @@ async function send() {
   running = null;
 }
 
-// What a chat asked in vain stands in the form again, unless something else does.
+// What goes with a question: the recording in the box, or what is being recorded, once that has been read.
+async function recorded() {
+  if (!(await clip.stop())) throw new Error("the recording failed, so nothing was sent");
+  return clip.recording;
+}
+
+function unlessAborted(promise, signal) {
+  return Promise.race([promise, new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)))]);
+}
+
+// What a chat asked in vain stands in the form again, unless the next question does.
 function again(text, recording) {
-  find("text").value ||= text;
-  if (recording && !clip.recording && !clip.take) clip.set(recording.blob, recording.name);
+  if (find("text").value || clip.recording || clip.take) return;
+  find("text").value = text;
+  if (recording) clip.set(recording.blob, recording.name);
 }
 
 // The buttons while an answer is made; the focus stays among them.

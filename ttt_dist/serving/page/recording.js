@@ -29,24 +29,30 @@ export class Clip {
   }
 
   choose(file) {
+    this.find("file").value = ""; // so that it can be chosen again
+    if (!this.fits(file, file.name)) return;
     this.giveUp();
-    const isLarge = file.size > this.maxBytes;
-    this.set(isLarge ? null : file, file.name);
-    if (isLarge) this.tell(`${file.name} is larger than ${Math.round(this.maxBytes / 2 ** 20)} MB; choose a shorter recording`, true);
+    this.set(file, file.name);
+  }
+
+  // Whether the server takes it.
+  fits(blob, name) {
+    if (blob.size <= this.maxBytes) return true;
+    this.tell(`${name} is larger than ${Math.round(this.maxBytes / 2 ** 20)} MB; choose a shorter recording`, true);
+    return false;
   }
 
   async set(blob, name = "") {
-    const focused = document.activeElement;
+    const focused = document.activeElement.closest("#choose, #clip"); // before what is in it goes
     const recording = blob && { blob, name, samples: null };
     this.recording = recording;
     this.sound?.close();
     this.sound = null;
     this.tell("");
-    this.find("file").value = "";
     this.find("clip").hidden = !recording;
     this.find("choose").hidden = Boolean(recording);
     this.find("clip-name").textContent = recording ? name : "";
-    if (focused.closest("#choose[hidden], #clip[hidden]")) this.find(recording ? "clip-name" : "record").focus();
+    if (focused?.hidden) this.find(recording ? "clip-name" : "record").focus();
     this.find("sound").dispatchEvent(new Event("input", { bubbles: true }));
     if (recording) await this.read(recording);
   }
@@ -95,6 +101,7 @@ export class Clip {
       const file = await this.readable(blob);
       if (this.take !== take) return true;
       this.leave();
+      if (!this.fits(...file)) return false;
       await this.set(...file);
     } catch (error) {
       if (this.take !== take) return true;

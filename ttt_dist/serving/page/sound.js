@@ -48,7 +48,7 @@ export class Sound {
   play() {
     if (playing !== this) playing?.audio.pause();
     playing = this;
-    this.audio.play();
+    this.audio.play().catch(() => {}); // paused again before it began
   }
 
   moveTo(seconds) {
