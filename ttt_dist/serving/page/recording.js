@@ -82,7 +82,7 @@ export class Clip {
     this.find("clip-told").classList.toggle("bad", isBad);
   }
 
-  // Resolves with whether all went well; another file chosen meanwhile, or another task, gives it up.
+  // Resolves with whether all went well; a file chosen meanwhile gives it up.
   async record() {
     const take = new Take();
     this.take = take;
