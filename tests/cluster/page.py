@@ -1,8 +1,14 @@
 """What tests do on the served page, and where they find what it shows."""
 
 import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
 
 from tests.browser import Browser
+from tests.tiny_model import RATE
 from ttt_dist.config.decode import DecodeSettings
 
 ANSWER = "document.querySelector('#answers article')"
@@ -34,6 +40,19 @@ window.fetch = async (...given) => {
   return new Response(JSON.stringify({ ...about, formats: about.formats.filter((name) => name !== "WebM") }));
 };
 """
+
+MICROPHONE = """
+const granted = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+window.streams = [];
+navigator.mediaDevices.getUserMedia = async (what) => {
+  if (window.asks) await new Promise((done) => (window.grant = done));
+  const stream = await granted(what);
+  streams.push(stream);
+  return stream;
+};
+window.live = () => streams.flatMap((it) => it.getTracks()).filter((it) => it.readyState === "live").length;
+"""
+"""What a browser runs so that tests know how many microphones are on, and with `asks` grant them by grant()."""
 
 CONTRAST = """
 (() => {
@@ -90,3 +109,58 @@ def record(page: Browser) -> None:
     page.run("new Promise((done) => setTimeout(done, 500))")
     page.run("document.getElementById('record').click()")
     page.until("parseFloat(document.querySelector('#clip-sound .length')?.textContent) > 0.2")
+
+
+def value(page: Browser, name: str) -> Any:
+    """What a field says."""
+    return page.run(f"document.getElementById('{name}').value")
+
+
+def click(page: Browser, name: str) -> None:
+    page.run(f"document.getElementById('{name}').click()")
+
+
+def choose(page: Browser, task: str) -> None:
+    page.run(f"document.querySelector('input[value={task}]').click()")
+
+
+def wait(page: Browser, seconds: float = 0.4) -> None:
+    """For what is not to happen."""
+    page.run(f"new Promise((done) => setTimeout(done, {1000 * seconds}))")
+
+
+def wav(path: Path, seconds: float = 1.0) -> Path:
+    soundfile.write(path, np.random.default_rng(0).standard_normal(round(seconds * RATE)) * 0.1, RATE)
+    return path
+
+
+def begin(page: Browser, task: str = "chat", **fields: str | int) -> None:
+    """Ask something, of whose answer no line has come yet."""
+    page.run(HELD)
+    do(page, task, text="three one four", seed=3 if task == "chat" else 4, **fields)
+    page.until("window.held")
+
+
+def listening(page: Browser) -> None:
+    """Press the button to record, and wait until it does."""
+    page.run(MICROPHONE)
+    click(page, "record")
+    page.until("document.getElementById('clip-told').value == 'Recording'")
+
+
+def shown(page: Browser) -> list[Any]:
+    """Of the recording: its name, what is told, the button, how many microphones are on."""
+    return list(
+        page.run(
+            "['clip-name', 'clip-told', 'record'].map((it) => document.getElementById(it).textContent.trim()).concat(live())"
+        )
+    )
+
+
+def sounding(page: Browser) -> int:
+    """How many things sound."""
+    return int(
+        page.run(
+            "document.querySelectorAll('.sounding').length + [...document.querySelectorAll('audio')].filter((it) => !it.paused).length"
+        )
+    )

@@ -43,4 +43,5 @@ async function checked(response) {
   throw new Error(words);
 }
 
+// Errors begin small, as what follows a name does in a terminal; here they stand alone.
 export const sentence = (words) => words.charAt(0).toUpperCase() + words.slice(1);

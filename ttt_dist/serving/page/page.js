@@ -92,7 +92,8 @@ function setting(name, value, field) {
 
 // Whether all settings are numbers in their range; the first that is not is shown.
 function areNumbers() {
-  const bad = [...find("settings").querySelectorAll("input")].find(({ validity: its }) => its.badInput || its.rangeUnderflow || its.rangeOverflow);
+  const isBad = ({ step, validity: its }) => its.badInput || its.rangeUnderflow || its.rangeOverflow || (step === "1" && its.stepMismatch);
+  const bad = [...find("settings").querySelectorAll("input")].find(isBad); // of others `step` is only how far an arrow goes
   if (!bad) return true;
   find("decoding").open = true;
   bad.focus();
